@@ -1,0 +1,304 @@
+// penstock._core: checks shapes, releases the GIL, calls the kernels; nothing else.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "fp_environment.h"
+#include "kernels/dispatch.h"
+#include "kernels/run.h"
+#include "numerics/gumbel.h"
+#include "numerics/rope_table.h"
+#include "threads.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace penstock {
+namespace {
+
+template <typename T>
+using Vector = nb::ndarray<nb::numpy, T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <typename T>
+using Matrix = nb::ndarray<nb::numpy, T, nb::ndim<2>, nb::device::cpu>;
+template <typename T>
+using Tensor3 = nb::ndarray<nb::numpy, T, nb::ndim<3>, nb::device::cpu>;
+
+void require(bool condition, const std::string& problem) {
+  if (!condition) throw std::invalid_argument(problem);
+}
+
+void require_equal(std::int64_t actual, std::int64_t expected, const char* what) {
+  if (actual != expected) {
+    throw std::invalid_argument(std::string(what) + " is " + std::to_string(actual) + ", expected " +
+                                std::to_string(expected));
+  }
+}
+
+// Elements of a row must be adjacent and rows must not overlap; the distance between rows is free.
+template <typename Array>
+auto rows_of(const Array& array, const char* name) {
+  const std::int64_t rows = array.shape(0);
+  std::int64_t cols = 1;
+  bool adjacent = true;
+  for (int axis = static_cast<int>(array.ndim()) - 1; axis > 0; --axis) {
+    adjacent = adjacent && (array.shape(axis) <= 1 || array.stride(axis) == cols);
+    cols *= array.shape(axis);
+  }
+  require(adjacent || rows == 0 || cols == 0, std::string(name) + ": the elements of a row are not adjacent");
+  const std::int64_t stride = rows > 1 ? array.stride(0) : cols;
+  require(stride >= cols, std::string(name) + ": rows overlap or run backwards");
+  return Rows<typename Array::Scalar>{array.data(), rows, cols, stride};
+}
+
+template <typename A, typename B>
+void require_same_shape(const Rows<A>& a, const Rows<B>& b, const char* what) {
+  require(a.rows == b.rows && a.cols == b.cols, std::string(what) + " differ in shape");
+}
+
+Dtype parse_dtype(std::string_view name) {
+  if (name == "BF16") return Dtype::kBF16;
+  if (name == "F16") return Dtype::kF16;
+  if (name == "F32") return Dtype::kF32;
+  throw std::invalid_argument("unknown weight dtype '" + std::string(name) + "', expected BF16, F16 or F32");
+}
+
+std::int64_t item_size(Dtype dtype) { return dtype == Dtype::kF32 ? 4 : 2; }
+
+// A KvLayer that owns its table of blocks (not the blocks).
+class KvBlocks {
+ public:
+  KvBlocks(const Vector<const std::uint64_t>& blocks, std::int64_t block_slots, std::int64_t key_offset,
+           std::int64_t value_offset, std::int64_t kv_heads, std::int64_t head_dim, std::string_view dtype)
+      : blocks_(blocks.shape(0)),
+        layer_{nullptr, 0, block_slots, key_offset, value_offset, kv_heads, head_dim, Dtype::kBF16} {
+    require(block_slots > 0 && kv_heads > 0 && head_dim > 0, "block_slots, kv_heads and head_dim must be positive");
+    require(key_offset >= 0 && value_offset >= 0, "key_offset and value_offset must not be negative");
+    require(dtype == "bf16" || dtype == "f32", "unknown KV dtype '" + std::string(dtype) + "', expected bf16 or f32");
+    if (dtype == "f32") layer_.dtype = Dtype::kF32;
+    for (std::size_t i = 0; i < blocks_.size(); ++i) blocks_[i] = reinterpret_cast<std::uint8_t*>(blocks(i));
+    layer_.blocks = blocks_.data();
+    layer_.n_blocks = static_cast<std::int64_t>(blocks_.size());
+  }
+  KvBlocks(const KvBlocks&) = delete;
+  KvBlocks& operator=(const KvBlocks&) = delete;
+
+  const KvLayer& layer() const { return layer_; }
+  std::int64_t capacity() const { return layer_.n_blocks * layer_.block_slots; }
+
+  void require_slots(const std::int32_t* slots, std::int64_t n, const char* name) const {
+    for (std::int64_t i = 0; i < n; ++i) {
+      require(slots[i] >= 0 && slots[i] < capacity(), std::string(name) + ": slot " + std::to_string(slots[i]) +
+                                                          " is outside a cache of " + std::to_string(capacity()));
+    }
+  }
+
+ private:
+  std::vector<std::uint8_t*> blocks_;
+  KvLayer layer_;
+};
+
+void bind_matmul(ThreadPool& pool, const Matrix<const float>& x, const Vector<const std::uint8_t>& w,
+                 std::string_view dtype, const Matrix<float>& out, const std::optional<Vector<const float>>& bias,
+                 bool accumulate) {
+  const MatmulArgs args{rows_of(x, "x"), w.data(),           parse_dtype(dtype), bias ? bias->data() : nullptr,
+                        accumulate,      rows_of(out, "out")};
+  require_equal(args.out.rows, args.x.rows, "rows of out");
+  require_equal(w.shape(0), args.out.cols * args.x.cols * item_size(args.dtype), "bytes of w");
+  if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
+  const nb::gil_scoped_release release;
+  matmul(pool, args);
+}
+
+void bind_rms_norm(ThreadPool& pool, const Matrix<const float>& x, const Vector<const float>& weight, float eps,
+                   const Matrix<float>& out) {
+  const RmsNormArgs args{rows_of(x, "x"), weight.data(), eps, rows_of(out, "out")};
+  require_same_shape(args.x, args.out, "x and out");
+  require_equal(weight.shape(0), args.x.cols, "length of weight");
+  const nb::gil_scoped_release release;
+  rms_norm(pool, args);
+}
+
+void bind_silu_mul(ThreadPool& pool, const Matrix<const float>& gate, const Matrix<const float>& up,
+                   const Matrix<float>& out) {
+  const SiluMulArgs args{rows_of(gate, "gate"), rows_of(up, "up"), rows_of(out, "out")};
+  require_same_shape(args.gate, args.out, "gate and out");
+  require_same_shape(args.up, args.out, "up and out");
+  const nb::gil_scoped_release release;
+  silu_mul(pool, args);
+}
+
+void bind_rope_table(const Vector<const std::int64_t>& positions, const Vector<const float>& inv_freq,
+                     const Matrix<float>& cos, const Matrix<float>& sin) {
+  const Rows<float> cos_rows = rows_of(cos, "cos"), sin_rows = rows_of(sin, "sin");
+  require_same_shape(cos_rows, sin_rows, "cos and sin");
+  require_equal(cos_rows.rows, positions.shape(0), "rows of cos");
+  require_equal(cos_rows.cols, inv_freq.shape(0), "columns of cos");
+  require(cos_rows.stride == cos_rows.cols && sin_rows.stride == sin_rows.cols, "cos and sin must be contiguous");
+  const nb::gil_scoped_release release;
+  const FpEnvironment environment;
+  rope_table(positions.data(), cos_rows.rows, inv_freq.data(), cos_rows.cols, cos.data(), sin.data());
+}
+
+void bind_rope(ThreadPool& pool, const Tensor3<float>& x, const Matrix<const float>& cos,
+               const Matrix<const float>& sin) {
+  const RopeArgs args{rows_of(x, "x"), static_cast<std::int64_t>(x.shape(1)), static_cast<std::int64_t>(x.shape(2)),
+                      cos.data(), sin.data()};
+  const Rows<const float> cos_rows = rows_of(cos, "cos"), sin_rows = rows_of(sin, "sin");
+  require(args.dim % 2 == 0, "the head dimension must be even");
+  require_same_shape(cos_rows, sin_rows, "cos and sin");
+  require_equal(cos_rows.rows, args.x.rows, "rows of cos");
+  require_equal(cos_rows.cols, args.dim / 2, "columns of cos");
+  require(cos_rows.stride == cos_rows.cols && sin_rows.stride == sin_rows.cols, "cos and sin must be contiguous");
+  const nb::gil_scoped_release release;
+  rope(pool, args);
+}
+
+void bind_widen(ThreadPool& pool, const Vector<const std::uint8_t>& src, std::string_view dtype,
+                const Vector<float>& out) {
+  const WidenArgs args{src.data(), parse_dtype(dtype), static_cast<std::int64_t>(out.shape(0)), out.data()};
+  require_equal(src.shape(0), args.n * item_size(args.dtype), "bytes of src");
+  const nb::gil_scoped_release release;
+  widen(pool, args);
+}
+
+void bind_exp(ThreadPool& pool, const Vector<const float>& x, const Vector<float>& out) {
+  const ExpArgs args{x.data(), static_cast<std::int64_t>(out.shape(0)), out.data()};
+  require_equal(x.shape(0), args.n, "length of x");
+  const nb::gil_scoped_release release;
+  exp(pool, args);
+}
+
+void bind_store_kv(ThreadPool& pool, const Tensor3<const float>& k, const Tensor3<const float>& v,
+                   const Vector<const std::int32_t>& slots, const KvBlocks& kv) {
+  const StoreKvArgs args{rows_of(k, "k"), rows_of(v, "v"), slots.data(), kv.layer()};
+  require_equal(k.shape(1), args.kv.kv_heads, "heads of k");
+  require_equal(k.shape(2), args.kv.head_dim, "head dimension of k");
+  require(v.shape(1) == k.shape(1) && v.shape(2) == k.shape(2), "k and v differ in shape");
+  require_same_shape(args.k, args.v, "k and v");
+  require_equal(slots.shape(0), args.k.rows, "length of slots");
+  kv.require_slots(args.slots, args.k.rows, "slots");
+  const nb::gil_scoped_release release;
+  store_kv(pool, args);
+}
+
+void require_paths(const AttentionArgs& args, std::int64_t n_tail_slots, const KvBlocks& kv) {
+  require(args.tail_offsets[0] == 0, "tail_offsets must start at 0");
+  for (std::int64_t r = 0; r < args.q.rows; ++r) {
+    const std::int64_t tail = static_cast<std::int64_t>(args.tail_offsets[r + 1]) - args.tail_offsets[r];
+    require(args.prefix[r] >= 0 && args.prefix[r] <= kv.capacity(), "prefix lies outside the cache");
+    require(tail >= 0, "tail_offsets must not descend");
+    require(args.prefix[r] + tail > 0, "row " + std::to_string(r) + " sees no slot");
+  }
+  require_equal(args.tail_offsets[args.q.rows], n_tail_slots, "last of tail_offsets");
+  kv.require_slots(args.tail_slots, n_tail_slots, "tail_slots");
+}
+
+void bind_attention(ThreadPool& pool, const Tensor3<const float>& q, const Vector<const std::int32_t>& prefix,
+                    const Vector<const std::int32_t>& tail_offsets, const Vector<const std::int32_t>& tail_slots,
+                    float scale, const KvBlocks& kv, const Tensor3<float>& out) {
+  const AttentionArgs args{rows_of(q, "q"),   static_cast<std::int64_t>(q.shape(1)),
+                           prefix.data(),     tail_offsets.data(),
+                           tail_slots.data(), scale,
+                           kv.layer(),        rows_of(out, "out")};
+  require(args.heads > 0 && args.heads % args.kv.kv_heads == 0, "heads of q must be a multiple of kv_heads");
+  require_equal(q.shape(2), args.kv.head_dim, "head dimension of q");
+  require(out.shape(1) == q.shape(1) && out.shape(2) == q.shape(2), "q and out differ in shape");
+  require_same_shape(args.q, args.out, "q and out");
+  require_equal(prefix.shape(0), args.q.rows, "length of prefix");
+  require_equal(tail_offsets.shape(0), args.q.rows + 1, "length of tail_offsets");
+  require_paths(args, tail_slots.shape(0), kv);
+  const nb::gil_scoped_release release;
+  attention(pool, args);
+}
+
+void bind_gumbel(std::uint64_t seed, std::uint32_t choice, std::uint32_t position,
+                 const Vector<const std::int64_t>& tokens, const Vector<double>& out) {
+  require_equal(tokens.shape(0), out.shape(0), "length of tokens");
+  const nb::gil_scoped_release release;
+  const FpEnvironment environment;
+  gumbel(seed, choice, position, tokens.data(), static_cast<std::int64_t>(out.shape(0)), out.data());
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Kernels* table : available_kernels()) names.emplace_back(table->name);
+  return names;
+}
+
+void set_isa(std::string_view name) {
+  if (set_active_kernels(name)) return;
+  std::string known;
+  for (const std::string& isa : isas()) known += (known.empty() ? "" : ", ") + isa;
+  throw std::invalid_argument("instruction set '" + std::string(name) +
+                              "' is unknown or unsupported here; this CPU runs " + known);
+}
+
+constexpr std::size_t kLeastScratch = 64 << 10;
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  m.doc() = "Penstock's arithmetic. Arrays are float32 unless stated; rows may lie at any distance from one another.";
+
+  m.def("isas", &isas, "Instruction sets that this CPU can run, best first.");
+  m.def("isa", [] { return active_kernels().name; }, "The instruction set in use.");
+  m.def("set_isa", &set_isa, "name"_a, "Use the named instruction set; ValueError if unknown or unsupported.");
+  m.def(
+      "emulates_fma", [] { return active_kernels().emulates_fma; },
+      "Whether the kernels in use emulate fused multiply-add, which is slow.");
+
+  nb::class_<ThreadPool>(m, "ThreadPool", "Threads for the kernels, and all of the kernels' working memory.")
+      .def(
+          "__init__",
+          [](ThreadPool* self, int threads, std::size_t scratch_bytes) {
+            require(threads > 0, "threads must be positive");
+            require(scratch_bytes >= kLeastScratch, "scratch_bytes must be at least 65536");
+            new (self) ThreadPool(threads, scratch_bytes);
+          },
+          "threads"_a, "scratch_bytes"_a, "scratch_bytes of working memory for each of the threads.")
+      .def_prop_ro("threads", &ThreadPool::threads);
+
+  nb::class_<KvBlocks>(m, "KvLayer", "Where one layer's keys and values lie; the caller keeps the blocks alive.")
+      .def(nb::init<const Vector<const std::uint64_t>&, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                    std::int64_t, std::string_view>(),
+           nb::arg("blocks").noconvert(), "block_slots"_a, "key_offset"_a, "value_offset"_a, "kv_heads"_a, "head_dim"_a,
+           "dtype"_a,
+           "blocks: uint64 addresses. Slot s is entry s % block_slots of block s // block_slots, which holds keys\n"
+           "[kv_heads][block_slots][head_dim] at byte key_offset and values, the same shape, at byte value_offset.");
+
+  m.def("matmul", &bind_matmul, "pool"_a, nb::arg("x").noconvert(), nb::arg("w").noconvert(), "dtype"_a,
+        nb::arg("out").noconvert(), nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
+        "out[rows, n] = x[rows, k] @ w[n, k].T (+ bias) (+ out). w: bytes of BF16, F16 or F32 at any alignment.");
+  m.def("rms_norm", &bind_rms_norm, "pool"_a, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), "eps"_a,
+        nb::arg("out").noconvert(), "out = weight * x / sqrt(mean(x * x) + eps), row by row; out may be x.");
+  m.def("silu_mul", &bind_silu_mul, "pool"_a, nb::arg("gate").noconvert(), nb::arg("up").noconvert(),
+        nb::arg("out").noconvert(), "out = gate / (1 + exp(-gate)) * up; out may be gate or up.");
+  m.def("rope_table", &bind_rope_table, nb::arg("positions").noconvert(), nb::arg("inv_freq").noconvert(),
+        nb::arg("cos").noconvert(), nb::arg("sin").noconvert(),
+        "cos, sin [rows, d/2] of the float32 angles position * inv_freq; positions: int64.");
+  m.def("rope", &bind_rope, "pool"_a, nb::arg("x").noconvert(), nb::arg("cos").noconvert(), nb::arg("sin").noconvert(),
+        "Rotates the halves of each head of x [rows, heads, d] in place.");
+  m.def("widen", &bind_widen, "pool"_a, nb::arg("src").noconvert(), "dtype"_a, nb::arg("out").noconvert(),
+        "out[n] = src, bytes of n BF16, F16 or F32 values, exactly.");
+  m.def("exp", &bind_exp, "pool"_a, nb::arg("x").noconvert(), nb::arg("out").noconvert(), "out[n] = e ** x[n].");
+  m.def("store_kv", &bind_store_kv, "pool"_a, nb::arg("k").noconvert(), nb::arg("v").noconvert(),
+        nb::arg("slots").noconvert(), "kv"_a,
+        "Rounds k and v [rows, kv_heads, head_dim] to the cache's type, into slots int32[rows].");
+  m.def("attention", &bind_attention, "pool"_a, nb::arg("q").noconvert(), nb::arg("prefix").noconvert(),
+        nb::arg("tail_offsets").noconvert(), nb::arg("tail_slots").noconvert(), "scale"_a, "kv"_a,
+        nb::arg("out").noconvert(),
+        "Softmax attention of q [rows, heads, head_dim]. Row r sees slots 0 .. prefix[r] - 1, then\n"
+        "tail_slots[tail_offsets[r] : tail_offsets[r + 1]]; all three are int32.");
+  m.def("gumbel", &bind_gumbel, "seed"_a, "choice"_a, "position"_a, nb::arg("tokens").noconvert(),
+        nb::arg("out").noconvert(), "out[n] float64 = Gumbel noise keyed by (seed, choice, position, tokens[n]).");
+}
+
+}  // namespace penstock

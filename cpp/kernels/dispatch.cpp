@@ -1,0 +1,85 @@
+#include "kernels/dispatch.h"
+
+#include <atomic>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace penstock {
+namespace {
+
+#if defined(__x86_64__)
+
+struct Cpuid {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+Cpuid cpuid(unsigned leaf) {
+  Cpuid r;
+  __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);  // leaves zeros where the CPU has no such leaf
+  return r;
+}
+
+bool has_bits(std::uint64_t value, std::uint64_t bits) { return (value & bits) == bits; }
+
+// The register states that the operating system saves and restores.
+std::uint64_t saved_states() {
+  constexpr unsigned kOsxsave = 1u << 27;
+  if (!has_bits(cpuid(1).ecx, kOsxsave)) return 0;
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<std::uint64_t>(high) << 32 | low;
+}
+
+bool runs_avx2() {
+  constexpr std::uint64_t kSseAvx = 0x6;
+  constexpr unsigned kFma = 1u << 12, kAvx = 1u << 28, kF16c = 1u << 29;
+  constexpr unsigned kBmi1 = 1u << 3, kAvx2 = 1u << 5, kBmi2 = 1u << 8;
+  return has_bits(saved_states(), kSseAvx) && has_bits(cpuid(1).ecx, kFma | kAvx | kF16c) &&
+         has_bits(cpuid(7).ebx, kBmi1 | kAvx2 | kBmi2);
+}
+
+bool runs_avx512() {
+  constexpr std::uint64_t kOpmaskZmm = 0xe0;
+  constexpr unsigned kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;
+  return runs_avx2() && has_bits(saved_states(), kOpmaskZmm) && has_bits(cpuid(7).ebx, kF | kDq | kBw | kVl);
+}
+
+#endif
+
+std::vector<const Kernels*> detect() {
+  std::vector<const Kernels*> tables;
+#if defined(__x86_64__)
+  if (runs_avx512()) tables.push_back(&kAvx512Kernels);
+  if (runs_avx2()) tables.push_back(&kAvx2Kernels);
+#endif
+  tables.push_back(&kScalarKernels);
+  return tables;
+}
+
+std::atomic<const Kernels*>& active() {
+  static std::atomic<const Kernels*> table = available_kernels().front();
+  return table;
+}
+
+}  // namespace
+
+const std::vector<const Kernels*>& available_kernels() {
+  static const std::vector<const Kernels*> tables = detect();
+  return tables;
+}
+
+const Kernels& active_kernels() { return *active().load(std::memory_order_relaxed); }
+
+bool set_active_kernels(std::string_view name) {
+  for (const Kernels* table : available_kernels()) {
+    if (name == table->name) {
+      active().store(table, std::memory_order_relaxed);
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace penstock

@@ -1,0 +1,33 @@
+// The table of one instruction set, from its Vec.
+#pragma once
+
+#include "kernels/generic/activation.h"
+#include "kernels/generic/attention.h"
+#include "kernels/generic/exp.h"
+#include "kernels/generic/kv.h"
+#include "kernels/generic/matmul.h"
+#include "kernels/generic/norm.h"
+#include "kernels/generic/rope.h"
+#include "kernels/generic/widen.h"
+
+namespace penstock {
+namespace {
+
+template <class V>
+constexpr Kernels make_kernels(const char* name) {
+  return Kernels{
+      .name = name,
+      .emulates_fma = V::kEmulatesFma,
+      .matmul = matmul<V>,
+      .rms_norm = rms_norm<V>,
+      .silu_mul = silu_mul<V>,
+      .rope = rope<V>,
+      .widen = widen<V>,
+      .exp = exp<V>,
+      .store_kv = store_kv<V>,
+      .attention = attention<V>,
+  };
+}
+
+}  // namespace
+}  // namespace penstock

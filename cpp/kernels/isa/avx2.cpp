@@ -1,0 +1,131 @@
+// AVX2, FMA and F16C: a Vec is two 256-bit registers. The operations are documented in scalar.cpp.
+#include <immintrin.h>
+
+#include "kernels/generic/table.h"
+
+namespace penstock {
+namespace {
+
+struct Vec {
+  using Part = __m256;
+  static constexpr int kParts = 2;
+  static constexpr int kTileRows = 3;
+  static constexpr int kTileOutputs = 2;
+  static constexpr bool kEmulatesFma = false;
+  Part part[kParts];
+
+  using Mask = Vec;  // all ones or all zeros, lane by lane
+
+  static Vec zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  static Vec broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+
+  static Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static Vec load(const float* p, int count) {
+    const Mask m = first(count);
+    return {_mm256_maskload_ps(p, _mm256_castps_si256(m.part[0])),
+            _mm256_maskload_ps(p + 8, _mm256_castps_si256(m.part[1]))};
+  }
+  static void store(float* p, Vec v) {
+    _mm256_storeu_ps(p, v.part[0]);
+    _mm256_storeu_ps(p + 8, v.part[1]);
+  }
+  static void store(float* p, Vec v, int count) {
+    const Mask m = first(count);
+    _mm256_maskstore_ps(p, _mm256_castps_si256(m.part[0]), v.part[0]);
+    _mm256_maskstore_ps(p + 8, _mm256_castps_si256(m.part[1]), v.part[1]);
+  }
+
+  static Vec load_f32(const std::uint8_t* p) { return load(reinterpret_cast<const float*>(p)); }
+  static Vec load_f32(const std::uint8_t* p, int count) { return load(reinterpret_cast<const float*>(p), count); }
+  static Part widen_bf16(__m128i h) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
+  static __m128i load_halves(const std::uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+  static Vec load_bf16(const std::uint8_t* p) { return {widen_bf16(load_halves(p)), widen_bf16(load_halves(p + 16))}; }
+  static Vec load_bf16(const std::uint8_t* p, int count) {
+    std::uint8_t copy[32] = {};
+    __builtin_memcpy(copy, p, 2 * count);
+    return load_bf16(copy);
+  }
+  static Vec load_f16(const std::uint8_t* p) {
+    return {_mm256_cvtph_ps(load_halves(p)), _mm256_cvtph_ps(load_halves(p + 16))};
+  }
+  static Vec load_f16(const std::uint8_t* p, int count) {
+    std::uint8_t copy[32] = {};
+    __builtin_memcpy(copy, p, 2 * count);
+    return load_f16(copy);
+  }
+  static void store_f32(std::uint8_t* p, Vec v) { store(reinterpret_cast<float*>(p), v); }
+  static void store_f32(std::uint8_t* p, Vec v, int count) { store(reinterpret_cast<float*>(p), v, count); }
+  static __m256i round_bf16(Part v) {  // in the low halves of 32-bit lanes
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(_mm256_srli_epi32(sum, 16), _mm256_set1_epi32(0x7fc0), nan);
+  }
+  static void store_bf16(std::uint8_t* p, Vec v) {
+    const __m256i packed = _mm256_packus_epi32(round_bf16(v.part[0]), round_bf16(v.part[1]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+  }
+  static void store_bf16(std::uint8_t* p, Vec v, int count) {
+    std::uint8_t copy[32];
+    store_bf16(copy, v);
+    __builtin_memcpy(p, copy, 2 * count);
+  }
+
+  static Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.part[0], b.part[0]), _mm256_add_ps(a.part[1], b.part[1])}; }
+  static Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.part[0], b.part[0]), _mm256_sub_ps(a.part[1], b.part[1])}; }
+  static Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.part[0], b.part[0]), _mm256_mul_ps(a.part[1], b.part[1])}; }
+  static Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.part[0], b.part[0]), _mm256_div_ps(a.part[1], b.part[1])}; }
+  static Vec sqrt(Vec a) { return {_mm256_sqrt_ps(a.part[0]), _mm256_sqrt_ps(a.part[1])}; }
+  static Vec fma(Vec a, Vec b, Vec c) {
+    return {fma(a.part[0], b.part[0], c.part[0]), fma(a.part[1], b.part[1], c.part[1])};
+  }
+  static Part fma(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
+  static Vec neg(Vec a) {
+    const Part sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_xor_ps(a.part[0], sign), _mm256_xor_ps(a.part[1], sign)};
+  }
+  static Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.part[0], b.part[0]), _mm256_max_ps(a.part[1], b.part[1])}; }
+  static Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.part[0], b.part[0]), _mm256_min_ps(a.part[1], b.part[1])}; }
+
+  static float sum(Vec v) {
+    const __m256 eight = _mm256_add_ps(v.part[0], v.part[1]);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  static float reduce_max(Vec v) {
+    const __m256 eight = _mm256_max_ps(v.part[0], v.part[1]);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+
+  static Vec round(Vec a) { return sub(add(a, broadcast(0x1.8p23f)), broadcast(0x1.8p23f)); }
+  static Part pow2(Part a) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvttps_epi32(a), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+  }
+  static Vec pow2(Vec a) { return {pow2(a.part[0]), pow2(a.part[1])}; }
+
+  static Mask less(Vec a, Vec b) {
+    return {_mm256_cmp_ps(a.part[0], b.part[0], _CMP_LT_OQ), _mm256_cmp_ps(a.part[1], b.part[1], _CMP_LT_OQ)};
+  }
+  static Mask is_nan(Vec a) {
+    return {_mm256_cmp_ps(a.part[0], a.part[0], _CMP_UNORD_Q), _mm256_cmp_ps(a.part[1], a.part[1], _CMP_UNORD_Q)};
+  }
+  static Mask first(int count) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane)),
+            _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count - 8), lane))};
+  }
+  static Vec select(Mask m, Vec yes, Vec no) {
+    return {_mm256_blendv_ps(no.part[0], yes.part[0], m.part[0]), _mm256_blendv_ps(no.part[1], yes.part[1], m.part[1])};
+  }
+};
+
+}  // namespace
+
+const Kernels kAvx2Kernels = make_kernels<Vec>("avx2");
+
+}  // namespace penstock

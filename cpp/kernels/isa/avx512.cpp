@@ -1,0 +1,91 @@
+// AVX-512 F, BW, DQ and VL: a Vec is one register. The operations are documented in scalar.cpp.
+#include <immintrin.h>
+
+#include "kernels/generic/table.h"
+
+namespace penstock {
+namespace {
+
+struct Vec {
+  using Part = __m512;
+  static constexpr int kParts = 1;
+  static constexpr int kTileRows = 6;
+  static constexpr int kTileOutputs = 4;
+  static constexpr bool kEmulatesFma = false;
+  Part part[kParts];
+
+  using Mask = __mmask16;
+
+  static Vec zero() { return {_mm512_setzero_ps()}; }
+  static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
+
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec load(const float* p, int count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }
+  static void store(float* p, Vec v) { _mm512_storeu_ps(p, v.part[0]); }
+  static void store(float* p, Vec v, int count) { _mm512_mask_storeu_ps(p, first(count), v.part[0]); }
+
+  static Vec load_f32(const std::uint8_t* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec load_f32(const std::uint8_t* p, int count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }
+  static __m256i load_halves(const std::uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static __m256i load_halves(const std::uint8_t* p, int count) { return _mm256_maskz_loadu_epi16(first(count), p); }
+  static Vec widen_bf16(__m256i h) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))}; }
+  static Vec load_bf16(const std::uint8_t* p) { return widen_bf16(load_halves(p)); }
+  static Vec load_bf16(const std::uint8_t* p, int count) { return widen_bf16(load_halves(p, count)); }
+  static Vec load_f16(const std::uint8_t* p) { return {_mm512_cvtph_ps(load_halves(p))}; }
+  static Vec load_f16(const std::uint8_t* p, int count) { return {_mm512_cvtph_ps(load_halves(p, count))}; }
+  static void store_f32(std::uint8_t* p, Vec v) { _mm512_storeu_ps(p, v.part[0]); }
+  static void store_f32(std::uint8_t* p, Vec v, int count) { _mm512_mask_storeu_ps(p, first(count), v.part[0]); }
+  static __m256i round_bf16(Vec v) {
+    const __m512i bits = _mm512_castps_si512(v.part[0]);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i rounded = _mm512_srli_epi32(sum, 16);
+    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan(v), _mm512_set1_epi32(0x7fc0)));
+  }
+  static void store_bf16(std::uint8_t* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), round_bf16(v)); }
+  static void store_bf16(std::uint8_t* p, Vec v, int count) {
+    _mm256_mask_storeu_epi16(p, first(count), round_bf16(v));
+  }
+
+  static Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.part[0], b.part[0])}; }
+  static Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.part[0], b.part[0])}; }
+  static Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.part[0], b.part[0])}; }
+  static Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.part[0], b.part[0])}; }
+  static Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.part[0])}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {fma(a.part[0], b.part[0], c.part[0])}; }
+  static Part fma(Part a, Part b, Part c) { return _mm512_fmadd_ps(a, b, c); }
+  static Vec neg(Vec a) { return {_mm512_xor_ps(a.part[0], _mm512_set1_ps(-0.0f))}; }
+  static Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.part[0], b.part[0])}; }
+  static Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.part[0], b.part[0])}; }
+
+  static __m256 upper(__m512 v) { return _mm512_extractf32x8_ps(v, 1); }
+  static float sum(Vec v) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v.part[0]), upper(v.part[0]));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  static float reduce_max(Vec v) {
+    const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(v.part[0]), upper(v.part[0]));
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+
+  static Vec round(Vec a) { return sub(add(a, broadcast(0x1.8p23f)), broadcast(0x1.8p23f)); }
+  static Vec pow2(Vec a) {
+    const __m512i exponent = _mm512_add_epi32(_mm512_cvttps_epi32(a.part[0]), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
+  }
+
+  static Mask less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.part[0], b.part[0], _CMP_LT_OQ); }
+  static Mask is_nan(Vec a) { return _mm512_cmp_ps_mask(a.part[0], a.part[0], _CMP_UNORD_Q); }
+  static Mask first(int count) { return static_cast<Mask>((1u << count) - 1); }
+  static Vec select(Mask m, Vec yes, Vec no) { return {_mm512_mask_mov_ps(no.part[0], m, yes.part[0])}; }
+};
+
+}  // namespace
+
+const Kernels kAvx512Kernels = make_kernels<Vec>("avx512");
+
+}  // namespace penstock

@@ -1,0 +1,204 @@
+// Plain C++: the definition of every Vec operation, and the fallback for any CPU.
+#include <bit>
+
+#include "kernels/generic/table.h"
+
+namespace penstock {
+namespace {
+
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr bool kHardwareFma = true;
+#else
+constexpr bool kHardwareFma = false;
+#endif
+
+// Where FMA is emulated: the product of two floats is exact in double; the sum is rounded to odd, so that rounding it
+// once more, to float, gives the correctly rounded result (Boldo and Melquiond, 2008).
+float fused_multiply_add(float a, float b, float c) {
+  if constexpr (kHardwareFma) return __builtin_fmaf(a, b, c);
+  const double product = static_cast<double>(a) * b;
+  const double addend = c;
+  const double sum = product + addend;
+  const double part = sum - product;
+  const double error = (product - (sum - part)) + (addend - part);  // exact (TwoSum); NaN if sum is not finite
+  std::uint64_t bits = std::bit_cast<std::uint64_t>(sum);
+  if ((error > 0 || error < 0) && (bits & 1) == 0) bits += (error > 0) == (sum > 0) ? 1 : -1;
+  return static_cast<float>(std::bit_cast<double>(bits));
+}
+
+float bf16_to_float(std::uint16_t h) { return std::bit_cast<float>(static_cast<std::uint32_t>(h) << 16); }
+
+float f16_to_float(std::uint16_t h) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000) << 16;
+  const std::uint32_t magnitude = h & 0x7fff;
+  if (magnitude < 0x400) {  // zero or denormal: an integer multiple of 2^-24
+    const float value = static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f;
+    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) | sign);
+  }
+  const std::uint32_t bias = magnitude < 0x7c00 ? 112u << 23 : 224u << 23;  // infinity and NaN keep a full exponent
+  return std::bit_cast<float>(((magnitude << 13) + bias) | sign);
+}
+
+std::uint16_t float_to_bf16(float value) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  if (value != value) return 0x7fc0;
+  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Sixteen float32 lanes, the unit of the numerics contract. Every instruction set defines the same operations with the
+// same results, bit for bit, except that a NaN may be any NaN. Overloads with `count` touch the first `count` lanes
+// (0 to 16) of memory only; a partial load leaves +0 in the other lanes. Byte pointers may have any alignment.
+struct Vec {
+  struct Part {  // as much as one register holds
+    float lane[16];
+  };
+  static constexpr int kParts = 1;
+  static constexpr int kTileRows = 2;  // the matrix product's register tile
+  static constexpr int kTileOutputs = 2;
+  static constexpr bool kEmulatesFma = !kHardwareFma;
+  Part part[kParts];
+
+  struct Mask {
+    bool lane[16];
+  };
+
+  template <typename F>
+  static Vec each(F f) {
+    Vec v;
+    for (int j = 0; j < 16; ++j) v.part[0].lane[j] = f(j);
+    return v;
+  }
+  float operator[](int j) const { return part[0].lane[j]; }
+
+  static Vec zero() { return broadcast(0.0f); }
+  static Vec broadcast(float x) {
+    return each([&](int) { return x; });
+  }
+
+  static Vec load(const float* p) {
+    return each([&](int j) { return p[j]; });
+  }
+  static Vec load(const float* p, int count) {
+    return each([&](int j) { return j < count ? p[j] : 0.0f; });
+  }
+  static void store(float* p, const Vec& v) { store(p, v, 16); }
+  static void store(float* p, const Vec& v, int count) {
+    for (int j = 0; j < count; ++j) p[j] = v[j];
+  }
+
+  // From and to little-endian bytes.
+  template <typename T>
+  static T item(const std::uint8_t* p, int j) {
+    T value;
+    __builtin_memcpy(&value, p + j * sizeof(T), sizeof(T));
+    return value;
+  }
+  static Vec load_f32(const std::uint8_t* p) { return load_f32(p, 16); }
+  static Vec load_f32(const std::uint8_t* p, int count) {
+    return each([&](int j) { return j < count ? item<float>(p, j) : 0.0f; });
+  }
+  static Vec load_bf16(const std::uint8_t* p) { return load_bf16(p, 16); }
+  static Vec load_bf16(const std::uint8_t* p, int count) {
+    return each([&](int j) { return j < count ? bf16_to_float(item<std::uint16_t>(p, j)) : 0.0f; });
+  }
+  static Vec load_f16(const std::uint8_t* p) { return load_f16(p, 16); }
+  static Vec load_f16(const std::uint8_t* p, int count) {
+    return each([&](int j) { return j < count ? f16_to_float(item<std::uint16_t>(p, j)) : 0.0f; });
+  }
+  static void store_f32(std::uint8_t* p, const Vec& v) { store_f32(p, v, 16); }
+  static void store_f32(std::uint8_t* p, const Vec& v, int count) { __builtin_memcpy(p, &v, 4 * count); }
+  // Rounds to nearest even; a NaN becomes 0x7fc0.
+  static void store_bf16(std::uint8_t* p, const Vec& v) { store_bf16(p, v, 16); }
+  static void store_bf16(std::uint8_t* p, const Vec& v, int count) {
+    for (int j = 0; j < count; ++j) {
+      const std::uint16_t h = float_to_bf16(v[j]);
+      __builtin_memcpy(p + 2 * j, &h, 2);
+    }
+  }
+
+  static Vec add(const Vec& a, const Vec& b) {
+    return each([&](int j) { return a[j] + b[j]; });
+  }
+  static Vec sub(const Vec& a, const Vec& b) {
+    return each([&](int j) { return a[j] - b[j]; });
+  }
+  static Vec mul(const Vec& a, const Vec& b) {
+    return each([&](int j) { return a[j] * b[j]; });
+  }
+  static Vec div(const Vec& a, const Vec& b) {
+    return each([&](int j) { return a[j] / b[j]; });
+  }
+  static Vec sqrt(const Vec& a) {
+    return each([&](int j) { return __builtin_sqrtf(a[j]); });
+  }
+  // a * b + c with one rounding.
+  static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
+    return each([&](int j) { return fused_multiply_add(a[j], b[j], c[j]); });
+  }
+  static Part fma(const Part& a, const Part& b, const Part& c) {
+    Part p;
+    for (int j = 0; j < 16; ++j) p.lane[j] = fused_multiply_add(a.lane[j], b.lane[j], c.lane[j]);
+    return p;
+  }
+  static Vec neg(const Vec& a) {
+    return each([&](int j) { return -a[j]; });
+  }
+  // Lane by lane, a > b ? a : b: b if either is NaN or both are zero.
+  static Vec max(const Vec& a, const Vec& b) {
+    return each([&](int j) { return a[j] > b[j] ? a[j] : b[j]; });
+  }
+  // Lane by lane, a < b ? a : b.
+  static Vec min(const Vec& a, const Vec& b) {
+    return each([&](int j) { return a[j] < b[j] ? a[j] : b[j]; });
+  }
+
+  // The fixed tree: lanes j and j + 8, then j + 4, j + 2, j + 1.
+  static float sum(Vec v) {
+    for (int width = 8; width > 0; width /= 2) {
+      for (int j = 0; j < width; ++j) v.part[0].lane[j] = v[j] + v[j + width];
+    }
+    return v[0];
+  }
+  static float reduce_max(Vec v) {
+    for (int width = 8; width > 0; width /= 2) {
+      for (int j = 0; j < width; ++j) v.part[0].lane[j] = v[j] > v[j + width] ? v[j] : v[j + width];
+    }
+    return v[0];
+  }
+
+  // To the nearest integer, ties to even, for |a| <= 2^22; the same (a + 3 * 2^22) - 3 * 2^22 everywhere.
+  static Vec round(const Vec& a) { return sub(add(a, broadcast(0x1.8p23f)), broadcast(0x1.8p23f)); }
+  // 2^a for integers a from -126 to 127.
+  static Vec pow2(const Vec& a) {
+    return each([&](int j) {
+      return std::bit_cast<float>((static_cast<std::uint32_t>(static_cast<std::int32_t>(a[j])) + 127) << 23);
+    });
+  }
+
+  // Comparisons are false where an operand is NaN.
+  static Mask less(const Vec& a, const Vec& b) {
+    Mask m;
+    for (int j = 0; j < 16; ++j) m.lane[j] = a[j] < b[j];
+    return m;
+  }
+  static Mask is_nan(const Vec& a) {
+    Mask m;
+    for (int j = 0; j < 16; ++j) m.lane[j] = a[j] != a[j];
+    return m;
+  }
+  // The first `count` lanes.
+  static Mask first(int count) {
+    Mask m;
+    for (int j = 0; j < 16; ++j) m.lane[j] = j < count;
+    return m;
+  }
+  static Vec select(const Mask& m, const Vec& yes, const Vec& no) {
+    return each([&](int j) { return m.lane[j] ? yes[j] : no[j]; });
+  }
+};
+
+}  // namespace
+
+const Kernels kScalarKernels = make_kernels<Vec>("scalar");
+
+}  // namespace penstock

@@ -1,0 +1,134 @@
+// The arguments of every kernel and the table that each instruction set fills.
+//
+// A kernel is pure: it reads its arguments, writes its outputs, and neither allocates, prints, throws nor knows of
+// threads. It is called for a range [begin, end) of units that may be split anywhere; the split never changes a bit of
+// the result.
+//
+// This header is included by files compiled for different instruction sets, so it must hold nothing that emits code.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace penstock {
+
+enum class Dtype { kBF16, kF16, kF32 };
+
+// Working memory of one thread, 64-byte aligned, undefined at the start of a task.
+struct Scratch {
+  std::byte* data;
+  std::size_t bytes;
+};
+
+// Rows of `cols` adjacent floats; row r starts at data + r * stride.
+template <typename T>
+struct Rows {
+  T* data;
+  std::int64_t rows;
+  std::int64_t cols;
+  std::int64_t stride;
+};
+
+// out[r, i] = dot(x[r], w[i]) (+ bias[i]) (+ out[r, i]); w is [out.cols][x.cols], row-major, at any alignment.
+struct MatmulArgs {
+  Rows<const float> x;
+  const std::uint8_t* w;
+  Dtype dtype;
+  const float* bias;  // or null
+  bool accumulate;
+  Rows<float> out;
+};
+
+// out = weight * (x * (1 / sqrt(dot(x, x) / cols + eps))), row by row; out may be x.
+struct RmsNormArgs {
+  Rows<const float> x;
+  const float* weight;
+  float eps;
+  Rows<float> out;
+};
+
+// out = (gate / (1 + exp(-gate))) * up; out may be gate or up.
+struct SiluMulArgs {
+  Rows<const float> gate;
+  Rows<const float> up;
+  Rows<float> out;
+};
+
+// Rotates each of `heads` heads of x in place: row r, head h starts at x.data + r * x.stride + h * dim.
+// cos and sin are [rows][dim / 2].
+struct RopeArgs {
+  Rows<float> x;  // cols = heads * dim
+  std::int64_t heads;
+  std::int64_t dim;
+  const float* cos;
+  const float* sin;
+};
+
+struct WidenArgs {
+  const std::uint8_t* src;  // any alignment
+  Dtype dtype;
+  std::int64_t n;
+  float* out;
+};
+
+struct ExpArgs {
+  const float* x;
+  std::int64_t n;
+  float* out;
+};
+
+// The keys and values of one layer. Slot s is entry s % block_slots of block s / block_slots. Within a block, keys are
+// [kv_heads][block_slots][head_dim] at byte key_offset; values are the same shape at byte value_offset.
+struct KvLayer {
+  std::uint8_t* const* blocks;
+  std::int64_t n_blocks;
+  std::int64_t block_slots;
+  std::int64_t key_offset;
+  std::int64_t value_offset;
+  std::int64_t kv_heads;
+  std::int64_t head_dim;
+  Dtype dtype;  // kBF16 or kF32
+};
+
+// Rounds row r of k and v (each [rows][kv_heads * head_dim]) to the cache's type, to nearest even, into slots[r].
+struct StoreKvArgs {
+  Rows<const float> k;
+  Rows<const float> v;
+  const std::int32_t* slots;
+  KvLayer kv;
+};
+
+// Row r sees slots 0 .. prefix[r] - 1, then tail_slots[tail_offsets[r] .. tail_offsets[r + 1]), in this order: these
+// are its logical positions 0, 1, 2, ... Query head h reads kv head h / (heads / kv_heads).
+struct AttentionArgs {
+  Rows<const float> q;  // cols = heads * head_dim
+  std::int64_t heads;
+  const std::int32_t* prefix;
+  const std::int32_t* tail_offsets;
+  const std::int32_t* tail_slots;
+  float scale;
+  KvLayer kv;
+  Rows<float> out;
+};
+
+// One table an instruction set. The comment names the unit of [begin, end).
+struct Kernels {
+  const char* name;
+  bool emulates_fma;
+  void (*matmul)(const MatmulArgs&, std::int64_t begin, std::int64_t end, Scratch);        // outputs (rows of w)
+  void (*rms_norm)(const RmsNormArgs&, std::int64_t begin, std::int64_t end, Scratch);     // rows
+  void (*silu_mul)(const SiluMulArgs&, std::int64_t begin, std::int64_t end, Scratch);     // columns, each for all rows
+  void (*rope)(const RopeArgs&, std::int64_t begin, std::int64_t end, Scratch);            // rows
+  void (*widen)(const WidenArgs&, std::int64_t begin, std::int64_t end, Scratch);          // elements
+  void (*exp)(const ExpArgs&, std::int64_t begin, std::int64_t end, Scratch);              // elements
+  void (*store_kv)(const StoreKvArgs&, std::int64_t begin, std::int64_t end, Scratch);     // rows
+  void (*attention)(const AttentionArgs&, std::int64_t begin, std::int64_t end, Scratch);  // kv_head * rows + row
+};
+
+extern const Kernels kScalarKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+}  // namespace penstock

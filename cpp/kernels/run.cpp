@@ -1,0 +1,81 @@
+#include "kernels/run.h"
+
+#include <algorithm>
+
+#include "kernels/dispatch.h"
+
+namespace penstock {
+namespace {
+
+// Below about this many floats a second thread costs more than it saves.
+constexpr std::int64_t kWorthwhileFloats = 16384;
+
+template <typename Args>
+using Kernel = void (*)(const Args&, std::int64_t, std::int64_t, Scratch);
+
+template <typename Args>
+void split(ThreadPool& pool, Kernel<Args> kernel, const Args& args, std::int64_t units, std::int64_t grain) {
+  struct Call {
+    Kernel<Args> kernel;
+    const Args& args;
+  };
+  const Call call{kernel, args};
+  const auto task = [](const void* context, std::int64_t begin, std::int64_t end, Scratch scratch) {
+    const Call& c = *static_cast<const Call*>(context);
+    c.kernel(c.args, begin, end, scratch);
+  };
+  pool.run(units, grain, task, &call);
+}
+
+// Units for a task when each costs about `floats`: a few tasks a thread, none of them tiny.
+std::int64_t grain_of(const ThreadPool& pool, std::int64_t units, std::int64_t floats) {
+  const std::int64_t least = kWorthwhileFloats / std::max<std::int64_t>(floats, 1) + 1;
+  return std::max(least, units / (4 * pool.threads()) + 1);
+}
+
+}  // namespace
+
+void matmul(ThreadPool& pool, const MatmulArgs& args) {
+  const auto lock = pool.acquire();
+  split(pool, active_kernels().matmul, args, args.out.cols, 16);
+}
+
+void rms_norm(ThreadPool& pool, const RmsNormArgs& args) {
+  const auto lock = pool.acquire();
+  split(pool, active_kernels().rms_norm, args, args.x.rows, grain_of(pool, args.x.rows, args.x.cols));
+}
+
+void silu_mul(ThreadPool& pool, const SiluMulArgs& args) {
+  const auto lock = pool.acquire();
+  const std::int64_t columns = args.out.cols;
+  const std::int64_t grain = grain_of(pool, columns, args.out.rows * 8);
+  split(pool, active_kernels().silu_mul, args, columns, (grain + 15) / 16 * 16);
+}
+
+void rope(ThreadPool& pool, const RopeArgs& args) {
+  const auto lock = pool.acquire();
+  split(pool, active_kernels().rope, args, args.x.rows, grain_of(pool, args.x.rows, args.x.cols));
+}
+
+void widen(ThreadPool& pool, const WidenArgs& args) {
+  const auto lock = pool.acquire();
+  split(pool, active_kernels().widen, args, args.n, (grain_of(pool, args.n, 1) + 15) / 16 * 16);
+}
+
+void exp(ThreadPool& pool, const ExpArgs& args) {
+  const auto lock = pool.acquire();
+  split(pool, active_kernels().exp, args, args.n, (grain_of(pool, args.n, 8) + 15) / 16 * 16);
+}
+
+void store_kv(ThreadPool& pool, const StoreKvArgs& args) {
+  const auto lock = pool.acquire();
+  split(pool, active_kernels().store_kv, args, args.k.rows, grain_of(pool, args.k.rows, 2 * args.k.cols));
+}
+
+void attention(ThreadPool& pool, const AttentionArgs& args) {
+  const auto lock = pool.acquire();
+  const std::int64_t units = args.kv.kv_heads * args.q.rows;
+  split(pool, active_kernels().attention, args, units, std::clamp<std::int64_t>(units / (4 * pool.threads()), 1, 64));
+}
+
+}  // namespace penstock

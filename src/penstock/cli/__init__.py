@@ -1,0 +1,39 @@
+"""The command line: parse, call, show."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+
+from penstock.cli.demo import demo
+from penstock.cli.run import run
+from penstock.cli.synth import synth
+from penstock.errors import PenstockError, UsageError
+
+app = typer.Typer(
+    name="penstock",
+    help="Run large language models at full BF16 precision on machines with little memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (demo, run, synth):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line: exits with 2 for wrong use, 130 after Ctrl-C, 1 for every other failure."""
+    warnings.showwarning = _show_warning
+    try:
+        app(standalone_mode=True)
+    except PenstockError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,43 @@
+"""The chat on a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.history import InMemoryHistory
+
+from penstock.cli.show import show
+from penstock.errors import ChatTemplateError, ContextError
+
+if TYPE_CHECKING:
+    from penstock.llm import LLM
+    from penstock.sampling import SamplingParams
+
+
+def chat(llm: LLM, params: SamplingParams) -> None:
+    """Ask, answer, and keep the conversation until Ctrl-D (or Ctrl-C at the prompt). Ctrl-C ends an answer.
+
+    Raises ChatTemplateError where the model has no chat template.
+    """
+    if not llm.has_chat_template:
+        raise ChatTemplateError(
+            "This model has no chat template, so there is no chat.", "Give a prompt: penstock run MODEL PROMPT."
+        )
+    session: PromptSession[str] = PromptSession("> ", history=InMemoryHistory())
+    messages: list[dict[str, str]] = []
+    while True:
+        try:
+            text = session.prompt()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not text.strip():
+            continue
+        messages.append({"role": "user", "content": text})
+        try:
+            pieces, _ = show(llm.stream(llm.chat_prompt(messages), params))
+        except ContextError as error:
+            print(f"error: {error}")
+            messages.pop()
+            continue
+        messages.append({"role": "assistant", "content": "".join(piece.text for piece in pieces)})

@@ -1,0 +1,152 @@
+"""The generation loop: sequences in, passes over the weights, one token a sequence and pass out.
+
+Every pass serves all active sequences at once, prefill chunks and single tokens alike. What a sequence yields depends on
+nothing but its own prompt and parameters.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from penstock.errors import ContextError, UsageError
+from penstock.kv_cache import KvCache
+from penstock.rows import Rows, SequenceRows
+from penstock.sampling import Sampler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from penstock.kernels import F32, Kernels
+    from penstock.kv_cache import KvShape
+    from penstock.sampling import SamplingParams
+    from penstock.stage import PassStats, Stage
+
+MAX_ROWS = 4096
+"""Rows of one pass: prompts up to this length cost one pass over the disk."""
+
+
+@dataclass(slots=True)
+class Generation:
+    """One sequence on its way: its prompt, what was drawn so far, and why it ended."""
+
+    prompt: list[int]
+    sampler: Sampler
+    max_tokens: int
+    stop_ids: frozenset[int]
+    cache: KvCache
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    """"stop" after a stop token or string, "length" at max_tokens or the end of the context."""
+
+    @property
+    def pending(self) -> list[int]:
+        """Tokens whose keys and values are not in the cache yet; never empty while the generation runs."""
+        done, prompt = self.cache.length, len(self.prompt)
+        return self.prompt[done:] + self.token_ids if done < prompt else self.token_ids[done - prompt :]
+
+    def accept(self, logits: F32) -> None:
+        """Draw the next token from the logits after the last one."""
+        position = len(self.prompt) + len(self.token_ids)
+        token = self.sampler(logits, position, self.prompt + self.token_ids)
+        if token in self.stop_ids:
+            self.finish_reason = "stop"
+            return
+        self.token_ids.append(token)
+        if len(self.token_ids) >= self.max_tokens:
+            self.finish_reason = "length"
+
+
+class Engine:
+    """Runs generations over one stage."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        kernels: Kernels,
+        kv_shape: KvShape,
+        context: int,
+        max_rows: int = MAX_ROWS,
+        before_pass: Callable[[Rows], None] | None = None,
+    ) -> None:
+        """`context`: positions a sequence may have; `before_pass` is told the rows of each pass (memory planning)."""
+        self.stage = stage
+        self.context = context
+        self.active: list[Generation] = []
+        self._kernels = kernels
+        self._kv_shape = kv_shape
+        self._max_rows = max_rows
+        self._before_pass = before_pass
+
+    def add(self, prompt: Sequence[int], params: SamplingParams, eos_token_ids: Iterable[int]) -> Generation:
+        """Let a generation take part in the passes from now on. `params` must be resolved.
+
+        Raises UsageError for an empty prompt or a token that the model does not have, ContextError where the context
+        has no room for the prompt and one token.
+        """
+        tokens = list(prompt)
+        self.check_prompt(tokens)
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        room = self.context - len(tokens)
+        generation = Generation(
+            prompt=tokens,
+            sampler=Sampler(params, seed, self._kernels),
+            max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
+            stop_ids=frozenset() if params.ignore_eos else frozenset(eos_token_ids),
+            cache=KvCache(self._kv_shape),
+        )
+        self.active.append(generation)
+        return generation
+
+    def step(self) -> PassStats:
+        """One pass for all active generations: each goes on by a chunk of its prompt or by a token.
+
+        Ended generations have left. Raises ReadError and NumericsError; the caches then hold what was committed before.
+        """
+        self.active = [g for g in self.active if g.finish_reason is None]
+        chunks = self._chunks()
+        parts = [
+            SequenceRows.plain(g.cache, tokens, wanted=(-1,) if len(tokens) == len(g.pending) else ())
+            for g, tokens in chunks
+        ]
+        rows = Rows(parts)
+        if self._before_pass is not None:
+            self._before_pass(rows)
+        logits, stats = self.stage.run(rows)
+        following = iter(logits)
+        for (generation, tokens), part in zip(chunks, parts, strict=True):
+            generation.cache.truncate(generation.cache.length + len(tokens))
+            if len(part.wanted):
+                generation.accept(next(following))
+        return stats
+
+    def cancel(self, generation: Generation, reason: str = "stop") -> None:
+        """Take a generation out of the passes, ended for `reason` unless it had ended already."""
+        generation.finish_reason = generation.finish_reason or reason
+        self.active = [g for g in self.active if g is not generation]
+
+    def _chunks(self) -> list[tuple[Generation, list[int]]]:
+        """What each generation computes in this pass: the shortest first, as far as the rows go."""
+        left, chunks = self._max_rows, []
+        for generation in sorted(self.active, key=lambda g: len(g.pending)):
+            tokens = generation.pending[:left]
+            if not tokens:
+                break
+            left -= len(tokens)
+            chunks.append((generation, tokens))
+        return chunks
+
+    def check_prompt(self, tokens: Sequence[int]) -> None:
+        """Raise as `add` does."""
+        if not tokens:
+            raise UsageError("The prompt has no tokens.", "Give some text, or at least one token id.")
+        vocab_size = self.stage.model.config.vocab_size
+        wrong = next((t for t in tokens if not 0 <= t < vocab_size), None)
+        if wrong is not None:
+            raise UsageError(f"Token id {wrong} is not in the model's vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
+        if len(tokens) >= self.context:
+            raise ContextError(
+                f"The prompt has {len(tokens)} tokens; a context of {self.context} has no room for it and an answer.",
+                "Shorten the prompt, or raise --context (up to what the model was trained for).",
+            )

@@ -1,0 +1,71 @@
+"""Every error that Penstock raises on purpose.
+
+PenstockError
+├── UsageError                 wrong use: an option, an argument, a call (the command line exits with 2)
+│   ├── ContextError           a prompt, or a prompt and its answer, longer than the context
+│   └── MemoryCeilingError     a ceiling too small for the model; names the least that works
+├── CheckpointError            the model directory cannot be used
+│   ├── FormatError            a file that breaks its format's rules: lying, truncated or overlapping headers
+│   └── UnsupportedError       a sound checkpoint of a kind that Penstock does not run
+├── TokenizerError             text was asked of a checkpoint that has no tokenizer, or a broken one
+│   └── ChatTemplateError      the chat template is missing, malformed, or rejects the conversation
+├── ReadError                  the disk failed in the middle of a run
+└── NumericsError              a logit that is not a number
+"""
+
+from __future__ import annotations
+
+
+class PenstockError(Exception):
+    """Base of all errors raised on purpose.
+
+    `problem` says what is wrong and why, `remedy` what to do about it; each is one line.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
+
+
+class UsageError(PenstockError):
+    """An option, an argument or a call that cannot be meant."""
+
+
+class ContextError(UsageError):
+    """A prompt, or a prompt and its answer, longer than the context."""
+
+
+class MemoryCeilingError(UsageError):
+    """A memory ceiling too small for the model."""
+
+
+class CheckpointError(PenstockError):
+    """A model directory that cannot be used."""
+
+
+class FormatError(CheckpointError):
+    """A file that breaks its format's rules."""
+
+
+class UnsupportedError(CheckpointError):
+    """A sound checkpoint of a kind that Penstock does not run."""
+
+
+class TokenizerError(PenstockError):
+    """Text was asked of a checkpoint that has no tokenizer, or a broken one."""
+
+
+class ChatTemplateError(TokenizerError):
+    """A chat template that is missing, malformed, or rejects the conversation."""
+
+
+class ReadError(PenstockError):
+    """The disk failed in the middle of a run."""
+
+
+class NumericsError(PenstockError):
+    """A logit that is not a number."""

@@ -1,0 +1,219 @@
+"""The Python interface: open a model, complete text, chat, look at logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from penstock import machine
+from penstock.checkpoint import generation_defaults, open_checkpoint
+from penstock.completion import Completion, Output, Piece
+from penstock.engine import MAX_ROWS, Engine
+from penstock.errors import ContextError, TokenizerError, UsageError
+from penstock.kernels import Kernels
+from penstock.kv_cache import KvCache, KvShape
+from penstock.models.llama import Llama, pass_order
+from penstock.plan import Plan, activation_bytes, parse_bytes
+from penstock.rows import Rows, SequenceRows
+from penstock.sampling import SamplingParams
+from penstock.stage import Stage
+from penstock.store import find_model
+from penstock.tokenizer import Tokenizer
+from penstock.weights import Weights
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from penstock.kernels import F32
+    from penstock.stage import OnLayer
+
+    Prompt = str | Sequence[int]
+    Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to open a model; `LLM.open` describes them."""
+
+    memory: int | None = None
+    """Ceiling on the whole process, bytes."""
+    threads: int | None = None
+    context: int | None = None
+    kv_dtype: str = "bf16"
+    max_resident: int | None = None
+    """Most bytes of weights to keep in memory; None keeps what the ceiling allows."""
+
+
+class LLM:
+    """A model that is ready to run. Not to be used by two threads at once; a context manager that closes itself."""
+
+    def __init__(self, path: Path, options: Options, on_layer: OnLayer | None = None) -> None:
+        """The model in directory `path`; `LLM.open` takes names and sizes as people write them."""
+        available = machine.available_bytes()
+        checkpoint = open_checkpoint(path)
+        self.config = checkpoint.config
+        self.defaults = generation_defaults(path)
+        self.tokenizer = Tokenizer.open(path)
+        machine.trim_heap()
+        self.context = _context(options.context, self.config.max_position_embeddings)
+        self._stop_ids = self.defaults.eos_token_ids or self.config.eos_token_ids
+        self._kv_shape = KvShape.of(self.config, self.config.num_hidden_layers, options.kv_dtype)
+        self._max_resident = options.max_resident
+        kernels = Kernels(options.threads)
+        self._weights = Weights(checkpoint.tensors, pass_order(self.config), kernels)
+        self.model = Llama(self.config, self._weights, kernels)
+        stage = Stage(self.model, range(self.config.num_hidden_layers), on_layer)
+        self._engine = Engine(stage, kernels, self._kv_shape, self.context, before_pass=self._share_memory)
+        process = machine.process_bytes()
+        self.plan = Plan(
+            ceiling=process + available if options.memory is None else options.memory,
+            process=process,
+            ring=self._weights.ring_bytes + kernels.scratch_bytes * kernels.threads,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        memory: str | int | None = None,
+        threads: int | None = None,
+        context: int | None = None,
+        draft: str | None = None,
+        draft_nodes: int | None = None,
+        kv_dtype: str = "bf16",
+        on_layer: OnLayer | None = None,
+    ) -> LLM:
+        """Open MODEL: a directory in the Hugging Face layout, a name that this machine knows, or "demo".
+
+        memory: a ceiling on the whole process, like "2GiB"; None takes what the machine has free.
+        context: the most positions of a sequence; None is what the model was trained for.
+        kv_dtype: "bf16" or "f32", the type that keys and values are rounded to.
+        on_layer: called as (layer, read_seconds, wait_seconds, compute_seconds) after each layer of each pass.
+
+        Reads headers and small tensors only. Raises CheckpointError and its kin, UsageError, MemoryCeilingError.
+        """
+        if draft not in (None, "none") or draft_nodes not in (None, 0):
+            raise UsageError("This version has no drafters.", 'Leave `draft` and `draft_nodes` out, or give "none" and 0.')
+        ceiling = None if memory is None else parse_bytes(memory)
+        return cls(find_model(model), Options(ceiling, threads, context, kv_dtype), on_layer)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
+        """Complete one prompt (text, or token ids), a piece after every pass that drew something.
+
+        Closing the iterator ends the generation. Raises UsageError, ContextError, ReadError, TokenizerError.
+        """
+        for _, piece in self._run(self._start([prompt], params)):
+            if piece.token_ids or piece.finish_reason:
+                yield piece
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[Output]:
+        """Complete a list of prompts, in one run of passes that all of them share. Raises as `stream` does."""
+        if isinstance(prompts, str):
+            raise UsageError("generate() takes a list of prompts.", "For one prompt: generate([prompt]), or stream(prompt).")
+        completions = self._start(prompts, params)
+        for _ in self._run(completions):
+            pass
+        return [completion.output() for completion in completions]
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any) -> Output:
+        """The answer to a conversation, [{"role": ..., "content": ...}, ...], through the model's chat template.
+
+        `template` goes to the template (tools, documents, its own variables). Raises ChatTemplateError besides.
+        """
+        return self.generate([self.chat_prompt(messages, **template)], params)[0]
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.tokenizer is not None and self.tokenizer.has_chat_template
+
+    def chat_prompt(self, messages: Sequence[Message], **template: Any) -> list[int]:
+        """The token ids of a conversation, ready for the answer."""
+        return self._text_side().apply_chat_template(messages, **template)
+
+    def logits(self, tokens: Sequence[int]) -> F32:
+        """Logits after every token, float32 [n_tokens, vocab_size]. Raises UsageError, ContextError, ReadError."""
+        tokens = list(tokens)
+        self._engine.check_prompt(tokens)
+        cache = self.new_cache()
+        parts = []
+        for begin in range(0, len(tokens), MAX_ROWS):
+            chunk = tokens[begin : begin + MAX_ROWS]
+            rows = Rows([SequenceRows.plain(cache, chunk, range(len(chunk)))])
+            self._share_memory(rows)
+            parts.append(self._engine.stage.run(rows)[0])
+            cache.truncate(cache.length + len(chunk))
+        return np.concatenate(parts)
+
+    def new_cache(self) -> KvCache:
+        """An empty KV cache for `model.forward`."""
+        return KvCache(self._kv_shape)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer puts around it. Raises TokenizerError."""
+        return self._text_side().encode(text)
+
+    def close(self) -> None:
+        """End the reader and free the weights; the model is of no use afterwards."""
+        self._weights.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start(self, prompts: Sequence[Prompt], params: SamplingParams | None) -> list[Completion]:
+        resolved = (params or SamplingParams()).resolved(self.defaults)
+        tokens = [self.encode(p) if isinstance(p, str) else list(p) for p in prompts]
+        for prompt in tokens:
+            self._engine.check_prompt(prompt)  # before any of them starts
+        generations = [self._engine.add(prompt, resolved, self._stop_ids) for prompt in tokens]
+        return [Completion(generation, self.tokenizer) for generation in generations]
+
+    def _run(self, completions: list[Completion]) -> Iterator[tuple[Completion, Piece]]:
+        """What every pass brings each completion, until all of them have ended."""
+        running = completions
+        try:
+            while running:
+                stats = self._engine.step()
+                for completion in running:
+                    yield completion, completion.advance(stats)
+                running = [completion for completion in running if completion.runs]
+        finally:
+            for completion in completions:
+                self._engine.cancel(completion.generation)
+
+    def _share_memory(self, rows: Rows) -> None:
+        """Before a pass: weights give way to its keys, values and activations."""
+        caches = {id(s.cache): self._kv_shape.bytes_for(int(s.slots[-1]) + 1) for s in rows.sequences}
+        idle = sum(g.cache.nbytes for g in self._engine.active if id(g.cache) not in caches)
+        activations = activation_bytes(self.config, len(rows), len(rows.wanted))
+        budget = self.plan.resident(sum(caches.values()) + idle, activations)
+        self._weights.limit_resident(budget if self._max_resident is None else min(budget, self._max_resident))
+
+    def _text_side(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise TokenizerError(
+                "This checkpoint has no tokenizer, so it cannot take or give text.",
+                "Give token ids, or put its tokenizer.json and tokenizer_config.json beside config.json.",
+            )
+        return self.tokenizer
+
+
+def _context(wanted: int | None, trained: int) -> int:
+    if wanted is None:
+        return trained
+    if not 1 < wanted <= trained:
+        raise ContextError(
+            f"A context of {wanted} is out of range: the model was trained for {trained} positions.",
+            f"Give a number from 2 to {trained}.",
+        )
+    return wanted

@@ -1,0 +1,146 @@
+"""The Llama family, part by part: embedding, layers of attention and gated MLP, final norm, head.
+
+Every part maps float32 rows to float32 rows. Weights come by pieces; a piece is applied to all rows of the pass before
+the next one is asked for, so a pass costs one walk over the weights however many rows it has.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from penstock.models.rope import inverse_frequencies
+from penstock.rows import Rows, SequenceRows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from penstock.config import ModelConfig
+    from penstock.kernels import F32, Kernels
+    from penstock.kv_cache import KvCache
+    from penstock.weights import PieceData, Weights
+
+EMBEDDING = "model.embed_tokens.weight"
+LAYER_PARTS = (
+    ("self_attn.q_proj",),
+    ("self_attn.k_proj",),
+    ("self_attn.v_proj",),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+
+
+def head_name(config: ModelConfig) -> str:
+    """The matrix that turns hidden rows into logits."""
+    return EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
+
+
+def pass_order(config: ModelConfig) -> list[tuple[str, ...]]:
+    """The matrices in the order in which a pass needs them; those of a group are walked together."""
+    layers = [
+        tuple(f"model.layers.{layer}.{part}.weight" for part in group)
+        for layer in range(config.num_hidden_layers)
+        for group in LAYER_PARTS
+    ]
+    return [*layers, (head_name(config),)]
+
+
+class Llama:
+    """A decoder whose weights may be anywhere."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, kernels: Kernels) -> None:
+        self.config = config
+        self.weights = weights
+        self.kernels = kernels
+        self._inv_freq = inverse_frequencies(config.rope, config.head_dim)
+        self._vectors = {
+            name: weights.vector(name) for name, tensor in weights.tensors.items() if len(tensor.shape) == 1
+        }
+
+    def forward(self, tokens: Sequence[int], position: int, cache: KvCache) -> F32:
+        """Logits float32 [len(tokens), vocab_size] of tokens at `position` and after; their keys and values are kept.
+
+        `cache` holds positions 0..position-1; committed positions from there on are dropped.
+        """
+        cache.truncate(position)
+        rows = Rows([SequenceRows.plain(cache, tokens, range(len(tokens)))])
+        rows.reserve()
+        x = self.embed(rows)
+        angles = self.angles(rows)
+        for index in range(self.config.num_hidden_layers):
+            self.layer(index, x, rows, angles)
+        cache.truncate(position + len(tokens))
+        return self.head(self.final_norm(x))
+
+    def embed(self, rows: Rows) -> F32:
+        """Hidden rows [n, hidden_size] of the rows' tokens."""
+        return self.weights.rows(EMBEDDING, rows.tokens)
+
+    def angles(self, rows: Rows) -> tuple[F32, F32]:
+        """Cosines and sines [n, head_dim / 2] of the rows' positions, the same for every layer."""
+        return self.kernels.rope_table(rows.positions, self._inv_freq)
+
+    def layer(self, index: int, x: F32, rows: Rows, angles: tuple[F32, F32]) -> None:
+        """Add attention and MLP of one layer to x[n, hidden_size], in place."""
+        self._attention(index, x, rows, angles)
+        self._mlp(index, x)
+
+    def final_norm(self, x: F32) -> F32:
+        """Normalised rows [n, hidden_size]."""
+        return self._norm("model.norm.weight", x)
+
+    def head(self, x: F32) -> F32:
+        """Logits [n, vocab_size] of normalised rows."""
+        return self._linear(head_name(self.config), x)
+
+    def _attention(self, index: int, x: F32, rows: Rows, angles: tuple[F32, F32]) -> None:
+        name, head_dim = f"model.layers.{index}.self_attn", self.config.head_dim
+        h = self._norm(f"model.layers.{index}.input_layernorm.weight", x)
+        q, k, v = (self._linear(f"{name}.{part}_proj.weight", h).reshape(len(x), -1, head_dim) for part in "qkv")
+        self.kernels.rope(q, *angles)
+        self.kernels.rope(k, *angles)
+        out = np.empty_like(q)
+        for s, span in zip(rows.sequences, rows.spans, strict=True):
+            layer = s.cache.layer(index)
+            self.kernels.store_kv(k[span], v[span], s.slots, layer)
+            self.kernels.attention(
+                q[span], s.prefix, s.tail_offsets, s.tail_slots, 1 / math.sqrt(head_dim), layer, out[span]
+            )
+        self._linear(f"{name}.o_proj.weight", out.reshape(len(x), -1), add_to=x)
+
+    def _mlp(self, index: int, x: F32) -> None:
+        name = f"model.layers.{index}.mlp"
+        h = self._norm(f"model.layers.{index}.post_attention_layernorm.weight", x)
+        self._linear(f"{name}.down_proj.weight", self._gated(name, h), add_to=x)
+
+    def _gated(self, name: str, x: F32) -> F32:
+        """silu(gate(x)) * up(x), [n, intermediate_size]; of `up` only one piece is held at a time."""
+        out = np.empty((len(x), self.config.intermediate_size), np.float32)
+        gates, ups = (self.weights.pieces(f"{name}.{part}_proj.weight") for part in ("gate", "up"))
+        for gate, up in zip(gates, ups, strict=True):
+            gated, upward = out[:, gate.rows], np.empty((len(x), up.rows.stop - up.rows.start), np.float32)
+            self._apply(gate, f"{name}.gate_proj.weight", x, gated)
+            self._apply(up, f"{name}.up_proj.weight", x, upward)
+            self.kernels.silu_mul(gated, upward, gated)
+        return out
+
+    def _linear(self, name: str, x: F32, add_to: F32 | None = None) -> F32:
+        """x @ weight.T + bias, [n, rows of the weight], into a new array or added to `add_to`."""
+        n_out = self.weights.tensors[name].shape[0]
+        out = np.empty((len(x), n_out), np.float32) if add_to is None else add_to
+        for piece in self.weights.pieces(name):
+            self._apply(piece, name, x, out[:, piece.rows], accumulate=add_to is not None)
+        return out
+
+    def _apply(self, piece: PieceData, name: str, x: F32, out: F32, accumulate: bool = False) -> None:
+        bias = self._vectors.get(f"{name.removesuffix('.weight')}.bias")
+        bias = bias if bias is None else bias[piece.rows]
+        self.kernels.matmul(x, piece.bytes, piece.dtype, out, bias=bias, accumulate=accumulate)
+
+    def _norm(self, name: str, x: F32) -> F32:
+        out = np.empty_like(x)
+        self.kernels.rms_norm(x, self._vectors[name], self.config.rms_norm_eps, out)
+        return out

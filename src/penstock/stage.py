@@ -1,0 +1,90 @@
+"""A run of layers with their weights: hidden rows in, hidden rows out, and where the time of a pass went.
+
+On one machine there is one stage, which holds every layer, the embedding and the head.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from penstock.kernels import F32
+    from penstock.models.llama import Llama
+    from penstock.rows import Rows
+
+    OnLayer = Callable[[int, float, float, float], None]
+    """(layer, read_seconds, wait_seconds, compute_seconds)"""
+
+
+@dataclass(frozen=True, slots=True)
+class PartStats:
+    """One part of a pass: seconds of the reads that it used, seconds that it waited for them, and the rest."""
+
+    name: str
+    bytes_read: int
+    read_seconds: float
+    wait_seconds: float
+    compute_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PassStats:
+    """One pass: how many rows it served, and its parts in order (embedding, layers, head)."""
+
+    rows: int
+    parts: tuple[PartStats, ...]
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.wait_seconds + part.compute_seconds for part in self.parts)
+
+    @property
+    def bytes_read(self) -> int:
+        return sum(part.bytes_read for part in self.parts)
+
+
+class Stage:
+    """Layers `layers` of a model."""
+
+    def __init__(self, model: Llama, layers: range, on_layer: OnLayer | None = None) -> None:
+        self.model = model
+        self.layers = layers
+        self.on_layer = on_layer
+
+    def run(self, rows: Rows) -> tuple[F32, PassStats]:
+        """One pass over the weights: logits float32 [len(rows.wanted), vocab_size] of the rows that want them.
+
+        Keys and values of all rows are in their caches afterwards, in slots that the caller commits. The head is not
+        read where no row wants logits. Raises ReadError.
+        """
+        model, parts = self.model, []
+        rows.reserve()
+        with self._part("embedding", parts):
+            x = model.embed(rows)
+            angles = model.angles(rows)
+        for index in self.layers:
+            with self._part(f"layer {index}", parts):
+                model.layer(index, x, rows, angles)
+            if self.on_layer is not None:
+                self.on_layer(index, parts[-1].read_seconds, parts[-1].wait_seconds, parts[-1].compute_seconds)
+        if not len(rows.wanted):
+            return np.empty((0, model.config.vocab_size), np.float32), PassStats(len(rows), tuple(parts))
+        with self._part("head", parts):
+            logits = model.head(model.final_norm(x[rows.wanted]))
+        return logits, PassStats(len(rows), tuple(parts))
+
+    @contextmanager
+    def _part(self, name: str, parts: list[PartStats]) -> Iterator[None]:
+        totals = self.model.weights.totals
+        begin, nbytes, read, waited = time.perf_counter(), totals.bytes_read, totals.read_seconds, totals.wait_seconds
+        yield
+        wait = totals.wait_seconds - waited
+        compute = time.perf_counter() - begin - wait
+        parts.append(PartStats(name, totals.bytes_read - nbytes, totals.read_seconds - read, wait, compute))
