@@ -6,12 +6,14 @@
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 
 #include "fp_environment.h"
+#include "kernels/attention_scratch.h"
 #include "kernels/dispatch.h"
 #include "kernels/run.h"
 #include "numerics/gumbel.h"
@@ -79,7 +81,9 @@ class KvBlocks {
            std::int64_t value_offset, std::int64_t kv_heads, std::int64_t head_dim, std::string_view dtype)
       : blocks_(blocks.shape(0)),
         layer_{nullptr, 0, block_slots, key_offset, value_offset, kv_heads, head_dim, Dtype::kBF16} {
-    require(block_slots > 0 && kv_heads > 0 && head_dim > 0, "block_slots, kv_heads and head_dim must be positive");
+    require(block_slots >= 16 && (block_slots & (block_slots - 1)) == 0,
+            "block_slots must be a power of two, 16 or more");
+    require(kv_heads > 0 && head_dim > 0, "kv_heads and head_dim must be positive");
     require(key_offset >= 0 && value_offset >= 0, "key_offset and value_offset must not be negative");
     require(dtype == "bf16" || dtype == "f32", "unknown KV dtype '" + std::string(dtype) + "', expected bf16 or f32");
     if (dtype == "f32") layer_.dtype = Dtype::kF32;
@@ -108,10 +112,21 @@ class KvBlocks {
 void bind_matmul(ThreadPool& pool, const Matrix<const float>& x, const Vector<const std::uint8_t>& w,
                  std::string_view dtype, const Matrix<float>& out, const std::optional<Vector<const float>>& bias,
                  bool accumulate) {
-  const MatmulArgs args{rows_of(x, "x"), w.data(),           parse_dtype(dtype), bias ? bias->data() : nullptr,
-                        accumulate,      rows_of(out, "out")};
-  require_equal(args.out.rows, args.x.rows, "rows of out");
-  require_equal(w.shape(0), args.out.cols * args.x.cols * item_size(args.dtype), "bytes of w");
+  const Rows<const float> xs = rows_of(x, "x");
+  const MatmulArgs args{
+      .x = xs.data,
+      .rows = xs.rows,
+      .k = xs.cols,
+      .row_stride = xs.stride,
+      .block_stride = kMatmulBlock,
+      .w = w.data(),
+      .dtype = parse_dtype(dtype),
+      .bias = bias ? bias->data() : nullptr,
+      .accumulate = accumulate,
+      .out = rows_of(out, "out"),
+  };
+  require_equal(args.out.rows, args.rows, "rows of out");
+  require_equal(w.shape(0), args.out.cols * args.k * item_size(args.dtype), "bytes of w");
   if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
   const nb::gil_scoped_release release;
   matmul(pool, args);
@@ -144,7 +159,9 @@ void bind_rope_table(const Vector<const std::int64_t>& positions, const Vector<c
   require(cos_rows.stride == cos_rows.cols && sin_rows.stride == sin_rows.cols, "cos and sin must be contiguous");
   const nb::gil_scoped_release release;
   const FpEnvironment environment;
-  rope_table(positions.data(), cos_rows.rows, inv_freq.data(), cos_rows.cols, cos.data(), sin.data());
+  const bool in_range =
+      rope_table(positions.data(), cos_rows.rows, inv_freq.data(), cos_rows.cols, cos.data(), sin.data());
+  require(in_range, "an angle is not finite or not below 2^26");
 }
 
 void bind_rope(ThreadPool& pool, const Tensor3<float>& x, const Matrix<const float>& cos,
@@ -189,16 +206,20 @@ void bind_store_kv(ThreadPool& pool, const Tensor3<const float>& k, const Tensor
   store_kv(pool, args);
 }
 
-void require_paths(const AttentionArgs& args, std::int64_t n_tail_slots, const KvBlocks& kv) {
+// Checks the rows' paths; returns the length of the longest.
+std::int64_t require_paths(const AttentionArgs& args, std::int64_t n_tail_slots, const KvBlocks& kv) {
+  std::int64_t longest = 0;
   require(args.tail_offsets[0] == 0, "tail_offsets must start at 0");
   for (std::int64_t r = 0; r < args.q.rows; ++r) {
     const std::int64_t tail = static_cast<std::int64_t>(args.tail_offsets[r + 1]) - args.tail_offsets[r];
     require(args.prefix[r] >= 0 && args.prefix[r] <= kv.capacity(), "prefix lies outside the cache");
     require(tail >= 0, "tail_offsets must not descend");
     require(args.prefix[r] + tail > 0, "row " + std::to_string(r) + " sees no slot");
+    longest = std::max(longest, args.prefix[r] + tail);
   }
   require_equal(args.tail_offsets[args.q.rows], n_tail_slots, "last of tail_offsets");
   kv.require_slots(args.tail_slots, n_tail_slots, "tail_slots");
+  return longest;
 }
 
 void bind_attention(ThreadPool& pool, const Tensor3<const float>& q, const Vector<const std::int32_t>& prefix,
@@ -214,7 +235,10 @@ void bind_attention(ThreadPool& pool, const Tensor3<const float>& q, const Vecto
   require_same_shape(args.q, args.out, "q and out");
   require_equal(prefix.shape(0), args.q.rows, "length of prefix");
   require_equal(tail_offsets.shape(0), args.q.rows + 1, "length of tail_offsets");
-  require_paths(args, tail_slots.shape(0), kv);
+  const std::int64_t keys = require_paths(args, tail_slots.shape(0), kv);
+  const std::int64_t needed = attention_least_scratch(keys, args.kv.block_slots, args.kv.head_dim);
+  require(needed <= static_cast<std::int64_t>(pool.scratch().bytes) / pool.threads(),
+          "a path of " + std::to_string(keys) + " slots needs " + std::to_string(needed) + " bytes of scratch");
   const nb::gil_scoped_release release;
   attention(pool, args);
 }

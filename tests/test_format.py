@@ -11,7 +11,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 from checkpoints import file_bytes, safetensors_bytes
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
@@ -260,6 +260,7 @@ NAMES = TEXT.filter(lambda name: name != "__metadata__")
 def test_reads_whatever_safetensors_writes(
     scratch: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None
 ) -> None:
+    assume(tensors or metadata != {})  # for neither, safetensors 0.8.0 writes a header that is not JSON
     content = safetensors.numpy.save(tensors, metadata)
     header = read_bytes(scratch, content)
     assert header.metadata == (metadata or {})

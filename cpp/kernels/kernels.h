@@ -29,9 +29,17 @@ struct Rows {
   std::int64_t stride;
 };
 
-// out[r, i] = dot(x[r], w[i]) (+ bias[i]) (+ out[r, i]); w is [out.cols][x.cols], row-major, at any alignment.
+// The matrix product may find its activations cut into blocks of this many terms.
+inline constexpr std::int64_t kMatmulBlock = 1024;
+
+// out[r, i] = dot(x[r], w[i]) (+ bias[i]) (+ out[r, i]); w is [out.cols][k], row-major, at any alignment.
+// Term i of row r of x is at x + (i / kMatmulBlock) * block_stride + r * row_stride + i % kMatmulBlock.
 struct MatmulArgs {
-  Rows<const float> x;
+  const float* x;
+  std::int64_t rows;
+  std::int64_t k;
+  std::int64_t row_stride;
+  std::int64_t block_stride;
   const std::uint8_t* w;
   Dtype dtype;
   const float* bias;  // or null
@@ -115,6 +123,7 @@ struct AttentionArgs {
 struct Kernels {
   const char* name;
   bool emulates_fma;
+  std::int64_t matmul_rows;  // up to so many rows, the matrix product needs neither scratch nor packed activations
   void (*matmul)(const MatmulArgs&, std::int64_t begin, std::int64_t end, Scratch);        // outputs (rows of w)
   void (*rms_norm)(const RmsNormArgs&, std::int64_t begin, std::int64_t end, Scratch);     // rows
   void (*silu_mul)(const SiluMulArgs&, std::int64_t begin, std::int64_t end, Scratch);     // columns, each for all rows

@@ -3,29 +3,13 @@
 #include <algorithm>
 
 #include "kernels/dispatch.h"
+#include "kernels/split.h"
 
 namespace penstock {
 namespace {
 
 // Below about this many floats a second thread costs more than it saves.
 constexpr std::int64_t kWorthwhileFloats = 16384;
-
-template <typename Args>
-using Kernel = void (*)(const Args&, std::int64_t, std::int64_t, Scratch);
-
-template <typename Args>
-void split(ThreadPool& pool, Kernel<Args> kernel, const Args& args, std::int64_t units, std::int64_t grain) {
-  struct Call {
-    Kernel<Args> kernel;
-    const Args& args;
-  };
-  const Call call{kernel, args};
-  const auto task = [](const void* context, std::int64_t begin, std::int64_t end, Scratch scratch) {
-    const Call& c = *static_cast<const Call*>(context);
-    c.kernel(c.args, begin, end, scratch);
-  };
-  pool.run(units, grain, task, &call);
-}
 
 // Units for a task when each costs about `floats`: a few tasks a thread, none of them tiny.
 std::int64_t grain_of(const ThreadPool& pool, std::int64_t units, std::int64_t floats) {
@@ -34,11 +18,6 @@ std::int64_t grain_of(const ThreadPool& pool, std::int64_t units, std::int64_t f
 }
 
 }  // namespace
-
-void matmul(ThreadPool& pool, const MatmulArgs& args) {
-  const auto lock = pool.acquire();
-  split(pool, active_kernels().matmul, args, args.out.cols, 16);
-}
 
 void rms_norm(ThreadPool& pool, const RmsNormArgs& args) {
   const auto lock = pool.acquire();

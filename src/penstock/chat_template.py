@@ -1,8 +1,8 @@
 """Chat templates: a conversation becomes the text that the model was trained to answer.
 
-A checkpoint ships its template as Jinja source, in the dialect of `transformers`; the text rendered here equals that of
-its `apply_chat_template`. The dialect itself is in `template_sandbox`; here are the conversation's checks, the variables
-that a template sees, and what its failures mean to the caller.
+A checkpoint ships its template as Jinja source in the dialect of `transformers`, and the text rendered here equals that
+of its `apply_chat_template`. The dialect itself is in `template_sandbox`; here are the conversation's checks, the
+variables that a template sees, and what its failures mean to the caller.
 """
 
 from __future__ import annotations
@@ -118,8 +118,10 @@ class ChatTemplate:
     def _failed(self, how: str, error: Exception, remedy: str) -> ChatTemplateError:
         line = _template_line(error.__traceback__)
         at = f" at line {line}" if line else ""
-        kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
-        return ChatTemplateError(f"{self.where} {how}{at}: {kind}{_one_line(error)}", remedy)
+        told = _one_line(error)
+        if not isinstance(error, TemplateError):
+            told = f"{type(error).__name__}: {told}".removesuffix(": ")
+        return ChatTemplateError(f"{self.where} {how}{at}: {told}", remedy)
 
     def _cut_at_mark(self, text: str, ending: str) -> str:
         mark = text.rfind(_END_MARK.rstrip())

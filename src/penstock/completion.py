@@ -10,6 +10,8 @@ from penstock.errors import TokenizerError
 from penstock.text_stream import StopStrings, TextStream
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from penstock.engine import Generation
     from penstock.stage import PassStats
     from penstock.tokenizer import Tokenizer
@@ -66,9 +68,8 @@ class Output:
 class Completion:
     """One generation with its text."""
 
-    def __init__(self, generation: Generation, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, generation: Generation, tokenizer: Tokenizer | None, stops: Sequence[str] = ()) -> None:
         """Raises TokenizerError where stop strings are given and there is no tokenizer to make text."""
-        stops = generation.sampler.params.stop
         if stops and tokenizer is None:
             raise TokenizerError(
                 "Stop strings need text, and this checkpoint has no tokenizer.", "Put its tokenizer.json beside it."
@@ -106,7 +107,7 @@ class Completion:
         text = "".join(self._stops.push(self._text.push(token)) for token in tokens)
         if self.generation.finish_reason is not None:
             text += self._stops.push(self._text.finish()) + self._stops.finish()
-        if self._stops.met:
+        if self._stops.met is not None:
             self.generation.finish_reason = "stop"
         return text
 

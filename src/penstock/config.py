@@ -156,7 +156,7 @@ def parse_config(mapping: Mapping[str, object], source: str) -> ModelConfig:
         fields.fail("num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
     unknown = fields.unknown(IGNORED_KEYS)
     if unknown:
-        _warn(f"{source}: passing over keys that Penstock does not know: {listed(unknown)}")
+        _warn(f"{source}: passing over unknown keys: {listed(unknown)}")
     return config
 
 

@@ -16,8 +16,9 @@ from penstock.rows import Rows, SequenceRows
 from penstock.sampling import Sampler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
+    from penstock.config import GenerationDefaults
     from penstock.kernels import F32, Kernels
     from penstock.kv_cache import KvShape
     from penstock.sampling import SamplingParams
@@ -67,20 +68,22 @@ class Engine:
         kernels: Kernels,
         kv_shape: KvShape,
         context: int,
+        defaults: GenerationDefaults,
         max_rows: int = MAX_ROWS,
         before_pass: Callable[[Rows], None] | None = None,
     ) -> None:
-        """`context`: positions a sequence may have; `before_pass` is told the rows of each pass (memory planning)."""
+        """`context`: positions a sequence may have; `defaults`: where parameters are open; `before_pass` is told the rows of each pass (memory planning)."""
         self.stage = stage
         self.context = context
         self.active: list[Generation] = []
         self._kernels = kernels
+        self._defaults = defaults
         self._kv_shape = kv_shape
         self._max_rows = max_rows
         self._before_pass = before_pass
 
-    def add(self, prompt: Sequence[int], params: SamplingParams, eos_token_ids: Iterable[int]) -> Generation:
-        """Let a generation take part in the passes from now on. `params` must be resolved.
+    def add(self, prompt: Sequence[int], params: SamplingParams) -> Generation:
+        """Let a generation take part in the passes from now on.
 
         Raises UsageError for an empty prompt or a token that the model does not have, ContextError where the context
         has no room for the prompt and one token.
@@ -91,9 +94,9 @@ class Engine:
         room = self.context - len(tokens)
         generation = Generation(
             prompt=tokens,
-            sampler=Sampler(params, seed, self._kernels),
+            sampler=Sampler(params.rule(self._defaults), seed, self._kernels),
             max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
-            stop_ids=frozenset() if params.ignore_eos else frozenset(eos_token_ids),
+            stop_ids=frozenset(() if params.ignore_eos else self._defaults.eos_token_ids),
             cache=KvCache(self._kv_shape),
         )
         self.active.append(generation)
@@ -144,7 +147,9 @@ class Engine:
         vocab_size = self.stage.model.config.vocab_size
         wrong = next((t for t in tokens if not 0 <= t < vocab_size), None)
         if wrong is not None:
-            raise UsageError(f"Token id {wrong} is not in the model's vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
+            raise UsageError(
+                f"Token id {wrong} is not in the model's vocabulary.", f"Ids go from 0 to {vocab_size - 1}."
+            )
         if len(tokens) >= self.context:
             raise ContextError(
                 f"The prompt has {len(tokens)} tokens; a context of {self.context} has no room for it and an answer.",

@@ -61,14 +61,15 @@ class LLM:
         self.tokenizer = Tokenizer.open(path)
         machine.trim_heap()
         self.context = _context(options.context, self.config.max_position_embeddings)
-        self._stop_ids = self.defaults.eos_token_ids or self.config.eos_token_ids
         self._kv_shape = KvShape.of(self.config, self.config.num_hidden_layers, options.kv_dtype)
         self._max_resident = options.max_resident
         kernels = Kernels(options.threads)
         self._weights = Weights(checkpoint.tensors, pass_order(self.config), kernels)
         self.model = Llama(self.config, self._weights, kernels)
         stage = Stage(self.model, range(self.config.num_hidden_layers), on_layer)
-        self._engine = Engine(stage, kernels, self._kv_shape, self.context, before_pass=self._share_memory)
+        self._engine = Engine(
+            stage, kernels, self._kv_shape, self.context, self.defaults, before_pass=self._share_memory
+        )
         process = machine.process_bytes()
         self.plan = Plan(
             ceiling=process + available if options.memory is None else options.memory,
@@ -99,7 +100,9 @@ class LLM:
         Reads headers and small tensors only. Raises CheckpointError and its kin, UsageError, MemoryCeilingError.
         """
         if draft not in (None, "none") or draft_nodes not in (None, 0):
-            raise UsageError("This version has no drafters.", 'Leave `draft` and `draft_nodes` out, or give "none" and 0.')
+            raise UsageError(
+                "This version has no drafters.", 'Leave `draft` and `draft_nodes` out, or give "none" and 0.'
+            )
         ceiling = None if memory is None else parse_bytes(memory)
         return cls(find_model(model), Options(ceiling, threads, context, kv_dtype), on_layer)
 
@@ -115,7 +118,9 @@ class LLM:
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[Output]:
         """Complete a list of prompts, in one run of passes that all of them share. Raises as `stream` does."""
         if isinstance(prompts, str):
-            raise UsageError("generate() takes a list of prompts.", "For one prompt: generate([prompt]), or stream(prompt).")
+            raise UsageError(
+                "generate() takes a list of prompts.", "For one prompt: generate([prompt]), or stream(prompt)."
+            )
         completions = self._start(prompts, params)
         for _ in self._run(completions):
             pass
@@ -171,12 +176,12 @@ class LLM:
         self.close()
 
     def _start(self, prompts: Sequence[Prompt], params: SamplingParams | None) -> list[Completion]:
-        resolved = (params or SamplingParams()).resolved(self.defaults)
+        params = params or SamplingParams()
         tokens = [self.encode(p) if isinstance(p, str) else list(p) for p in prompts]
         for prompt in tokens:
             self._engine.check_prompt(prompt)  # before any of them starts
-        generations = [self._engine.add(prompt, resolved, self._stop_ids) for prompt in tokens]
-        return [Completion(generation, self.tokenizer) for generation in generations]
+        generations = [self._engine.add(prompt, params) for prompt in tokens]
+        return [Completion(generation, self.tokenizer, params.stops) for generation in generations]
 
     def _run(self, completions: list[Completion]) -> Iterator[tuple[Completion, Piece]]:
         """What every pass brings each completion, until all of them have ended."""

@@ -9,7 +9,7 @@ import ctypes
 import sys
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 

@@ -41,7 +41,7 @@ class Files:
 
     def read(self, extent: Extent, buffer: U8) -> None:
         """Fill buffer[:extent.nbytes]. Raises ReadError, naming the file and the offset."""
-        view = memoryview(buffer)[: extent.nbytes]
+        view = buffer[: extent.nbytes].data
         descriptor = self._descriptor(extent.path)
         done = 0
         while done < extent.nbytes:

@@ -11,21 +11,20 @@ used, since NumPy's sums and transcendentals vary by CPU.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from penstock.errors import NumericsError, UsageError
-from penstock.kernels import Kernels, gumbel
+from penstock.kernels import gumbel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from penstock.config import GenerationDefaults
-    from penstock.kernels import F32, F64, I64
+    from penstock.kernels import F32, F64, I64, Kernels
 
-NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""The values at which a field changes nothing."""
+T = TypeVar("T", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,31 +54,45 @@ class SamplingParams:
         _check("repetition_penalty", self.repetition_penalty, 0, None, open_below=True)
         _check("seed", self.seed, 0, 2**64 - 1, whole=True)
         _check("max_tokens", self.max_tokens, 1, None, whole=True)
-        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        if not all(isinstance(stop, str) and stop for stop in stops):
-            raise UsageError(f"stop={self.stop!r}: stop strings are non-empty text.", "Give a string or a list of them.")
-        object.__setattr__(self, "stop", stops)
-
-    def resolved(self, defaults: GenerationDefaults) -> SamplingParams:
-        """These parameters with every sampling field set, from `defaults` where it was None."""
-        params = self
-        if not defaults.do_sample and params.temperature is None:
-            params = replace(params, temperature=0.0)
-        chosen = {
-            name: next(
-                value for value in (getattr(params, name), getattr(defaults, name), neutral) if value is not None
+        if not all(isinstance(stop, str) and stop for stop in self.stops):
+            raise UsageError(
+                f"stop={self.stop!r}: stop strings are non-empty text.", "Give a string or a list of them."
             )
-            for name, neutral in NEUTRAL.items()
-        }
-        return replace(params, **chosen)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def rule(self, defaults: GenerationDefaults) -> SamplingRule:
+        """How to draw: these parameters, `defaults` where they are None, and no filter where both are."""
+        unset = SamplingRule()
+        temperature = self.temperature if defaults.do_sample or self.temperature is not None else 0.0
+        return SamplingRule(
+            temperature=_first(temperature, defaults.temperature, unset.temperature),
+            top_p=_first(self.top_p, defaults.top_p, unset.top_p),
+            top_k=_first(self.top_k, defaults.top_k, unset.top_k),
+            min_p=_first(self.min_p, defaults.min_p, unset.min_p),
+            repetition_penalty=_first(self.repetition_penalty, defaults.repetition_penalty, unset.repetition_penalty),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRule:
+    """SamplingParams with nothing left open; the defaults draw from the model's own distribution."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 class Sampler:
     """Draws the tokens of one sequence (or of one choice of it)."""
 
-    def __init__(self, params: SamplingParams, seed: int, kernels: Kernels, choice: int = 0) -> None:
-        """`params` must be resolved; `seed` is below 2**64."""
-        self.params = params
+    def __init__(self, rule: SamplingRule, seed: int, kernels: Kernels, choice: int = 0) -> None:
+        """`seed` is below 2**64."""
+        self.rule = rule
         self.seed = seed
         self.choice = choice
         self._kernels = kernels
@@ -95,15 +108,15 @@ class Sampler:
                 "The weights are damaged, or overflow float32: compare the checkpoint's checksums with the publisher's.",
             )
         scores = self._penalised(logits.astype(np.float64), seen)
-        if self.params.temperature == 0:
+        if self.rule.temperature == 0:
             return int(scores.argmax())
-        scores = (scores - scores.max()) / self.params.temperature
+        scores = (scores - scores.max()) / self.rule.temperature
         kept = self._kept(scores)
         return int(kept[(scores[kept] + gumbel(self.seed, self.choice, position, kept)).argmax()])
 
     def _penalised(self, scores: F64, seen: Sequence[int]) -> F64:
         """Logits of tokens already there divided by the penalty, or multiplied where negative (arXiv 1909.05858)."""
-        penalty = self.params.repetition_penalty
+        penalty = self.rule.repetition_penalty
         if penalty != 1 and len(seen):
             tokens = np.unique(np.asarray(seen))
             there = scores[tokens]
@@ -112,17 +125,22 @@ class Sampler:
 
     def _kept(self, scores: F64) -> I64:
         """Ids that pass top-k, then top-p, then min-p, ascending. Equal scores rank by id."""
-        params = self.params
+        rule = self.rule
         kept = np.arange(len(scores))
-        if params.top_k == 0 and params.top_p == 1 and params.min_p == 0:
+        if rule.top_k == 0 and rule.top_p == 1 and rule.min_p == 0:
             return kept
-        ranked = np.argsort(-scores, kind="stable")[: params.top_k or None]
+        ranked = np.argsort(-scores, kind="stable")[: rule.top_k or None]
         weights = self._kernels.exp(scores[ranked].astype(np.float32)).astype(np.float64)
-        inside = weights >= params.min_p
-        if params.top_p < 1:
+        inside = weights >= rule.min_p
+        if rule.top_p < 1:
             ends = np.cumsum(weights)
-            inside[1:] &= ends[:-1] < params.top_p * ends[-1]
+            inside[1:] &= ends[:-1] < rule.top_p * ends[-1]
         return np.sort(ranked[inside])
+
+
+def _first(value: T | None, default: T | None, neutral: T) -> T:
+    """The first that is set."""
+    return neutral if (chosen := default if value is None else value) is None else chosen
 
 
 def _check(
@@ -136,4 +154,6 @@ def _check(
         return
     above = f"{'above' if open_below else 'at least'} {least}"
     kind = "whole number" if whole else "number"
-    raise UsageError(f"{name}={value!r} is out of range.", f"Give a {kind} {above}{'' if most is None else f' and at most {most}'}.")
+    raise UsageError(
+        f"{name}={value!r} is out of range.", f"Give a {kind} {above}{'' if most is None else f' and at most {most}'}."
+    )

@@ -64,7 +64,8 @@ class Stage:
         Keys and values of all rows are in their caches afterwards, in slots that the caller commits. The head is not
         read where no row wants logits. Raises ReadError.
         """
-        model, parts = self.model, []
+        model = self.model
+        parts: list[PartStats] = []
         rows.reserve()
         with self._part("embedding", parts):
             x = model.embed(rows)

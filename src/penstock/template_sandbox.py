@@ -11,20 +11,25 @@ template that doubles a string in a loop can still fill the memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextvars import ContextVar
-from datetime import datetime
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jinja2 import Template, TemplateError, nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-STEP_BUDGET = 10_000_000  # loop turns and calls of one rendering: a second or two
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime
+
+    from jinja2.parser import Parser
+    from jinja2.runtime import Context, Macro
+
+STEP_BUDGET = 10_000_000  # loop turns of one rendering: a second or two
+CALL_STEPS = 10  # what a call of a function or macro counts for
 SIZE_LIMIT = 1_000_000  # characters, items or bits that one multiplication may make
 
 _steps_left: ContextVar[int] = ContextVar("chat template steps left", default=STEP_BUDGET)
@@ -58,11 +63,14 @@ def run_template(template: Template, variables: Mapping[str, Any]) -> str:
 
 
 def _environment(now: Callable[[], datetime]) -> _Sandbox:
+    def strftime_now(form: str) -> str:
+        return now().strftime(form)
+
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters.update(tojson=_to_json, metered=_metered)
     environment.globals.update(
         raise_exception=_raise_exception,
-        strftime_now=lambda form: now().strftime(form),
+        strftime_now=strftime_now,
         dict=_Dict(),
         namespace=_Namespace,
     )
@@ -74,7 +82,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     # The names of the parameters are Jinja's: a template may pass `self` or `context` by keyword.
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        _spend(1)
+        _spend(CALL_STEPS)
         return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -122,7 +130,7 @@ class _Generation(Extension):
     The body is compiled as a call block, as in `transformers`, since that decides the scope of its variables.
     """
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from penstock.format import TensorInfo
-    from penstock.kernels import F32, U8, Kernels
+    from penstock.kernels import F32, I64, U8, Kernels
 
 PIECE_BYTES = 8 << 20
 READ_DEPTH = 4
@@ -36,9 +36,7 @@ class Piece:
     @property
     def extent(self) -> Extent:
         row_bytes = self.tensor.nbytes // self.tensor.shape[0]
-        return Extent(
-            self.tensor.path, self.tensor.begin + self.begin * row_bytes, (self.end - self.begin) * row_bytes
-        )
+        return Extent(self.tensor.path, self.tensor.begin + self.begin * row_bytes, (self.end - self.begin) * row_bytes)
 
     @property
     def nbytes(self) -> int:
@@ -132,10 +130,10 @@ class Weights:
         """A whole vector (norm weights, a bias), float32 [n]."""
         return self._widened(self.tensors[name], 0, 1).ravel()
 
-    def rows(self, name: str, indices: Sequence[int]) -> F32:
+    def rows(self, name: str, indices: I64) -> F32:
         """The given rows of a matrix, float32 [len(indices), k], each read by itself, equal ones once."""
         tensor = self.tensors[name]
-        unique, inverse = np.unique(np.asarray(indices), return_inverse=True)
+        unique, inverse = np.unique(indices, return_inverse=True)
         rows = np.concatenate([self._widened(tensor, int(row), tensor.shape[0]) for row in unique])
         return rows[inverse]
 

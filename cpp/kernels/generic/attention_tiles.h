@@ -14,8 +14,8 @@ struct Run {
   Dtype dtype;
 };
 
-// The numbers of query vectors and keys that a register tile of dot products holds: sixteen accumulators where there are
-// 32 registers of 16 lanes, else four.
+// The numbers of query vectors and keys that a register tile of dot products holds: sixteen accumulators where there
+// are 32 registers of 16 lanes, else four.
 template <class V>
 constexpr int kTileSide = V::kParts == 1 ? 4 : 2;
 
@@ -93,8 +93,10 @@ void value_tile(const float* const* w, std::int64_t at, const std::uint8_t* valu
   }
   for (int i = 0; i < kQueries; ++i) {
     for (int c = 0; c < kVecs; ++c) {
-      if (kVecs > 1) V::store(out[i] + d + 16 * c, acc[i][c]);
-      else V::store(out[i] + d, acc[i][c], rest);
+      if (kVecs > 1)
+        V::store(out[i] + d + 16 * c, acc[i][c]);
+      else
+        V::store(out[i] + d, acc[i][c], rest);
     }
   }
 }

@@ -1,46 +1,146 @@
-// Matrix product in the order that the numerics contract fixes.
+// The matrix product in the order that the numerics contract fixes: 16 lanes, k ascending, one tree.
+//
+// Few rows: the weights stream from memory through the registers once. More rows: a block of the weights is widened
+// into the first-level cache and applied to every row; the rows' lanes rest in scratch between blocks of k.
 #pragma once
 
+#include "kernels/generic/matmul_tile.h"
 #include "kernels/generic/widen.h"
 #include "kernels/kernels.h"
 
 namespace penstock {
 namespace {
 
-template <class V, Dtype kDtype>
-float dot(const float* x, const std::uint8_t* w, std::int64_t k) {
-  V lanes = V::zero();
-  std::int64_t i = 0;
-  for (; i + 16 <= k; i += 16) lanes = V::fma(Load<V, kDtype>::full(w + i * item_size(kDtype)), V::load(x + i), lanes);
-  if (i < k) {
-    const int rest = static_cast<int>(k - i);
-    const V product = V::fma(Load<V, kDtype>::partial(w + i * item_size(kDtype), rest), V::load(x + i, rest), lanes);
-    lanes = V::select(V::first(rest), product, lanes);
+// Calls f.template operator()<n>() for n == count, 1 <= count <= N.
+template <int N, class F>
+void with_constant(int count, F f) {
+  if constexpr (N > 1) {
+    if (count < N) return with_constant<N - 1>(count, f);
   }
-  return V::sum(lanes);
+  f.template operator()<N>();
+}
+
+inline void emit(const MatmulArgs& a, std::int64_t row, std::int64_t output, float dot) {
+  if (a.bias) dot = dot + a.bias[output];
+  float* out = a.out.data + row * a.out.stride + output;
+  *out = a.accumulate ? *out + dot : dot;
 }
 
 template <class V, Dtype kDtype>
-void matmul_range(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t i = begin; i < end; ++i) {
-    for (std::int64_t r = 0; r < a.x.rows; ++r) {
-      float t = dot<V, kDtype>(a.x.data + r * a.x.stride, a.w + i * a.x.cols * item_size(kDtype), a.x.cols);
-      if (a.bias) t = t + a.bias[i];
-      float* out = a.out.data + r * a.out.stride + i;
-      *out = a.accumulate ? *out + t : t;
+struct Matmul {
+  static constexpr int kRows = V::kTileRows;
+  static constexpr int kOutputs = V::kTileOutputs;
+  static constexpr std::int64_t kTileFloats = kMatmulBlock * kOutputs;
+  static constexpr std::int64_t kMostOutputs = 64;  // of a block; keeps their lanes in the second-level cache
+
+  const MatmulArgs& a;
+  const std::int64_t row_bytes = a.k * item_size(kDtype);
+
+  RawWeights<V, kDtype> raw(std::int64_t output, std::int64_t stride) const {
+    return {a.w + output * row_bytes, stride};
+  }
+
+  // R rows times outputs first, first + distance, ... (O of them), straight from memory.
+  template <int R, int O>
+  void direct_tile(std::int64_t row, std::int64_t first, std::int64_t distance) const {
+    Lanes<V, R, O> lanes;
+    lanes.clear();
+    lanes.accumulate(a.x + row * a.row_stride, a.row_stride, raw(first, distance * row_bytes), a.k);
+    for (int r = 0; r < R; ++r) {
+      for (int o = 0; o < O; ++o) emit(a, row + r, first + o * distance, V::sum(lanes.lane[r][o]));
     }
   }
-}
+
+  // Each of the O streams runs through adjacent rows of weights, so that prefetching runs on from row to row.
+  void direct(std::int64_t row, int rows, std::int64_t begin, std::int64_t end) const {
+    const std::int64_t distance = (end - begin) / kOutputs;
+    with_constant<kRows>(rows, [&]<int R>() {
+      for (std::int64_t i = begin; i < begin + distance; ++i) direct_tile<R, kOutputs>(row, i, distance);
+      for (std::int64_t i = begin + kOutputs * distance; i < end; ++i) direct_tile<R, 1>(row, i, 0);
+    });
+  }
+
+  // Widens `terms` terms of O rows of weights into a tile.
+  template <int O>
+  static void widen_tile(const RawWeights<V, kDtype>& w, std::int64_t terms, float* tile) {
+    const std::int64_t steps = terms / 16;
+    for (std::int64_t i = 0; i < steps; ++i) {
+      PENSTOCK_UNROLL
+      for (int o = 0; o < O; ++o) V::store(tile + (i * O + o) * 16, w.template load<O>(i, o));
+    }
+    if (terms % 16 == 0) return;
+    const int rest = static_cast<int>(terms % 16);
+    for (int o = 0; o < O; ++o) V::store(tile + (steps * O + o) * 16, w.template load<O>(steps, o, rest));
+  }
+
+  // One block of k: the tile of outputs i .. i + O - 1 applied to all rows, whose lanes are at `sums`.
+  template <int O>
+  void apply_tile(std::int64_t block, std::int64_t i, const float* tile, float* sums) const {
+    const std::int64_t start = block * kMatmulBlock;
+    const bool last = start + kMatmulBlock >= a.k;
+    const std::int64_t terms = last ? a.k - start : kMatmulBlock;
+    const WideWeights<V> w{tile};
+    for (std::int64_t row = 0; row < a.rows; row += kRows) {
+      const int rows = a.rows - row < kRows ? static_cast<int>(a.rows - row) : kRows;
+      with_constant<kRows>(rows, [&]<int R>() {
+        Lanes<V, R, O> lanes;
+        float* own = sums + row * O * 16;
+        block == 0 ? lanes.clear() : lanes.load(own);
+        lanes.accumulate(a.x + block * a.block_stride + row * a.row_stride, a.row_stride, w, terms);
+        if (!last) return lanes.store(own);
+        for (int r = 0; r < R; ++r) {
+          for (int o = 0; o < O; ++o) emit(a, row + r, i + o, V::sum(lanes.lane[r][o]));
+        }
+      });
+    }
+  }
+
+  template <int O>
+  void block_tile(std::int64_t block, std::int64_t i, float* tile, float* sums) const {
+    const std::int64_t start = block * kMatmulBlock;
+    const std::int64_t terms = a.k - start < kMatmulBlock ? a.k - start : kMatmulBlock;
+    RawWeights<V, kDtype> w = raw(i, row_bytes);
+    w.data += start * item_size(kDtype);
+    widen_tile<O>(w, terms, tile);
+    apply_tile<O>(block, i, tile, sums);
+  }
+
+  void blocked(std::int64_t begin, std::int64_t end, float* tile, float* sums) const {
+    const std::int64_t whole = begin + (end - begin) / kOutputs * kOutputs;
+    for (std::int64_t block = 0; block * kMatmulBlock < a.k; ++block) {
+      for (std::int64_t i = begin; i < whole; i += kOutputs) {
+        block_tile<kOutputs>(block, i, tile, sums + (i - begin) * a.rows * 16);
+      }
+      for (std::int64_t i = whole; i < end; ++i) block_tile<1>(block, i, tile, sums + (i - begin) * a.rows * 16);
+    }
+  }
+
+  void run(std::int64_t begin, std::int64_t end, Scratch scratch) const {
+    float* tile = reinterpret_cast<float*>(scratch.data);
+    const std::int64_t room = static_cast<std::int64_t>(scratch.bytes / sizeof(float)) - kTileFloats;
+    std::int64_t outputs = room / (a.rows * 16);
+    outputs = outputs < kMostOutputs ? outputs / kOutputs * kOutputs : kMostOutputs;
+    if (a.rows <= kRows || outputs < kOutputs || a.k == 0) {
+      for (std::int64_t row = 0; row < a.rows; row += kRows) {
+        direct(row, a.rows - row < kRows ? static_cast<int>(a.rows - row) : kRows, begin, end);
+      }
+      return;
+    }
+    for (std::int64_t i = begin; i < end; i += outputs) {
+      blocked(i, i + outputs < end ? i + outputs : end, tile, tile + kTileFloats);
+    }
+  }
+};
 
 template <class V>
-void matmul(const MatmulArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
+void matmul(const MatmulArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
   switch (a.dtype) {
     case Dtype::kBF16:
-      return matmul_range<V, Dtype::kBF16>(a, begin, end);
+      return Matmul<V, Dtype::kBF16>{a}.run(begin, end, scratch);
     case Dtype::kF16:
-      return matmul_range<V, Dtype::kF16>(a, begin, end);
+      return Matmul<V, Dtype::kF16>{a}.run(begin, end, scratch);
     case Dtype::kF32:
-      return matmul_range<V, Dtype::kF32>(a, begin, end);
+      return Matmul<V, Dtype::kF32>{a}.run(begin, end, scratch);
   }
 }
 

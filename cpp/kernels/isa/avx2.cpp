@@ -94,6 +94,22 @@ struct Vec {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
+  // Each step adds the halves of two vectors' groups of lanes into one vector; 16, 8, 4, 2 lanes a group.
+  static Part sums_of_eight(const Vec* v) {
+    __m256 w[8];
+    for (int i = 0; i < 8; ++i) {
+      const Vec& from = v[i / 4 * 4 + i % 2 * 2 + i / 2 % 2];
+      w[i] = _mm256_add_ps(from.part[0], from.part[1]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      w[i] = _mm256_add_ps(_mm256_permute2f128_ps(w[i], w[i + 4], 0x20), _mm256_permute2f128_ps(w[i], w[i + 4], 0x31));
+    }
+    for (int i = 0; i < 2; ++i) {
+      w[i] = _mm256_add_ps(_mm256_shuffle_ps(w[i], w[i + 2], 0x44), _mm256_shuffle_ps(w[i], w[i + 2], 0xee));
+    }
+    return _mm256_add_ps(_mm256_shuffle_ps(w[0], w[1], 0x88), _mm256_shuffle_ps(w[0], w[1], 0xdd));
+  }
+  static Vec sums(const Vec (&v)[16]) { return {sums_of_eight(v), sums_of_eight(v + 8)}; }
   static float reduce_max(Vec v) {
     const __m256 eight = _mm256_max_ps(v.part[0], v.part[1]);
     const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

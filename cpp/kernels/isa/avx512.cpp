@@ -65,6 +65,25 @@ struct Vec {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
+  template <int choice>
+  static Part quarters(Part a, Part b) {
+    return _mm512_maskz_shuffle_f32x4(0xffff, a, b, choice);  // GCC 12 warns of the plain one
+  }
+  // Each step adds the halves of two vectors' groups of lanes into one vector; 16, 8, 4, 2 lanes a group.
+  static Vec sums(const Vec (&v)[16]) {
+    __m512 w[16];
+    for (int i = 0; i < 16; ++i) w[i] = v[i / 8 * 4 + i % 2 * 2 + i / 2 % 2 + i / 4 % 2 * 8].part[0];
+    for (int i = 0; i < 8; ++i) {
+      w[i] = _mm512_add_ps(quarters<0x44>(w[i], w[i + 8]), quarters<0xee>(w[i], w[i + 8]));
+    }
+    for (int i = 0; i < 4; ++i) {
+      w[i] = _mm512_add_ps(quarters<0x88>(w[i], w[i + 4]), quarters<0xdd>(w[i], w[i + 4]));
+    }
+    for (int i = 0; i < 2; ++i) {
+      w[i] = _mm512_add_ps(_mm512_shuffle_ps(w[i], w[i + 2], 0x44), _mm512_shuffle_ps(w[i], w[i + 2], 0xee));
+    }
+    return {_mm512_add_ps(_mm512_shuffle_ps(w[0], w[1], 0x88), _mm512_shuffle_ps(w[0], w[1], 0xdd))};
+  }
   static float reduce_max(Vec v) {
     const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(v.part[0]), upper(v.part[0]));
     const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -159,6 +159,10 @@ struct Vec {
     }
     return v[0];
   }
+  // Lane i is sum(v[i]).
+  static Vec sums(const Vec (&v)[16]) {
+    return each([&](int j) { return sum(v[j]); });
+  }
   static float reduce_max(Vec v) {
     for (int width = 8; width > 0; width /= 2) {
       for (int j = 0; j < width; ++j) v.part[0].lane[j] = v[j] > v[j + width] ? v[j] : v[j + width];

@@ -25,7 +25,7 @@ for command in (demo, run, synth):
 
 def main() -> None:
     """Run the command line: exits with 2 for wrong use, 130 after Ctrl-C, 1 for every other failure."""
-    warnings.showwarning = _show_warning
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         app(standalone_mode=True)
     except PenstockError as error:
@@ -33,7 +33,3 @@ def main() -> None:
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _show_warning(message: Warning | str, *_: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)

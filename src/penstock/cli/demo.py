@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def demo() -> None:
     """See it work: a small model streamed from disk, beside the same model in memory."""
     console = Console(highlight=False)
-    console.print("[bold]1.[/] A model of 6.6 million weights goes on writing this code. Four fifths of its weights are")
+    console.print(
+        "[bold]1.[/] A model of 6.6 million weights goes on writing this code. Four fifths of its weights are"
+    )
     console.print("   read from the disk again for every token, as those of a model larger than the memory would be.\n")
     streamed = _show_streamed(console)
     stats = streamed.pieces[-1].stats
@@ -30,13 +32,13 @@ def demo() -> None:
     )
     resident = steps.complete(steps.RESIDENT, lambda piece: None)
     stats = resident.pieces[-1].stats
-    console.print(f"   in memory: {stats.tokens} tokens, {stats.bytes_read / 1e6:.0f} MB read, all in {stats.seconds:.2f} s")
+    console.print(
+        f"   in memory: {stats.tokens} tokens, {stats.bytes_read / 1e6:.0f} MB read, all in {stats.seconds:.2f} s"
+    )
     if not streamed.same_bits(resident):
         console.print("   [bold red]different[/]: this is a defect, please report it.")
         raise typer.Exit(1)
-    console.print(
-        f"   [bold green]identical[/]: every token, and every bit of all {streamed.logits.size:,} logits."
-    )
+    console.print(f"   [bold green]identical[/]: every token, and every bit of all {streamed.logits.size:,} logits.")
 
 
 def _show_streamed(console: Console) -> steps.Run:
