@@ -53,7 +53,8 @@ CASES = {
     ),
     "rope-parameters": Case(
         {
-            "rope_parameters": LLAMA3 | {"rope_theta": 500000.0, "original_max_position_embeddings": 64, "factor": 32.0},
+            "rope_parameters": LLAMA3
+            | {"rope_theta": 500000.0, "original_max_position_embeddings": 64, "factor": 32.0},
             "rope_theta": None,
             "max_position_embeddings": 131072,
         }
@@ -80,5 +81,5 @@ def demo_tokens(count: int) -> list[int]:
 
     tokenizer = Tokenizer.open(DEMO)
     assert tokenizer is not None
-    text = "def add(a, b):\n    return a + b\n\n\nclass Stack:\n    def push(self, item):\n        self.items.append(item)\n"
+    text = "def add(a, b):\n    return a + b\n\n\nclass Stack:\n    def push(self, x):\n        self.items.append(x)\n"
     return tokenizer.encode(text * (1 + count // 20))[:count]

@@ -10,7 +10,7 @@ from penstock import _core
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "live: compares with torch and transformers, which ./scripts/test --live installs")
+    config.addinivalue_line("markers", "live: needs torch and transformers, see ./scripts/test --live")
 
 
 @pytest.fixture(params=_core.isas())

@@ -35,7 +35,7 @@ class Reference:
     def forward(
         self, tokens: Sequence[int], *, first: int = 0, rows: slice = slice(None), kv: str = "f32", ops: Any = None
     ) -> Any:
-        """Logits [rows, vocab_size] of tokens at positions `first` and after, of which only the given rows are wanted."""
+        """Logits [rows, vocab_size] of tokens at positions `first` and after, for the rows that are wanted."""
         ops = ops or sys.modules[__name__]
         layers = self.config["num_hidden_layers"]
         positions = np.arange(first, first + len(tokens))
@@ -104,7 +104,7 @@ def round_kv(x: F64, kv: str) -> F64:
 
 
 def scores(q: F64, k: F64, rows: I64) -> F64:
-    """[heads, queries, keys] of q[queries, heads, d], k[keys, kv_heads, d]; -inf where a key lies ahead of its query."""
+    """[heads, queries, keys] of q[queries, heads, d], k[keys, kv_heads, d]; -inf for keys ahead of their query."""
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
     out = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[2])
     out[:, np.arange(len(k)) > rows[:, None]] = -np.inf

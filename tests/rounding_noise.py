@@ -2,9 +2,9 @@
 
 Monte Carlo arithmetic (D. S. Parker, 1997): every operation's exact result is moved, up or down at random, by the most
 that float32 can err in that operation alone. Those bounds are classical: n roundings in a row cost at most gamma(n)
-relative to the sum of the terms' magnitudes (N. J. Higham, Accuracy and Stability of Numerical Algorithms, chapters 3 and
-4). What that does to the logits is then seen, not bounded: worst cases that add up over the operations of a pass prove
-nothing after two layers. Rounding seldom comes near its bound, so sound arithmetic stays well below this noise.
+relative to the sum of the terms' magnitudes (N. J. Higham, Accuracy and Stability of Numerical Algorithms, chapters 3
+and 4). What that does to the logits is then seen, not bounded: worst cases that add up over the operations of a pass
+prove nothing after two layers. Rounding seldom comes near its bound, so sound arithmetic stays well below this noise.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Expected:
         return Expected(self.exact[rows], self.noisy[:, rows])
 
     def assert_near(self, logits: F32) -> None:
-        """Logits err less than the noise does, at worst and in the mean; and the noise is not so large as to hide flaws."""
+        """Logits err less than the noise does, at worst and in the mean; and the noise is too small to hide flaws."""
         assert logits.dtype == np.float32
         assert logits.shape == self.exact.shape
         noise, error = self.noisy - self.exact, logits - self.exact

@@ -45,7 +45,7 @@ def test_random_checkpoints(tmp_path: Path, name: str, kv: str) -> None:
 @pytest.mark.parametrize("kv", ["f32", "bf16"])
 def test_the_demo_model(kv: str) -> None:
     tokens = demo_tokens(LENGTH)
-    expected = expected_logits(Reference(DEMO), tokens, kv=kv)
+    expected = expected_logits(Reference(DEMO), tokens, kv=kv, seeds=1)
     with LLM.open("demo", kv_dtype=kv) as llm:
         expected.assert_near(llm.logits(tokens))
         expected.assert_near(step_by_step(llm, tokens))
@@ -130,12 +130,12 @@ def test_the_reference_rounds_keys_and_values_to_bf16(values: list[float]) -> No
     assert (round_kv(array.astype(np.float64), "bf16") == to_float32(to_bf16(array))).all()
 
 
-def test_the_noise_finds_a_pass_with_one_operation_in_low_precision(tmp_path: Path) -> None:
-    """The yardstick itself: values rounded to BF16 where the cache is float32, in one head of one layer, stand out."""
-    path = CASES["gqa-4"].write(tmp_path)
-    reference, tokens = Reference(path), random_tokens(LENGTH, 96)
+def test_a_slightly_wrong_pass_stands_out_of_the_noise(tmp_path: Path) -> None:
+    """The yardstick itself: one row of one matrix, of eight bits of precision, is found."""
+    reference = Reference(CASES["gqa-4"].write(tmp_path))
+    tokens = random_tokens(LENGTH, reference.config["vocab_size"])
     expected = expected_logits(reference, tokens)
-    head = reference.weights["model.layers.1.self_attn.v_proj.weight"][:1]
-    head[:] = head * (1 + 1e-4)
-    with pytest.raises(AssertionError, match="rms"):
+    expected.assert_near(reference.forward(tokens).astype(np.float32))
+    reference.weights["model.layers.1.self_attn.v_proj.weight"][0] *= 1 + 2**-8
+    with pytest.raises(AssertionError):
         expected.assert_near(reference.forward(tokens).astype(np.float32))

@@ -174,6 +174,7 @@ UNSUPPORTED = {
         "rope_parameters.partial_rotary_factor is 0.25",
     ),
     "encoder": ({"is_encoder_decoder": True}, "is_encoder_decoder is True"),
+    "interleaved": ({"rope_interleaved": True}, "rope_interleaved is True"),
     "layers differ": ({"per_layer_config": {"1": {"head_dim": 4}}}, "per_layer_config is {'1': {'head_dim': 4}}"),
     "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope_scaling.rope_type is 'yarn'"),
     "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_scaling.rope_type is 'dynamic'"),
@@ -305,10 +306,9 @@ def test_any_values_parse_or_raise(changes: dict[str, Any]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = parse_config(LLAMA_3_1_8B | changes, "config.json")
-    except CheckpointError as error:
-        assert error.problem.startswith("config.json")
-    else:
-        assert config.num_attention_heads % config.num_key_value_heads == 0
+    except CheckpointError:
+        return
+    assert config.num_attention_heads % config.num_key_value_heads == 0
 
 
 def test_generation_defaults_of_llama_3_1() -> None:

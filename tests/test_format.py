@@ -204,7 +204,7 @@ def test_directory_is_not_a_file(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="x.safetensors cannot be read: No such file or directory"):
+    with pytest.raises(FormatError, match=r"x\.safetensors cannot be read: No such file or directory"):
         read_header(tmp_path / "x.safetensors")
 
 
@@ -220,7 +220,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "x").write_bytes(safetensors_bytes({}))
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(FormatError, match="x cannot be read: Permission denied"):
         read_header(tmp_path / "x")
 

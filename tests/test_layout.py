@@ -151,9 +151,8 @@ def test_part_too_many_in_the_split_layout(tmp_path: Path) -> None:
     parts = tmp_path / "separated_weights"
     shutil.copy(parts / "norm.safetensors", parts / "layers2.safetensors")
     shutil.copy(parts / "norm.safetensors", parts / "extra.safetensors")
-    assert warnings_of(tmp_path) == [
-        f"{tmp_path}: passing over tensors that are not part of the model: 'model.extra.weight', 'model.layers.2.weight'"
-    ]
+    names = "'model.extra.weight', 'model.layers.2.weight'"
+    assert warnings_of(tmp_path) == [f"{tmp_path}: passing over tensors that are not part of the model: {names}"]
 
 
 @pytest.mark.parametrize(

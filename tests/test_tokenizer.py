@@ -231,8 +231,8 @@ class TestChatTemplates:
     def test_options_reach_the_template(self, tmp_path: Path) -> None:
         source = "{{ mood }}{{ add_generation_prompt }}{{ tools | length }}{{ eos_token }}"
         tokenizer = opened(model(tmp_path, {"eos_token": "<|end_of_text|>", "chat_template": source}))
-        ids = tokenizer.apply_chat_template(HELLO, tools=[{}, {}], add_generation_prompt=False, mood="gay")
-        assert tokenizer.decode(ids, skip_special_tokens=False) == "gayFalse2<|end_of_text|>"
+        ids = tokenizer.apply_chat_template(HELLO, tools=[{}, {}], add_generation_prompt=False, mood="calm")
+        assert tokenizer.decode(ids, skip_special_tokens=False) == "calmFalse2<|end_of_text|>"
 
     def test_in_the_config(self, tmp_path: Path) -> None:
         tokenizer = opened(model(tmp_path, {"chat_template": "one"}, chat_template={"chat_template": "two"}))

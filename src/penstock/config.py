@@ -16,12 +16,13 @@ from penstock.strict_json import GET_AGAIN, Fields, listed, shown
 
 RopeKind = Literal["default", "linear", "llama3"]
 
+# Keys of config.json that change no logit of a Llama.
 _BOOKKEEPING = """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path attn_implementation dtype
-    finetuning_task id2label label2id max_sequence_length model_max_length name_or_path output_attentions
-    output_hidden_states pad_token_id prefix problem_type return_dict sep_token_id task_specific_params
-    tf_legacy_loss tokenizer_class torch_dtype torchscript transformers_version unsloth_fixed unsloth_version
-    use_bfloat16 use_cache
+    finetuning_task id2label is_llama_config label2id max_sequence_length model_max_length name_or_path
+    output_attentions output_hidden_states pad_token_id prefix problem_type return_dict sep_token_id
+    task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript transformers.js_config
+    transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
 """
 _TRAINING = "attention_dropout initializer_range"
 _NO_EFFECT_IN_LLAMA = """
@@ -43,6 +44,7 @@ _ONLY_VALUES: Mapping[str, tuple[object, ...]] = {
     "is_encoder_decoder": (False, None),
     "partial_rotary_factor": (1, None),
     "per_layer_config": ({}, None),
+    "rope_interleaved": (False, None),
     "sliding_window": (None,),
 }
 

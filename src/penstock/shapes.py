@@ -31,7 +31,9 @@ def _llama(**sizes: Any) -> dict[str, Any]:
     }
 
 
-def _llama3(hidden: int, inner: int, layers: int, heads: int, *, rope_factor: float = 8.0, tied: bool = False) -> Any:
+def _llama3(
+    hidden: int, inner: int, layers: int, heads: int, *, rope_factor: float = 8.0, tied: bool = False
+) -> dict[str, Any]:
     return _llama(
         vocab_size=128256,
         hidden_size=hidden,
@@ -55,7 +57,9 @@ def _llama3(hidden: int, inner: int, layers: int, heads: int, *, rope_factor: fl
     )
 
 
-def _smollm2(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, *, rope_theta: float = 100000.0) -> Any:
+def _smollm2(
+    hidden: int, inner: int, layers: int, heads: int, kv_heads: int, *, rope_theta: float = 100000.0
+) -> dict[str, Any]:
     return _llama(
         vocab_size=49152,
         hidden_size=hidden,

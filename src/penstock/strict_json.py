@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 import sys
 from collections import Counter
@@ -115,9 +114,9 @@ class Fields:
 
     def optional_count(self, key: str, default: int | None = None) -> int | None:
         value = self.get(key, default)
-        if value is None or _is_count(value):
-            return value
-        self.fail(key, "an integer from 0 to 2**31 - 1")
+        if value is not None and not _is_count(value):
+            self.fail(key, "an integer from 0 to 2**31 - 1")
+        return value
 
     def token_ids(self, key: str, default: int | None = None) -> tuple[int, ...]:
         """One token id, a list of them, or null: none."""
@@ -135,11 +134,11 @@ class Fields:
 def open_regular(path: Path) -> Iterator[BinaryIO]:
     """Open a regular file; an OSError, of a read inside the block too, becomes a FormatError."""
     try:
-        mode = os.stat(path).st_mode  # before opening, which would wait at a named pipe
+        mode = path.stat().st_mode  # before opening, which would wait at a named pipe
         if not stat.S_ISREG(mode):
             kind = "a directory" if stat.S_ISDIR(mode) else "a device, pipe or socket"
             raise FormatError(f"{path} is {kind}, not a file", "Put the file itself in its place.")
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             yield file
     except OSError as error:
         reason = error.strerror or str(error)

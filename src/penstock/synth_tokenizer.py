@@ -10,7 +10,7 @@ library.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -82,7 +82,7 @@ class SpecialTokens:
 
 
 def special_tokens(config: ModelConfig) -> SpecialTokens:
-    """Llama 3's special tokens, from `bos_token_id` to the vocabulary's end; SmolLM2's, from 0, where that id is low."""
+    """Llama 3's special tokens, from `bos_token_id` to the vocabulary's end; SmolLM2's, from 0, for low ids."""
     first = config.bos_token_id or 0
     if first < len(_SMOLLM2_NAMED):
         return SpecialTokens(_SMOLLM2_NAMED, 0, "<|im_start|>", "<|im_end|>", False, _CHATML_TEMPLATE)
@@ -211,7 +211,7 @@ def _iter_entries() -> Iterator[bytes]:
     yield from _iter_words(range(4, 5), str)
 
 
-def _iter_words(lengths: range, change: Any) -> Iterator[bytes]:
+def _iter_words(lengths: range, change: Callable[[str], str]) -> Iterator[bytes]:
     """All strings of letters of these lengths, frequent letters first, each alone and after a space."""
     for length in lengths:
         for total in range(length * len(_LETTERS)):

@@ -42,25 +42,63 @@ struct Matmul {
 
   // R rows times outputs first, first + distance, ... (O of them), straight from memory.
   template <int R, int O>
-  void direct_tile(std::int64_t row, std::int64_t first, std::int64_t distance) const {
+  void direct_tile(std::int64_t first, std::int64_t distance) const {
+    const RawWeights<V, kDtype> w = raw(first, distance * row_bytes);
+    const std::int64_t steps = a.k / 16;
     Lanes<V, R, O> lanes;
     lanes.clear();
-    lanes.accumulate(a.x + row * a.row_stride, a.row_stride, raw(first, distance * row_bytes), a.k);
+    lanes.accumulate(a.x, a.row_stride, w, steps);
+    if (a.k % 16 != 0) lanes.partial_step(a.x + steps * 16, a.row_stride, w, steps, static_cast<int>(a.k % 16));
+    PENSTOCK_UNROLL
     for (int r = 0; r < R; ++r) {
-      for (int o = 0; o < O; ++o) emit(a, row + r, first + o * distance, V::sum(lanes.lane[r][o]));
+      PENSTOCK_UNROLL
+      for (int o = 0; o < O; ++o) emit(a, r, first + o * distance, V::sum(lanes.lane[r][o]));
     }
   }
 
   // Each of the O streams runs through adjacent rows of weights, so that prefetching runs on from row to row.
-  void direct(std::int64_t row, int rows, std::int64_t begin, std::int64_t end) const {
+  void direct(std::int64_t begin, std::int64_t end) const {
     const std::int64_t distance = (end - begin) / kOutputs;
-    with_constant<kRows>(rows, [&]<int R>() {
-      for (std::int64_t i = begin; i < begin + distance; ++i) direct_tile<R, kOutputs>(row, i, distance);
-      for (std::int64_t i = begin + kOutputs * distance; i < end; ++i) direct_tile<R, 1>(row, i, 0);
+    with_constant<kRows>(static_cast<int>(a.rows), [&]<int R>() {
+      for (std::int64_t i = begin; i < begin + distance; ++i) direct_tile<R, kOutputs>(i, distance);
+      for (std::int64_t i = begin + kOutputs * distance; i < end; ++i) direct_tile<R, 1>(i, 0);
     });
   }
 
-  // Widens `terms` terms of O rows of weights into a tile.
+  // Adds 16 * steps terms, of which those of x start at `x`, to the lanes of R rows at `sums`.
+  template <int R, int O, class W>
+  void add_terms(const float* x, const W& w, std::int64_t steps, bool first, float* sums) const {
+    Lanes<V, R, O> lanes;
+    first ? lanes.clear() : lanes.load(sums);
+    lanes.accumulate(x, a.row_stride, w, steps);
+    lanes.store(sums);
+  }
+
+  // Adds one block of k to the lanes of all rows and outputs i .. i + O - 1.
+  template <int O>
+  void block_tile(std::int64_t block, std::int64_t i, float* tile, float* sums) const {
+    const std::int64_t start = block * kMatmulBlock;
+    const std::int64_t terms = a.k - start < kMatmulBlock ? a.k - start : kMatmulBlock;
+    const std::int64_t steps = (terms + 15) / 16;
+    const float* x = a.x + block * a.block_stride;
+    RawWeights<V, kDtype> w = raw(i, row_bytes);
+    w.data += start * item_size(kDtype);
+    std::int64_t row = 0;
+    if (terms % 16 == 0) {
+      add_terms<kRows, O>(x, KeptWeights<V, kDtype>{w, tile, w.data + O * row_bytes}, steps, block == 0, sums);
+      row = kRows;
+    } else {
+      widen_tile<O>(w, terms, tile);
+    }
+    for (; row < a.rows; row += kRows) {
+      const int rows = a.rows - row < kRows ? static_cast<int>(a.rows - row) : kRows;
+      with_constant<kRows>(rows, [&]<int R>() {
+        add_terms<R, O>(x + row * a.row_stride, WideWeights<V>{tile}, steps, block == 0, sums + row * O * 16);
+      });
+    }
+  }
+
+  // Widens `terms` terms of O rows of weights into a tile; pads with -0, which no sum notices.
   template <int O>
   static void widen_tile(const RawWeights<V, kDtype>& w, std::int64_t terms, float* tile) {
     const std::int64_t steps = terms / 16;
@@ -68,64 +106,40 @@ struct Matmul {
       PENSTOCK_UNROLL
       for (int o = 0; o < O; ++o) V::store(tile + (i * O + o) * 16, w.template load<O>(i, o));
     }
-    if (terms % 16 == 0) return;
     const int rest = static_cast<int>(terms % 16);
-    for (int o = 0; o < O; ++o) V::store(tile + (steps * O + o) * 16, w.template load<O>(steps, o, rest));
-  }
-
-  // One block of k: the tile of outputs i .. i + O - 1 applied to all rows, whose lanes are at `sums`.
-  template <int O>
-  void apply_tile(std::int64_t block, std::int64_t i, const float* tile, float* sums) const {
-    const std::int64_t start = block * kMatmulBlock;
-    const bool last = start + kMatmulBlock >= a.k;
-    const std::int64_t terms = last ? a.k - start : kMatmulBlock;
-    const WideWeights<V> w{tile};
-    for (std::int64_t row = 0; row < a.rows; row += kRows) {
-      const int rows = a.rows - row < kRows ? static_cast<int>(a.rows - row) : kRows;
-      with_constant<kRows>(rows, [&]<int R>() {
-        Lanes<V, R, O> lanes;
-        float* own = sums + row * O * 16;
-        block == 0 ? lanes.clear() : lanes.load(own);
-        lanes.accumulate(a.x + block * a.block_stride + row * a.row_stride, a.row_stride, w, terms);
-        if (!last) return lanes.store(own);
-        for (int r = 0; r < R; ++r) {
-          for (int o = 0; o < O; ++o) emit(a, row + r, i + o, V::sum(lanes.lane[r][o]));
-        }
-      });
+    for (int o = 0; o < O; ++o) {
+      const V v = V::select(V::first(rest), w.template load<O>(steps, o, rest), V::broadcast(-0.0f));
+      V::store(tile + (steps * O + o) * 16, v);
     }
   }
 
   template <int O>
-  void block_tile(std::int64_t block, std::int64_t i, float* tile, float* sums) const {
-    const std::int64_t start = block * kMatmulBlock;
-    const std::int64_t terms = a.k - start < kMatmulBlock ? a.k - start : kMatmulBlock;
-    RawWeights<V, kDtype> w = raw(i, row_bytes);
-    w.data += start * item_size(kDtype);
-    widen_tile<O>(w, terms, tile);
-    apply_tile<O>(block, i, tile, sums);
+  void emit_tile(std::int64_t i, const float* sums) const {
+    for (std::int64_t row = 0; row < a.rows; ++row) {
+      PENSTOCK_UNROLL
+      for (int o = 0; o < O; ++o) emit(a, row, i + o, V::sum(V::load(sums + (row * O + o) * 16)));
+    }
   }
 
   void blocked(std::int64_t begin, std::int64_t end, float* tile, float* sums) const {
     const std::int64_t whole = begin + (end - begin) / kOutputs * kOutputs;
+    const std::int64_t lanes = a.rows * 16;
     for (std::int64_t block = 0; block * kMatmulBlock < a.k; ++block) {
       for (std::int64_t i = begin; i < whole; i += kOutputs) {
-        block_tile<kOutputs>(block, i, tile, sums + (i - begin) * a.rows * 16);
+        block_tile<kOutputs>(block, i, tile, sums + (i - begin) * lanes);
       }
-      for (std::int64_t i = whole; i < end; ++i) block_tile<1>(block, i, tile, sums + (i - begin) * a.rows * 16);
+      for (std::int64_t i = whole; i < end; ++i) block_tile<1>(block, i, tile, sums + (i - begin) * lanes);
     }
+    for (std::int64_t i = begin; i < whole; i += kOutputs) emit_tile<kOutputs>(i, sums + (i - begin) * lanes);
+    for (std::int64_t i = whole; i < end; ++i) emit_tile<1>(i, sums + (i - begin) * lanes);
   }
 
   void run(std::int64_t begin, std::int64_t end, Scratch scratch) const {
+    if (a.rows <= kRows) return direct(begin, end);
     float* tile = reinterpret_cast<float*>(scratch.data);
     const std::int64_t room = static_cast<std::int64_t>(scratch.bytes / sizeof(float)) - kTileFloats;
     std::int64_t outputs = room / (a.rows * 16);
     outputs = outputs < kMostOutputs ? outputs / kOutputs * kOutputs : kMostOutputs;
-    if (a.rows <= kRows || outputs < kOutputs || a.k == 0) {
-      for (std::int64_t row = 0; row < a.rows; row += kRows) {
-        direct(row, a.rows - row < kRows ? static_cast<int>(a.rows - row) : kRows, begin, end);
-      }
-      return;
-    }
     for (std::int64_t i = begin; i < end; i += outputs) {
       blocked(i, i + outputs < end ? i + outputs : end, tile, tile + kTileFloats);
     }

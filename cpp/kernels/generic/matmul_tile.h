@@ -35,20 +35,38 @@ struct RawWeights {
   }
 };
 
-// A tile of weights already widened: step after step, the 16 values of each of the O rows.
+// The same, kept in a tile as they pass, while those at `next` come nearer.
+template <class V, Dtype kDtype>
+struct KeptWeights {
+  static constexpr int kStepsPerLine = RawWeights<V, kDtype>::kStepsPerLine;
+
+  RawWeights<V, kDtype> raw;
+  float* tile;
+  const std::uint8_t* next;
+
+  template <int O>
+  V load(std::int64_t step, int o) const {
+    const V v = raw.template load<O>(step, o);
+    V::store(tile + (step * O + o) * 16, v);
+    return v;
+  }
+  template <int O>
+  void prefetch(std::int64_t step) const {
+    PENSTOCK_UNROLL
+    for (int o = 0; o < O; ++o) __builtin_prefetch(next + o * raw.stride + step * 16 * raw.kItem, 0, 2);
+  }
+};
+
+// A tile of widened weights: step after step, the 16 values of each of the O rows.
 template <class V>
 struct WideWeights {
   static constexpr int kStepsPerLine = 1;
 
-  const float* data;
+  const float* tile;
 
   template <int O>
   V load(std::int64_t step, int o) const {
-    return V::load(data + (step * O + o) * 16);
-  }
-  template <int O>
-  V load(std::int64_t step, int o, int) const {
-    return V::load(data + (step * O + o) * 16);
+    return V::load(tile + (step * O + o) * 16);
   }
   template <int O>
   void prefetch(std::int64_t) const {}
@@ -99,21 +117,9 @@ struct Lanes {
       }
     }
   }
-  // Adds the last `count` < 16 terms; the other lanes stay as they are.
+  // Adds 16 * steps terms.
   template <class W>
-  void partial_step(const float* x, std::int64_t stride, const W& w, std::int64_t step, int count) {
-    const auto mask = V::first(count);
-    for (int r = 0; r < R; ++r) {
-      const V value = V::load(x + r * stride, count);
-      for (int o = 0; o < O; ++o) {
-        lane[r][o] = V::select(mask, V::fma(w.template load<O>(step, o, count), value, lane[r][o]), lane[r][o]);
-      }
-    }
-  }
-  // Adds `terms` terms.
-  template <class W>
-  void accumulate(const float* x, std::int64_t stride, const W& w, std::int64_t terms) {
-    const std::int64_t steps = terms / 16;
+  void accumulate(const float* x, std::int64_t stride, const W& w, std::int64_t steps) {
     std::int64_t i = 0;
     for (; i + W::kStepsPerLine <= steps; i += W::kStepsPerLine) {
       w.template prefetch<O>(i);
@@ -121,7 +127,23 @@ struct Lanes {
       for (int j = 0; j < W::kStepsPerLine; ++j) step(x + (i + j) * 16, stride, w, i + j);
     }
     for (; i < steps; ++i) step(x + i * 16, stride, w, i);
-    if (terms % 16 != 0) partial_step(x + i * 16, stride, w, i, static_cast<int>(terms % 16));
+  }
+
+  // Adds the last `count` < 16 terms; the other lanes stay as they are.
+  template <class W>
+  void partial_step(const float* x, std::int64_t stride, const W& w, std::int64_t step, int count) {
+    const auto mask = V::first(count);
+    V weight[O];
+    PENSTOCK_UNROLL
+    for (int o = 0; o < O; ++o) weight[o] = w.template load<O>(step, o, count);
+    PENSTOCK_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const V value = V::load(x + r * stride, count);
+      PENSTOCK_UNROLL
+      for (int o = 0; o < O; ++o) {
+        lane[r][o] = V::select(mask, V::fma(weight[o], value, lane[r][o]), lane[r][o]);
+      }
+    }
   }
 };
 

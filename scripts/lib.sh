@@ -1,0 +1,138 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: puts Penstock into .venv, and returns at once where that is up to date.
+# Works in bash 3.2, which macOS has.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.venv
+zig=$venv/zig
+
+say() { echo "${0##*/}: $*" >&2; }
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# missing WHAT APT DNF PACMAN BREW: ends with one line that says what to install, and how on this system.
+missing() {
+    local how="install it with your package manager, then start this again" sudo="sudo "
+    [ "$(id -u)" -ne 0 ] || sudo=""
+    if has apt-get; then
+        how="${sudo}apt-get install -y $2"
+    elif has dnf; then
+        how="${sudo}dnf install -y $3"
+    elif has pacman; then
+        how="${sudo}pacman -S --needed $4"
+    elif has brew; then
+        how="brew install $5"
+    fi
+    say "$1 not found: $how"
+    exit 1
+}
+
+# What the given Python lacks, of all that a virtual environment and an extension module need.
+lacks() {
+    "$1" - <<'EOF'
+import importlib.util, os, sysconfig
+lacking = [] if importlib.util.find_spec("ensurepip") else ["its ensurepip module"]
+if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+    lacking.append("its header Python.h")
+print(" and ".join(lacking))
+EOF
+}
+
+is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+
+find_python() {
+    local candidate recent="" lacking
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
+        if is_recent "$candidate"; then
+            recent=${recent:-$candidate}
+            [ -n "$(lacks "$candidate")" ] || { echo "$candidate" && return; }
+        fi
+    done
+    [ -n "$recent" ] || missing "Python 3.10 or newer" "python3 python3-venv python3-dev" "python3 python3-devel" python python
+    lacking=$(lacks "$recent")
+    recent=$("$recent" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+    missing "Of $recent, $lacking" "$recent-venv $recent-dev" "$recent-devel" python python
+}
+
+make_venv() {
+    local python
+    is_recent "$venv/bin/python" && return
+    python=$(find_python)
+    "$python" -m venv --clear "$venv"
+}
+
+pip() { "$venv/bin/python" -m pip -qq --no-input --disable-pip-version-check "$@"; }
+
+compiles_cxx20() {
+    printf '#include <%s>\n' bit concepts span | "$1" -std=c++20 -fsyntax-only -x c++ - 2>/dev/null
+}
+
+find_compiler() {
+    local candidate
+    if [ "$(uname)" = Darwin ] && ! xcode-select -p >/dev/null 2>&1; then
+        say "A C++20 compiler not found: xcode-select --install"
+        exit 1
+    fi
+    for candidate in ${CXX:-} c++ g++ clang++; do
+        if has "$candidate" && compiles_cxx20 "$candidate"; then
+            export CXX=$candidate
+            return
+        fi
+    done
+    case $(uname -sm) in
+        "Linux x86_64" | "Linux aarch64") use_zig ;;
+        *) missing "A C++20 compiler" g++ gcc-c++ gcc gcc ;;
+    esac
+}
+
+# The compiler in the ziglang wheel. By default it compiles for the CPU it runs on, which would spoil the baseline files,
+# and traps undefined behaviour; these options prevent both, and one set of them for all needs only one C++ library.
+use_zig() {
+    local tool
+    if [ ! -x "$zig/ziglang/zig" ]; then
+        say "no C++20 compiler found: taking the one in the ziglang wheel (100 MB, 600 MB unpacked and at work)"
+        rm -rf "$zig"
+        pip install --no-cache-dir --no-deps --no-compile --target "$zig" ziglang==0.17.1
+        mkdir "$zig/tools"
+        for tool in cc c++; do
+            printf '#!/bin/sh\nexec "%s" %s -mcpu=baseline -O2 -s -fPIC "$@"\n' "$zig/ziglang/zig" $tool >"$zig/tools/$tool"
+        done
+        for tool in ar ranlib; do
+            printf '#!/bin/sh\nexec "%s" %s "$@"\n' "$zig/ziglang/zig" $tool >"$zig/tools/$tool"
+        done
+        chmod +x "$zig"/tools/*
+    fi
+    export CXX=$zig/tools/c++ PATH=$zig/tools:$PATH
+    export ZIG_GLOBAL_CACHE_DIR=$zig/cache ZIG_LOCAL_CACHE_DIR=$zig/cache
+}
+
+# What is installed already, by the state of the sources it was made from.
+state_of() { (cd "$root" && pwd && find "$@" -type f -exec cksum {} + | LC_ALL=C sort) | cksum; }
+is_done() { [ "$(cat "$venv/.done-$1" 2>/dev/null)" = "$2" ]; }
+set_done() { echo "$2" >"$venv/.done-$1"; }
+
+# The tools of the tests and checks, those to build without a fresh environment each time among them.
+install_dev() {
+    local state
+    state=$(state_of pyproject.toml)
+    is_done dev "$state" && return
+    say "installing the development tools into .venv"
+    pip install "pip>=25.1"
+    pip install --group "$root/pyproject.toml:dev"
+    set_done dev "$state"
+}
+
+# Penstock itself, editable: changes to Python files need no new installation, others are noticed here. Beside the
+# development tools the build keeps its objects; without them it leaves nothing but the result.
+install_penstock() {
+    local state keep="" build
+    state=$(state_of pyproject.toml CMakeLists.txt cpp)
+    is_done penstock "$state" && return
+    find_compiler
+    say "building Penstock into .venv, which takes a minute or two"
+    [ ! -e "$venv/.done-dev" ] || keep=1
+    build=$venv/build/${CXX//\//-}
+    PATH=$venv/bin:$PATH pip install ${keep:+--no-build-isolation} --config-settings=build-dir="$build" --editable "$root"
+    [ -n "$keep" ] || rm -rf "$venv/build" "$zig"
+    set_done penstock "$state"
+}
