@@ -10,6 +10,7 @@ import numpy as np
 from checkpoints import tiny_config, write_checkpoint
 
 import penstock
+from penstock.tokenizer import Tokenizer
 
 DEMO = Path(penstock.__file__).parent / "data" / "demo"
 
@@ -77,8 +78,6 @@ def random_tokens(count: int, vocab_size: int, seed: int = 0) -> list[int]:
 
 def demo_tokens(count: int) -> list[int]:
     """Token ids of a text that the demo model's tokenizer knows how to read."""
-    from penstock.tokenizer import Tokenizer
-
     tokenizer = Tokenizer.open(DEMO)
     assert tokenizer is not None
     text = "def add(a, b):\n    return a + b\n\n\nclass Stack:\n    def push(self, x):\n        self.items.append(x)\n"

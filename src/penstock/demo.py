@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from penstock.completion import Piece
     from penstock.kernels import F32
 
-PROMPT = '''import json
+PROMPT = '''class Point:
+    """A point in the plane."""
 
+    def __init__(self, x, y):
+        self.x = x
+        self.y = y
 
-class Config:
-    """Settings that are read from a file."""
-
-    def __init__(self, path):
-'''
-PARAMS = SamplingParams(temperature=0, max_tokens=96)
+    def __repr__(self):
+        return'''
+PARAMS = SamplingParams(temperature=0.6, seed=4, max_tokens=96)
 STREAMED, RESIDENT = 0.2, 1.0
 """Shares of the weights that the two runs may keep in memory."""
 

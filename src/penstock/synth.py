@@ -41,8 +41,8 @@ F32 = NDArray[np.float32]
 U16 = NDArray[np.uint16]
 
 SHARD_BYTES = 5_000_000_000  # as the Hub's tools split checkpoints, into tensors of at most "5GB" together
-_BLOCK_WEIGHTS = 1 << 18  # drawn and rounded within a core's own cache
-_BLOCKS_AHEAD = 64  # finished blocks of half a megabyte that wait for the disk
+_BLOCK_WEIGHTS = 1 << 17  # drawn and rounded within a core's own cache
+_BLOCKS_AHEAD = 128  # finished blocks, a quarter of a megabyte each, that wait for the disk
 _SYNC_BYTES = 128 << 20
 _SPARE_BYTES = 64 << 20  # tokenizer, JSON and what the file system itself needs
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from penstock.tokenizer import Tokenizer
 
-CONTEXT = 4  # tokens; a character of UTF-8 has at most so many bytes, and a token at least one
+CONTEXT = 3  # tokens; an unfinished character of UTF-8 has at most so many bytes, and a token at least one
 REPLACEMENT = "\ufffd"
 
 
@@ -58,9 +58,9 @@ class TextStream:
     def _shorten(self, held: bool) -> None:
         """Keep as context the last few tokens, if they decode to anything.
 
-        They suffice. Byte-level: a byte's role depends on at most three bytes before it. SentencePiece style: behind a
-        token that is not a byte nothing changes any more, save that the beginning is stripped, and a context of which
-        something is left has had that behind it.
+        They suffice. Byte-level: what a further byte means depends on the unfinished character alone. SentencePiece
+        style: behind a token that is not a byte nothing changes any more, save that spaces are stripped off the very
+        beginning, and a context of which something is left has had that.
         """
         context = self._ids[-CONTEXT:]
         text = self._tokenizer.decode(context)

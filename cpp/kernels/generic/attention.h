@@ -173,14 +173,17 @@ float exponentiate(float* scores, std::int64_t keys) {
 template <class V, int kQueries, Dtype kDtype>
 void value_run(const QueryBlock& block, int i, std::int64_t at, int count, const std::uint8_t* values,
                std::int64_t stride, std::int64_t dim) {
-  constexpr int kVecs = kTileSide<V> == 4 ? 4 : 1;
+  constexpr int kVecs = V::kParts == 1 ? 4 : 1;
   std::int64_t d = 0;
   for (; d + 16 * kVecs <= dim; d += 16 * kVecs) {
     value_tile<V, kQueries, kVecs, kDtype>(block.scores + i, at, values, stride, count, block.out + i, d);
   }
-  for (; d < dim; d += 16) {
-    const int rest = dim - d < 16 ? static_cast<int>(dim - d) : 16;
-    value_tile<V, kQueries, 1, kDtype>(block.scores + i, at, values, stride, count, block.out + i, d, rest);
+  for (; d + 16 <= dim; d += 16) {
+    value_tile<V, kQueries, 1, kDtype>(block.scores + i, at, values, stride, count, block.out + i, d);
+  }
+  if (d < dim) {
+    const int rest = static_cast<int>(dim - d);
+    value_rest<V, kQueries, kDtype>(block.scores + i, at, values, stride, count, block.out + i, d, rest);
   }
 }
 

@@ -14,40 +14,52 @@ struct Run {
   Dtype dtype;
 };
 
-// The numbers of query vectors and keys that a register tile of dot products holds: sixteen accumulators where there
-// are 32 registers of 16 lanes, else four.
+// A register tile of dot products has so many accumulators, each a register: half of what x86-64 has.
 template <class V>
-constexpr int kTileSide = V::kParts == 1 ? 4 : 2;
+constexpr int kAccumulators = V::kParts == 1 ? 16 : 8;
 
-// acc[i * acc_stride + j] = the 16 lanes of dot(q[i], key j).
-template <class V, int kQueries, int kKeys, Dtype kDtype>
-void dot_tile(const float* const* q, const std::uint8_t* keys, std::int64_t stride, std::int64_t dim, V* acc,
-              int acc_stride) {
-  V lanes[kQueries][kKeys];
+// acc[i * acc_stride + j].part[part] = those lanes of dot(q[i], key j), for the first `dim` / 16 * 16 dimensions.
+template <class V, int part, int kQueries, int kKeys, Dtype kDtype>
+[[gnu::always_inline]] inline void dot_part(const float* const* q, const std::uint8_t* keys, std::int64_t stride,
+                                            std::int64_t dim, V* acc, int acc_stride) {
+  typename V::Part lanes[kQueries][kKeys];
   for (int i = 0; i < kQueries; ++i) {
-    for (int j = 0; j < kKeys; ++j) lanes[i][j] = V::zero();
+    for (int j = 0; j < kKeys; ++j) lanes[i][j] = V::zero().part[part];
   }
-  std::int64_t d = 0;
-  for (; d + 16 <= dim; d += 16) {
-    V x[kQueries];
-    for (int i = 0; i < kQueries; ++i) x[i] = V::load(q[i] + d);
+  for (std::int64_t d = 0; d + 16 <= dim; d += 16) {
+    typename V::Part x[kQueries];
+    for (int i = 0; i < kQueries; ++i) x[i] = V::load(q[i] + d).part[part];
     for (int j = 0; j < kKeys; ++j) {
-      const V key = Load<V, kDtype>::full(keys + j * stride + d * item_size(kDtype));
+      const auto key = Load<V, kDtype>::full(keys + j * stride + d * item_size(kDtype)).part[part];
       for (int i = 0; i < kQueries; ++i) lanes[i][j] = V::fma(x[i], key, lanes[i][j]);
     }
   }
-  if (d < dim) {
-    const int rest = static_cast<int>(dim - d);
-    const auto used = V::first(rest);
-    for (int j = 0; j < kKeys; ++j) {
-      const V key = Load<V, kDtype>::partial(keys + j * stride + d * item_size(kDtype), rest);
-      for (int i = 0; i < kQueries; ++i) {
-        lanes[i][j] = V::select(used, V::fma(V::load(q[i] + d, rest), key, lanes[i][j]), lanes[i][j]);
-      }
+  for (int i = 0; i < kQueries; ++i) {
+    for (int j = 0; j < kKeys; ++j) acc[i * acc_stride + j].part[part] = lanes[i][j];
+  }
+}
+
+// acc[i * 16 / kQueries + j] = the 16 lanes of dot(q[i], key j), for 16 / kQueries keys.
+template <class V, int kQueries, Dtype kDtype>
+[[gnu::always_inline]] inline void dot_lanes(const float* const* q, const std::uint8_t* keys, std::int64_t stride,
+                                             std::int64_t dim, V* acc) {
+  constexpr int kKeys = 16 / kQueries;
+  constexpr int kTileKeys = kAccumulators<V> / kQueries;
+  for (int j = 0; j < kKeys; j += kTileKeys) {
+    dot_part<V, 0, kQueries, kTileKeys, kDtype>(q, keys + j * stride, stride, dim, acc + j, kKeys);
+    if constexpr (V::kParts == 2) {
+      dot_part<V, 1, kQueries, kTileKeys, kDtype>(q, keys + j * stride, stride, dim, acc + j, kKeys);
     }
   }
-  for (int i = 0; i < kQueries; ++i) {
-    for (int j = 0; j < kKeys; ++j) acc[i * acc_stride + j] = lanes[i][j];
+  const std::int64_t d = dim / 16 * 16;
+  const int rest = static_cast<int>(dim - d);
+  if (rest == 0) return;
+  for (int j = 0; j < kKeys; ++j) {
+    const V key = Load<V, kDtype>::partial(keys + j * stride + d * item_size(kDtype), rest);
+    for (int i = 0; i < kQueries; ++i) {
+      V& lanes = acc[i * kKeys + j];
+      lanes = V::select(V::first(rest), V::fma(V::load(q[i] + d, rest), key, lanes), lanes);
+    }
   }
 }
 
@@ -56,48 +68,46 @@ template <class V, int kQueries, Dtype kDtype>
 void score_tile(const float* const* q, const std::uint8_t* keys, std::int64_t stride, std::int64_t dim, float scale,
                 float* const* scores, std::int64_t at) {
   constexpr int kKeys = 16 / kQueries;
-  constexpr int kTileQueries = kQueries < kTileSide<V> ? kQueries : kTileSide<V>;
-  constexpr int kTileKeys = kTileSide<V> * kTileSide<V> / kTileQueries;
   V acc[16];
-  for (int i = 0; i < kQueries; i += kTileQueries) {
-    for (int j = 0; j < kKeys; j += kTileKeys) {
-      dot_tile<V, kTileQueries, kTileKeys, kDtype>(q + i, keys + j * stride, stride, dim, acc + i * kKeys + j, kKeys);
-    }
-  }
+  dot_lanes<V, kQueries, kDtype>(q, keys, stride, dim, acc);
   alignas(64) float sums[16];
   V::store(sums, V::mul(V::sums(acc), V::broadcast(scale)));
   for (int i = 0; i < kQueries; ++i) __builtin_memcpy(scores[i] + at, sums + i * kKeys, kKeys * sizeof(float));
 }
 
-// out[i][0 .. 16 kVecs) += w[i][at + p] * value p by FMA, p ascending from 0 to count; `rest` lanes if it is not 16.
+// out[i][d .. d + 16 kVecs) += w[i][at + p] * value p by FMA, p ascending from 0 to count.
 template <class V, int kQueries, int kVecs, Dtype kDtype>
 void value_tile(const float* const* w, std::int64_t at, const std::uint8_t* values, std::int64_t stride, int count,
-                float* const* out, std::int64_t d, int rest = 16) {
+                float* const* out, std::int64_t d) {
   V acc[kQueries][kVecs];
   for (int i = 0; i < kQueries; ++i) {
-    for (int c = 0; c < kVecs; ++c) {
-      acc[i][c] = kVecs > 1 ? V::load(out[i] + d + 16 * c) : V::load(out[i] + d, rest);
-    }
+    for (int c = 0; c < kVecs; ++c) acc[i][c] = V::load(out[i] + d + 16 * c);
   }
-  const std::uint8_t* p = values + d * item_size(kDtype);
-  for (int key = 0; key < count; ++key, p += stride) {
-    V v[kVecs];
-    for (int c = 0; c < kVecs; ++c) {
-      const std::uint8_t* from = p + 16 * c * item_size(kDtype);
-      v[c] = kVecs > 1 || rest == 16 ? Load<V, kDtype>::full(from) : Load<V, kDtype>::partial(from, rest);
-    }
+  const std::uint8_t* from = values + d * item_size(kDtype);
+  for (int p = 0; p < count; ++p, from += stride) {
+    V value[kVecs];
+    for (int c = 0; c < kVecs; ++c) value[c] = Load<V, kDtype>::full(from + 16 * c * item_size(kDtype));
     for (int i = 0; i < kQueries; ++i) {
-      const V weight = V::broadcast(w[i][at + key]);
-      for (int c = 0; c < kVecs; ++c) acc[i][c] = V::fma(weight, v[c], acc[i][c]);
+      const V weight = V::broadcast(w[i][at + p]);
+      for (int c = 0; c < kVecs; ++c) acc[i][c] = V::fma(weight, value[c], acc[i][c]);
     }
   }
   for (int i = 0; i < kQueries; ++i) {
-    for (int c = 0; c < kVecs; ++c) {
-      if (kVecs > 1)
-        V::store(out[i] + d + 16 * c, acc[i][c]);
-      else
-        V::store(out[i] + d, acc[i][c], rest);
+    for (int c = 0; c < kVecs; ++c) V::store(out[i] + d + 16 * c, acc[i][c]);
+  }
+}
+
+// The same for the last `rest` < 16 dimensions.
+template <class V, int kQueries, Dtype kDtype>
+void value_rest(const float* const* w, std::int64_t at, const std::uint8_t* values, std::int64_t stride, int count,
+                float* const* out, std::int64_t d, int rest) {
+  const std::uint8_t* from = values + d * item_size(kDtype);
+  for (int i = 0; i < kQueries; ++i) {
+    V acc = V::load(out[i] + d, rest);
+    for (int p = 0; p < count; ++p) {
+      acc = V::fma(V::broadcast(w[i][at + p]), Load<V, kDtype>::partial(from + p * stride, rest), acc);
     }
+    V::store(out[i] + d, acc, rest);
   }
 }
 

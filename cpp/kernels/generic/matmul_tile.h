@@ -14,7 +14,7 @@ template <class V, Dtype kDtype>
 struct RawWeights {
   static constexpr std::int64_t kItem = item_size(kDtype);
   static constexpr int kStepsPerLine = 64 / (16 * kItem);
-  static constexpr std::int64_t kPrefetchBytes = 1024;
+  static constexpr std::int64_t kPrefetchBytes = 2048;
 
   const std::uint8_t* data;
   std::int64_t stride;
@@ -27,11 +27,12 @@ struct RawWeights {
   V load(std::int64_t step, int o, int count) const {
     return Load<V, kDtype>::partial(data + o * stride + step * 16 * kItem, count);
   }
-  // The cache line of each row that is needed a while after `step`. It may lie past the end: a prefetch cannot fault.
+  // The cache line of each row that is needed a while after `step`, into the second level (into the first is slower). It
+  // may lie past the end: a prefetch cannot fault.
   template <int O>
   void prefetch(std::int64_t step) const {
     PENSTOCK_UNROLL
-    for (int o = 0; o < O; ++o) __builtin_prefetch(data + o * stride + step * 16 * kItem + kPrefetchBytes);
+    for (int o = 0; o < O; ++o) __builtin_prefetch(data + o * stride + step * 16 * kItem + kPrefetchBytes, 0, 2);
   }
 };
 
