@@ -23,7 +23,7 @@ missing() {
     elif has brew; then
         how="brew install $5"
     fi
-    say "$1 not found: $how"
+    say "$1: $how"
     exit 1
 }
 
@@ -31,9 +31,9 @@ missing() {
 lacks() {
     "$1" - <<'EOF'
 import importlib.util, os, sysconfig
-lacking = [] if importlib.util.find_spec("ensurepip") else ["its ensurepip module"]
+lacking = [] if importlib.util.find_spec("ensurepip") else ["the module ensurepip"]
 if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
-    lacking.append("its header Python.h")
+    lacking.append("the header Python.h")
 print(" and ".join(lacking))
 EOF
 }
@@ -48,10 +48,10 @@ find_python() {
             [ -n "$(lacks "$candidate")" ] || { echo "$candidate" && return; }
         fi
     done
-    [ -n "$recent" ] || missing "Python 3.10 or newer" "python3 python3-venv python3-dev" "python3 python3-devel" python python
+    [ -n "$recent" ] || missing "no Python 3.10 or newer" "python3 python3-venv python3-dev" "python3 python3-devel" python python
     lacking=$(lacks "$recent")
     recent=$("$recent" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
-    missing "Of $recent, $lacking" "$recent-venv $recent-dev" "$recent-devel" python python
+    missing "$recent lacks $lacking" "$recent-venv $recent-dev" "$recent-devel" python python
 }
 
 make_venv() {
@@ -70,7 +70,7 @@ compiles_cxx20() {
 find_compiler() {
     local candidate
     if [ "$(uname)" = Darwin ] && ! xcode-select -p >/dev/null 2>&1; then
-        say "A C++20 compiler not found: xcode-select --install"
+        say "no C++20 compiler: xcode-select --install"
         exit 1
     fi
     for candidate in ${CXX:-} c++ g++ clang++; do
@@ -81,7 +81,7 @@ find_compiler() {
     done
     case $(uname -sm) in
         "Linux x86_64" | "Linux aarch64") use_zig ;;
-        *) missing "A C++20 compiler" g++ gcc-c++ gcc gcc ;;
+        *) missing "no C++20 compiler" g++ gcc-c++ gcc gcc ;;
     esac
 }
 

@@ -104,7 +104,9 @@ def test_bytes_of_text(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["byte level", "sentencepiece", "sentencepiece, stripped"])
-@given(data=st.lists(st.one_of(st.binary(max_size=6), st.sampled_from(list("aé你👩\ufffd")).map(str.encode)), max_size=12))
+@given(
+    data=st.lists(st.one_of(st.binary(max_size=6), st.sampled_from(list("aé你👩\ufffd")).map(str.encode)), max_size=12)
+)
 @settings(max_examples=200, deadline=None)
 def test_broken_bytes(name: str, data: list[bytes]) -> None:
     """Lone continuation bytes, characters cut short, overlong forms and surrogates, a byte a token."""
@@ -143,6 +145,12 @@ def test_only_the_first_space_is_stripped() -> None:
     tokenizer = TOKENIZERS["sentencepiece, stripped"]
     ids = [tokenizer.token_id(token) for token in ("<s>", "▁", "▁a", "▁a", "▁", "▁", "a")]
     assert streamed(tokenizer, ids) == ["", "", " a", " a", " ", " ", "a", ""]
+
+
+def test_more_spaces_are_stripped_than_the_context_holds() -> None:
+    tokenizer = TOKENIZERS["sentencepiece, stripped of many"]
+    ids = [tokenizer.token_id("▁")] * 10 + [tokenizer.token_id("a")]
+    assert streamed(tokenizer, ids) == [*[""] * 8, " ", " ", "a", ""]
 
 
 def test_words_come_at_once() -> None:

@@ -185,7 +185,9 @@ class TestSpecialTokens:
     def test_newer_form_wins(self, tmp_path: Path) -> None:
         config = {"eos_token": "<|end_of_text|>", "added_tokens_decoder": {"1": added("<|end_of_text|>")}}
         older = {"eos_token": "<|eot_id|>"}
-        assert opened(model(tmp_path, config, special_tokens_map=older)).special_tokens == {"eos_token": "<|end_of_text|>"}
+        assert opened(model(tmp_path, config, special_tokens_map=older)).special_tokens == {
+            "eos_token": "<|end_of_text|>"
+        }
 
     def test_tokens_missing_from_the_vocabulary(self, tmp_path: Path, demo: Tokenizer) -> None:
         """Their ids are beyond the model's vocabulary, which is no problem as long as nobody writes them."""

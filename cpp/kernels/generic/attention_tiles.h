@@ -1,6 +1,7 @@
 // The two inner products of attention, by register tiles of up to four query vectors.
 #pragma once
 
+#include "kernels/generic/unroll.h"
 #include "kernels/generic/widen.h"
 #include "kernels/kernels.h"
 
@@ -18,48 +19,48 @@ struct Run {
 template <class V>
 constexpr int kAccumulators = V::kParts == 1 ? 16 : 8;
 
-// acc[i * acc_stride + j].part[part] = those lanes of dot(q[i], key j), for the first `dim` / 16 * 16 dimensions.
-template <class V, int part, int kQueries, int kKeys, Dtype kDtype>
-[[gnu::always_inline]] inline void dot_part(const float* const* q, const std::uint8_t* keys, std::int64_t stride,
+// acc[i * acc_stride + j] = the 16 lanes of dot(q[i], key j). Parts of a lane one after another, so that those of the
+// whole tile fit in the registers.
+template <class V, int kQueries, int kKeys, Dtype kDtype>
+[[gnu::always_inline]] inline void dot_tile(const float* const* q, const std::uint8_t* keys, std::int64_t stride,
                                             std::int64_t dim, V* acc, int acc_stride) {
-  typename V::Part lanes[kQueries][kKeys];
-  for (int i = 0; i < kQueries; ++i) {
-    for (int j = 0; j < kKeys; ++j) lanes[i][j] = V::zero().part[part];
-  }
-  for (std::int64_t d = 0; d + 16 <= dim; d += 16) {
-    typename V::Part x[kQueries];
-    for (int i = 0; i < kQueries; ++i) x[i] = V::load(q[i] + d).part[part];
-    for (int j = 0; j < kKeys; ++j) {
-      const auto key = Load<V, kDtype>::full(keys + j * stride + d * item_size(kDtype)).part[part];
-      for (int i = 0; i < kQueries; ++i) lanes[i][j] = V::fma(x[i], key, lanes[i][j]);
-    }
-  }
-  for (int i = 0; i < kQueries; ++i) {
-    for (int j = 0; j < kKeys; ++j) acc[i * acc_stride + j].part[part] = lanes[i][j];
-  }
-}
-
-// acc[i * 16 / kQueries + j] = the 16 lanes of dot(q[i], key j), for 16 / kQueries keys.
-template <class V, int kQueries, Dtype kDtype>
-[[gnu::always_inline]] inline void dot_lanes(const float* const* q, const std::uint8_t* keys, std::int64_t stride,
-                                             std::int64_t dim, V* acc) {
-  constexpr int kKeys = 16 / kQueries;
-  constexpr int kTileKeys = kAccumulators<V> / kQueries;
-  for (int j = 0; j < kKeys; j += kTileKeys) {
-    dot_part<V, 0, kQueries, kTileKeys, kDtype>(q, keys + j * stride, stride, dim, acc + j, kKeys);
-    if constexpr (V::kParts == 2) {
-      dot_part<V, 1, kQueries, kTileKeys, kDtype>(q, keys + j * stride, stride, dim, acc + j, kKeys);
-    }
-  }
-  const std::int64_t d = dim / 16 * 16;
-  const int rest = static_cast<int>(dim - d);
-  if (rest == 0) return;
-  for (int j = 0; j < kKeys; ++j) {
-    const V key = Load<V, kDtype>::partial(keys + j * stride + d * item_size(kDtype), rest);
+  const auto at = [&](int j, std::int64_t d) { return keys + j * stride + d * item_size(kDtype); };
+  V lanes[kQueries][kKeys];
+  PENSTOCK_UNROLL
+  for (int p = 0; p < V::kParts; ++p) {
+    PENSTOCK_UNROLL
     for (int i = 0; i < kQueries; ++i) {
-      V& lanes = acc[i * kKeys + j];
-      lanes = V::select(V::first(rest), V::fma(V::load(q[i] + d, rest), key, lanes), lanes);
+      PENSTOCK_UNROLL
+      for (int j = 0; j < kKeys; ++j) lanes[i][j].part[p] = V::zero().part[p];
     }
+    for (std::int64_t d = 0; d + 16 <= dim; d += 16) {
+      typename V::Part x[kQueries];
+      PENSTOCK_UNROLL
+      for (int i = 0; i < kQueries; ++i) x[i] = V::load(q[i] + d).part[p];
+      PENSTOCK_UNROLL
+      for (int j = 0; j < kKeys; ++j) {
+        const auto key = Load<V, kDtype>::full(at(j, d)).part[p];
+        PENSTOCK_UNROLL
+        for (int i = 0; i < kQueries; ++i) lanes[i][j].part[p] = V::fma(x[i], key, lanes[i][j].part[p]);
+      }
+    }
+  }
+  const int rest = static_cast<int>(dim % 16);
+  if (rest > 0) {
+    PENSTOCK_UNROLL
+    for (int j = 0; j < kKeys; ++j) {
+      const V key = Load<V, kDtype>::partial(at(j, dim - rest), rest);
+      PENSTOCK_UNROLL
+      for (int i = 0; i < kQueries; ++i) {
+        const V sum = V::fma(V::load(q[i] + dim - rest, rest), key, lanes[i][j]);
+        lanes[i][j] = V::select(V::first(rest), sum, lanes[i][j]);
+      }
+    }
+  }
+  PENSTOCK_UNROLL
+  for (int i = 0; i < kQueries; ++i) {
+    PENSTOCK_UNROLL
+    for (int j = 0; j < kKeys; ++j) acc[i * acc_stride + j] = lanes[i][j];
   }
 }
 
@@ -68,10 +69,15 @@ template <class V, int kQueries, Dtype kDtype>
 void score_tile(const float* const* q, const std::uint8_t* keys, std::int64_t stride, std::int64_t dim, float scale,
                 float* const* scores, std::int64_t at) {
   constexpr int kKeys = 16 / kQueries;
+  constexpr int kTileKeys = kAccumulators<V> / kQueries;
   V acc[16];
-  dot_lanes<V, kQueries, kDtype>(q, keys, stride, dim, acc);
+  PENSTOCK_UNROLL
+  for (int j = 0; j < kKeys; j += kTileKeys) {
+    dot_tile<V, kQueries, kTileKeys, kDtype>(q, keys + j * stride, stride, dim, acc + j, kKeys);
+  }
   alignas(64) float sums[16];
   V::store(sums, V::mul(V::sums(acc), V::broadcast(scale)));
+  PENSTOCK_UNROLL
   for (int i = 0; i < kQueries; ++i) __builtin_memcpy(scores[i] + at, sums + i * kKeys, kKeys * sizeof(float));
 }
 
@@ -80,19 +86,26 @@ template <class V, int kQueries, int kVecs, Dtype kDtype>
 void value_tile(const float* const* w, std::int64_t at, const std::uint8_t* values, std::int64_t stride, int count,
                 float* const* out, std::int64_t d) {
   V acc[kQueries][kVecs];
+  PENSTOCK_UNROLL
   for (int i = 0; i < kQueries; ++i) {
+    PENSTOCK_UNROLL
     for (int c = 0; c < kVecs; ++c) acc[i][c] = V::load(out[i] + d + 16 * c);
   }
   const std::uint8_t* from = values + d * item_size(kDtype);
   for (int p = 0; p < count; ++p, from += stride) {
     V value[kVecs];
+    PENSTOCK_UNROLL
     for (int c = 0; c < kVecs; ++c) value[c] = Load<V, kDtype>::full(from + 16 * c * item_size(kDtype));
+    PENSTOCK_UNROLL
     for (int i = 0; i < kQueries; ++i) {
       const V weight = V::broadcast(w[i][at + p]);
+      PENSTOCK_UNROLL
       for (int c = 0; c < kVecs; ++c) acc[i][c] = V::fma(weight, value[c], acc[i][c]);
     }
   }
+  PENSTOCK_UNROLL
   for (int i = 0; i < kQueries; ++i) {
+    PENSTOCK_UNROLL
     for (int c = 0; c < kVecs; ++c) V::store(out[i] + d + 16 * c, acc[i][c]);
   }
 }
@@ -102,6 +115,7 @@ template <class V, int kQueries, Dtype kDtype>
 void value_rest(const float* const* w, std::int64_t at, const std::uint8_t* values, std::int64_t stride, int count,
                 float* const* out, std::int64_t d, int rest) {
   const std::uint8_t* from = values + d * item_size(kDtype);
+  PENSTOCK_UNROLL
   for (int i = 0; i < kQueries; ++i) {
     V acc = V::load(out[i] + d, rest);
     for (int p = 0; p < count; ++p) {

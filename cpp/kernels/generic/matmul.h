@@ -31,23 +31,26 @@ struct Matmul {
   static constexpr int kRows = V::kTileRows;
   static constexpr int kOutputs = V::kTileOutputs;
   static constexpr std::int64_t kTileFloats = kMatmulBlock * kOutputs;
-  static constexpr std::int64_t kMostOutputs = 64;  // of a block; keeps their lanes in the second-level cache
+  static constexpr int kStepBytes = RawWeights<V, kDtype>::kStepBytes;
+  static constexpr std::int64_t kBlockBytes = kMatmulBlock * item_size(kDtype);
+  static constexpr std::int64_t kAheadBytes = 2048;
 
   const MatmulArgs& a;
   const std::int64_t row_bytes = a.k * item_size(kDtype);
 
-  RawWeights<V, kDtype> raw(std::int64_t output, std::int64_t stride) const {
-    return {a.w + output * row_bytes, stride};
+  // Rows `first`, `first` + distance, ... of the weights.
+  RawWeights<V, kDtype> raw(std::int64_t first, std::int64_t distance) const {
+    return {a.w + first * row_bytes, distance * row_bytes};
   }
 
   // R rows times outputs first, first + distance, ... (O of them), straight from memory.
   template <int R, int O>
   void direct_tile(std::int64_t first, std::int64_t distance) const {
-    const RawWeights<V, kDtype> w = raw(first, distance * row_bytes);
+    const RawWeights<V, kDtype> w = raw(first, distance);
     const std::int64_t steps = a.k / 16;
     Lanes<V, R, O> lanes;
     lanes.clear();
-    lanes.accumulate(a.x, a.row_stride, w, steps);
+    lanes.template accumulate<kStepBytes>(a.x, a.row_stride, w, steps, {w.data + kAheadBytes, w.stride, O});
     if (a.k % 16 != 0) lanes.partial_step(a.x + steps * 16, a.row_stride, w, steps, static_cast<int>(a.k % 16));
     PENSTOCK_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -67,33 +70,34 @@ struct Matmul {
 
   // Adds 16 * steps terms, of which those of x start at `x`, to the lanes of R rows at `sums`.
   template <int R, int O, class W>
-  void add_terms(const float* x, const W& w, std::int64_t steps, bool first, float* sums) const {
+  void add_terms(const float* x, const W& w, std::int64_t steps, const Ahead& ahead, bool first, float* sums) const {
     Lanes<V, R, O> lanes;
     first ? lanes.clear() : lanes.load(sums);
-    lanes.accumulate(x, a.row_stride, w, steps);
+    lanes.template accumulate<kStepBytes>(x, a.row_stride, w, steps, ahead);
     lanes.store(sums);
   }
 
-  // Adds one block of k to the lanes of all rows and outputs i .. i + O - 1.
+  // Adds block `block` of k to the lanes of all rows and the O outputs of `w`, whose next tile is at `next`.
   template <int O>
-  void block_tile(std::int64_t block, std::int64_t i, float* tile, float* sums) const {
+  void block_tile(std::int64_t block, const RawWeights<V, kDtype>& w, const std::uint8_t* next, float* tile,
+                  float* sums) const {
     const std::int64_t start = block * kMatmulBlock;
     const std::int64_t terms = a.k - start < kMatmulBlock ? a.k - start : kMatmulBlock;
     const std::int64_t steps = (terms + 15) / 16;
     const float* x = a.x + block * a.block_stride;
-    RawWeights<V, kDtype> w = raw(i, row_bytes);
-    w.data += start * item_size(kDtype);
     std::int64_t row = 0;
+    Ahead ahead{next, w.stride, O};
     if (terms % 16 == 0) {
-      add_terms<kRows, O>(x, KeptWeights<V, kDtype>{w, tile, w.data + O * row_bytes}, steps, block == 0, sums);
+      add_terms<kRows, O>(x, KeptWeights<V, kDtype>{w, tile}, steps, ahead, block == 0, sums);
       row = kRows;
+      ahead.streams = 0;
     } else {
       widen_tile<O>(w, terms, tile);
     }
     for (; row < a.rows; row += kRows) {
       const int rows = a.rows - row < kRows ? static_cast<int>(a.rows - row) : kRows;
       with_constant<kRows>(rows, [&]<int R>() {
-        add_terms<R, O>(x + row * a.row_stride, WideWeights<V>{tile}, steps, block == 0, sums + row * O * 16);
+        add_terms<R, O>(x + row * a.row_stride, WideWeights<V>{tile}, steps, ahead, block == 0, sums + row * O * 16);
       });
     }
   }
@@ -114,35 +118,41 @@ struct Matmul {
   }
 
   template <int O>
-  void emit_tile(std::int64_t i, const float* sums) const {
+  void emit_tile(std::int64_t i, std::int64_t distance, const float* sums) const {
     for (std::int64_t row = 0; row < a.rows; ++row) {
       PENSTOCK_UNROLL
-      for (int o = 0; o < O; ++o) emit(a, row, i + o, V::sum(V::load(sums + (row * O + o) * 16)));
+      for (int o = 0; o < O; ++o) emit(a, row, i + o * distance, V::sum(V::load(sums + (row * O + o) * 16)));
     }
   }
 
-  void blocked(std::int64_t begin, std::int64_t end, float* tile, float* sums) const {
-    const std::int64_t whole = begin + (end - begin) / kOutputs * kOutputs;
-    const std::int64_t lanes = a.rows * 16;
+  // All rows times outputs i + o * distance for i in [begin, begin + count) and o < O.
+  template <int O>
+  void blocked(std::int64_t begin, std::int64_t count, std::int64_t distance, float* tile) const {
+    float* sums = tile + kTileFloats;
+    const std::int64_t lanes = a.rows * O * 16;
     for (std::int64_t block = 0; block * kMatmulBlock < a.k; ++block) {
-      for (std::int64_t i = begin; i < whole; i += kOutputs) {
-        block_tile<kOutputs>(block, i, tile, sums + (i - begin) * lanes);
+      RawWeights<V, kDtype> w = raw(begin, distance);
+      w.data += block * kBlockBytes;
+      const std::uint8_t* next_block = w.data + kBlockBytes;
+      for (std::int64_t i = 0; i < count; ++i, w.data += row_bytes) {
+        const std::uint8_t* next = i + 1 < count ? w.data + row_bytes : next_block;
+        block_tile<O>(block, w, next, tile, sums + i * lanes);
       }
-      for (std::int64_t i = whole; i < end; ++i) block_tile<1>(block, i, tile, sums + (i - begin) * lanes);
     }
-    for (std::int64_t i = begin; i < whole; i += kOutputs) emit_tile<kOutputs>(i, sums + (i - begin) * lanes);
-    for (std::int64_t i = whole; i < end; ++i) emit_tile<1>(i, sums + (i - begin) * lanes);
+    for (std::int64_t i = 0; i < count; ++i) emit_tile<O>(begin + i, distance, sums + i * lanes);
   }
 
   void run(std::int64_t begin, std::int64_t end, Scratch scratch) const {
     if (a.rows <= kRows) return direct(begin, end);
     float* tile = reinterpret_cast<float*>(scratch.data);
+    const std::int64_t distance = (end - begin) / kOutputs;
     const std::int64_t room = static_cast<std::int64_t>(scratch.bytes / sizeof(float)) - kTileFloats;
-    std::int64_t outputs = room / (a.rows * 16);
-    outputs = outputs < kMostOutputs ? outputs / kOutputs * kOutputs : kMostOutputs;
-    for (std::int64_t i = begin; i < end; i += outputs) {
-      blocked(i, i + outputs < end ? i + outputs : end, tile, tile + kTileFloats);
+    std::int64_t most = room / (a.rows * kOutputs * 16);
+    if (most > MO) most = MO;
+    for (std::int64_t i = 0; i < distance; i += most) {
+      blocked<kOutputs>(begin + i, distance - i < most ? distance - i : most, distance, tile);
     }
+    for (std::int64_t i = begin + kOutputs * distance; i < end; ++i) blocked<1>(i, 1, 0, tile);
   }
 };
 

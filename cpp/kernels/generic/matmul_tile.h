@@ -9,41 +9,41 @@ namespace {
 
 #define PENSTOCK_UNROLL _Pragma("GCC unroll 16")
 
+// Rows of weights that will be needed soon: `streams` of them, `stride` bytes apart. They are brought into the second
+// level of the cache; into the first is slower. They may lie past the end of the weights: a prefetch cannot fault.
+struct Ahead {
+  const std::uint8_t* data;
+  std::int64_t stride;
+  int streams;
+
+  void prefetch(std::int64_t offset) const {
+    for (int s = 0; s < streams; ++s) __builtin_prefetch(data + s * stride + offset, 0, 2);
+  }
+};
+
 // Weights as they lie in memory, widened as they are loaded: O rows, `stride` bytes apart.
 template <class V, Dtype kDtype>
 struct RawWeights {
-  static constexpr std::int64_t kItem = item_size(kDtype);
-  static constexpr int kStepsPerLine = 64 / (16 * kItem);
-  static constexpr std::int64_t kPrefetchBytes = 2048;
+  static constexpr int kStepBytes = 16 * item_size(kDtype);
 
   const std::uint8_t* data;
   std::int64_t stride;
 
   template <int O>
   V load(std::int64_t step, int o) const {
-    return Load<V, kDtype>::full(data + o * stride + step * 16 * kItem);
+    return Load<V, kDtype>::full(data + o * stride + step * kStepBytes);
   }
   template <int O>
   V load(std::int64_t step, int o, int count) const {
-    return Load<V, kDtype>::partial(data + o * stride + step * 16 * kItem, count);
-  }
-  // The cache line of each row that is needed a while after `step`, into the second level (into the first is slower). It
-  // may lie past the end: a prefetch cannot fault.
-  template <int O>
-  void prefetch(std::int64_t step) const {
-    PENSTOCK_UNROLL
-    for (int o = 0; o < O; ++o) __builtin_prefetch(data + o * stride + step * 16 * kItem + kPrefetchBytes, 0, 2);
+    return Load<V, kDtype>::partial(data + o * stride + step * kStepBytes, count);
   }
 };
 
-// The same, kept in a tile as they pass, while those at `next` come nearer.
+// The same, kept in a tile as they pass.
 template <class V, Dtype kDtype>
 struct KeptWeights {
-  static constexpr int kStepsPerLine = RawWeights<V, kDtype>::kStepsPerLine;
-
   RawWeights<V, kDtype> raw;
   float* tile;
-  const std::uint8_t* next;
 
   template <int O>
   V load(std::int64_t step, int o) const {
@@ -51,26 +51,17 @@ struct KeptWeights {
     V::store(tile + (step * O + o) * 16, v);
     return v;
   }
-  template <int O>
-  void prefetch(std::int64_t step) const {
-    PENSTOCK_UNROLL
-    for (int o = 0; o < O; ++o) __builtin_prefetch(next + o * raw.stride + step * 16 * raw.kItem, 0, 2);
-  }
 };
 
 // A tile of widened weights: step after step, the 16 values of each of the O rows.
 template <class V>
 struct WideWeights {
-  static constexpr int kStepsPerLine = 1;
-
   const float* tile;
 
   template <int O>
   V load(std::int64_t step, int o) const {
     return V::load(tile + (step * O + o) * 16);
   }
-  template <int O>
-  void prefetch(std::int64_t) const {}
 };
 
 // The 16-lane sums of R x O dot products.
@@ -118,14 +109,16 @@ struct Lanes {
       }
     }
   }
-  // Adds 16 * steps terms.
-  template <class W>
-  void accumulate(const float* x, std::int64_t stride, const W& w, std::int64_t steps) {
+
+  // Adds 16 * steps terms, fetching what lies ahead: kStepBytes of each stream a step.
+  template <int kStepBytes, class W>
+  void accumulate(const float* x, std::int64_t stride, const W& w, std::int64_t steps, const Ahead& ahead) {
+    constexpr int kStepsPerLine = 64 / kStepBytes;
     std::int64_t i = 0;
-    for (; i + W::kStepsPerLine <= steps; i += W::kStepsPerLine) {
-      w.template prefetch<O>(i);
+    for (; i + kStepsPerLine <= steps; i += kStepsPerLine) {
+      ahead.prefetch(i * kStepBytes);
       PENSTOCK_UNROLL
-      for (int j = 0; j < W::kStepsPerLine; ++j) step(x + (i + j) * 16, stride, w, i + j);
+      for (int j = 0; j < kStepsPerLine; ++j) step(x + (i + j) * 16, stride, w, i + j);
     }
     for (; i < steps; ++i) step(x + i * 16, stride, w, i);
   }

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, DEMO, random_tokens
+from checkpoints import random_tensors, tiny_config, write_checkpoint
+from tokenizers import Tokenizer as Backend
+
+from penstock import LLM, Output, SamplingParams
+from penstock.errors import ContextError, MemoryCeilingError, NumericsError, TokenizerError, UsageError
+
+VOCAB = 96
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return CASES["gqa-4"].write(tmp_path / "model")
+
+
+@pytest.fixture
+def llm(path: Path) -> Iterator[LLM]:
+    """A model without a tokenizer, none of whose weights may stay in memory."""
+    with LLM.open(path) as llm:
+        llm._max_resident = 0
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[LLM]:
+    with LLM.open("demo") as llm:
+        yield llm
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("context", [0, 1, 513, -5])
+    def test_a_context_the_model_was_not_trained_for(self, path: Path, context: int) -> None:
+        with pytest.raises(ContextError) as caught:
+            LLM.open(path, context=context)
+        assert f"context of {context} is out of range: the model was trained for 512" in caught.value.problem
+        assert caught.value.remedy == "Give a number from 2 to 512."
+
+    def test_one_bad_prompt_among_several_starts_none(self, llm: LLM) -> None:
+        with pytest.raises(UsageError, match="Token id 96"):
+            llm.generate([[1], [96]])
+        assert llm._engine.active == []
+
+    def test_a_bare_string(self, demo: LLM) -> None:
+        with pytest.raises(UsageError) as caught:
+            demo.generate("one prompt")
+        assert caught.value.problem == "generate() takes a list of prompts."
+
+    def test_text_without_a_tokenizer(self, llm: LLM) -> None:
+        for call in (lambda: llm.generate(["text"]), lambda: llm.encode("x"), lambda: llm.chat([])):
+            with pytest.raises(TokenizerError, match="no tokenizer, so it cannot take or give text"):
+                call()
+
+    def test_stop_strings_without_a_tokenizer(self, llm: LLM) -> None:
+        with pytest.raises(TokenizerError, match="Stop strings need text"):
+            llm.generate([[1, 2]], SamplingParams(stop="x"))
+        assert llm._engine.active == [], "the refused generation takes part in all later passes"
+
+    def test_a_ceiling_below_what_works(self, path: Path) -> None:
+        with pytest.raises(MemoryCeilingError) as caught, LLM.open(path, memory="1MiB") as llm:
+            llm.generate([[1]])
+        assert "A memory ceiling of 1 MiB is too small" in caught.value.problem
+        least = caught.value.remedy.split("The least that works is ")[1].split(":")[0]
+        with LLM.open(path, memory=least) as llm:
+            assert llm.generate([[1]], SamplingParams(max_tokens=2))
+
+    def test_drafters(self, path: Path) -> None:
+        for options in ({"draft": "demo"}, {"draft_nodes": 8}):
+            with pytest.raises(UsageError, match="no drafters"):
+                LLM.open(path, **options)
+        LLM.open(path, draft="none", draft_nodes=0).close()
+
+    def test_logits_that_are_no_numbers(self, tmp_path: Path) -> None:
+        tensors = random_tensors(tiny_config())
+        tensors["model.layers.1.mlp.down_proj.weight"][3, 4] = 0x7FC0
+        write_checkpoint(tmp_path, tensors=tensors)
+        with LLM.open(tmp_path) as llm:
+            with pytest.raises(NumericsError, match="logits for position 3 are not finite"):
+                llm.generate([[1, 2, 3]])
+            assert llm._engine.active == []
+
+    @pytest.mark.parametrize("tokens", [[VOCAB], [-1], [1, 2**40]])
+    def test_forward_refuses_ids_out_of_range(self, llm: LLM, tokens: list[int]) -> None:
+        """One level down it would read bytes that are no embedding."""
+        with pytest.raises(UsageError, match="not in the model's vocabulary"):
+            llm.model.forward(tokens, 0, llm.new_cache())
+
+    def test_forward_refuses_positions_that_the_cache_does_not_reach(self, llm: LLM) -> None:
+        """It would attend to keys that nobody wrote."""
+        cache = llm.new_cache()
+        llm.model.forward([1, 2, 3], 0, cache)
+        with pytest.raises(UsageError, match="position"):
+            llm.model.forward([4], 5, cache)
+
+    def test_logits_of_as_many_tokens_as_the_context_has_positions(self, path: Path) -> None:
+        """No answer follows, so nothing is missing."""
+        with LLM.open(path, context=16) as llm:
+            assert llm.logits([1] * 16).shape == (16, VOCAB)
+            with pytest.raises(ContextError):
+                llm.logits([1] * 17)
+
+
+class TestInterface:
+    PROMPT = "def add(a, b):\n    return"
+
+    def complete(self, demo: LLM, **params: Any) -> Output:
+        [output] = demo.generate([self.PROMPT], SamplingParams(temperature=0, **params))
+        return output
+
+    def test_a_stream_and_a_list_say_the_same(self, demo: LLM) -> None:
+        params = SamplingParams(temperature=0.9, seed=3, max_tokens=12)
+        [output] = demo.generate([self.PROMPT], params)
+        pieces = list(demo.stream(self.PROMPT, params))
+        assert "".join(piece.text for piece in pieces) == output.text
+        assert [token for piece in pieces for token in piece.token_ids] == output.token_ids
+        assert [piece.finish_reason for piece in pieces] == [None] * 11 + ["length"]
+
+    def test_stats(self, demo: LLM) -> None:
+        output = self.complete(demo, max_tokens=5)
+        stats = output.stats
+        assert (stats.passes, stats.tokens, stats.tokens_per_pass) == (5, 5, 1)
+        assert stats.prompt_tokens == len(demo.encode(self.PROMPT))
+        assert 0 < stats.first_token_seconds <= stats.seconds
+        assert stats.bytes_read == sum(p.bytes_read for p in stats.log)
+
+    def test_a_stop_string_ends_the_text_before_it(self, demo: LLM) -> None:
+        free = self.complete(demo, max_tokens=16)
+        for stop in (free.text[5:8], free.text[3]):
+            cut = self.complete(demo, max_tokens=16, stop=["not there", stop])
+            assert cut.text == free.text[: free.text.index(stop)]
+            assert cut.finish_reason == "stop"
+            assert cut.token_ids == free.token_ids[: len(cut.token_ids)]
+            assert cut.stats.passes == len(cut.token_ids)
+
+    def test_half_a_stop_string_at_the_end_is_text(self, demo: LLM) -> None:
+        free = self.complete(demo, max_tokens=8)
+        output = self.complete(demo, max_tokens=8, stop=free.text[-2:] + "never")
+        assert (output.text, output.finish_reason) == (free.text, "length")
+
+    def test_the_seed_of_an_unseeded_draw_repeats_it(self, demo: LLM) -> None:
+        [first, second] = demo.generate([self.PROMPT] * 2, SamplingParams(temperature=2, max_tokens=12))
+        assert first.stats.seed != second.stats.seed
+        for output in (first, second):
+            again = SamplingParams(temperature=2, max_tokens=12, seed=output.stats.seed)
+            assert demo.generate([self.PROMPT], again)[0].token_ids == output.token_ids
+
+    def test_no_prompts_no_outputs(self, demo: LLM) -> None:
+        assert demo.generate([]) == []
+
+    def test_equal_prompts_of_one_call_share_passes_not_tokens(self, demo: LLM) -> None:
+        outputs = demo.generate([self.PROMPT] * 3, SamplingParams(temperature=0, max_tokens=4))
+        assert {tuple(output.token_ids) for output in outputs} == {tuple(outputs[0].token_ids)}
+        assert [output.stats.passes for output in outputs] == [4, 4, 4]
+
+    def test_closing_a_stream_ends_its_generation(self, demo: LLM) -> None:
+        stream = demo.stream(self.PROMPT, SamplingParams(max_tokens=50))
+        next(stream)
+        assert len(demo._engine.active) == 1
+        stream.close()
+        assert demo._engine.active == []
+
+    def test_streams_may_take_turns(self, demo: LLM) -> None:
+        """One thread, two streams: each yields what it yields alone."""
+        prompts, params = [self.PROMPT, "class Stack:"], SamplingParams(temperature=0, max_tokens=6)
+        expected = [output.token_ids for output in demo.generate(prompts, params)]
+        streams = [demo.stream(prompt, params) for prompt in prompts]
+        drawn: list[list[int]] = [[], []]
+        for _ in range(6):
+            for stream, tokens in zip(streams, drawn, strict=True):
+                tokens += [token for piece in [next(stream, None)] if piece for token in piece.token_ids]
+        assert drawn == expected
+
+    def test_a_list_beside_an_open_stream(self, demo: LLM) -> None:
+        params = SamplingParams(temperature=0, max_tokens=6)
+        [expected] = demo.generate(["class Stack:"], params)
+        stream = demo.stream("class Stack:", params)
+        tokens = list(next(stream).token_ids)
+        assert len(demo.generate([self.PROMPT], SamplingParams(temperature=0, max_tokens=12))[0].token_ids) == 12
+        tokens += [token for piece in stream for token in piece.token_ids]
+        assert tokens == expected.token_ids
+
+    def test_logits_and_forward_are_as_the_textbook_has_them(self, llm: LLM) -> None:
+        tokens = random_tokens(20, VOCAB)
+        logits = llm.logits(tokens)
+        assert logits.shape == (20, VOCAB)
+        assert logits.dtype == np.float32
+        [output] = llm.generate([tokens], SamplingParams(temperature=0, max_tokens=1))
+        assert output.token_ids == [int(logits[-1].argmax())]
+        cache = llm.new_cache()
+        llm.model.forward(tokens, 0, cache)
+        assert cache.length == 20
+
+    def test_forward_goes_back(self, llm: LLM) -> None:
+        """A position before the cache's end drops what follows it."""
+        cache = llm.new_cache()
+        llm.model.forward([1, 2, 3, 4], 0, cache)
+        replaced = llm.model.forward([9], 2, cache)
+        assert cache.length == 3
+        assert (replaced == llm.logits([1, 2, 9])[-1]).all()
+
+    def test_tokens_outside_the_tokenizer_decode_to_nothing(self, tmp_path: Path) -> None:
+        """Many checkpoints have more rows in their matrices than tokens in their tokenizer."""
+        path = tmp_path / "model"
+        entries = Backend.from_file(str(DEMO / "tokenizer.json")).get_vocab_size()
+        write_checkpoint(path, tiny_config(vocab_size=entries + 64))
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(DEMO / name, path)
+        with LLM.open(path) as llm:
+            [output] = llm.generate([[entries + 5, entries + 63]], SamplingParams(temperature=0, max_tokens=8))
+        assert len(output.token_ids) == 8
+
+    def test_the_eos_list_of_a_checkpoint(self, tmp_path: Path) -> None:
+        """generation_config.json has the last word; without it config.json."""
+        path = tmp_path / "model"
+        write_checkpoint(path, tiny_config(eos_token_id=[]))
+        with LLM.open(path) as llm:
+            [output] = llm.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=6))
+        tokens = output.token_ids
+        assert len(tokens) == 6
+        for config, generation in ((tokens[2], None), ([95, tokens[3]], None), (tokens[1], [tokens[4], 95])):
+            write_checkpoint(
+                path,
+                tiny_config(eos_token_id=config),
+                generation_config=None if generation is None else {"eos_token_id": generation},
+            )
+            stops = [config] if isinstance(config, int) else config
+            end = min(tokens.index(t) for t in (generation or stops) if t in tokens)
+            with LLM.open(path) as llm:
+                [output] = llm.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=6))
+            assert (output.token_ids, output.finish_reason) == (tokens[:end], "stop")
+
+
+OPEN_AND_MEASURE = """
+import resource, sys
+from penstock import LLM, SamplingParams
+with LLM.open(sys.argv[1], memory=sys.argv[2]) as llm:
+    llm.generate([[1, 2, 3] * 400], SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def run_with(ceiling: str) -> subprocess.CompletedProcess[str]:
+    """Open the demo model in a process of its own, which prints the most memory that it had, bytes."""
+    command = [sys.executable, "-c", OPEN_AND_MEASURE, str(DEMO), ceiling]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+def test_the_ceiling_holds_for_the_whole_process() -> None:
+    refusal = run_with("1MiB").stderr
+    least = int(refusal.split("The least that works is ")[1].split(" MiB")[0])
+    for ceiling in (least + 2, least + 8):  # a process is a little larger or smaller each time
+        completed = run_with(f"{ceiling}MiB")
+        assert completed.returncode == 0, completed.stderr
+        assert int(completed.stdout) <= ceiling << 20

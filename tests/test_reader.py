@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.errors import ReadError
+from penstock.kernels import U8
+from penstock.reader import Extent, Files, ReadAhead
+
+CONTENT = np.random.default_rng(0).integers(0, 256, 5000, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reader") / "data"
+    path.write_bytes(CONTENT.tobytes())
+    return path
+
+
+@pytest.fixture
+def files() -> Iterator[Files]:
+    files = Files()
+    yield files
+    files.close()
+
+
+class Immediate:
+    """An executor that is done when `submit` returns, so that the order of reads is that of their submission."""
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self) -> None:
+        pass
+
+
+class Recording(Files):
+    """Files that note the offsets of reads; those of `broken` fail."""
+
+    def __init__(self, broken: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.offsets: list[int] = []
+        self.broken = set(broken)
+
+    def read(self, extent: Extent, buffer: U8) -> None:
+        self.offsets.append(extent.offset)
+        if extent.offset in self.broken:
+            raise ReadError("broken", "mend it")
+        super().read(extent, buffer)
+
+
+def extents_of(path: Path, sizes: Sequence[int]) -> list[Extent]:
+    ends = np.cumsum(sizes).tolist()
+    return [Extent(path, end - size, size) for end, size in zip(ends, sizes, strict=True)]
+
+
+def content(extent: Extent) -> bytes:
+    return CONTENT[extent.offset : extent.offset + extent.nbytes].tobytes()
+
+
+def immediate(files: Files, extents: Sequence[Extent], depth: int, skip: Sequence[int] = ()) -> ReadAhead:
+    reader = ReadAhead(files, extents, set(skip).__contains__, depth)
+    reader._threads.shutdown()
+    reader._threads = Immediate()  # type: ignore[assignment]
+    return reader
+
+
+class TestFiles:
+    @pytest.mark.parametrize(("offset", "nbytes"), [(0, 1), (0, 5000), (4999, 1), (13, 777), (42, 0)])
+    def test_any_range(self, path: Path, files: Files, offset: int, nbytes: int) -> None:
+        buffer = np.full(5001, 7, np.uint8)
+        files.read(Extent(path, offset, nbytes), buffer)
+        assert (buffer[:nbytes] == CONTENT[offset : offset + nbytes]).all()
+        assert (buffer[nbytes:] == 7).all()
+
+    def test_short_reads_go_on(self, path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+        preadv = os.preadv
+        monkeypatch.setattr(os, "preadv", lambda fd, views, offset: preadv(fd, [views[0][:3]], offset))
+        buffer = np.empty(100, np.uint8)
+        files.read(Extent(path, 11, 100), buffer)
+        assert (buffer == CONTENT[11:111]).all()
+
+    def test_a_file_may_be_unlinked_after_its_first_read(self, tmp_path: Path, files: Files) -> None:
+        path, buffer = tmp_path / "x", np.empty(4, np.uint8)
+        path.write_bytes(b"abcdefgh")
+        files.read(Extent(path, 0, 4), buffer)
+        path.unlink()
+        files.read(Extent(path, 4, 4), buffer)
+        assert buffer.tobytes() == b"efgh"
+
+    def test_a_file_that_shrinks(self, tmp_path: Path, files: Files) -> None:
+        path, buffer = tmp_path / "x", np.empty(8, np.uint8)
+        path.write_bytes(b"abcdefgh")
+        files.read(Extent(path, 0, 8), buffer)
+        os.truncate(path, 6)
+        with pytest.raises(ReadError) as caught:
+            files.read(Extent(path, 4, 4), buffer)
+        assert caught.value.problem == (
+            f"{path}: reading at offset 6 failed: the file ends there: it shrank after it was opened."
+        )
+        assert "Check the disk and the file" in caught.value.remedy
+
+    def test_a_file_that_is_gone(self, tmp_path: Path, files: Files) -> None:
+        with pytest.raises(ReadError) as caught:
+            files.read(Extent(tmp_path / "gone", 5, 1), np.empty(1, np.uint8))
+        assert caught.value.problem == f"{tmp_path / 'gone'}: reading at offset 0 failed: No such file or directory."
+
+    def test_a_path_that_cannot_be_read(self, tmp_path: Path, files: Files) -> None:
+        with pytest.raises(ReadError, match="Is a directory"):
+            files.read(Extent(tmp_path, 0, 1), np.empty(1, np.uint8))
+
+    def test_a_disk_that_fails(self, path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+        preadv, calls = os.preadv, []
+
+        def fails_later(fd: int, views: list[memoryview], offset: int) -> int:
+            calls.append(offset)
+            if len(calls) == 3:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return preadv(fd, [views[0][:10]], offset)
+
+        monkeypatch.setattr(os, "preadv", fails_later)
+        with pytest.raises(ReadError) as caught:
+            files.read(Extent(path, 100, 50), np.empty(50, np.uint8))
+        assert caught.value.problem == f"{path}: reading at offset 120 failed: Input/output error."
+        assert isinstance(caught.value.__cause__, OSError)
+
+    def test_each_file_is_opened_once_whoever_comes_first(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Several threads start on a file together; a second descriptor would never be closed."""
+        opened, all_here, real_open = [], threading.Barrier(4), os.open
+
+        def slow_open(*args: Any) -> int:
+            opened.append(real_open(*args))
+            threading.Event().wait(0.05)
+            return opened[-1]
+
+        monkeypatch.setattr(os, "open", slow_open)
+        files = Files()
+
+        def read() -> None:
+            all_here.wait()
+            files.read(Extent(path, 0, 10), np.empty(10, np.uint8))
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        files.close()
+        left = [descriptor for descriptor in opened if is_open(descriptor)]
+        for descriptor in left:
+            os.close(descriptor)
+        assert left == []
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+class TestReadAhead:
+    SIZES = (100, 30, 1, 250, 64, 7, 99)
+
+    def test_reads_run_ahead_in_cyclic_order(self, path: Path) -> None:
+        files, extents = Recording(), extents_of(path, self.SIZES)
+        reader = immediate(files, extents, depth=3)
+        for index in (*range(7), *range(7), 0, 1):
+            data = reader.take(index)
+            assert data.tobytes() == content(extents[index])
+            reader.give_back(data)
+        cycle = [extent.offset for extent in extents]
+        assert files.offsets == (cycle * 3)[: 16 + 3]
+        assert reader.totals.bytes_read == 2 * sum(self.SIZES) + 130
+        assert reader.totals.read_seconds > 0
+        assert reader.totals.wait_seconds > 0
+
+    def test_depth_bounds_what_runs_ahead(self, path: Path) -> None:
+        files, extents = Recording(), extents_of(path, self.SIZES)
+        reader = immediate(files, extents, depth=4)
+        assert reader.ring_bytes == 4 * 250
+        held = [reader.take(0)]
+        assert len(files.offsets) == 4  # the one that was asked for, and one in each of the other buffers
+        held.append(reader.take(1))
+        assert len(files.offsets) == 4
+        reader.give_back(held[0])
+        assert len(files.offsets) == 5
+
+    def test_what_is_skipped_is_not_read(self, path: Path) -> None:
+        files, extents = Recording(), extents_of(path, self.SIZES)
+        reader = immediate(files, extents, depth=2, skip=(1, 2, 5))
+        for index in (0, 3, 4, 6, 0, 3):
+            reader.give_back(reader.take(index))
+        cycle = [extents[index].offset for index in (0, 3, 4, 6)]
+        assert files.offsets == (cycle * 2)[:8]
+
+    def test_what_becomes_skipped_is_dropped(self, path: Path) -> None:
+        files, extents, skipped = Recording(), extents_of(path, self.SIZES), set()
+        reader = immediate(files, extents, depth=3)
+        reader._skip = skipped.__contains__
+        reader.give_back(reader.take(0))
+        skipped |= {1, 2}
+        data = reader.take(3)
+        assert data.tobytes() == content(extents[3])
+
+    @pytest.mark.parametrize("index", [5, 3, 0])
+    def test_out_of_turn(self, path: Path, files: Files, index: int) -> None:
+        extents = extents_of(path, self.SIZES)
+        reader = ReadAhead(files, extents, lambda _: False, 3)
+        reader.give_back(reader.take(0))
+        for step in range(8):
+            wanted = (index + step) % 7
+            data = reader.take(wanted)
+            assert data.tobytes() == content(extents[wanted])
+            reader.give_back(data)
+        reader.close()
+
+    @pytest.mark.parametrize("depth", [1, 2, 4])
+    def test_an_error_is_told_when_its_extent_is_taken_and_leaves_the_ring_whole(self, path: Path, depth: int) -> None:
+        extents = extents_of(path, self.SIZES)
+        files = Recording(broken=[extents[2].offset])
+        reader = ReadAhead(files, extents, lambda _: False, depth)
+        for index in (0, 1):
+            reader.give_back(reader.take(index))
+        for _ in range(3):
+            with pytest.raises(ReadError, match="broken"):
+                reader.take(2)
+        files.broken.clear()
+        for index in (2, 3, 4, 5, 6, 0):
+            data = reader.take(index)
+            assert data.tobytes() == content(extents[index])
+            reader.give_back(data)
+        reader.close()
+        assert len(reader._free) == depth
+
+    def test_a_truncated_file(self, tmp_path: Path, files: Files) -> None:
+        path = tmp_path / "x"
+        path.write_bytes(CONTENT[:150].tobytes())
+        reader = ReadAhead(files, extents_of(path, (100, 100)), lambda _: False, 2)
+        reader.give_back(reader.take(0))
+        with pytest.raises(ReadError, match="offset 150 failed: the file ends there"):
+            reader.take(1)
+        reader.close()
+
+    def test_nothing_to_read(self, files: Files) -> None:
+        reader = ReadAhead(files, [], lambda _: False, 4)
+        assert reader.ring_bytes == 0
+        reader.close()
+
+    def test_closing_waits_for_reads_and_ends_the_threads(self, path: Path, files: Files) -> None:
+        before = threading.active_count()
+        reader = ReadAhead(files, extents_of(path, self.SIZES), lambda _: False, 4)
+        reader.give_back(reader.take(0))
+        reader.close()
+        reader.close()
+        assert threading.active_count() == before
+        assert len(reader._free) == 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=12),
+    depth=st.integers(1, 5),
+    skipped=st.sets(st.integers(0, 11)),
+    data=st.data(),
+)
+def test_a_held_buffer_is_never_overwritten(
+    path: Path, sizes: list[int], depth: int, skipped: set[int], data: Any
+) -> None:
+    """Whatever is taken, in turn and out of it, stays as it was until it is given back."""
+    files, extents = Files(), extents_of(path, sizes)
+    reader = ReadAhead(files, extents, skipped.__contains__, depth)
+    held: list[tuple[int, U8]] = []
+    index = 0
+    for _ in range(25):
+        if len(held) == depth or (held and data.draw(st.booleans())):
+            taken, array = held.pop(data.draw(st.integers(0, len(held) - 1)))
+            assert array.tobytes() == content(extents[taken])
+            reader.give_back(array)
+        else:
+            if data.draw(st.integers(0, 4)) == 0:
+                index = data.draw(st.integers(0, len(extents) - 1))
+            held.append((index, reader.take(index)))
+            index = (index + 1) % len(extents)
+        for taken, array in held:
+            assert array.tobytes() == content(extents[taken])
+    reader.close()
+    for taken, array in held:
+        assert array.tobytes() == content(extents[taken])
+    files.close()

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import Tensors, random_tensors, tiny_config, to_float32, write_checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.checkpoint import open_checkpoint
+from penstock.errors import ReadError
+from penstock.format import DType, TensorInfo
+from penstock.kernels import Kernels
+from penstock.models.llama import pass_order
+from penstock.weights import Weights, residency_order, split
+
+KERNELS = Kernels(1)
+GROUP = [("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight")]
+
+
+@contextmanager
+def open_weights(
+    path: Path, tensors: Tensors | None = None, order: Sequence[tuple[str, ...]] | None = None, **options: Any
+) -> Iterator[tuple[Weights, Tensors]]:
+    written = write_checkpoint(path, tensors=tensors)
+    checkpoint = open_checkpoint(path)
+    options = {"piece_bytes": 700} | options
+    weights = Weights(checkpoint.tensors, order or pass_order(checkpoint.config), KERNELS, **options)
+    try:
+        yield weights, written
+    finally:
+        weights.close()
+
+
+def walk(weights: Weights, tensors: Tensors) -> None:
+    """One pass; every piece is where it belongs, and every matrix is whole."""
+    for name in weights._by_name:
+        seen = 0
+        for piece in weights.pieces(name):
+            assert piece.rows.start == seen
+            assert piece.bytes.tobytes() == tensors[name][piece.rows].tobytes()
+            seen = piece.rows.stop
+        assert seen == len(tensors[name])
+
+
+def matrix(rows: int, columns: int) -> TensorInfo:
+    return TensorInfo("m", DType.BF16, (rows, columns), Path("f"), 1000, 1000 + 2 * rows * columns)
+
+
+class TestSplit:
+    @given(rows=st.integers(1, 300), columns=st.integers(1, 50), piece_bytes=st.integers(1, 3000))
+    def test_pieces_cover_a_matrix_in_order(self, rows: int, columns: int, piece_bytes: int) -> None:
+        tensor = matrix(rows, columns)
+        pieces = split(tensor, piece_bytes)
+        assert [piece.begin for piece in pieces] == [0, *(piece.end for piece in pieces[:-1])]
+        assert pieces[-1].end == rows
+        assert len({piece.nbytes for piece in pieces[:-1]}) <= 1
+        assert all(piece.nbytes <= max(piece_bytes, 2 * columns) for piece in pieces)
+        assert pieces[-1].nbytes <= pieces[0].nbytes
+
+    @given(rows=st.integers(1, 300), columns=st.integers(1, 50), piece_bytes=st.integers(1, 3000))
+    def test_their_extents_are_the_bytes_of_the_matrix(self, rows: int, columns: int, piece_bytes: int) -> None:
+        tensor, at = matrix(rows, columns), 1000
+        for piece in split(tensor, piece_bytes):
+            assert (piece.extent.path, piece.extent.offset) == (tensor.path, at)
+            at += piece.nbytes
+        assert at == tensor.end
+
+
+class TestResidencyOrder:
+    @given(st.integers(0, 500))
+    def test_every_index_once(self, count: int) -> None:
+        assert sorted(residency_order(count)) == list(range(count))
+
+    @given(st.integers(2, 500), st.data())
+    def test_every_prefix_is_spread_evenly(self, count: int, data: Any) -> None:
+        """No stretch between neighbours, around the cycle, is more than about twice the mean."""
+        m = data.draw(st.integers(2, count))
+        pinned = sorted(residency_order(count)[:m])
+        gaps = [after - before for before, after in zip(pinned, [*pinned[1:], pinned[0] + count], strict=True)]
+        assert max(gaps) <= 2 * count / (m - 1)
+
+    def test_eight(self) -> None:
+        assert residency_order(8) == [0, 4, 2, 6, 1, 5, 3, 7]
+
+
+class TestPasses:
+    @pytest.mark.parametrize("piece_bytes", [1, 64, 700, 1 << 20])
+    @pytest.mark.parametrize("read_depth", [2, 4])
+    def test_pieces_in_order(self, tmp_path: Path, piece_bytes: int, read_depth: int) -> None:
+        with open_weights(tmp_path, piece_bytes=piece_bytes, read_depth=read_depth) as (weights, tensors):
+            for _ in range(3):
+                walk(weights, tensors)
+            assert weights.totals.bytes_read == 3 * weights.pass_bytes
+
+    def test_the_ring(self, tmp_path: Path) -> None:
+        with open_weights(tmp_path, read_depth=3) as (weights, tensors):
+            rows = 700 // (2 * 32)
+            assert weights.ring_bytes == 3 * max(2 * 32 * rows, 2 * 48 * (700 // (2 * 48)))
+            assert weights.pass_bytes == sum(
+                array.nbytes for name, array in tensors.items() if array.ndim == 2 and "embed_tokens" not in name
+            )
+
+    def test_pieces_of_a_group_alternate(self, tmp_path: Path) -> None:
+        """As the gated MLP walks them, so that its reads are in turn and none is in vain."""
+        with open_weights(tmp_path, order=GROUP) as (weights, tensors):
+            gate, up = GROUP[0]
+            assert [piece.tensor.name for piece in weights._pieces[:4]] == [gate, up, gate, up]
+            for _ in range(2):
+                for one, two in zip(weights.pieces(gate), weights.pieces(up), strict=True):
+                    assert one.rows == two.rows
+                    assert one.bytes.tobytes() == tensors[gate][one.rows].tobytes()
+                    assert two.bytes.tobytes() == tensors[up][two.rows].tobytes()
+            assert weights.totals.bytes_read == 2 * weights.pass_bytes
+
+    def test_matrices_of_a_group_may_differ_in_type(self, tmp_path: Path) -> None:
+        """Then a piece holds the same rows of both, though not as many bytes."""
+        gate, up = GROUP[0]
+        tensors = random_tensors(tiny_config())
+        tensors[up] = to_float32(tensors[up])
+        with open_weights(tmp_path, tensors, order=GROUP) as (weights, _):
+            for one, two in zip(weights.pieces(gate), weights.pieces(up), strict=True):
+                assert one.rows == two.rows
+                assert one.bytes.tobytes() == tensors[gate][one.rows].tobytes()
+                assert two.bytes.tobytes() == tensors[up][two.rows].tobytes()
+
+    def test_a_walk_that_ends_early_gives_its_buffer_back(self, tmp_path: Path) -> None:
+        with open_weights(tmp_path, read_depth=2) as (weights, tensors):
+            for _ in range(10):
+                pieces = weights.pieces("model.layers.1.self_attn.q_proj.weight")
+                next(pieces)
+                pieces.close()
+            walk(weights, tensors)
+
+    def test_a_read_error_ends_one_pass_not_all(self, tmp_path: Path) -> None:
+        with open_weights(tmp_path) as (weights, tensors):
+            file = tmp_path / "model.safetensors"
+            content = file.read_bytes()
+            file.write_bytes(content[: len(content) // 2])
+            with pytest.raises(ReadError, match=r"model\.safetensors: reading at offset \d+ failed: the file ends"):
+                walk(weights, tensors)
+            file.write_bytes(content)
+            walk(weights, tensors)
+
+
+class TestResidency:
+    @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 1])
+    def test_a_budget_is_used_and_kept(self, tmp_path: Path, share: float) -> None:
+        with open_weights(tmp_path) as (weights, tensors):
+            budget = int(share * weights.pass_bytes)
+            weights.limit_resident(budget)
+            assert weights.resident_bytes == 0
+            walk(weights, tensors)
+            largest = max(piece.nbytes for piece in weights._pieces)
+            assert weights.resident_bytes <= budget
+            assert weights.resident_bytes > budget - largest or share == 1
+            streamed = weights.pass_bytes - weights.resident_bytes
+            before = weights.totals.bytes_read
+            walk(weights, tensors)
+            assert weights.totals.bytes_read - before == streamed
+        assert weights.resident_bytes == 0
+
+    def test_a_smaller_budget_keeps_a_part_of_what_a_larger_one_keeps(self, tmp_path: Path) -> None:
+        with open_weights(tmp_path) as (weights, _):
+            kept: set[int] = set()
+            for percent in range(101):
+                weights.limit_resident(weights.pass_bytes * percent // 100)
+                assert kept <= weights._keep
+                kept = weights._keep
+            assert kept == set(range(len(weights._pieces)))
+
+    def test_down_and_up_again(self, tmp_path: Path) -> None:
+        with open_weights(tmp_path, resident_bytes=1 << 30) as (weights, tensors):
+            walk(weights, tensors)
+            assert weights.resident_bytes == weights.pass_bytes
+            for percent in (50, 20, 80, 0, 100):
+                budget = weights.pass_bytes * percent // 100
+                before = weights.resident_bytes
+                weights.limit_resident(budget)
+                assert weights.resident_bytes <= min(before, budget)  # at once
+                walk(weights, tensors)
+                assert weights.resident_bytes <= budget
+                walk(weights, tensors)
+            assert weights.resident_bytes == weights.pass_bytes
+
+    def test_a_piece_in_use_outlives_its_residency(self, tmp_path: Path) -> None:
+        with open_weights(tmp_path, resident_bytes=1 << 30) as (weights, tensors):
+            walk(weights, tensors)
+            name = "model.layers.1.self_attn.q_proj.weight"
+            for piece in weights.pieces(name):
+                weights.limit_resident(0)
+                assert piece.bytes.tobytes() == tensors[name][piece.rows].tobytes()
+            walk(weights, tensors)
+
+    def test_resident_pieces_are_no_part_of_the_ring(self, tmp_path: Path) -> None:
+        with open_weights(tmp_path, resident_bytes=5_000) as (weights, tensors):
+            walk(weights, tensors)
+            ring = [buffer.ctypes.data for buffer in weights._stream._free]
+            assert weights._resident
+            for index, data in weights._resident.items():
+                assert data.base is None
+                assert data.ctypes.data not in ring
+                assert data.nbytes == weights._pieces[index].nbytes
+
+
+class TestSmallReads:
+    @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+    def test_vectors(self, tmp_path: Path, dtype: str) -> None:
+        tensors = random_tensors(tiny_config(), dtype)
+        with open_weights(tmp_path, tensors) as (weights, _):
+            vector = weights.vector("model.norm.weight")
+            assert vector.dtype == np.float32
+            assert vector.shape == (32,)
+            assert (vector == to_float32(tensors["model.norm.weight"])).all()
+
+    @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+    @pytest.mark.parametrize("indices", [[0], [95], [5, 5, 5], [9, 3, 9, 0, 95, 3]])
+    def test_rows(self, tmp_path: Path, dtype: str, indices: list[int]) -> None:
+        tensors, name = random_tensors(tiny_config(), dtype), "model.embed_tokens.weight"
+        with open_weights(tmp_path, tensors) as (weights, _):
+            rows = weights.rows(name, np.array(indices))
+            assert rows.dtype == np.float32
+            assert (rows == to_float32(tensors[name])[indices]).all()
+            assert weights.totals.bytes_read == 0
