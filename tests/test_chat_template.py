@@ -14,7 +14,8 @@ from penstock.errors import ChatTemplateError
 TEMPLATES = Path(__file__).parent / "fixtures" / "chat"
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 HELLO = [{"role": "user", "content": "hello"}]
-PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}{{ '<answer>' if add_generation_prompt }}"
+PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
+PLAIN += "{{ '<answer>' if add_generation_prompt }}"
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 
 
@@ -56,13 +57,14 @@ class TestKnownForms:
         messages = [
             *HELLO,
             {"role": "assistant", "content": None, "tool_calls": calls},
-            {"role": "tool", "content": [1]},
+            {"role": "tool", "content": "rain"},
+            {"role": "tool", "content": {"mm": 3}},
         ]
-        messages[-1]["content"] = "rain"
         text = template("headers").render(messages, tools=[WEATHER], date_string="today")
         assert json.dumps(WEATHER, indent=4) in text
         assert '\n\n{"name": "weather", "parameters": {"city": "Orléans"}}<|eot_id|>' in text
         assert "<|start_header_id|>ipython<|end_header_id|>\n\nrain<|eot_id|>" in text
+        assert '<|start_header_id|>ipython<|end_header_id|>\n\n{"mm": 3}<|eot_id|>' in text
         assert "Today is today." in text
 
     def test_loops(self) -> None:
@@ -135,6 +137,8 @@ class TestContinuation:
         assert "leaves out or changes the final message" in fails(source, continue_final_message=True).problem
 
     def test_no_text(self) -> None:
+        result = [{"role": "tool", "content": {"mm": 3}}]
+        assert "no text to continue" in fails(PLAIN, result, continue_final_message=True).problem
         messages = [{"role": "assistant", "tool_calls": []}]
         assert "no text to continue" in fails(PLAIN, messages, continue_final_message=True).problem
 

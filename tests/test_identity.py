@@ -126,6 +126,35 @@ def test_generation_is_a_function_of_prompt_and_prefix(tmp_path: Path, kv: str) 
     assert same_bits(logits, whole(path, kv, prompt + tokens)[PROMPT - 1 : -1])
 
 
+@pytest.mark.parametrize("name", [*MODELS, "odder-sizes"])
+def test_what_memory_held_before(tmp_path: Path, name: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN in every new array, in the free slots of the cache and in the kernels' scratch reaches no logit."""
+    monkeypatch.setenv("PENSTOCK_ISA", isa)
+    path, tokens, parents = CASES[name].write(tmp_path), random_tokens(LENGTH, 61), random_tree(30, 0)
+
+    def logits() -> list[F32]:
+        with open_engine(path, threads=2) as engine:
+            nan = np.full((64, 3000), np.nan, np.float32)
+            engine._kernels.matmul(nan, nan.view(np.uint8).ravel(), "F32", np.zeros((64, 64), np.float32))
+            cache = new_cache(engine)
+            plain = commit(engine, cache, tokens, 31)
+            tree, _ = engine.stage.run(Rows([SequenceRows.tree(cache, tokens[:30], parents)]))
+            return [plain, tree]
+
+    expected = logits()
+    monkeypatch.setattr(np, "empty", nan_filled)
+    monkeypatch.setattr(np, "empty_like", lambda x: nan_filled(x.shape, x.dtype))
+    for got, clean in zip(logits(), expected, strict=True):
+        assert np.isfinite(got).all()
+        assert same_bits(got, clean)
+
+
+def nan_filled(shape: Any, dtype: Any = float) -> Any:
+    """An array of which every byte is 0xFF: NaN in every type of float."""
+    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.full(count, 0xFF, np.uint8).view(dtype).reshape(shape)
+
+
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_a_chunk_that_ends_anywhere_in_a_block(tmp_path: Path, chunk: int) -> None:
     """Lengths around a cache block's 32 slots."""

@@ -55,7 +55,7 @@ class TestSplit:
     @given(rows=st.integers(1, 300), columns=st.integers(1, 50), piece_bytes=st.integers(1, 3000))
     def test_pieces_cover_a_matrix_in_order(self, rows: int, columns: int, piece_bytes: int) -> None:
         tensor = matrix(rows, columns)
-        pieces = split(tensor, piece_bytes)
+        pieces = split([tensor], piece_bytes)
         assert [piece.begin for piece in pieces] == [0, *(piece.end for piece in pieces[:-1])]
         assert pieces[-1].end == rows
         assert len({piece.nbytes for piece in pieces[:-1]}) <= 1
@@ -65,7 +65,7 @@ class TestSplit:
     @given(rows=st.integers(1, 300), columns=st.integers(1, 50), piece_bytes=st.integers(1, 3000))
     def test_their_extents_are_the_bytes_of_the_matrix(self, rows: int, columns: int, piece_bytes: int) -> None:
         tensor, at = matrix(rows, columns), 1000
-        for piece in split(tensor, piece_bytes):
+        for piece in split([tensor], piece_bytes):
             assert (piece.extent.path, piece.extent.offset) == (tensor.path, at)
             at += piece.nbytes
         assert at == tensor.end

@@ -25,6 +25,7 @@ _CONTINUE_REMEDY = "End the conversation with a message of the user and let the 
 # Names under which callers pass a message's reasoning; most templates read the first, some the second.
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _BODY_KEYS = ("content", "tool_calls", *_REASONING_KEYS)
+_TOOL_ROLES = ("tool", "ipython", "function")  # their content is a tool's result, any JSON value
 
 # Marks the end of a message to be continued. Plain ASCII, so that no filter escapes it; whether its last space is
 # still there tells whether the template trims the message.
@@ -151,7 +152,7 @@ def _message(message: object, where: str) -> dict[str, Any]:
     if not any(key in plain for key in _BODY_KEYS):
         raise _malformed_conversation(f"{where} has no content")
     content = plain.get("content", "")
-    if not isinstance(content, str) and not _all_dicts(content):
+    if not isinstance(content, str) and not _all_dicts(content) and plain["role"] not in _TOOL_ROLES:
         raise _malformed_conversation(f"the content of {where} is neither a string nor a list of parts")
     reasoning = next((plain[key] for key in _REASONING_KEYS if key in plain), None)
     return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
@@ -198,7 +199,7 @@ def _mark_ending(message: dict[str, Any]) -> str:
     if isinstance(content, str):
         message["content"] = content + _END_MARK
         return content
-    for part in reversed(content or []):
+    for part in reversed(content if _all_dicts(content) else []):
         text = part.get("text")
         if isinstance(text, str):
             part["text"] = text + _END_MARK

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from penstock.errors import TokenizerError
 from penstock.text_stream import StopStrings, TextStream
 
 if TYPE_CHECKING:
@@ -66,40 +66,39 @@ class Output:
 
 
 class Completion:
-    """One generation with its text."""
+    """One generation with its text, kept up to date by the engine's passes, whoever asked for them."""
 
     def __init__(self, generation: Generation, tokenizer: Tokenizer | None, stops: Sequence[str] = ()) -> None:
-        """Raises TokenizerError where stop strings are given and there is no tokenizer to make text."""
-        if stops and tokenizer is None:
-            raise TokenizerError(
-                "Stop strings need text, and this checkpoint has no tokenizer.", "Put its tokenizer.json beside it."
-            )
         self.generation = generation
         self.stats = Stats(len(generation.prompt), generation.sampler.seed)
+        self.pieces: deque[Piece] = deque()
+        """What the passes brought that nobody has taken yet."""
         self._text = TextStream(tokenizer) if tokenizer is not None else None
         self._stops = StopStrings(stops)
         self._begin = time.perf_counter()
-        self._shown = 0
+        self._taken = 0
         self._parts: list[str] = []
+        generation.after_pass = self._take
 
     @property
     def runs(self) -> bool:
         return self.generation.finish_reason is None
 
-    def advance(self, stats: PassStats) -> Piece:
-        """Take in what the generation drew in a pass; sets its finish_reason at a stop string."""
+    def output(self) -> Output:
+        """The finished completion."""
+        reason = self.generation.finish_reason or "length"
+        return Output("".join(self._parts), self.generation.token_ids, reason, self.stats)
+
+    def _take(self, stats: PassStats) -> None:
+        """Take in what a pass drew; ends the generation at a stop string."""
         generation = self.generation
-        new = generation.token_ids[self._shown :]
-        self._shown += len(new)
+        new = generation.token_ids[self._taken :]
+        self._taken += len(new)
         self._count(stats, drawn=len(new) + (generation.finish_reason == "stop"))
         text = self._new_text(new)
         self._parts.append(text)
-        return Piece(text, new, generation.finish_reason, self.stats)
-
-    def output(self, finish_reason: str | None = None) -> Output:
-        """The finished completion, or what there is of it, ended for the given reason."""
-        reason = self.generation.finish_reason or finish_reason or "stop"
-        return Output("".join(self._parts), self.generation.token_ids, reason, self.stats)
+        if new or generation.finish_reason is not None:
+            self.pieces.append(Piece(text, new, generation.finish_reason, self.stats))
 
     def _new_text(self, tokens: list[int]) -> str:
         if self._text is None:

@@ -1,7 +1,7 @@
 """The generation loop: sequences in, passes over the weights, one token a sequence and pass out.
 
-Every pass serves all active sequences at once, prefill chunks and single tokens alike. What a sequence yields depends on
-nothing but its own prompt and parameters.
+Every pass serves all active sequences at once, prefill chunks and single tokens alike. What a sequence yields
+depends on nothing but its own prompt and parameters.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from penstock.errors import ContextError, UsageError
+from penstock.errors import ContextError
 from penstock.kv_cache import KvCache
 from penstock.rows import Rows, SequenceRows
 from penstock.sampling import Sampler
@@ -40,6 +40,9 @@ class Generation:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     """"stop" after a stop token or string, "length" at max_tokens or the end of the context."""
+
+    after_pass: Callable[[PassStats], None] = lambda stats: None
+    """Told of every pass that this generation took part in."""
 
     @property
     def pending(self) -> list[int]:
@@ -72,7 +75,8 @@ class Engine:
         max_rows: int = MAX_ROWS,
         before_pass: Callable[[Rows], None] | None = None,
     ) -> None:
-        """`context`: positions a sequence may have; `defaults`: where parameters are open; `before_pass` is told the rows of each pass (memory planning)."""
+        """`context`: positions that a sequence may have; `defaults`: for parameters that are left open;
+        `before_pass`: told of the rows of each pass, to plan memory."""
         self.stage = stage
         self.context = context
         self.active: list[Generation] = []
@@ -122,6 +126,7 @@ class Engine:
             generation.cache.truncate(generation.cache.length + len(tokens))
             if len(part.wanted):
                 generation.accept(next(following))
+            generation.after_pass(stats)
         return stats
 
     def cancel(self, generation: Generation, reason: str = "stop") -> None:
@@ -142,14 +147,7 @@ class Engine:
 
     def check_prompt(self, tokens: Sequence[int]) -> None:
         """Raise as `add` does."""
-        if not tokens:
-            raise UsageError("The prompt has no tokens.", "Give some text, or at least one token id.")
-        vocab_size = self.stage.model.config.vocab_size
-        wrong = next((t for t in tokens if not 0 <= t < vocab_size), None)
-        if wrong is not None:
-            raise UsageError(
-                f"Token id {wrong} is not in the model's vocabulary.", f"Ids go from 0 to {vocab_size - 1}."
-            )
+        self.stage.model.check_tokens(tokens)
         if len(tokens) >= self.context:
             raise ContextError(
                 f"The prompt has {len(tokens)} tokens; a context of {self.context} has no room for it and an answer.",

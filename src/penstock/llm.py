@@ -111,9 +111,7 @@ class LLM:
 
         Closing the iterator ends the generation. Raises UsageError, ContextError, ReadError, TokenizerError.
         """
-        for _, piece in self._run(self._start([prompt], params)):
-            if piece.token_ids or piece.finish_reason:
-                yield piece
+        yield from self._run(self._start([prompt], params))
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[Output]:
         """Complete a list of prompts, in one run of passes that all of them share. Raises as `stream` does."""
@@ -144,7 +142,11 @@ class LLM:
     def logits(self, tokens: Sequence[int]) -> F32:
         """Logits after every token, float32 [n_tokens, vocab_size]. Raises UsageError, ContextError, ReadError."""
         tokens = list(tokens)
-        self._engine.check_prompt(tokens)
+        self.model.check_tokens(tokens)
+        if len(tokens) > self.context:
+            raise ContextError(
+                f"{len(tokens)} tokens are more than the context of {self.context}.", "Give fewer, or raise `context`."
+            )
         cache = self.new_cache()
         parts = []
         for begin in range(0, len(tokens), MAX_ROWS):
@@ -177,21 +179,26 @@ class LLM:
 
     def _start(self, prompts: Sequence[Prompt], params: SamplingParams | None) -> list[Completion]:
         params = params or SamplingParams()
+        if params.stops and self.tokenizer is None:
+            raise TokenizerError(
+                "Stop strings need text, and this checkpoint has no tokenizer.", "Put its tokenizer.json beside it."
+            )
         tokens = [self.encode(p) if isinstance(p, str) else list(p) for p in prompts]
         for prompt in tokens:
             self._engine.check_prompt(prompt)  # before any of them starts
         generations = [self._engine.add(prompt, params) for prompt in tokens]
         return [Completion(generation, self.tokenizer, params.stops) for generation in generations]
 
-    def _run(self, completions: list[Completion]) -> Iterator[tuple[Completion, Piece]]:
-        """What every pass brings each completion, until all of them have ended."""
-        running = completions
+    def _run(self, completions: list[Completion]) -> Iterator[Piece]:
+        """What the passes bring the completions, until all of them have ended; they are ended with the iterator."""
         try:
-            while running:
-                stats = self._engine.step()
-                for completion in running:
-                    yield completion, completion.advance(stats)
-                running = [completion for completion in running if completion.runs]
+            while True:
+                for completion in completions:
+                    while completion.pieces:
+                        yield completion.pieces.popleft()
+                if not any(completion.runs for completion in completions):
+                    return
+                self._engine.step()
         finally:
             for completion in completions:
                 self._engine.cancel(completion.generation)

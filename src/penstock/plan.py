@@ -58,7 +58,7 @@ class Plan:
         least = self.process + self.ring + ALLOWANCE_BYTES + kv + activations
         if least > self.ceiling:
             raise MemoryCeilingError(
-                f"A memory ceiling of {format_bytes(self.ceiling)} is too small for this model and prompt.",
+                f"A memory ceiling of {self.ceiling // MIB} MiB is too small for this model and prompt.",
                 f"The least that works is {format_bytes(least)}: raise --memory, or shorten the prompt.",
             )
         return self.ceiling - least

@@ -1,12 +1,14 @@
 """Reading byte ranges of a checkpoint's files, ahead of whoever uses them.
 
-Goals: the next pieces are in memory before they are asked for, in a ring of fixed size; nothing stays in the page cache.
+Goals: the next pieces are in memory before they are asked for, in a ring of fixed size; nothing stays in the page
+cache.
 Non-goals: what the bytes mean.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -37,6 +39,7 @@ class Files:
     """The files of a checkpoint, each opened once, so that a file renamed or unlinked in mid-run does no harm."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._descriptors: dict[Path, int] = {}
 
     def read(self, extent: Extent, buffer: U8) -> None:
@@ -60,12 +63,13 @@ class Files:
             os.close(self._descriptors.popitem()[1])
 
     def _descriptor(self, path: Path) -> int:
-        if path not in self._descriptors:
-            try:
-                self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise _read_error(Extent(path, 0, 0), 0, os.strerror(error.errno or 0)) from error
-        return self._descriptors[path]
+        with self._lock:
+            if path not in self._descriptors:
+                try:
+                    self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise _read_error(Extent(path, 0, 0), 0, os.strerror(error.errno or 0)) from error
+            return self._descriptors[path]
 
 
 def _read_error(extent: Extent, done: int, reason: str) -> ReadError:
@@ -94,8 +98,8 @@ class _Pending:
 class ReadAhead:
     """Extents in cyclic order, read ahead into a ring of `depth` buffers by as many threads.
 
-    One thread calls `take` and `give_back`; each call starts the reads that the free buffers allow. Taking an extent out
-    of turn is correct, and costs what was read ahead in vain.
+    One thread calls `take` and `give_back`; each call starts the reads that the free buffers allow. Taking an extent
+    out of turn is correct, and costs what was read ahead in vain.
     """
 
     def __init__(self, files: Files, extents: Sequence[Extent], skip: Callable[[int], bool], depth: int) -> None:

@@ -9,6 +9,7 @@ committed prefix, and its ancestors and itself as the tail.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,8 +84,10 @@ class Rows:
         self.tokens = np.concatenate([s.tokens for s in sequences])
         self.positions = np.concatenate([s.positions for s in sequences])
         ends = np.cumsum([0, *map(len, sequences)])
-        self.spans = [slice(int(begin), int(end)) for begin, end in zip(ends, ends[1:])]
-        self.wanted = np.concatenate([s.wanted + span.start for s, span in zip(self.sequences, self.spans)])
+        self.spans = [slice(int(begin), int(end)) for begin, end in pairwise(ends)]
+        self.wanted = np.concatenate(
+            [s.wanted + span.start for s, span in zip(self.sequences, self.spans, strict=True)]
+        )
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -1,8 +1,8 @@
 """From logits to a token: penalties, filters, and one draw by the Gumbel-max trick.
 
 The draw is argmax over the kept tokens of logit / T + Gumbel noise, the noise a pure function of (seed, choice,
-position, token) (Gumbel-max: Maddison et al., arXiv 1411.0030). So a token depends on nothing but its own logits and key:
-not on the batch, not on speculation, not on the order of draws.
+position, token) (Gumbel-max: Maddison et al., arXiv 1411.0030). So a token depends on nothing but its own logits and
+key: not on the batch, not on speculation, not on the order of draws.
 
 Filters work in float64 on the float32 logits. Only sums taken strictly in order (cumsum) and the core's own exp are
 used, since NumPy's sums and transcendentals vary by CPU.
@@ -10,7 +10,9 @@ used, since NumPy's sums and transcendentals vary by CPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -19,8 +21,6 @@ from penstock.errors import NumericsError, UsageError
 from penstock.kernels import gumbel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from penstock.config import GenerationDefaults
     from penstock.kernels import F32, F64, I64, Kernels
 
@@ -54,7 +54,8 @@ class SamplingParams:
         _check("repetition_penalty", self.repetition_penalty, 0, None, open_below=True)
         _check("seed", self.seed, 0, 2**64 - 1, whole=True)
         _check("max_tokens", self.max_tokens, 1, None, whole=True)
-        if not all(isinstance(stop, str) and stop for stop in self.stops):
+        listed = isinstance(self.stop, Sequence) and all(isinstance(stop, str) and stop for stop in self.stops)
+        if not listed:
             raise UsageError(
                 f"stop={self.stop!r}: stop strings are non-empty text.", "Give a string or a list of them."
             )
@@ -105,7 +106,7 @@ class Sampler:
         if not np.isfinite(logits.max()):
             raise NumericsError(
                 f"The logits for position {position} are not finite numbers.",
-                "The weights are damaged, or overflow float32: compare the checkpoint's checksums with the publisher's.",
+                "The weights are damaged, or overflow float32: compare the files' checksums with the publisher's.",
             )
         scores = self._penalised(logits.astype(np.float64), seen)
         if self.rule.temperature == 0:
@@ -150,7 +151,12 @@ def _check(
     if value is None:
         return
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if number and (least < value or (value == least and not open_below)) and (most is None or value <= most):
+    if (
+        number
+        and math.isfinite(value)
+        and (least < value or (value == least and not open_below))
+        and (most is None or value <= most)
+    ):
         return
     above = f"{'above' if open_below else 'at least'} {least}"
     kind = "whole number" if whole else "number"

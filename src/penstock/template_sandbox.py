@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jinja2.parser import Parser
     from jinja2.runtime import Context, Macro
 
-STEP_BUDGET = 10_000_000  # loop turns of one rendering: a second or two
+STEP_BUDGET = 10_000_000  # loop turns of one rendering: some seconds
 CALL_STEPS = 10  # what a call of a function or macro counts for
 SIZE_LIMIT = 1_000_000  # characters, items or bits that one multiplication may make
 

@@ -52,11 +52,14 @@ class PieceData:
     dtype: str
 
 
-def split(tensor: TensorInfo, piece_bytes: int = PIECE_BYTES) -> list[Piece]:
-    """The pieces of a matrix, of equal size but for the last, at most `piece_bytes` each where a row allows it."""
-    rows, row_bytes = tensor.shape[0], max(1, tensor.nbytes // tensor.shape[0])
-    step = max(1, piece_bytes // row_bytes)
-    return [Piece(tensor, begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+def split(tensors: Sequence[TensorInfo], piece_bytes: int = PIECE_BYTES) -> list[Piece]:
+    """The pieces of matrices of equal height, alternating as zip() walks them: equal runs of rows but for the last.
+
+    A piece has at most `piece_bytes`, where a row allows it.
+    """
+    height = tensors[0].shape[0]
+    step = max(1, min(piece_bytes * height // max(1, tensor.nbytes) for tensor in tensors))
+    return [Piece(t, begin, min(begin + step, height)) for begin in range(0, height, step) for t in tensors]
 
 
 def residency_order(count: int) -> list[int]:
@@ -86,7 +89,7 @@ class Weights:
     ) -> None:
         self.tensors = tensors
         self._kernels = kernels
-        self._pieces = _in_order([[split(tensors[name], piece_bytes) for name in group] for group in order])
+        self._pieces = [piece for group in order for piece in split([tensors[name] for name in group], piece_bytes)]
         self._by_name: dict[str, list[int]] = {}
         for index, piece in enumerate(self._pieces):
             self._by_name.setdefault(piece.tensor.name, []).append(index)
@@ -163,8 +166,3 @@ class Weights:
         out = np.empty((1, tensor.n_elements // parts), np.float32)
         self._kernels.widen(raw, tensor.dtype.value, out[0])
         return out
-
-
-def _in_order(groups: list[list[list[Piece]]]) -> list[Piece]:
-    """The pieces of all groups; within a group those of its matrices alternate, as zip() walks them."""
-    return [piece for group in groups for together in zip(*group, strict=True) for piece in together]

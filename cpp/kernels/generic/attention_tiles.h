@@ -1,6 +1,7 @@
 // The two inner products of attention, by register tiles of up to four query vectors.
 #pragma once
 
+#include "kernels/generic/attention_runs.h"
 #include "kernels/generic/unroll.h"
 #include "kernels/generic/widen.h"
 #include "kernels/kernels.h"
@@ -8,23 +9,16 @@
 namespace penstock {
 namespace {
 
-// Keys or values of one head at consecutive logical positions.
-struct Run {
-  const std::uint8_t* data;
-  std::int64_t stride;  // bytes from one vector to the next
-  Dtype dtype;
-};
-
 // A register tile of dot products has so many accumulators, each a register: half of what x86-64 has.
 template <class V>
 constexpr int kAccumulators = V::kParts == 1 ? 16 : 8;
 
-// acc[i * acc_stride + j] = the 16 lanes of dot(q[i], key j). Parts of a lane one after another, so that those of the
+// acc[i * acc_stride + j] = the 16 lanes of dot(q[i], key j). One part of the lanes after another, so that those of the
 // whole tile fit in the registers.
 template <class V, int kQueries, int kKeys, Dtype kDtype>
-[[gnu::always_inline]] inline void dot_tile(const float* const* q, const std::uint8_t* keys, std::int64_t stride,
-                                            std::int64_t dim, V* acc, int acc_stride) {
-  const auto at = [&](int j, std::int64_t d) { return keys + j * stride + d * item_size(kDtype); };
+[[gnu::always_inline]] inline void dot_tile(const float* const* q, const Run& keys, std::int64_t dim, V* acc,
+                                            int acc_stride) {
+  const auto at = [&](int j, std::int64_t d) { return keys.data + j * keys.stride + d * item_size(kDtype); };
   V lanes[kQueries][kKeys];
   PENSTOCK_UNROLL
   for (int p = 0; p < V::kParts; ++p) {
@@ -36,7 +30,7 @@ template <class V, int kQueries, int kKeys, Dtype kDtype>
     for (std::int64_t d = 0; d + 16 <= dim; d += 16) {
       typename V::Part x[kQueries];
       PENSTOCK_UNROLL
-      for (int i = 0; i < kQueries; ++i) x[i] = V::load(q[i] + d).part[p];
+      for (int i = 0; i < kQueries; ++i) x[i] = V::pinned(V::load(q[i] + d).part[p]);
       PENSTOCK_UNROLL
       for (int j = 0; j < kKeys; ++j) {
         const auto key = Load<V, kDtype>::full(at(j, d)).part[p];
@@ -66,14 +60,15 @@ template <class V, int kQueries, int kKeys, Dtype kDtype>
 
 // scores[i][at .. at + 16 / kQueries) = dot(q[i], key) * scale for the first 16 / kQueries keys of a run.
 template <class V, int kQueries, Dtype kDtype>
-void score_tile(const float* const* q, const std::uint8_t* keys, std::int64_t stride, std::int64_t dim, float scale,
-                float* const* scores, std::int64_t at) {
+void score_tile(const float* const* q, const Run& keys, std::int64_t dim, float scale, float* const* scores,
+                std::int64_t at) {
   constexpr int kKeys = 16 / kQueries;
   constexpr int kTileKeys = kAccumulators<V> / kQueries;
+  keys.prefetch(0, kKeys * keys.stride);
   V acc[16];
   PENSTOCK_UNROLL
   for (int j = 0; j < kKeys; j += kTileKeys) {
-    dot_tile<V, kQueries, kTileKeys, kDtype>(q, keys + j * stride, stride, dim, acc + j, kKeys);
+    dot_tile<V, kQueries, kTileKeys, kDtype>(q, keys.from(j), dim, acc + j, kKeys);
   }
   alignas(64) float sums[16];
   V::store(sums, V::mul(V::sums(acc), V::broadcast(scale)));
@@ -81,21 +76,22 @@ void score_tile(const float* const* q, const std::uint8_t* keys, std::int64_t st
   for (int i = 0; i < kQueries; ++i) __builtin_memcpy(scores[i] + at, sums + i * kKeys, kKeys * sizeof(float));
 }
 
-// out[i][d .. d + 16 kVecs) += w[i][at + p] * value p by FMA, p ascending from 0 to count.
+// out[i][d .. d + 16 kVecs) += w[i][p] * value p by FMA, p ascending from 0 to count.
 template <class V, int kQueries, int kVecs, Dtype kDtype>
-void value_tile(const float* const* w, std::int64_t at, const std::uint8_t* values, std::int64_t stride, int count,
-                float* const* out, std::int64_t d) {
+void value_tile(const float* const* w, std::int64_t at, const Run& values, int count, float* const* out,
+                std::int64_t d) {
   V acc[kQueries][kVecs];
   PENSTOCK_UNROLL
   for (int i = 0; i < kQueries; ++i) {
     PENSTOCK_UNROLL
     for (int c = 0; c < kVecs; ++c) acc[i][c] = V::load(out[i] + d + 16 * c);
   }
-  const std::uint8_t* from = values + d * item_size(kDtype);
-  for (int p = 0; p < count; ++p, from += stride) {
+  for (int p = 0; p < count; ++p) {
+    const Run value_p = values.from(p);
+    value_p.prefetch(d * item_size(kDtype), (d + 16 * kVecs) * item_size(kDtype));
     V value[kVecs];
     PENSTOCK_UNROLL
-    for (int c = 0; c < kVecs; ++c) value[c] = Load<V, kDtype>::full(from + 16 * c * item_size(kDtype));
+    for (int c = 0; c < kVecs; ++c) value[c] = Load<V, kDtype>::full(value_p.data + (d + 16 * c) * item_size(kDtype));
     PENSTOCK_UNROLL
     for (int i = 0; i < kQueries; ++i) {
       const V weight = V::broadcast(w[i][at + p]);
@@ -112,14 +108,13 @@ void value_tile(const float* const* w, std::int64_t at, const std::uint8_t* valu
 
 // The same for the last `rest` < 16 dimensions.
 template <class V, int kQueries, Dtype kDtype>
-void value_rest(const float* const* w, std::int64_t at, const std::uint8_t* values, std::int64_t stride, int count,
-                float* const* out, std::int64_t d, int rest) {
-  const std::uint8_t* from = values + d * item_size(kDtype);
-  PENSTOCK_UNROLL
+void value_rest(const float* const* w, std::int64_t at, const Run& values, int count, float* const* out, std::int64_t d,
+                int rest) {
   for (int i = 0; i < kQueries; ++i) {
     V acc = V::load(out[i] + d, rest);
     for (int p = 0; p < count; ++p) {
-      acc = V::fma(V::broadcast(w[i][at + p]), Load<V, kDtype>::partial(from + p * stride, rest), acc);
+      const V value = Load<V, kDtype>::partial(values.from(p).data + d * item_size(kDtype), rest);
+      acc = V::fma(V::broadcast(w[i][at + p]), value, acc);
     }
     V::store(out[i] + d, acc, rest);
   }

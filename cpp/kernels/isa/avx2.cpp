@@ -81,6 +81,10 @@ struct Vec {
     return {fma(a.part[0], b.part[0], c.part[0]), fma(a.part[1], b.part[1], c.part[1])};
   }
   static Part fma(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
+  static Part pinned(Part p) {
+    __asm__("" : "+v"(p));
+    return p;
+  }
   static Vec neg(Vec a) {
     const Part sign = _mm256_set1_ps(-0.0f);
     return {_mm256_xor_ps(a.part[0], sign), _mm256_xor_ps(a.part[1], sign)};

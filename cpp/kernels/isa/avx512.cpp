@@ -54,6 +54,10 @@ struct Vec {
   static Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.part[0])}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {fma(a.part[0], b.part[0], c.part[0])}; }
   static Part fma(Part a, Part b, Part c) { return _mm512_fmadd_ps(a, b, c); }
+  static Part pinned(Part p) {
+    __asm__("" : "+v"(p));
+    return p;
+  }
   static Vec neg(Vec a) { return {_mm512_xor_ps(a.part[0], _mm512_set1_ps(-0.0f))}; }
   static Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.part[0], b.part[0])}; }
   static Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.part[0], b.part[0])}; }

@@ -140,6 +140,8 @@ struct Vec {
     for (int j = 0; j < 16; ++j) p.lane[j] = fused_multiply_add(a.lane[j], b.lane[j], c.lane[j]);
     return p;
   }
+  // The same value, in a register: the compiler will not load it again for every use.
+  static Part pinned(const Part& p) { return p; }
   static Vec neg(const Vec& a) {
     return each([&](int j) { return -a[j]; });
   }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def run(
     model: opt.Model,
-    prompt: Annotated[Optional[str], typer.Argument(help="Text; `-` reads it from standard input.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Text; `-` reads it from standard input.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Complete the text as it stands, without the template.")] = False,
     max_tokens: opt.MaxTokens = None,
     temperature: opt.Temperature = None,

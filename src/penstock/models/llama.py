@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock.errors import UsageError
 from penstock.models.rope import inverse_frequencies
 from penstock.rows import Rows, SequenceRows
 
@@ -63,8 +64,15 @@ class Llama:
     def forward(self, tokens: Sequence[int], position: int, cache: KvCache) -> F32:
         """Logits float32 [len(tokens), vocab_size] of tokens at `position` and after; their keys and values are kept.
 
-        `cache` holds positions 0..position-1; committed positions from there on are dropped.
+        `cache` holds positions 0..position-1; committed positions from there on are dropped. Raises UsageError for
+        tokens that the model does not have and for a position that the cache does not reach.
         """
+        self.check_tokens(tokens)
+        if not 0 <= position <= cache.length:
+            raise UsageError(
+                f"position {position} does not follow the {cache.length} positions in the cache.",
+                f"Give a position from 0 to {cache.length}.",
+            )
         cache.truncate(position)
         rows = Rows([SequenceRows.plain(cache, tokens, range(len(tokens)))])
         rows.reserve()
@@ -74,6 +82,17 @@ class Llama:
             self.layer(index, x, rows, angles)
         cache.truncate(position + len(tokens))
         return self.head(self.final_norm(x))
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raise UsageError unless there are tokens and the model has all of them."""
+        if not len(tokens):
+            raise UsageError("The prompt has no tokens.", "Give some text, or at least one token id.")
+        vocab_size = self.config.vocab_size
+        wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
+        if wrong is not None:
+            raise UsageError(
+                f"Token id {wrong} is not in the model's vocabulary.", f"Ids go from 0 to {vocab_size - 1}."
+            )
 
     def embed(self, rows: Rows) -> F32:
         """Hidden rows [n, hidden_size] of the rows' tokens."""

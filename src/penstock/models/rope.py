@@ -21,11 +21,11 @@ ONE = np.float32(1)
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> F32:
     """Radians a position, float32 [head_dim / 2], for the three RoPE types."""
-    inv_freq = ONE / _powers(rope.theta, np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
+    inv_freq: F32 = ONE / _powers(rope.theta, np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
     if rope.kind == "linear":
-        return inv_freq / np.float32(rope.factor)
+        inv_freq = inv_freq / np.float32(rope.factor)
     if rope.kind == "llama3":
-        return _llama3(inv_freq, rope)
+        inv_freq = _llama3(inv_freq, rope)
     return inv_freq
 
 
