@@ -112,21 +112,16 @@ class KvBlocks {
 void bind_matmul(ThreadPool& pool, const Matrix<const float>& x, const Vector<const std::uint8_t>& w,
                  std::string_view dtype, const Matrix<float>& out, const std::optional<Vector<const float>>& bias,
                  bool accumulate) {
-  const Rows<const float> xs = rows_of(x, "x");
   const MatmulArgs args{
-      .x = xs.data,
-      .rows = xs.rows,
-      .k = xs.cols,
-      .row_stride = xs.stride,
-      .block_stride = kMatmulBlock,
+      .x = rows_of(x, "x"),
       .w = w.data(),
       .dtype = parse_dtype(dtype),
       .bias = bias ? bias->data() : nullptr,
       .accumulate = accumulate,
       .out = rows_of(out, "out"),
   };
-  require_equal(args.out.rows, args.rows, "rows of out");
-  require_equal(w.shape(0), args.out.cols * args.k * item_size(args.dtype), "bytes of w");
+  require_equal(args.out.rows, args.x.rows, "rows of out");
+  require_equal(w.shape(0), args.out.cols * args.x.cols * item_size(args.dtype), "bytes of w");
   if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
   const nb::gil_scoped_release release;
   matmul(pool, args);
@@ -265,8 +260,6 @@ void set_isa(std::string_view name) {
                               "' is unknown or unsupported here; this CPU runs " + known);
 }
 
-constexpr std::size_t kLeastScratch = 64 << 10;
-
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -284,7 +277,7 @@ NB_MODULE(_core, m) {
           "__init__",
           [](ThreadPool* self, int threads, std::size_t scratch_bytes) {
             require(threads > 0, "threads must be positive");
-            require(scratch_bytes >= kLeastScratch, "scratch_bytes must be at least 65536");
+            require(scratch_bytes >= kLeastScratch, "scratch_bytes must be at least " + std::to_string(kLeastScratch));
             new (self) ThreadPool(threads, scratch_bytes);
           },
           "threads"_a, "scratch_bytes"_a, "scratch_bytes of working memory for each of the threads.")

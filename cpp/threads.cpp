@@ -40,10 +40,9 @@ ThreadPool::~ThreadPool() {
   ::operator delete(scratch_, std::align_val_t(kAlignment));
 }
 
-void ThreadPool::run(std::int64_t units, std::int64_t grain, Task task, const void* context, std::size_t shared_bytes) {
+void ThreadPool::run(std::int64_t units, std::int64_t grain, Task task, const void* context) {
   if (units <= 0) return;
-  const std::size_t thread_bytes = (scratch().bytes - shared_bytes) / threads() / kAlignment * kAlignment;
-  job_ = {task, context, units, grain, shared_bytes, thread_bytes};
+  job_ = {task, context, units, grain};
   next_ = 0;
   if (workers_.empty() || units <= grain) return work(0);
 
@@ -59,7 +58,7 @@ void ThreadPool::run(std::int64_t units, std::int64_t grain, Task task, const vo
 
 void ThreadPool::work(int thread) {
   const FpEnvironment environment;
-  const Scratch scratch{scratch_ + job_.shared_bytes + thread * job_.thread_bytes, job_.thread_bytes};
+  const Scratch scratch{scratch_ + thread * scratch_bytes_, scratch_bytes_};
   for (;;) {
     const std::int64_t begin = next_.fetch_add(job_.grain, std::memory_order_relaxed);
     if (begin >= job_.units) return;

@@ -24,15 +24,12 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
-  // The scratch of all threads as one piece; run() divides what follows its first `shared_bytes`.
-  Scratch scratch() const { return {scratch_, scratch_bytes_ * threads()}; }
-
-  // Whoever calls run() or touches scratch() must hold this.
+  // Whoever calls run() must hold this.
   [[nodiscard]] std::unique_lock<std::mutex> acquire() { return std::unique_lock(exclusive_); }
 
   // Calls task for ranges of `grain` units that cover [0, units) once, in any thread and order, each under an
   // FpEnvironment; returns when all are done. A job of one range runs in the calling thread.
-  void run(std::int64_t units, std::int64_t grain, Task task, const void* context, std::size_t shared_bytes = 0);
+  void run(std::int64_t units, std::int64_t grain, Task task, const void* context);
 
  private:
   struct Job {
@@ -40,8 +37,6 @@ class ThreadPool {
     const void* context;
     std::int64_t units;
     std::int64_t grain;
-    std::size_t shared_bytes;
-    std::size_t thread_bytes;
   };
 
   void work(int thread);

@@ -64,7 +64,7 @@ def test_shares_fill_the_ceiling_and_never_pass_it(
         return
     with pytest.raises(MemoryCeilingError) as caught:
         plan.resident(kv, activations)
-    assert f"ceiling of {format_bytes(ceiling)} is too small" in caught.value.problem
+    assert f"ceiling of {ceiling // MIB} MiB is too small" in caught.value.problem
     named = caught.value.remedy.removeprefix("The least that works is ").split(":")[0]
     assert 0 <= Plan(parse_bytes(named), process, ring).resident(kv, activations) < MIB
 

@@ -29,23 +29,21 @@ struct Rows {
   std::int64_t stride;
 };
 
-// The matrix product may find its activations cut into blocks of this many terms.
-inline constexpr std::int64_t kMatmulBlock = 1024;
-
-// out[r, i] = dot(x[r], w[i]) (+ bias[i]) (+ out[r, i]); w is [out.cols][k], row-major, at any alignment.
-// Term i of row r of x is at x + (i / kMatmulBlock) * block_stride + r * row_stride + i % kMatmulBlock.
+// out[r, i] = dot(x[r], w[i]) (+ bias[i]) (+ out[r, i]); w is [out.cols][x.cols], row-major, at any alignment.
 struct MatmulArgs {
-  const float* x;
-  std::int64_t rows;
-  std::int64_t k;
-  std::int64_t row_stride;
-  std::int64_t block_stride;
+  Rows<const float> x;  // at most kMatmulRows
   const std::uint8_t* w;
   Dtype dtype;
   const float* bias;  // or null
   bool accumulate;
   Rows<float> out;
 };
+
+// So many rows of x are multiplied at a time: enough to hide the cost of the weights, few enough to stay in the cache.
+inline constexpr std::int64_t kMatmulRows = 64;
+
+// The least scratch that every kernel can work with.
+inline constexpr std::size_t kLeastScratch = 64 << 10;
 
 // out = weight * (x * (1 / sqrt(dot(x, x) / cols + eps))), row by row; out may be x.
 struct RmsNormArgs {
@@ -123,7 +121,6 @@ struct AttentionArgs {
 struct Kernels {
   const char* name;
   bool emulates_fma;
-  std::int64_t matmul_rows;  // up to so many rows, the matrix product needs neither scratch nor packed activations
   void (*matmul)(const MatmulArgs&, std::int64_t begin, std::int64_t end, Scratch);        // outputs (rows of w)
   void (*rms_norm)(const RmsNormArgs&, std::int64_t begin, std::int64_t end, Scratch);     // rows
   void (*silu_mul)(const SiluMulArgs&, std::int64_t begin, std::int64_t end, Scratch);     // columns, each for all rows

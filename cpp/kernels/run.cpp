@@ -3,13 +3,30 @@
 #include <algorithm>
 
 #include "kernels/dispatch.h"
-#include "kernels/split.h"
 
 namespace penstock {
 namespace {
 
 // Below about this many floats a second thread costs more than it saves.
 constexpr std::int64_t kWorthwhileFloats = 16384;
+
+template <typename Args>
+using Kernel = void (*)(const Args&, std::int64_t, std::int64_t, Scratch);
+
+// Runs the kernel for [0, units) in ranges of `grain`. The pool must have been acquired.
+template <typename Args>
+void split(ThreadPool& pool, Kernel<Args> kernel, const Args& args, std::int64_t units, std::int64_t grain) {
+  struct Call {
+    Kernel<Args> kernel;
+    const Args& args;
+  };
+  const Call call{kernel, args};
+  const auto task = [](const void* context, std::int64_t begin, std::int64_t end, Scratch scratch) {
+    const Call& c = *static_cast<const Call*>(context);
+    c.kernel(c.args, begin, end, scratch);
+  };
+  pool.run(units, grain, task, &call);
+}
 
 // Units for a task when each costs about `floats`: a few tasks a thread, none of them tiny.
 std::int64_t grain_of(const ThreadPool& pool, std::int64_t units, std::int64_t floats) {
@@ -18,6 +35,21 @@ std::int64_t grain_of(const ThreadPool& pool, std::int64_t units, std::int64_t f
 }
 
 }  // namespace
+
+void matmul(ThreadPool& pool, const MatmulArgs& args) {
+  const auto lock = pool.acquire();
+  const std::int64_t outputs = args.out.cols;
+  for (std::int64_t row = 0; row < args.x.rows; row += kMatmulRows) {
+    MatmulArgs chunk = args;
+    chunk.x.rows = std::min(kMatmulRows, args.x.rows - row);
+    chunk.x.data += row * args.x.stride;
+    chunk.out.data += row * args.out.stride;
+    // A task's weights are adjacent rows, the more the steadier their stream; even shares matter where there are few.
+    const std::int64_t share = std::clamp<std::int64_t>(outputs / (8 * pool.threads()), 4, 64) / 4 * 4;
+    const std::int64_t least = kWorthwhileFloats / (chunk.x.rows * std::max<std::int64_t>(args.x.cols, 1)) + 1;
+    split(pool, active_kernels().matmul, chunk, outputs, std::max(share, least));
+  }
+}
 
 void rms_norm(ThreadPool& pool, const RmsNormArgs& args) {
   const auto lock = pool.acquire();

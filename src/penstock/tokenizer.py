@@ -87,11 +87,8 @@ class Tokenizer:
 
         Special tokens spelled out in the text count as such. Raises UsageError for what is not Unicode text.
         """
-        try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except TypeError as error:
-            problem = f"{_not_text(text)} cannot be encoded into tokens"
-            raise UsageError(problem, "Give a string of Unicode text.") from error
+        _check_text(text)
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids, its spaces left as they are.
@@ -188,8 +185,11 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: TokenizerConfig) -> dict[
     return texts
 
 
-def _not_text(text: object) -> str:
+def _check_text(text: object) -> None:
     if not isinstance(text, str):
-        return f"a {type(text).__name__}"
-    position = next((i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff"), 0)
-    return f"a text with an unpaired surrogate (its character {position})"
+        raise UsageError(f"a {type(text).__name__} cannot be encoded into tokens", "Give a string.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        problem = f"a text with an unpaired surrogate (its character {error.start}) cannot be encoded into tokens"
+        raise UsageError(problem, "Give a string of Unicode text.") from error

@@ -1,8 +1,8 @@
 """Penstock's side of the comparison, in a process without torch: `python penstock_logits.py JOBS.json`.
 
-A job is {"path", "kv", "tokens", "prompt", "first", "keep", "greedy", "out"}. Written to OUT.npz: `whole`, the logits of
-the last `keep` tokens, at positions from `first` on, computed in one go; `steps`, the same with the `prompt` first tokens
-at once and then one token at a time (where `first` is 0); `greedy`, as many tokens as asked for.
+A job is {"path", "kv", "tokens", "prompt", "first", "keep", "greedy", "out"}. Written to `out`: `whole`, the logits of
+the last `keep` tokens, at positions from `first` on, computed in one go; `steps`, the same with the `prompt` first
+tokens at once and then one token at a time (where `first` is 0); `greedy`, as many tokens as asked for.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     with LLM.open(job["path"], kv_dtype=job["kv"], threads=2) as llm:
         if job["first"]:
             return {"whole": far_logits(llm, tokens, job["first"])[-keep:]}
-        results: dict[str, Any] = {"whole": llm.logits(tokens)[-keep:], "steps": steps(llm, tokens, job["prompt"])}
+        results: dict[str, Any] = {
+            "whole": llm.logits(tokens)[-keep:],
+            "steps": steps(llm, tokens, job["prompt"])[-keep:],
+        }
         if job["greedy"]:
             params = SamplingParams(temperature=0, max_tokens=job["greedy"], ignore_eos=True)
             results["greedy"] = llm.generate([tokens], params)[0].token_ids
-        results["steps"] = results["steps"][-keep:]
         return results
 
 
@@ -46,9 +49,7 @@ def far_logits(llm: LLM, tokens: list[int], first: int) -> F32:
 
 
 def main() -> None:
-    with open(sys.argv[1]) as file:
-        jobs = json.load(file)
-    for job in jobs:
+    for job in json.loads(Path(sys.argv[1]).read_text()):
         np.savez(job["out"], **run(job))
     loaded = {"torch", "transformers"} & sys.modules.keys()
     if loaded:

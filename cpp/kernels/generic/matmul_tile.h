@@ -10,7 +10,7 @@ namespace {
 #define PENSTOCK_UNROLL _Pragma("GCC unroll 16")
 
 // Rows of weights that will be needed soon: `streams` of them, `stride` bytes apart. They are brought into the second
-// level of the cache; into the first is slower. They may lie past the end of the weights: a prefetch cannot fault.
+// level of the cache; into the first is slower. They may lie past the end: a prefetch cannot fault.
 struct Ahead {
   const std::uint8_t* data;
   std::int64_t stride;
@@ -29,38 +29,9 @@ struct RawWeights {
   const std::uint8_t* data;
   std::int64_t stride;
 
-  template <int O>
-  V load(std::int64_t step, int o) const {
-    return Load<V, kDtype>::full(data + o * stride + step * kStepBytes);
-  }
-  template <int O>
+  V load(std::int64_t step, int o) const { return Load<V, kDtype>::full(data + o * stride + step * kStepBytes); }
   V load(std::int64_t step, int o, int count) const {
     return Load<V, kDtype>::partial(data + o * stride + step * kStepBytes, count);
-  }
-};
-
-// The same, kept in a tile as they pass.
-template <class V, Dtype kDtype>
-struct KeptWeights {
-  RawWeights<V, kDtype> raw;
-  float* tile;
-
-  template <int O>
-  V load(std::int64_t step, int o) const {
-    const V v = raw.template load<O>(step, o);
-    V::store(tile + (step * O + o) * 16, v);
-    return v;
-  }
-};
-
-// A tile of widened weights: step after step, the 16 values of each of the O rows.
-template <class V>
-struct WideWeights {
-  const float* tile;
-
-  template <int O>
-  V load(std::int64_t step, int o) const {
-    return V::load(tile + (step * O + o) * 16);
   }
 };
 
@@ -96,7 +67,7 @@ struct Lanes {
   void step(const float* x, std::int64_t stride, const W& w, std::int64_t step) {
     V weight[O];
     PENSTOCK_UNROLL
-    for (int o = 0; o < O; ++o) weight[o] = w.template load<O>(step, o);
+    for (int o = 0; o < O; ++o) weight[o] = w.load(step, o);
     PENSTOCK_UNROLL
     for (int p = 0; p < V::kParts; ++p) {
       PENSTOCK_UNROLL
@@ -110,26 +81,13 @@ struct Lanes {
     }
   }
 
-  // Adds 16 * steps terms, fetching what lies ahead: kStepBytes of each stream a step.
-  template <int kStepBytes, class W>
-  void accumulate(const float* x, std::int64_t stride, const W& w, std::int64_t steps, const Ahead& ahead) {
-    constexpr int kStepsPerLine = 64 / kStepBytes;
-    std::int64_t i = 0;
-    for (; i + kStepsPerLine <= steps; i += kStepsPerLine) {
-      ahead.prefetch(i * kStepBytes);
-      PENSTOCK_UNROLL
-      for (int j = 0; j < kStepsPerLine; ++j) step(x + (i + j) * 16, stride, w, i + j);
-    }
-    for (; i < steps; ++i) step(x + i * 16, stride, w, i);
-  }
-
   // Adds the last `count` < 16 terms; the other lanes stay as they are.
   template <class W>
   void partial_step(const float* x, std::int64_t stride, const W& w, std::int64_t step, int count) {
     const auto mask = V::first(count);
     V weight[O];
     PENSTOCK_UNROLL
-    for (int o = 0; o < O; ++o) weight[o] = w.template load<O>(step, o, count);
+    for (int o = 0; o < O; ++o) weight[o] = w.load(step, o, count);
     PENSTOCK_UNROLL
     for (int r = 0; r < R; ++r) {
       const V value = V::load(x + r * stride, count);
@@ -138,6 +96,21 @@ struct Lanes {
         lane[r][o] = V::select(mask, V::fma(weight[o], value, lane[r][o]), lane[r][o]);
       }
     }
+  }
+
+  // Adds `terms` terms to each, fetching as many of those ahead.
+  template <class W>
+  void add(const float* x, std::int64_t stride, const W& w, std::int64_t terms, const Ahead& ahead) {
+    constexpr int kStepsPerLine = 64 / W::kStepBytes;
+    const std::int64_t steps = terms / 16;
+    std::int64_t i = 0;
+    for (; i + kStepsPerLine <= steps; i += kStepsPerLine) {
+      ahead.prefetch(i * W::kStepBytes);
+      PENSTOCK_UNROLL
+      for (int j = 0; j < kStepsPerLine; ++j) step(x + (i + j) * 16, stride, w, i + j);
+    }
+    for (; i < steps; ++i) step(x + i * 16, stride, w, i);
+    if (terms % 16 != 0) partial_step(x + i * 16, stride, w, i, static_cast<int>(terms % 16));
   }
 };
 

@@ -18,7 +18,6 @@ constexpr Kernels make_kernels(const char* name) {
   return Kernels{
       .name = name,
       .emulates_fma = V::kEmulatesFma,
-      .matmul_rows = V::kTileRows,
       .matmul = matmul<V>,
       .rms_norm = rms_norm<V>,
       .silu_mul = silu_mul<V>,
