@@ -232,7 +232,7 @@ void bind_attention(ThreadPool& pool, const Tensor3<const float>& q, const Vecto
   require_equal(tail_offsets.shape(0), args.q.rows + 1, "length of tail_offsets");
   const std::int64_t keys = require_paths(args, tail_slots.shape(0), kv);
   const std::int64_t needed = attention_least_scratch(keys, args.kv.block_slots, args.kv.head_dim);
-  require(needed <= static_cast<std::int64_t>(pool.scratch().bytes) / pool.threads(),
+  require(needed <= static_cast<std::int64_t>(pool.scratch_bytes()),
           "a path of " + std::to_string(keys) + " slots needs " + std::to_string(needed) + " bytes of scratch");
   const nb::gil_scoped_release release;
   attention(pool, args);

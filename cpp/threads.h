@@ -24,6 +24,7 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  std::size_t scratch_bytes() const { return scratch_bytes_; }  // of each thread
   // Whoever calls run() must hold this.
   [[nodiscard]] std::unique_lock<std::mutex> acquire() { return std::unique_lock(exclusive_); }
 

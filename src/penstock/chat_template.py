@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType, TracebackType
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
@@ -165,12 +165,12 @@ def _malformed_conversation(problem: str) -> ChatTemplateError:
 
 def _objects(values: object, what: str) -> list[dict[str, Any]] | None:
     plain = _plain(values, what)
-    if plain is not None and not _all_dicts(plain):
-        raise ChatTemplateError(f"{what} must be a list of JSON objects", f"Give {what} as a list of dicts.")
-    return cast("list[dict[str, Any]] | None", plain)
+    if plain is None or _all_dicts(plain):
+        return plain
+    raise ChatTemplateError(f"{what} must be a list of JSON objects", f"Give {what} as a list of dicts.")
 
 
-def _all_dicts(values: object) -> bool:
+def _all_dicts(values: object) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(values, list) and all(isinstance(value, dict) for value in values)
 
 

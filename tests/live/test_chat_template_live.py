@@ -134,15 +134,21 @@ def both(make_theirs: Any, make_ours: Any) -> tuple[Any, Any]:
     return expected, actual
 
 
+@pytest.fixture(scope="module", params=["headers", "chatml", "loops"])
+def templated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """The demo's tokenizer with each of the templates: theirs, and the directory."""
+    directory = tmp_path_factory.mktemp(request.param)
+    shutil.copytree(DEMO, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copy(TEMPLATES / f"{request.param}.jinja", directory / "chat_template.jinja")
+    return reference(directory), directory
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("name", ["headers", "chatml", "loops"])
-def test_rendering(tmp_path: Path, fixed_day: None, name: str, conversation: str, option: str) -> None:
-    shutil.copytree(DEMO, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
-    shutil.copy(TEMPLATES / f"{name}.jinja", tmp_path / "chat_template.jinja")
+def test_rendering(templated: tuple[Any, Path], fixed_day: None, conversation: str, option: str) -> None:
+    theirs, mine = templated[0], ours(templated[1])
     messages = CONVERSATIONS[conversation]
     options = {"add_generation_prompt": False, **OPTIONS[option]}
-    theirs, mine = reference(tmp_path), ours(tmp_path)
     template = mine.chat_template(for_tools="tools" in options)
     expected, actual = both(
         lambda: theirs.apply_chat_template(messages, tokenize=False, **options),
