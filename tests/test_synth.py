@@ -27,7 +27,7 @@ from penstock.config import parse_config
 from penstock.errors import PenstockError, UsageError
 from penstock.format import read_header
 from penstock.shapes import SHAPES, shape_config
-from penstock.synth import U16, draw_rows, plan_shards, synthesize, to_bf16
+from penstock.synth import U16, plan_shards, synthesize, to_bf16
 from penstock.synth_tokenizer import first_unused_id, tokenizer_config_json, tokenizer_json
 
 # Numbers of weights that the Hub shows for these models; the 405B's from arXiv 2407.21783 by the same arithmetic.
@@ -260,14 +260,6 @@ def test_rounding_is_to_the_nearest_bf16_ties_to_even(values: np.ndarray) -> Non
     up = np.abs(above - exact), np.abs(exact - below)
     expected = low + ((up[0] < up[1]) | ((up[0] == up[1]) & (low % 2 == 1)))
     assert np.array_equal(to_bf16(values.copy()), expected)
-
-
-def test_rows_depend_on_the_key_alone() -> None:
-    scales = np.ones(8, np.float32)
-    rows = draw_rows("a", range(3, 5), scales, 9, 0)
-    assert np.array_equal(rows, draw_rows("a", range(3, 5), scales, 9, 0))
-    for name, first, seed in (("b", 3, 0), ("a", 4, 0), ("a", 3, 1)):
-        assert not np.array_equal(rows, draw_rows(name, range(first, first + 2), scales, 9, seed))
 
 
 @pytest.mark.parametrize("shape", ["llama-3.1-8b", "smollm2-360m"])

@@ -126,18 +126,7 @@ def tokenizer_json(config: ModelConfig) -> dict[str, Any]:
         },
         "post_processor": _post_processor(special),
         "decoder": _byte_level(),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": True,
-            "vocab": vocab,
-            "merges": list(_iter_merges(vocab)),
-        },
+        "model": _bpe(vocab),
     }
 
 
@@ -153,6 +142,21 @@ def tokenizer_config_json(config: ModelConfig) -> dict[str, Any]:
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": config.max_position_embeddings,
         "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+
+
+def _bpe(vocab: dict[str, int]) -> dict[str, Any]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": True,
+        "vocab": vocab,
+        "merges": list(_iter_merges(vocab)),
     }
 
 

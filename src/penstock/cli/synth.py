@@ -17,7 +17,7 @@ from penstock.synth import synthesize
 def synth(
     out: Annotated[Path, typer.Argument(help="Directory to write the checkpoint to: a new or an empty one.")],
     shape: Annotated[str, typer.Option(help=f"Shape of the model: {', '.join(SHAPES)}.")] = "llama-3.1-8b",
-    layers: Annotated[int | None, typer.Option(help="Only so many layers.  [default: all]")] = None,
+    layers: Annotated[int | None, typer.Option(help="Only so many layers; all of them by default.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     no_tokenizer: Annotated[bool, typer.Option("--no-tokenizer", help="Leave the tokenizer out.")] = False,
     threads: opt.Threads = None,
