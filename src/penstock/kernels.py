@@ -7,6 +7,7 @@ Non-goals: arithmetic (that is C++), memory (callers allocate every array).
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,10 @@ SCRATCH_BYTES = 4 << 20
 """Scratch of one thread, bytes: a widened weight tile, packed activations, attention scores."""
 
 
+class SlowKernelsWarning(UserWarning):
+    """A CPU or a choice of instruction set without fused multiply-add."""
+
+
 def choose_isa() -> str:
     """Activate the instruction set named by PENSTOCK_ISA, or the best that this CPU has, and return its name.
 
@@ -43,6 +48,9 @@ def choose_isa() -> str:
             f"Unset it, or use one of: {', '.join(available)}.",
         )
     _core.set_isa(wanted)
+    if _core.emulates_fma():
+        message = f"The {wanted} kernels emulate fused multiply-add: results are exact, and many times slower."
+        warnings.warn(message, SlowKernelsWarning, stacklevel=3)
     return wanted
 
 

@@ -29,8 +29,10 @@ struct RawWeights {
   const std::uint8_t* data;
   std::int64_t stride;
 
-  V load(std::int64_t step, int o) const { return Load<V, kDtype>::full(data + o * stride + step * kStepBytes); }
-  V load(std::int64_t step, int o, int count) const {
+  typename V::Part load(std::int64_t step, int o, int part) const {
+    return Load<V, kDtype>::part(data + o * stride + step * kStepBytes + part * (kStepBytes / V::kParts));
+  }
+  V load_partial(std::int64_t step, int o, int count) const {
     return Load<V, kDtype>::partial(data + o * stride + step * kStepBytes, count);
   }
 };
@@ -65,17 +67,17 @@ struct Lanes {
   // Adds 16 terms to each: x points at those of the first row.
   template <class W>
   void step(const float* x, std::int64_t stride, const W& w, std::int64_t step) {
-    V weight[O];
-    PENSTOCK_UNROLL
-    for (int o = 0; o < O; ++o) weight[o] = w.load(step, o);
     PENSTOCK_UNROLL
     for (int p = 0; p < V::kParts; ++p) {
+      typename V::Part weight[O];
+      PENSTOCK_UNROLL
+      for (int o = 0; o < O; ++o) weight[o] = w.load(step, o, p);
       PENSTOCK_UNROLL
       for (int r = 0; r < R; ++r) {
         const V value = V::load(x + r * stride);
         PENSTOCK_UNROLL
         for (int o = 0; o < O; ++o) {
-          lane[r][o].part[p] = V::fma(weight[o].part[p], value.part[p], lane[r][o].part[p]);
+          lane[r][o].part[p] = V::fma(weight[o], value.part[p], lane[r][o].part[p]);
         }
       }
     }
@@ -87,7 +89,7 @@ struct Lanes {
     const auto mask = V::first(count);
     V weight[O];
     PENSTOCK_UNROLL
-    for (int o = 0; o < O; ++o) weight[o] = w.load(step, o, count);
+    for (int o = 0; o < O; ++o) weight[o] = w.load_partial(step, o, count);
     PENSTOCK_UNROLL
     for (int r = 0; r < R; ++r) {
       const V value = V::load(x + r * stride, count);

@@ -16,6 +16,11 @@ struct Load {
     if constexpr (kDtype == Dtype::kF16) return V::load_f16(p);
     if constexpr (kDtype == Dtype::kF32) return V::load_f32(p);
   }
+  static auto part(const std::uint8_t* p) {  // as much as a V::Part holds
+    if constexpr (kDtype == Dtype::kBF16) return V::part_bf16(p);
+    if constexpr (kDtype == Dtype::kF16) return V::part_f16(p);
+    if constexpr (kDtype == Dtype::kF32) return V::part_f32(p);
+  }
   static V partial(const std::uint8_t* p, int count) {
     if constexpr (kDtype == Dtype::kBF16) return V::load_bf16(p, count);
     if constexpr (kDtype == Dtype::kF16) return V::load_f16(p, count);

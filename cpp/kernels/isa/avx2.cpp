@@ -37,17 +37,19 @@ struct Vec {
 
   static Vec load_f32(const std::uint8_t* p) { return load(reinterpret_cast<const float*>(p)); }
   static Vec load_f32(const std::uint8_t* p, int count) { return load(reinterpret_cast<const float*>(p), count); }
-  static Part widen_bf16(__m128i h) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
   static __m128i load_halves(const std::uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-  static Vec load_bf16(const std::uint8_t* p) { return {widen_bf16(load_halves(p)), widen_bf16(load_halves(p + 16))}; }
+  static Part part_f32(const std::uint8_t* p) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p)); }
+  static Part part_bf16(const std::uint8_t* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_halves(p)), 16));
+  }
+  static Part part_f16(const std::uint8_t* p) { return _mm256_cvtph_ps(load_halves(p)); }
+  static Vec load_bf16(const std::uint8_t* p) { return {part_bf16(p), part_bf16(p + 16)}; }
   static Vec load_bf16(const std::uint8_t* p, int count) {
     std::uint8_t copy[32] = {};
     __builtin_memcpy(copy, p, 2 * count);
     return load_bf16(copy);
   }
-  static Vec load_f16(const std::uint8_t* p) {
-    return {_mm256_cvtph_ps(load_halves(p)), _mm256_cvtph_ps(load_halves(p + 16))};
-  }
+  static Vec load_f16(const std::uint8_t* p) { return {part_f16(p), part_f16(p + 16)}; }
   static Vec load_f16(const std::uint8_t* p, int count) {
     std::uint8_t copy[32] = {};
     __builtin_memcpy(copy, p, 2 * count);

@@ -28,10 +28,13 @@ struct Vec {
   static Vec load_f32(const std::uint8_t* p, int count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }
   static __m256i load_halves(const std::uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static __m256i load_halves(const std::uint8_t* p, int count) { return _mm256_maskz_loadu_epi16(first(count), p); }
-  static Vec widen_bf16(__m256i h) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))}; }
-  static Vec load_bf16(const std::uint8_t* p) { return widen_bf16(load_halves(p)); }
-  static Vec load_bf16(const std::uint8_t* p, int count) { return widen_bf16(load_halves(p, count)); }
-  static Vec load_f16(const std::uint8_t* p) { return {_mm512_cvtph_ps(load_halves(p))}; }
+  static Part widen_bf16(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
+  static Part part_f32(const std::uint8_t* p) { return _mm512_loadu_ps(p); }
+  static Part part_bf16(const std::uint8_t* p) { return widen_bf16(load_halves(p)); }
+  static Part part_f16(const std::uint8_t* p) { return _mm512_cvtph_ps(load_halves(p)); }
+  static Vec load_bf16(const std::uint8_t* p) { return {part_bf16(p)}; }
+  static Vec load_bf16(const std::uint8_t* p, int count) { return {widen_bf16(load_halves(p, count))}; }
+  static Vec load_f16(const std::uint8_t* p) { return {part_f16(p)}; }
   static Vec load_f16(const std::uint8_t* p, int count) { return {_mm512_cvtph_ps(load_halves(p, count))}; }
   static void store_f32(std::uint8_t* p, Vec v) { _mm512_storeu_ps(p, v.part[0]); }
   static void store_f32(std::uint8_t* p, Vec v, int count) { _mm512_mask_storeu_ps(p, first(count), v.part[0]); }

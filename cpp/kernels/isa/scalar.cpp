@@ -105,6 +105,10 @@ struct Vec {
   static Vec load_f16(const std::uint8_t* p, int count) {
     return each([&](int j) { return j < count ? f16_to_float(item<std::uint16_t>(p, j)) : 0.0f; });
   }
+  // As much as one Part holds.
+  static Part part_f32(const std::uint8_t* p) { return load_f32(p).part[0]; }
+  static Part part_bf16(const std::uint8_t* p) { return load_bf16(p).part[0]; }
+  static Part part_f16(const std::uint8_t* p) { return load_f16(p).part[0]; }
   static void store_f32(std::uint8_t* p, const Vec& v) { store_f32(p, v, 16); }
   static void store_f32(std::uint8_t* p, const Vec& v, int count) { __builtin_memcpy(p, &v, 4 * count); }
   // Rounds to nearest even; a NaN becomes 0x7fc0.
