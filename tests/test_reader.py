@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import errno
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -14,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import ReadError
+from penstock.files import Extent, Files, buffer_bytes
 from penstock.kernels import U8
-from penstock.reader import Extent, Files, ReadAhead
+from penstock.reader import ReadAhead
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 5000, np.uint8)
 
@@ -57,11 +56,11 @@ class Recording(Files):
         self.offsets: list[int] = []
         self.broken = set(broken)
 
-    def read(self, extent: Extent, buffer: U8) -> None:
+    def read(self, extent: Extent, buffer: U8) -> U8:
         self.offsets.append(extent.offset)
         if extent.offset in self.broken:
             raise ReadError("broken", "mend it")
-        super().read(extent, buffer)
+        return super().read(extent, buffer)
 
 
 def extents_of(path: Path, sizes: Sequence[int]) -> list[Extent]:
@@ -78,101 +77,6 @@ def immediate(files: Files, extents: Sequence[Extent], depth: int, skip: Sequenc
     reader._threads.shutdown()
     reader._threads = Immediate()  # type: ignore[assignment]
     return reader
-
-
-class TestFiles:
-    @pytest.mark.parametrize(("offset", "nbytes"), [(0, 1), (0, 5000), (4999, 1), (13, 777), (42, 0)])
-    def test_any_range(self, path: Path, files: Files, offset: int, nbytes: int) -> None:
-        buffer = np.full(5001, 7, np.uint8)
-        files.read(Extent(path, offset, nbytes), buffer)
-        assert (buffer[:nbytes] == CONTENT[offset : offset + nbytes]).all()
-        assert (buffer[nbytes:] == 7).all()
-
-    def test_short_reads_go_on(self, path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-        preadv = os.preadv
-        monkeypatch.setattr(os, "preadv", lambda fd, views, offset: preadv(fd, [views[0][:3]], offset))
-        buffer = np.empty(100, np.uint8)
-        files.read(Extent(path, 11, 100), buffer)
-        assert (buffer == CONTENT[11:111]).all()
-
-    def test_a_file_may_be_unlinked_after_its_first_read(self, tmp_path: Path, files: Files) -> None:
-        path, buffer = tmp_path / "x", np.empty(4, np.uint8)
-        path.write_bytes(b"abcdefgh")
-        files.read(Extent(path, 0, 4), buffer)
-        path.unlink()
-        files.read(Extent(path, 4, 4), buffer)
-        assert buffer.tobytes() == b"efgh"
-
-    def test_a_file_that_shrinks(self, tmp_path: Path, files: Files) -> None:
-        path, buffer = tmp_path / "x", np.empty(8, np.uint8)
-        path.write_bytes(b"abcdefgh")
-        files.read(Extent(path, 0, 8), buffer)
-        os.truncate(path, 6)
-        with pytest.raises(ReadError) as caught:
-            files.read(Extent(path, 4, 4), buffer)
-        assert caught.value.problem == (
-            f"{path}: reading at offset 6 failed: the file ends there: it shrank after it was opened."
-        )
-        assert "Check the disk and the file" in caught.value.remedy
-
-    def test_a_file_that_is_gone(self, tmp_path: Path, files: Files) -> None:
-        with pytest.raises(ReadError) as caught:
-            files.read(Extent(tmp_path / "gone", 5, 1), np.empty(1, np.uint8))
-        assert caught.value.problem == f"{tmp_path / 'gone'}: reading at offset 0 failed: No such file or directory."
-
-    def test_a_path_that_cannot_be_read(self, tmp_path: Path, files: Files) -> None:
-        with pytest.raises(ReadError, match="Is a directory"):
-            files.read(Extent(tmp_path, 0, 1), np.empty(1, np.uint8))
-
-    def test_a_disk_that_fails(self, path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-        preadv, calls = os.preadv, []
-
-        def fails_later(fd: int, views: list[memoryview], offset: int) -> int:
-            calls.append(offset)
-            if len(calls) == 3:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return preadv(fd, [views[0][:10]], offset)
-
-        monkeypatch.setattr(os, "preadv", fails_later)
-        with pytest.raises(ReadError) as caught:
-            files.read(Extent(path, 100, 50), np.empty(50, np.uint8))
-        assert caught.value.problem == f"{path}: reading at offset 120 failed: Input/output error."
-        assert isinstance(caught.value.__cause__, OSError)
-
-    def test_each_file_is_opened_once_whoever_comes_first(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Several threads start on a file together; a second descriptor would never be closed."""
-        opened, all_here, real_open = [], threading.Barrier(4), os.open
-
-        def slow_open(*args: Any) -> int:
-            opened.append(real_open(*args))
-            threading.Event().wait(0.05)
-            return opened[-1]
-
-        monkeypatch.setattr(os, "open", slow_open)
-        files = Files()
-
-        def read() -> None:
-            all_here.wait()
-            files.read(Extent(path, 0, 10), np.empty(10, np.uint8))
-
-        threads = [threading.Thread(target=read) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        files.close()
-        left = [descriptor for descriptor in opened if is_open(descriptor)]
-        for descriptor in left:
-            os.close(descriptor)
-        assert left == []
-
-
-def is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
 
 
 class TestReadAhead:
@@ -194,7 +98,7 @@ class TestReadAhead:
     def test_depth_bounds_what_runs_ahead(self, path: Path) -> None:
         files, extents = Recording(), extents_of(path, self.SIZES)
         reader = immediate(files, extents, depth=4)
-        assert reader.ring_bytes == 4 * 250
+        assert reader.ring_bytes == 4 * buffer_bytes(250)
         held = [reader.take(0)]
         assert len(files.offsets) == 4  # the one that was asked for, and one in each of the other buffers
         held.append(reader.take(1))
@@ -260,7 +164,7 @@ class TestReadAhead:
 
     def test_nothing_to_read(self, files: Files) -> None:
         reader = ReadAhead(files, [], lambda _: False, 4)
-        assert reader.ring_bytes == 0
+        assert reader.ring_bytes == 4 * buffer_bytes(0)
         reader.close()
 
     def test_closing_waits_for_reads_and_ends_the_threads(self, path: Path, files: Files) -> None:

@@ -1,82 +1,20 @@
-"""Reading byte ranges of a checkpoint's files, ahead of whoever uses them.
-
-Goals: the next pieces are in memory before they are asked for, in a ring of fixed size; nothing stays in the page
-cache.
-Non-goals: what the bytes mean.
-"""
+"""Reading ahead: the next extents are in memory before they are asked for, in a ring of fixed size."""
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-import numpy as np
-
-from penstock.errors import ReadError
+from penstock.files import aligned_buffer, buffer_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from penstock.files import Extent, Files
     from penstock.kernels import U8
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """`nbytes` bytes of the file `path`, from `offset` on."""
-
-    path: Path
-    offset: int
-    nbytes: int
-
-
-class Files:
-    """The files of a checkpoint, each opened once, so that a file renamed or unlinked in mid-run does no harm."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._descriptors: dict[Path, int] = {}
-
-    def read(self, extent: Extent, buffer: U8) -> None:
-        """Fill buffer[:extent.nbytes]. Raises ReadError, naming the file and the offset."""
-        view = buffer[: extent.nbytes].data
-        descriptor = self._descriptor(extent.path)
-        done = 0
-        while done < extent.nbytes:
-            try:
-                count = os.preadv(descriptor, [view[done:]], extent.offset + done)
-            except OSError as error:
-                raise _read_error(extent, done, os.strerror(error.errno or 0)) from error
-            if count == 0:
-                raise _read_error(extent, done, "the file ends there: it shrank after it was opened")
-            done += count
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, extent.offset, extent.nbytes, os.POSIX_FADV_DONTNEED)
-
-    def close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
-
-    def _descriptor(self, path: Path) -> int:
-        with self._lock:
-            if path not in self._descriptors:
-                try:
-                    self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise _read_error(Extent(path, 0, 0), 0, os.strerror(error.errno or 0)) from error
-            return self._descriptors[path]
-
-
-def _read_error(extent: Extent, done: int, reason: str) -> ReadError:
-    return ReadError(
-        f"{extent.path}: reading at offset {extent.offset + done} failed: {reason}.",
-        "Check the disk and the file (its size, its checksum); download it again if it is damaged.",
-    )
 
 
 @dataclass(slots=True)
@@ -92,7 +30,8 @@ class ReadTotals:
 class _Pending:
     index: int
     buffer: U8
-    seconds: Future[float]
+    read: Future[tuple[U8, float]]
+    """The extent's bytes, a part of the buffer, and the seconds that it took."""
 
 
 class ReadAhead:
@@ -106,9 +45,9 @@ class ReadAhead:
         self._files = files
         self._extents = extents
         self._skip = skip
-        buffer_bytes = max((extent.nbytes for extent in extents), default=0)
-        self.ring_bytes = depth * buffer_bytes
-        self._free = [np.empty(buffer_bytes, np.uint8) for _ in range(depth)]
+        largest = max((extent.nbytes for extent in extents), default=0)
+        self.ring_bytes = depth * buffer_bytes(largest)
+        self._free = [aligned_buffer(largest) for _ in range(depth)]
         self._pending: deque[_Pending] = deque()
         self._newest = 0
         self._threads = ThreadPoolExecutor(depth, thread_name_prefix="penstock-read")
@@ -124,20 +63,20 @@ class ReadAhead:
         self._read_on()
         begin = time.perf_counter()
         try:
-            self.totals.read_seconds += pending.seconds.result()
+            data, seconds = pending.read.result()
         except BaseException:
             self._drain()
-            wait([pending.seconds])
+            wait([pending.read])
             self._free.append(pending.buffer)
             raise
         self.totals.wait_seconds += time.perf_counter() - begin
-        nbytes = self._extents[index].nbytes
-        self.totals.bytes_read += nbytes
-        return pending.buffer[:nbytes]
+        self.totals.read_seconds += seconds
+        self.totals.bytes_read += data.nbytes
+        return data
 
     def give_back(self, data: U8) -> None:
         """Let the ring reuse an array that `take` returned."""
-        self._free.append(data.base if data.base is not None else data)
+        self._free.append(cast("U8", data.base))
         self._read_on()
 
     def close(self) -> None:
@@ -158,15 +97,15 @@ class ReadAhead:
         self._newest = index
         self._pending.append(_Pending(index, buffer, self._threads.submit(self._read, index, buffer)))
 
-    def _read(self, index: int, buffer: U8) -> float:
+    def _read(self, index: int, buffer: U8) -> tuple[U8, float]:
         begin = time.perf_counter()
-        self._files.read(self._extents[index], buffer)
-        return time.perf_counter() - begin
+        data = self._files.read(self._extents[index], buffer)
+        return data, time.perf_counter() - begin
 
     def _drop(self) -> None:
         pending = self._pending.popleft()
-        if not pending.seconds.cancel():
-            wait([pending.seconds])
+        if not pending.read.cancel():
+            wait([pending.read])
         self._free.append(pending.buffer)
 
     def _drain(self) -> None:

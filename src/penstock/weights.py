@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.reader import Extent, Files, ReadAhead, ReadTotals
+from penstock.files import Extent, Files, aligned_buffer
+from penstock.reader import ReadAhead, ReadTotals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -161,8 +162,8 @@ class Weights:
     def _widened(self, tensor: TensorInfo, part: int, parts: int) -> F32:
         """Part `part` of a tensor cut into `parts` equal ones, float32 [1, n]."""
         nbytes = tensor.nbytes // parts
-        raw = np.empty(nbytes, np.uint8)
-        self._files.read(Extent(tensor.path, tensor.begin + part * nbytes, nbytes), raw)
+        extent = Extent(tensor.path, tensor.begin + part * nbytes, nbytes)
+        raw = self._files.read(extent, aligned_buffer(nbytes))
         out = np.empty((1, tensor.n_elements // parts), np.float32)
         self._kernels.widen(raw, tensor.dtype.value, out[0])
         return out

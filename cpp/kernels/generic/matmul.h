@@ -1,9 +1,9 @@
 // The matrix product in the order that the numerics contract fixes: 16 lanes, k ascending, one tree.
 //
-// Weights are widened in registers as they are used: that costs less than a widened copy in the cache. Few rows: the
-// weights stream past them once. More rows: block after block of k, a tile of rows stays in the first level of the
-// cache while the block's weights stream past it, from memory for the first tile and from the second level for the
-// others; the lanes rest in scratch between blocks.
+// Few rows: the weights stream past them once. More rows: block after block of k, a tile of rows stays in the first
+// level of the cache while the block's weights stream past it, from memory for the first tile and from the second level
+// for the others; the lanes rest in scratch between blocks. Weights are widened in registers as they are used; where
+// that costs much, the first tile of many keeps them.
 #pragma once
 
 #include "kernels/generic/matmul_tile.h"
@@ -26,13 +26,16 @@ template <class V, Dtype kDtype>
 struct Matmul {
   static constexpr int kRows = V::kTileRows;
   static constexpr int kOutputs = V::kTileOutputs;
-  static constexpr std::int64_t kMostTiles = 32 / kOutputs;  // the weights of a block take 64 KB as BF16
-  static constexpr std::int64_t kBlockTerms = 1024;          // a tile's rows take 24 KB on AVX-512
+  static constexpr std::int64_t kMostOutputs = 32;   // the weights of a block take 64 KB as BF16
+  static constexpr std::int64_t kBlockTerms = 1024;  // a tile's rows take 24 KB on AVX-512
+  static constexpr bool kWidensOnce = V::kWidensOnce && kDtype != Dtype::kF32;
+  static constexpr std::int64_t kWideRows = 16;  // so many rows repay the stores
   static constexpr std::int64_t kAheadBytes = 2048;
   static constexpr std::int64_t kItem = item_size(kDtype);
   using Weights = RawWeights<V, kDtype>;
 
   const MatmulArgs& a;
+  const bool widens_once = kWidensOnce && a.x.rows >= kWideRows;
 
   // Rows `first`, `first` + distance, ... of the weights.
   Weights weights(std::int64_t first, std::int64_t distance) const {
@@ -68,58 +71,70 @@ struct Matmul {
     });
   }
 
+  // What scratch holds for a tile of O outputs: lanes for all rows, and a block of weights where they are kept.
+  std::int64_t lane_floats(int outputs) const { return a.x.rows * outputs * 16; }
+  std::int64_t tile_floats(int outputs) const {
+    return lane_floats(outputs) + (widens_once ? kBlockTerms * outputs : 0);
+  }
+
   // Adds `terms` terms from `start` on to the lanes of rows row .. row + R - 1 and of `tiles` tiles of O outputs each:
-  // those of w, then their neighbours. The first row fetches the weights of the next tile from memory.
+  // those of w, then their neighbours. The first rows fetch the weights of the next tile from memory.
   template <int R, int O>
   void add_block(std::int64_t row, std::int64_t start, std::int64_t terms, Weights w, std::int64_t tiles,
-                 float* sums) const {
+                 float* scratch) const {
     const float* x = a.x.data + row * a.x.stride + start;
     const std::uint8_t* next_block = w.data + terms * kItem;
-    for (std::int64_t i = 0; i < tiles; ++i) {
+    for (std::int64_t i = 0; i < tiles; ++i, scratch += tile_floats(O)) {
       const std::uint8_t* neighbour = w.data + a.x.cols * kItem;
       const Ahead ahead{i + 1 < tiles ? neighbour : next_block, w.stride, row == 0 ? O : 0};
-      float* own = sums + (i * a.x.rows + row) * O * 16;
+      float* own_lanes = scratch + row * O * 16;
+      float* wide = scratch + lane_floats(O);
       Lanes<V, R, O> lanes;
-      start == 0 ? lanes.clear() : lanes.load(own);
-      lanes.add(x, a.x.stride, w, terms, ahead);
-      lanes.store(own);
+      start == 0 ? lanes.clear() : lanes.load(own_lanes);
+      if (!widens_once) {
+        lanes.add(x, a.x.stride, w, terms, ahead);
+      } else if constexpr (kWidensOnce) {
+        row == 0 ? lanes.add(x, a.x.stride, KeptWeights<V, kDtype, O>{w, wide}, terms, ahead)
+                 : lanes.add(x, a.x.stride, WideWeights<V, O>{wide}, terms, ahead);
+      }
+      lanes.store(own_lanes);
       w.data = neighbour;
     }
   }
 
   template <int O>
-  void emit_tile(std::int64_t first, std::int64_t distance, const float* sums) const {
+  void emit_tile(std::int64_t first, std::int64_t distance, const float* lanes) const {
     for (std::int64_t row = 0; row < a.x.rows; ++row) {
       PENSTOCK_UNROLL
-      for (int o = 0; o < O; ++o) emit(row, first + o * distance, V::sum(V::load(sums + (row * O + o) * 16)));
+      for (int o = 0; o < O; ++o) emit(row, first + o * distance, V::sum(V::load(lanes + (row * O + o) * 16)));
     }
   }
 
   // All rows times outputs first + i + o * distance for i < tiles and o < O.
   template <int O>
-  void blocked(std::int64_t first, std::int64_t tiles, std::int64_t distance, float* sums) const {
+  void blocked(std::int64_t first, std::int64_t tiles, std::int64_t distance, float* scratch) const {
     for (std::int64_t start = 0; start < a.x.cols; start += kBlockTerms) {
       const std::int64_t terms = a.x.cols - start < kBlockTerms ? a.x.cols - start : kBlockTerms;
       Weights w = weights(first, distance);
       w.data += start * kItem;
       for (std::int64_t row = 0; row < a.x.rows; row += kRows) {
         const int rows = a.x.rows - row < kRows ? static_cast<int>(a.x.rows - row) : kRows;
-        with_constant<kRows>(rows, [&]<int R>() { add_block<R, O>(row, start, terms, w, tiles, sums); });
+        with_constant<kRows>(rows, [&]<int R>() { add_block<R, O>(row, start, terms, w, tiles, scratch); });
       }
     }
-    for (std::int64_t i = 0; i < tiles; ++i) emit_tile<O>(first + i, distance, sums + i * a.x.rows * O * 16);
+    for (std::int64_t i = 0; i < tiles; ++i) emit_tile<O>(first + i, distance, scratch + i * tile_floats(O));
   }
 
   void run(std::int64_t begin, std::int64_t end, Scratch scratch) const {
     if (a.x.rows <= kRows || a.x.cols == 0) return direct(begin, end);
-    float* sums = reinterpret_cast<float*>(scratch.data);
-    const std::int64_t room = static_cast<std::int64_t>(scratch.bytes / sizeof(float)) / (a.x.rows * kOutputs * 16);
-    const std::int64_t most = room < kMostTiles ? room : kMostTiles;
+    float* floats = reinterpret_cast<float*>(scratch.data);
+    const std::int64_t room = static_cast<std::int64_t>(scratch.bytes / sizeof(float)) / tile_floats(kOutputs);
+    const std::int64_t most = room < kMostOutputs / kOutputs ? room : kMostOutputs / kOutputs;
     const std::int64_t distance = (end - begin) / kOutputs;
     for (std::int64_t i = 0; i < distance; i += most) {
-      blocked<kOutputs>(begin + i, distance - i < most ? distance - i : most, distance, sums);
+      blocked<kOutputs>(begin + i, distance - i < most ? distance - i : most, distance, floats);
     }
-    for (std::int64_t i = begin + kOutputs * distance; i < end; ++i) blocked<1>(i, 1, 0, sums);
+    for (std::int64_t i = begin + kOutputs * distance; i < end; ++i) blocked<1>(i, 1, 0, floats);
   }
 };
 

@@ -37,6 +37,39 @@ struct RawWeights {
   }
 };
 
+// The same, kept widened at `wide` as they are used: step after step, the 16 values of each of the O rows.
+template <class V, Dtype kDtype, int O>
+struct KeptWeights {
+  static constexpr int kStepBytes = RawWeights<V, kDtype>::kStepBytes;
+
+  RawWeights<V, kDtype> raw;
+  float* wide;
+
+  typename V::Part load(std::int64_t step, int o, int part) const {
+    const auto v = raw.load(step, o, part);
+    V::store_part(wide + (step * O + o) * 16 + part * (16 / V::kParts), v);
+    return v;
+  }
+  V load_partial(std::int64_t step, int o, int count) const {
+    const V v = raw.load_partial(step, o, count);
+    V::store(wide + (step * O + o) * 16, v);
+    return v;
+  }
+};
+
+// Weights that were kept.
+template <class V, int O>
+struct WideWeights {
+  static constexpr int kStepBytes = 64;
+
+  const float* wide;
+
+  typename V::Part load(std::int64_t step, int o, int part) const {
+    return V::load_part(wide + (step * O + o) * 16 + part * (16 / V::kParts));
+  }
+  V load_partial(std::int64_t step, int o, int) const { return V::load(wide + (step * O + o) * 16); }
+};
+
 // The 16-lane sums of R x O dot products.
 template <class V, int R, int O>
 struct Lanes {
@@ -74,10 +107,10 @@ struct Lanes {
       for (int o = 0; o < O; ++o) weight[o] = w.load(step, o, p);
       PENSTOCK_UNROLL
       for (int r = 0; r < R; ++r) {
-        const V value = V::load(x + r * stride);
+        const auto value = V::load_part(x + r * stride + p * (16 / V::kParts));
         PENSTOCK_UNROLL
         for (int o = 0; o < O; ++o) {
-          lane[r][o].part[p] = V::fma(weight[o], value.part[p], lane[r][o].part[p]);
+          lane[r][o].part[p] = V::accumulate(weight[o], value, lane[r][o].part[p]);
         }
       }
     }

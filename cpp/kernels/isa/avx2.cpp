@@ -11,6 +11,7 @@ struct Vec {
   static constexpr int kParts = 2;
   static constexpr int kTileRows = 3;
   static constexpr int kTileOutputs = 2;
+  static constexpr bool kWidensOnce = true;
   static constexpr bool kEmulatesFma = false;
   Part part[kParts];
 
@@ -25,6 +26,8 @@ struct Vec {
     return {_mm256_maskload_ps(p, _mm256_castps_si256(m.part[0])),
             _mm256_maskload_ps(p + 8, _mm256_castps_si256(m.part[1]))};
   }
+  static Part load_part(const float* p) { return _mm256_loadu_ps(p); }  // as much as one Part holds
+  static void store_part(float* p, Part v) { _mm256_storeu_ps(p, v); }
   static void store(float* p, Vec v) {
     _mm256_storeu_ps(p, v.part[0]);
     _mm256_storeu_ps(p + 8, v.part[1]);
@@ -81,6 +84,11 @@ struct Vec {
   static Vec sqrt(Vec a) { return {_mm256_sqrt_ps(a.part[0]), _mm256_sqrt_ps(a.part[1])}; }
   static Vec fma(Vec a, Vec b, Vec c) {
     return {fma(a.part[0], b.part[0], c.part[0]), fma(a.part[1], b.part[1], c.part[1])};
+  }
+  // fma(a, b, sum). With the intrinsic, GCC 12 reuses the registers of a and b for sums and has to spill some.
+  static Part accumulate(Part a, Part b, Part sum) {
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+    return sum;
   }
   static Part fma(Part a, Part b, Part c) { return _mm256_fmadd_ps(a, b, c); }
   static Part pinned(Part p) {

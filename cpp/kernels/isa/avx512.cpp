@@ -11,6 +11,7 @@ struct Vec {
   static constexpr int kParts = 1;
   static constexpr int kTileRows = 6;
   static constexpr int kTileOutputs = 4;
+  static constexpr bool kWidensOnce = false;  // six rows repay the widening of four weights each time
   static constexpr bool kEmulatesFma = false;
   Part part[kParts];
 
@@ -21,6 +22,8 @@ struct Vec {
 
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Vec load(const float* p, int count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }
+  static Part load_part(const float* p) { return _mm512_loadu_ps(p); }  // as much as one Part holds
+  static void store_part(float* p, Part v) { _mm512_storeu_ps(p, v); }
   static void store(float* p, Vec v) { _mm512_storeu_ps(p, v.part[0]); }
   static void store(float* p, Vec v, int count) { _mm512_mask_storeu_ps(p, first(count), v.part[0]); }
 
@@ -56,6 +59,7 @@ struct Vec {
   static Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.part[0], b.part[0])}; }
   static Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.part[0])}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {fma(a.part[0], b.part[0], c.part[0])}; }
+  static Part accumulate(Part a, Part b, Part sum) { return fma(a, b, sum); }
   static Part fma(Part a, Part b, Part c) { return _mm512_fmadd_ps(a, b, c); }
   static Part pinned(Part p) {
     __asm__("" : "+v"(p));

@@ -55,6 +55,7 @@ struct Vec {
   static constexpr int kParts = 1;
   static constexpr int kTileRows = 2;  // the matrix product's register tile
   static constexpr int kTileOutputs = 2;
+  static constexpr bool kWidensOnce = false;  // of many rows, the first keeps widened weights for the others
   static constexpr bool kEmulatesFma = !kHardwareFma;
   Part part[kParts];
 
@@ -81,6 +82,8 @@ struct Vec {
   static Vec load(const float* p, int count) {
     return each([&](int j) { return j < count ? p[j] : 0.0f; });
   }
+  static Part load_part(const float* p) { return load(p).part[0]; }  // as much as one Part holds
+  static void store_part(float* p, const Part& v) { __builtin_memcpy(p, &v, sizeof(v)); }
   static void store(float* p, const Vec& v) { store(p, v, 16); }
   static void store(float* p, const Vec& v, int count) {
     for (int j = 0; j < count; ++j) p[j] = v[j];
@@ -139,6 +142,7 @@ struct Vec {
   static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
     return each([&](int j) { return fused_multiply_add(a[j], b[j], c[j]); });
   }
+  static Part accumulate(const Part& a, const Part& b, const Part& sum) { return fma(a, b, sum); }
   static Part fma(const Part& a, const Part& b, const Part& c) {
     Part p;
     for (int j = 0; j < 16; ++j) p.lane[j] = fused_multiply_add(a.lane[j], b.lane[j], c.lane[j]);
