@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from penstock import _core
+
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -14,9 +18,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(params=_core.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that this CPU can run, active for the length of the test."""
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every instruction set that this CPU can run, active for the length of the test, new Kernels included."""
     before = _core.isa()
     _core.set_isa(request.param)
+    monkeypatch.setenv("PENSTOCK_ISA", request.param)
     yield request.param
     _core.set_isa(before)

@@ -18,6 +18,14 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 
+def f32(values: npt.ArrayLike) -> F32:
+    return np.asarray(values, np.float32)
+
+
+def i32(values: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    return np.asarray(values, np.int32)
+
+
 @contextmanager
 def instruction_set(name: str) -> Iterator[None]:
     """Run with the named instruction set active, then go back."""

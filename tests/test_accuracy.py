@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cases import CASES, DEMO, LLAMA3, Case, demo_tokens, random_tokens
 from checkpoints import as_dtype, random_tensors, tiny_config, to_bf16, to_float32, write_checkpoint
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from reference import F32, Reference, inverse_frequencies, read_weights, round_kv
 from rounding_noise import expected_logits
@@ -124,7 +124,6 @@ def test_the_reference_reads_what_was_written(tmp_path: Path, name: str) -> None
 BELOW_OVERFLOW = {"max_value": 2.0**126, "min_value": -(2.0**126)}
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(width=32, **BELOW_OVERFLOW)))
 def test_the_reference_rounds_keys_and_values_to_bf16(values: list[float]) -> None:
     array = np.array(values, np.float32)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import ReadError
@@ -74,10 +74,6 @@ def refuse_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "preadv", fake_preadv)
 
 
-def open_descriptors() -> set[str]:
-    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
-
-
 def read(files: Files, path: Path, offset: int, nbytes: int) -> bytes:
     return files.read(Extent(path, offset, nbytes), aligned_buffer(nbytes)).tobytes()
 
@@ -92,7 +88,6 @@ def test_buffers_are_aligned_and_hold_an_extent_at_any_offset(nbytes: int) -> No
     assert len(buffer) < nbytes + 2 * ALIGNMENT
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_any_range(path: Path, data: Any) -> None:
     offset = data.draw(st.integers(0, SIZE))

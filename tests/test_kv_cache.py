@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import tiny_config
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numerics_oracles import same_bits, to_bf16
 
@@ -105,7 +105,6 @@ def test_truncating_frees_whole_blocks(shape: KvShape) -> None:
     assert (cache.length, cache.nbytes) == (0, 0)
 
 
-@settings(deadline=None)
 @given(
     committed=st.integers(0, 2 * BLOCK_SLOTS + 3),
     nodes=st.integers(1, BLOCK_SLOTS + 5),

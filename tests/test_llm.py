@@ -109,6 +109,14 @@ class TestRefusals:
             with pytest.raises(ContextError):
                 llm.logits([1] * 17)
 
+    def test_a_model_that_was_closed(self, path: Path) -> None:
+        llm = LLM.open(path)
+        llm.close()
+        for call in (lambda: llm.logits([1]), lambda: llm.generate([[1]])):
+            with pytest.raises(UsageError, match="has been closed"):
+                call()
+        assert llm._engine.active == []
+
 
 class TestInterface:
     PROMPT = "def add(a, b):\n    return"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics_oracles import F32, dot, exp32, instruction_set, same_bits
+from numerics_oracles import F32, dot, exp32, f32, i32, instruction_set, same_bits
 
 from penstock import _core
 
@@ -85,11 +85,11 @@ def test_silu_mul(seed: int, isa: str, threads: int, rows: int, n: int, gap: int
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_silu_mul_at_the_edges(isa: str) -> None:
-    gate = np.float32([[0, -0.0, 100, -100, 1e30, -1e30, np.inf, np.nan]])
+    gate = f32([[0, -0.0, 100, -100, 1e30, -1e30, np.inf, np.nan]])
     out = np.empty_like(gate)
     with instruction_set(isa):
         _core.silu_mul(POOLS[1], gate, np.ones_like(gate), out)
-    assert same_bits(out, np.float32([[0, -0.0, 100, -0.0, 1e30, -0.0, np.inf, np.nan]]))
+    assert same_bits(out, f32([[0, -0.0, 100, -0.0, 1e30, -0.0, np.inf, np.nan]]))
 
 
 @given(seeds, isas, threads, st.integers(1, 4), st.integers(1, 3), st.integers(1, 40), st.integers(0, 9))
@@ -140,7 +140,8 @@ def round_to_bf16(x: F32) -> np.ndarray[Any, Any]:
     """Bits of the nearest BF16, by comparing distances; ties to even. Not for NaN."""
     down = x.view(np.uint32) >> 16
     up = down + 1
-    wide = [(bits << 16).view(np.float32).astype(np.float64) for bits in (down, up)]
+    with np.errstate(invalid="ignore"):
+        wide = [(bits << 16).view(np.float32).astype(np.float64) for bits in (down, up)]
     past_largest = np.where(wide[1] < 0, -(2.0**128), 2.0**128)
     wide[1] = np.where(np.isinf(wide[1]), past_largest, wide[1])
     with np.errstate(invalid="ignore"):
@@ -156,7 +157,7 @@ def test_store_kv_rounds_to_nearest_even(isa: str, dtype: str) -> None:
     bits = np.concatenate([TIES_AND_EDGES, rng.integers(0, 2**32, 2 * 3 * 5 * 18 - len(TIES_AND_EDGES))])
     k, v = bits.astype(np.uint32).view(np.float32).reshape(2, 5, 3, 18)
     stored, _ = store(isa, k, v, dtype)
-    for got, x in zip(stored, (k, v)):
+    for got, x in zip(stored, (k, v), strict=True):
         if dtype == "f32":
             assert same_bits(got, x)
         else:
@@ -177,7 +178,7 @@ def test_store_kv_writes_its_slots_only(isa: str, dtype: str) -> None:
 
 def store(isa: str, k: F32, v: F32, dtype: str) -> tuple[list[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
     """What slots 2, 40, 15, 16 and 63 of a cache of two blocks of 32 hold of k and v [5, heads, dim]; its memory."""
-    slots = np.int32([2, 40, 15, 16, 63])
+    slots = i32([2, 40, 15, 16, 63])
     item, heads, dim = (2 if dtype == "bf16" else 4), k.shape[1], k.shape[2]
     plane = heads * 32 * dim * item
     memory = np.full((2, 64 + 2 * plane), 0xAB, np.uint8)

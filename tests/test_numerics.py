@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics_oracles import F32, F64, exp32, fma32, instruction_set, same_bits
+from numerics_oracles import F32, F64, exp32, f32, fma32, instruction_set, same_bits
 
 from penstock import _core
 
@@ -133,7 +133,7 @@ def test_fma_oracle_rounds_once() -> None:
     rng = np.random.default_rng(1)
     a, b, c = (rng.standard_normal(2000).astype(np.float32) for _ in range(3))
     c[:1000] = -(a * b)[:1000] * (1 + rng.integers(-2, 3, 1000).astype(np.float32) * np.float32(2**-22))
-    for x, y, z, got in zip(a.tolist(), b.tolist(), c.tolist(), fma32(a, b, c)):
+    for x, y, z, got in zip(a.tolist(), b.tolist(), c.tolist(), fma32(a, b, c), strict=True):
         assert got == nearest_float32(Fraction(x) * Fraction(y) + Fraction(z))
 
 
@@ -150,7 +150,7 @@ def test_angles_are_rounded_correctly(limit: int) -> None:
     rng = np.random.default_rng(limit)
     angles = rng.uniform(-limit, limit, 300).astype(np.float32)
     cos, sin = rope_table([1], angles)
-    for angle, c, s in zip(angles.tolist(), cos[0], sin[0]):
+    for angle, c, s in zip(angles.tolist(), cos[0], sin[0], strict=True):
         exact_c, exact_s = exact_cos_sin(angle)
         assert (c, s) == (nearest_float32(exact_c), nearest_float32(exact_s))
 
@@ -158,7 +158,7 @@ def test_angles_are_rounded_correctly(limit: int) -> None:
 def test_angles_next_to_multiples_of_half_pi() -> None:
     angles = (np.arange(1, 600_000, 1201) * (np.pi / 2)).astype(np.float32)
     cos, sin = rope_table([1], angles)
-    for angle, c, s in zip(angles.tolist(), cos[0], sin[0]):
+    for angle, c, s in zip(angles.tolist(), cos[0], sin[0], strict=True):
         exact_c, exact_s = exact_cos_sin(angle)
         assert (c, s) == (nearest_float32(exact_c), nearest_float32(exact_s))
 
@@ -178,10 +178,10 @@ def test_rope_table_is_the_fixed_sequence() -> None:
 
 def test_rope_table_agrees_with_libm() -> None:
     """libm's doubles are right to a unit in their last place or so."""
-    inv_freq = np.float32(10000.0 ** -(np.arange(32) / 32))
+    inv_freq = f32(10000.0 ** -(np.arange(32) / 32))
     positions = list(range(0, 131072, 13))
     cos, sin = rope_table(positions, inv_freq)
-    angles = (np.float32(positions)[:, None] * inv_freq).astype(np.float64)
+    angles = (f32(positions)[:, None] * inv_freq).astype(np.float64)
     np.testing.assert_allclose(cos, np.cos(angles), rtol=6e-8, atol=0)
     np.testing.assert_allclose(sin, np.sin(angles), rtol=6e-8, atol=0)
 
@@ -233,7 +233,7 @@ def test_exp_is_the_fixed_sequence(isa: str) -> None:
     step = 40009 if isa == "scalar" else 5003
     every_kind = np.arange(0, 2**32, step, dtype=np.uint64).astype(np.uint32).view(np.float32)
     in_range = np.random.default_rng(2).uniform(-105, 90, 20_000).astype(np.float32)
-    x = np.concatenate([np.float32(EDGES), in_range, every_kind])
+    x = np.concatenate([f32(EDGES), in_range, every_kind])
     with instruction_set(isa):
         assert same_bits(exp(x), exp32(x))
         assert same_bits(exp(x, threads=3), exp32(x))
@@ -248,7 +248,7 @@ def test_exp_is_within_a_unit_in_the_last_place(isa: str) -> None:
         finite = np.isfinite(rounded)
         assert same_bits(got[~finite], rounded[~finite])
         assert (np.abs(got - exact)[finite] < np.spacing(rounded[finite])).all()
-        assert same_bits(exp(EDGES)[:6], np.float32([1, 1, np.inf, 0, np.nan, np.nan]))
+        assert same_bits(exp(EDGES)[:6], f32([1, 1, np.inf, 0, np.nan, np.nan]))
 
 
 @pytest.mark.parametrize("isa", ISAS)

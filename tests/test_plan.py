@@ -8,7 +8,7 @@ import pytest
 from assembled import new_cache, open_engine
 from cases import CASES, DEMO, random_tokens
 from checkpoints import tiny_config
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.config import parse_config
@@ -46,7 +46,6 @@ def test_no_sizes(text: Any) -> None:
     assert caught.value.remedy == "Write it like 512MiB or 2GiB."
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1 << 45))
 def test_a_size_for_people_is_enough_when_read_again(count: int) -> None:
     assert 0 <= parse_bytes(format_bytes(count)) - count < MIB
@@ -55,7 +54,6 @@ def test_a_size_for_people_is_enough_when_read_again(count: int) -> None:
 SIZES = st.integers(0, 1 << 34)
 
 
-@settings(deadline=None)
 @given(ceiling=SIZES, process=SIZES, ring=SIZES, kv=SIZES, activations=SIZES)
 def test_shares_fill_the_ceiling_and_never_pass_it(
     ceiling: int, process: int, ring: int, kv: int, activations: int

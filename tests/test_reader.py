@@ -177,7 +177,7 @@ class TestReadAhead:
         assert len(reader._free) == 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 300), min_size=1, max_size=12),
     depth=st.integers(1, 5),

@@ -55,7 +55,7 @@ def literal_draw(logits: Sequence[float], rule: SamplingRule, seed: int, positio
     return max(kept, key=lambda token: (scores[token] + gumbel(seed, 0, position, [token])[0], -token))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LOGITS, RULES, st.integers(0, 2**64 - 1), st.integers(0, 2**31), st.data())
 def test_a_draw_is_what_the_definition_says(
     logits: list[float], rule: SamplingRule, seed: int, position: int, data: Any
@@ -64,7 +64,6 @@ def test_a_draw_is_what_the_definition_says(
     assert draw(logits, rule, seed, position, seen) == literal_draw(logits, rule, seed, position, seen)
 
 
-@settings(deadline=None)
 @given(LOGITS)
 def test_greedy_takes_the_largest_and_of_equal_ones_the_lowest_id(logits: list[float]) -> None:
     assert draw(logits, SamplingRule(temperature=0)) == logits.index(max(logits))
@@ -168,7 +167,6 @@ def test_tokens_ruled_out_by_minus_infinity_are_never_drawn() -> None:
     assert {draw(logits, SamplingRule(), position=position) for position in range(50)} == {0, 2}
 
 
-@settings(deadline=None)
 @given(LOGITS, RULES)
 def test_the_logits_are_left_as_they_were(logits: list[float], rule: SamplingRule) -> None:
     array = np.array(logits, np.float32)

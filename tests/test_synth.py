@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 import typer
 from checkpoints import tiny_config
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from reference import Reference
@@ -286,7 +286,6 @@ def test_llama3_special_tokens_have_their_ids(llama3_tokenizer: tokenizers.Token
     assert llama3_tokenizer.encode("a").ids[0] == 128000
 
 
-@settings(deadline=None)
 @given(text=st.text())
 def test_any_text_survives_encoding(llama3_tokenizer: tokenizers.Tokenizer, text: str) -> None:
     ids = llama3_tokenizer.encode(text, add_special_tokens=False).ids

@@ -78,7 +78,7 @@ def test_alphabet_of_the_test() -> None:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_pieces_are_the_text(name: str, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[name]
     # The highest ids are long tokens, the lowest special; two are unknown.
@@ -90,7 +90,7 @@ def test_pieces_are_the_text(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("name", ["demo", "byte level"])
 @given(text=st.one_of(st.text(), st.binary().map(lambda data: data.decode("latin-1"))))
 @example(text=EMOJI)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_bytes_of_text(name: str, text: str) -> None:
     tokenizer = TOKENIZERS[name]
     letters = byte_alphabet()
@@ -107,7 +107,7 @@ def test_bytes_of_text(name: str, text: str) -> None:
 @given(
     data=st.lists(st.one_of(st.binary(max_size=6), st.sampled_from(list("aé你👩\ufffd")).map(str.encode)), max_size=12)
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_broken_bytes(name: str, data: list[bytes]) -> None:
     """Lone continuation bytes, characters cut short, overlong forms and surrogates, a byte a token."""
     tokenizer = TOKENIZERS[name]
@@ -173,7 +173,7 @@ class Counting(Tokenizer):
 
 @pytest.mark.parametrize("name", ["byte level", "sentencepiece, stripped"])
 @given(data=st.data())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_work_is_linear(name: str, data: st.DataObject) -> None:
     """Counted in tokens decoded; also where no byte is text."""
     tokenizer = Counting(TOKENIZERS[name]._backend)

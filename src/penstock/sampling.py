@@ -111,8 +111,9 @@ class Sampler:
         scores = self._penalised(logits.astype(np.float64), seen)
         if self.rule.temperature == 0:
             return int(scores.argmax())
-        scores = (scores - scores.max()) / self.rule.temperature
-        kept = self._kept(scores)
+        with np.errstate(over="ignore"):  # at tiny temperatures all but the likeliest go to minus infinity
+            scores = (scores - scores.max()) / self.rule.temperature
+            kept = self._kept(scores)
         return int(kept[(scores[kept] + gumbel(self.seed, self.choice, position, kept)).argmax()])
 
     def _penalised(self, scores: F64, seen: Sequence[int]) -> F64:

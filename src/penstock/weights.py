@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock.errors import UsageError
 from penstock.files import Extent, Files, aligned_buffer
 from penstock.reader import ReadAhead, ReadTotals
 
@@ -98,7 +99,9 @@ class Weights:
         self._resident: dict[int, U8] = {}
         self._files = Files()
         extents = [piece.extent for piece in self._pieces]
-        self._stream = ReadAhead(self._files, extents, self._resident.__contains__, read_depth)
+        depth = max(read_depth, 1 + max((len(group) for group in order), default=0))  # a group is held together
+        self._stream = ReadAhead(self._files, extents, self._resident.__contains__, depth)
+        self._closed = False
         self.pass_bytes = sum(piece.nbytes for piece in self._pieces)
         self.limit_resident(resident_bytes)
 
@@ -135,13 +138,19 @@ class Weights:
         return self._widened(self.tensors[name], 0, 1).ravel()
 
     def rows(self, name: str, indices: I64) -> F32:
-        """The given rows of a matrix, float32 [len(indices), k], each read by itself, equal ones once."""
+        """The given rows of a matrix, float32 [len(indices), k], each read by itself, equal ones once.
+
+        Every pass begins with this one, so here it shows that the model was closed: raises UsageError.
+        """
+        if self._closed:
+            raise UsageError("This model has been closed.", "Open it again.")
         tensor = self.tensors[name]
         unique, inverse = np.unique(indices, return_inverse=True)
         rows = np.concatenate([self._widened(tensor, int(row), tensor.shape[0]) for row in unique])
         return rows[inverse]
 
     def close(self) -> None:
+        self._closed = True
         self._stream.close()
         self._files.close()
         self._resident.clear()

@@ -1,13 +1,12 @@
 // The inner loop of the matrix product: R rows of activations times O rows of weights, in registers.
 #pragma once
 
+#include "kernels/generic/unroll.h"
 #include "kernels/generic/widen.h"
 #include "kernels/kernels.h"
 
 namespace penstock {
 namespace {
-
-#define PENSTOCK_UNROLL _Pragma("GCC unroll 16")
 
 // Rows of weights that will be needed soon: `streams` of them, `stride` bytes apart. They are brought into the second
 // level of the cache; into the first is slower. They may lie past the end: a prefetch cannot fault.
@@ -70,26 +69,26 @@ struct WideWeights {
   V load_partial(std::int64_t step, int o, int) const { return V::load(wide + (step * O + o) * 16); }
 };
 
-// The 16-lane sums of R x O dot products.
+// The 16-lane sums of R x O dot products. A call that is not inlined would keep them in memory.
 template <class V, int R, int O>
 struct Lanes {
   V lane[R][O];
 
-  void clear() {
+  [[gnu::always_inline]] inline void clear() {
     PENSTOCK_UNROLL
     for (int r = 0; r < R; ++r) {
       PENSTOCK_UNROLL
       for (int o = 0; o < O; ++o) lane[r][o] = V::zero();
     }
   }
-  void load(const float* p) {
+  [[gnu::always_inline]] inline void load(const float* p) {
     PENSTOCK_UNROLL
     for (int r = 0; r < R; ++r) {
       PENSTOCK_UNROLL
       for (int o = 0; o < O; ++o) lane[r][o] = V::load(p + (r * O + o) * 16);
     }
   }
-  void store(float* p) const {
+  [[gnu::always_inline]] inline void store(float* p) const {
     PENSTOCK_UNROLL
     for (int r = 0; r < R; ++r) {
       PENSTOCK_UNROLL
@@ -99,7 +98,7 @@ struct Lanes {
 
   // Adds 16 terms to each: x points at those of the first row.
   template <class W>
-  void step(const float* x, std::int64_t stride, const W& w, std::int64_t step) {
+  [[gnu::always_inline]] inline void step(const float* x, std::int64_t stride, const W& w, std::int64_t step) {
     PENSTOCK_UNROLL
     for (int p = 0; p < V::kParts; ++p) {
       typename V::Part weight[O];
@@ -118,7 +117,8 @@ struct Lanes {
 
   // Adds the last `count` < 16 terms; the other lanes stay as they are.
   template <class W>
-  void partial_step(const float* x, std::int64_t stride, const W& w, std::int64_t step, int count) {
+  [[gnu::always_inline]] inline void partial_step(const float* x, std::int64_t stride, const W& w, std::int64_t step,
+                                                  int count) {
     const auto mask = V::first(count);
     V weight[O];
     PENSTOCK_UNROLL
@@ -135,7 +135,8 @@ struct Lanes {
 
   // Adds `terms` terms to each, fetching as many of those ahead.
   template <class W>
-  void add(const float* x, std::int64_t stride, const W& w, std::int64_t terms, const Ahead& ahead) {
+  [[gnu::always_inline]] inline void add(const float* x, std::int64_t stride, const W& w, std::int64_t terms,
+                                         const Ahead& ahead) {
     constexpr int kStepsPerLine = 64 / W::kStepBytes;
     const std::int64_t steps = terms / 16;
     std::int64_t i = 0;
