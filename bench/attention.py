@@ -2,11 +2,13 @@
 
 Shape of Llama-3.1-8B unless told otherwise: 32 query heads, 8 kv heads, head dimension 128. Decode is one row; its
 floor is the time to read the cache once. Prefill is `rows` rows at the end of `keys` keys, each seeing those before it.
+Calls go from layer to layer of a cache of several, as in a model, so that the processor's caches do not help.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from penstock import _core
 
-F32_BYTES = 4
+LAYERS = 4
 
 
 def seconds(call: Callable[[], None], least: float = 0.4) -> float:
@@ -36,13 +38,17 @@ class Attention:
         self.heads, self.kv_heads, self.dim, self.keys = options.heads, options.kv_heads, options.dim, keys
         item = 2 if options.kv_dtype == "bf16" else 4
         plane = self.kv_heads * options.block_slots * self.dim * item
-        self.blocks = [np.empty(2 * plane, np.uint8) for _ in range(-(-keys // options.block_slots))]
+        self.blocks = [np.empty(2 * LAYERS * plane, np.uint8) for _ in range(-(-keys // options.block_slots))]
         self.cache_bytes = 2 * keys * self.kv_heads * self.dim * item
         addresses = np.array([block.ctypes.data for block in self.blocks], np.uint64)
-        self.layer = _core.KvLayer(addresses, options.block_slots, 0, plane, self.kv_heads, self.dim, options.kv_dtype)
+        shape = (self.kv_heads, self.dim, options.kv_dtype)
+        planes = range(0, 2 * LAYERS * plane, 2 * plane)
+        layers = [_core.KvLayer(addresses, options.block_slots, at, at + plane, *shape) for at in planes]
         rng = np.random.default_rng(0)
         k, v = rng.standard_normal((2, keys, self.kv_heads, self.dim), np.float32)
-        _core.store_kv(self.pool, k, v, np.arange(keys, dtype=np.int32), self.layer)
+        for layer in layers:
+            _core.store_kv(self.pool, k, v, np.arange(keys, dtype=np.int32), layer)
+        self.layers = itertools.cycle(layers)
         self.q = rng.standard_normal((keys, self.heads, self.dim), np.float32)
 
     def seconds(self, rows: int) -> float:
@@ -52,12 +58,12 @@ class Attention:
         prefix = np.arange(self.keys - rows + 1, self.keys + 1, dtype=np.int32)
         offsets, tails = np.zeros(rows + 1, np.int32), np.empty(0, np.int32)
         scale = self.dim**-0.5
-        return seconds(lambda: _core.attention(self.pool, q, prefix, offsets, tails, scale, self.layer, out))
+        return seconds(lambda: _core.attention(self.pool, q, prefix, offsets, tails, scale, next(self.layers), out))
 
-    def flops(self, rows: int) -> float:
+    def flops(self, rows: int) -> int:
         """Multiplications and additions of the scores and the values that rows see."""
-        visible = rows * (2 * self.keys - rows + 1) / 2
-        return 4 * visible * self.heads * self.dim
+        visible = rows * (2 * self.keys - rows + 1) // 2
+        return int(4 * visible * self.heads * self.dim)
 
 
 def matmul_rate(threads: int, rows: int) -> float:

@@ -40,8 +40,8 @@ def instruction_set(name: str) -> Iterator[None]:
 def fma32(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> F32:
     """a * b + c with one rounding: exact product in float64, sum rounded to odd, then to float32."""
     with np.errstate(all="ignore"):
-        product = np.float64(a) * np.float64(b)
-        addend = np.float64(c)
+        product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
+        addend = np.asarray(c, np.float64)
         total = np.asarray(product + addend)
         part = total - product
         error = (product - (total - part)) + (addend - part)
@@ -79,7 +79,7 @@ def exp32(x: npt.ArrayLike) -> F32:
         for factorial in (720, 120, 24, 6, 2, 1, 1):
             p = fma32(r, p, f(1) / f(factorial))
         half = np.rint(k * f(0.5))
-        return np.ldexp(np.ldexp(p, half.astype(int)), (k - half).astype(int))
+        return f32(np.ldexp(np.ldexp(p, half.astype(int)), (k - half).astype(int)))
 
 
 def attend(q: F32, keys: F32, values: F32, scale: float) -> F32:

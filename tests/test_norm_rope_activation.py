@@ -24,24 +24,17 @@ def strided(values: F32, gap: int) -> F32:
     rows, cols = values.shape[0], values[0].size
     memory = np.full((rows, cols + gap), np.nan, np.float32)
     memory[:, :cols] = values.reshape(rows, cols)
-    view = memory[:, :cols]
-    return (
-        view
-        if values.ndim == 2
-        else np.lib.stride_tricks.as_strided(
-            memory, values.shape, (memory.strides[0], values.strides[1], values.strides[2])
-        )
-    )
+    return np.lib.stride_tricks.as_strided(memory, values.shape, (memory.strides[0], *values.strides[1:]))
 
 
 def normal(rng: np.random.Generator, *shape: int) -> F32:
-    return (rng.standard_normal(shape) * np.exp(rng.normal(0, 2))).astype(np.float32)
+    return f32(rng.standard_normal(shape) * np.exp(rng.normal(0, 2)))
 
 
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     f = np.float32
     inverse = f(1) / np.sqrt(dot(x, x) / f(x.shape[1]) + f(eps))
-    return weight * (x * inverse[:, None])
+    return f32(weight * (x * inverse[:, None]))
 
 
 @given(seeds, isas, threads, st.integers(1, 5), st.integers(1, 70), st.integers(0, 9), st.booleans())

@@ -103,7 +103,7 @@ def natural_log(x: float) -> float:
     """log x step by step as in cpp/numerics/log.cpp."""
     offset = struct.unpack("<q", struct.pack("<d", x))[0] - 0x3FE6A09E667F3BCD
     exponent = float(offset >> 52)
-    m = struct.unpack("<d", struct.pack("<q", (offset & (2**52 - 1)) + 0x3FE6A09E667F3BCD))[0]
+    m: float = struct.unpack("<d", struct.pack("<q", (offset & (2**52 - 1)) + 0x3FE6A09E667F3BCD))[0]
     f = m - 1.0
     s = f / (2.0 + f)
     z = s * s

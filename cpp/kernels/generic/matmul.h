@@ -113,7 +113,8 @@ struct Matmul {
   // All rows times outputs first + i + o * distance for i < tiles and o < O.
   template <int O>
   void blocked(std::int64_t first, std::int64_t tiles, std::int64_t distance, float* scratch) const {
-    for (std::int64_t start = 0; start < a.x.cols; start += kBlockTerms) {
+    std::int64_t start = 0;
+    do {
       const std::int64_t terms = a.x.cols - start < kBlockTerms ? a.x.cols - start : kBlockTerms;
       Weights w = weights(first, distance);
       w.data += start * kItem;
@@ -121,12 +122,13 @@ struct Matmul {
         const int rows = a.x.rows - row < kRows ? static_cast<int>(a.x.rows - row) : kRows;
         with_constant<kRows>(rows, [&]<int R>() { add_block<R, O>(row, start, terms, w, tiles, scratch); });
       }
-    }
+      start += kBlockTerms;
+    } while (start < a.x.cols);
     for (std::int64_t i = 0; i < tiles; ++i) emit_tile<O>(first + i, distance, scratch + i * tile_floats(O));
   }
 
   void run(std::int64_t begin, std::int64_t end, Scratch scratch) const {
-    if (a.x.rows <= kRows || a.x.cols == 0) return direct(begin, end);
+    if (a.x.rows <= kRows) return direct(begin, end);
     float* floats = reinterpret_cast<float*>(scratch.data);
     const std::int64_t room = static_cast<std::int64_t>(scratch.bytes / sizeof(float)) / tile_floats(kOutputs);
     const std::int64_t most = room < kMostOutputs / kOutputs ? room : kMostOutputs / kOutputs;
