@@ -156,6 +156,6 @@ struct Vec {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = make_kernels<Vec>("avx2");
+constinit const Kernels kAvx2Kernels = make_kernels<Vec>("avx2");
 
 }  // namespace penstock

@@ -116,6 +116,6 @@ struct Vec {
 
 }  // namespace
 
-const Kernels kAvx512Kernels = make_kernels<Vec>("avx512");
+constinit const Kernels kAvx512Kernels = make_kernels<Vec>("avx512");
 
 }  // namespace penstock

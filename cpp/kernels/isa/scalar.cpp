@@ -213,6 +213,6 @@ struct Vec {
 
 }  // namespace
 
-const Kernels kScalarKernels = make_kernels<Vec>("scalar");
+constinit const Kernels kScalarKernels = make_kernels<Vec>("scalar");
 
 }  // namespace penstock
