@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": MIB, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-ALLOWANCE_BYTES = 24 * MIB
+ALLOWANCE_BYTES = 32 * MIB
 """For what is not counted one by one: the Python heap as it grows, malloc's slack, thread stacks."""
 
 

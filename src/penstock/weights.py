@@ -163,7 +163,7 @@ class Weights:
         data = self._stream.take(index)
         try:
             if index in self._keep:
-                self._resident[index] = data.copy()
+                self._resident[index] = _kept(data)
             yield data
         finally:
             self._stream.give_back(data)
@@ -176,3 +176,10 @@ class Weights:
         out = np.empty((1, tensor.n_elements // parts), np.float32)
         self._kernels.widen(raw, tensor.dtype.value, out[0])
         return out
+
+
+def _kept(data: U8) -> U8:
+    """A copy in pages of its own: a heap would not give them back one by one."""
+    copy = aligned_buffer(data.nbytes)[: data.nbytes]
+    copy[:] = data
+    return copy
