@@ -6,6 +6,11 @@
 
 #include "fp_environment.h"
 
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+
 namespace penstock {
 namespace {
 
@@ -46,6 +51,7 @@ void ThreadPool::run(std::int64_t units, std::int64_t grain, Task task, const vo
   next_ = 0;
   if (workers_.empty() || units <= grain) return work(0);
 
+  leave_caller_alone();
   busy_ = static_cast<int>(workers_.size());
   {
     const std::lock_guard lock(mutex_);
@@ -54,6 +60,21 @@ void ThreadPool::run(std::int64_t units, std::int64_t grain, Task task, const vo
   work_posted_.notify_all();
   work(0);
   wait(work_done_, [this] { return busy_ == 0; });
+}
+
+// Keeps the workers off the caller's CPU. Linux may wake a thread on the CPU of its waker although another is idle, in
+// virtual machines above all, and leave it waiting there for milliseconds.
+void ThreadPool::leave_caller_alone() {
+#if defined(__linux__)
+  const int cpu = sched_getcpu();
+  if (cpu < 0 || cpu == caller_cpu_) return;
+  cpu_set_t others;
+  if (sched_getaffinity(0, sizeof(others), &others) != 0) return;
+  CPU_CLR(cpu, &others);
+  if (CPU_COUNT(&others) == 0) return;
+  for (std::thread& worker : workers_) pthread_setaffinity_np(worker.native_handle(), sizeof(others), &others);
+  caller_cpu_ = cpu;
+#endif
 }
 
 void ThreadPool::work(int thread) {

@@ -40,6 +40,7 @@ class ThreadPool {
     std::int64_t grain;
   };
 
+  void leave_caller_alone();
   void work(int thread);
   void worker_loop(int thread);
   template <typename Condition>
@@ -57,6 +58,7 @@ class ThreadPool {
   std::mutex mutex_;  // orders changes of posted_, busy_ == 0 and stop_ with the sleepers' tests
   std::condition_variable work_posted_;
   std::condition_variable work_done_;
+  int caller_cpu_ = -1;  // which the workers avoid
   std::vector<std::thread> workers_;
 };
 

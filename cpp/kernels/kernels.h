@@ -29,7 +29,8 @@ struct Rows {
   std::int64_t stride;
 };
 
-// out[r, i] = dot(x[r], w[i]) (+ bias[i]) (+ out[r, i]); w is [out.cols][x.cols], row-major, at any alignment.
+// out[r, i] = dot(x[r], w[i]) (+ bias[i]) (+ out[r, i]); w is [out.cols][x.cols], row-major, at any
+// alignment; out must not overlap x.
 struct MatmulArgs {
   Rows<const float> x;  // at most kMatmulRows
   const std::uint8_t* w;

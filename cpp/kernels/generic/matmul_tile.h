@@ -20,7 +20,8 @@ struct Ahead {
   }
 };
 
-// Weights as they lie in memory, widened as they are loaded: O rows, `stride` bytes apart.
+// A source of weights for Lanes::add, here as they lie in memory, widened as they are loaded: rows `stride` bytes
+// apart.
 template <class V, Dtype kDtype>
 struct RawWeights {
   static constexpr int kStepBytes = 16 * item_size(kDtype);
