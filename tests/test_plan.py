@@ -71,7 +71,7 @@ def test_shares_fill_the_ceiling_and_never_pass_it(
 
 def test_a_ceiling_is_never_said_to_be_the_least_that_works() -> None:
     """Of a ceiling just below what works, both are the same in whole MiB."""
-    plan = Plan(ceiling=100 * MIB + 1, process=76 * MIB + 2, ring=0)
+    plan = Plan(ceiling=100 * MIB + 1, process=100 * MIB + 2 - ALLOWANCE_BYTES, ring=0)
     with pytest.raises(MemoryCeilingError) as caught:
         plan.resident(0, 0)
     assert "of 101 MiB" not in caught.value.problem
