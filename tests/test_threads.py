@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import mmap
+import os
 import platform
 import sys
 import threading
@@ -124,6 +125,24 @@ def test_more_threads_than_cpus_or_work() -> None:
     assert many.threads == 17
     assert same_bits(product(many, x, w), expected)
     assert same_bits(product(many, x[:1], w[:1]), expected[:1, :1])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs CPU affinity")
+def test_the_caller_keeps_its_cpus() -> None:
+    rng = np.random.default_rng(3)
+    x, w = rng.standard_normal((9, 64), np.float32), rng.standard_normal((500, 64), np.float32)
+    before = os.sched_getaffinity(0)
+    pool = _core.ThreadPool(3, 1 << 16)
+    expected = product(pool, x, w)
+    assert os.sched_getaffinity(0) == before
+    try:
+        for cpu in before:
+            os.sched_setaffinity(0, {cpu})
+            assert same_bits(product(pool, x, w), expected)
+            assert same_bits(product(_core.ThreadPool(2, 1 << 16), x, w), expected)
+            assert os.sched_getaffinity(0) == {cpu}
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_pools_end() -> None:
