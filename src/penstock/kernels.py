@@ -28,7 +28,7 @@ U8 = npt.NDArray[np.uint8]
 KvLayer = _core.KvLayer
 
 SCRATCH_BYTES = 4 << 20
-"""Scratch of one thread, bytes: a widened weight tile, packed activations, attention scores."""
+"""Scratch of one thread, bytes: lanes and widened weights of a matrix product, scores of attention."""
 
 
 class SlowKernelsWarning(UserWarning):
