@@ -15,6 +15,7 @@ from penstock.engine import MAX_ROWS, Engine
 from penstock.kernels import F32, Kernels
 from penstock.kv_cache import KvCache, KvShape
 from penstock.models.llama import Llama, pass_order
+from penstock.reader import Ring
 from penstock.rows import Rows, SequenceRows
 from penstock.sampling import SamplingParams
 from penstock.stage import Stage
@@ -42,7 +43,7 @@ def open_engine(
     """`resident`: the share of the weights that may stay in memory. Pieces are small, so that tiny models have many."""
     checkpoint = open_checkpoint(path)
     kernels = Kernels(threads)
-    weights = Weights(checkpoint.tensors, pass_order(checkpoint.config), kernels, piece_bytes=piece_bytes)
+    weights = Weights(checkpoint.tensors, pass_order(checkpoint.config), kernels, ring=Ring(4, piece_bytes))
     weights.limit_resident(int(resident * weights.pass_bytes))
     config = checkpoint.config
     stage = Stage(Llama(config, weights, kernels), range(config.num_hidden_layers), on_layer)

@@ -60,7 +60,7 @@ def test_far_positions(tmp_path: Path, name: str, first: int) -> None:
     tokens = random_tokens(LENGTH, reference.config["vocab_size"])
     with LLM.open(path, kv_dtype="f32") as llm:
         rows = SequenceRows.plain(llm.new_cache(), tokens, range(LENGTH))
-        llm._weights.limit_resident(0)
+        llm.weights.limit_resident(0)
         logits, _ = llm._engine.stage.run(Rows([replace(rows, positions=rows.positions + first)]))
     expected_logits(reference, tokens, first=first).assert_near(logits)
 

@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 def llm(path: Path) -> Iterator[LLM]:
     """A model without a tokenizer, none of whose weights may stay in memory."""
     with LLM.open(path) as llm:
-        llm._max_resident = 0
+        llm.memory._max_resident = 0
         yield llm
 
 

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from penstock import machine
-from penstock.machine import _cgroup_free, available_bytes, process_bytes, trim_heap
+from penstock.machine import (
+    available_bytes,
+    cgroup_free,
+    footprint,
+    peak_process_bytes,
+    return_large_arrays,
+    swapped_bytes,
+    trim_heap,
+)
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -26,7 +36,7 @@ def group(path: Path, **numbers: int | str) -> None:
 def free(root: Path, membership: str) -> list[int]:
     member = root.parent / "self"
     member.write_text(membership)
-    return _cgroup_free(root, member)
+    return cgroup_free(root, member)
 
 
 class TestVersion2:
@@ -91,19 +101,54 @@ def test_damaged_files_count_as_no_limit(root: Path) -> None:
 
 
 def test_no_cgroups_at_all(tmp_path: Path) -> None:
-    assert _cgroup_free(tmp_path, tmp_path / "absent") == []
+    assert cgroup_free(tmp_path, tmp_path / "absent") == []
     assert free(tmp_path / "cgroup", "") == []
 
 
 def test_what_is_available_is_the_least_of_all_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     plenty = available_bytes()
     assert 0 < plenty <= psutil.virtual_memory().total
-    monkeypatch.setattr(machine, "_cgroup_free", lambda: [12345, plenty])
+    monkeypatch.setattr(machine, "cgroup_free", lambda: [12345, plenty])
     assert available_bytes() == 12345
-    monkeypatch.setattr(machine, "_cgroup_free", lambda: [1 << 60])
+    monkeypatch.setattr(machine, "cgroup_free", lambda: [1 << 60])
     assert available_bytes() <= psutil.virtual_memory().total * 0.85
 
 
-def test_this_process() -> None:
-    assert MIB < process_bytes() <= psutil.virtual_memory().total
-    trim_heap()
+class TestThisProcess:
+    def test_footprint(self) -> None:
+        before = footprint()
+        assert MIB < before.anonymous < before.nbytes <= psutil.virtual_memory().total
+        array = np.ones(64 * MIB, np.uint8)
+        grown = footprint().anonymous - before.anonymous
+        assert 63 * MIB < grown < 70 * MIB
+        assert peak_process_bytes() >= grown
+        del array
+        trim_heap()
+
+    def test_page_cache_of_libraries_is_counted(self, tmp_path: Path) -> None:
+        """A file that this process has mapped counts as far as it is in memory, whoever read it."""
+        path = tmp_path / "library"
+        path.write_bytes(bytes(8 * MIB))
+        before = footprint().cached
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+            assert footprint().cached - before == 8 * MIB
+        assert footprint().cached == before
+
+    def test_large_arrays_go_back_when_they_are_freed(self) -> None:
+        """Even after larger ones have been freed, which would raise glibc's threshold."""
+        return_large_arrays()
+        for size in (30 * MIB, 24 * MIB):
+            np.ones(size, np.uint8)
+        before = footprint().anonymous
+        array = np.ones(20 * MIB, np.uint8)
+        assert footprint().anonymous - before >= 19 * MIB
+        del array
+        assert footprint().anonymous - before < MIB
+
+    def test_without_proc(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """On systems other than Linux: what psutil knows."""
+        monkeypatch.setattr(machine, "PROC_SELF", tmp_path)
+        assert footprint().anonymous > MIB
+        assert footprint().cached == 0
+        assert peak_process_bytes() > MIB
+        assert swapped_bytes() == 0

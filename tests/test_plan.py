@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from penstock.config import parse_config
 from penstock.errors import MemoryCeilingError, UsageError
 from penstock.kv_cache import KvShape
-from penstock.plan import ALLOWANCE_BYTES, MIB, Plan, activation_bytes, format_bytes, parse_bytes
+from penstock.plan import MIB, Budget, Demand, activation_bytes, choose_ring, format_bytes, parse_bytes
 from penstock.rows import Rows, SequenceRows
 
 
@@ -52,30 +52,67 @@ def test_a_size_for_people_is_enough_when_read_again(count: int) -> None:
 
 
 SIZES = st.integers(0, 1 << 34)
+CONFIG = parse_config(tiny_config(), "config.json")
 
 
-@given(ceiling=SIZES, process=SIZES, ring=SIZES, kv=SIZES, activations=SIZES)
+def budget_of(ceiling: int, process: int = 0, scratch: int = 0, weights: int = 1 << 40) -> Budget:
+    return Budget(CONFIG, weights, ceiling, process, scratch)
+
+
+def named_least(error: MemoryCeilingError) -> int:
+    return parse_bytes(error.remedy.removeprefix("The least that works is ").split(":")[0])
+
+
+@given(ceiling=SIZES, process=SIZES, scratch=SIZES, kv=SIZES, rows=st.integers(1, 5000), weights=SIZES)
 def test_shares_fill_the_ceiling_and_never_pass_it(
-    ceiling: int, process: int, ring: int, kv: int, activations: int
+    ceiling: int, process: int, scratch: int, kv: int, rows: int, weights: int
 ) -> None:
-    plan, least = Plan(ceiling, process, ring), process + ring + kv + activations + ALLOWANCE_BYTES
-    if least <= ceiling:
-        assert plan.resident(kv, activations) == ceiling - least
+    budget, demand = budget_of(ceiling, process, scratch, weights), Demand(rows, 1, kv)
+    try:
+        plan = budget.plan(demand)
+    except MemoryCeilingError as error:
+        assert f"ceiling of {ceiling // MIB} MiB is too small" in error.problem
+        least = named_least(error)
+        assert least > ceiling // MIB * MIB
+        assert budget_of(least, process, scratch, weights).plan(demand).resident >= 0
+        with pytest.raises(MemoryCeilingError):
+            budget_of(least - 2 * MIB, process, scratch, weights).plan(demand)
         return
-    with pytest.raises(MemoryCeilingError) as caught:
-        plan.resident(kv, activations)
-    assert f"ceiling of {ceiling // MIB} MiB is too small" in caught.value.problem
-    named = caught.value.remedy.removeprefix("The least that works is ").split(":")[0]
-    assert 0 <= Plan(parse_bytes(named), process, ring).resident(kv, activations) < MIB
+    parts = (plan.process, plan.scratch, plan.ring, plan.allowance, plan.kv, plan.activations, plan.resident)
+    assert sum(parts) <= ceiling
+    assert sum(parts) == ceiling or plan.streamed == 0
+    assert plan.resident + plan.streamed == weights
 
 
-def test_a_ceiling_is_never_said_to_be_the_least_that_works() -> None:
-    """Of a ceiling just below what works, both are the same in whole MiB."""
-    plan = Plan(ceiling=100 * MIB + 1, process=100 * MIB + 2 - ALLOWANCE_BYTES, ring=0)
-    with pytest.raises(MemoryCeilingError) as caught:
-        plan.resident(0, 0)
-    assert "of 101 MiB" not in caught.value.problem
-    assert "works is 101 MiB" in caught.value.remedy
+@given(ceiling=st.integers(64 * MIB, 1 << 36), more=st.integers(0, 1 << 30))
+def test_a_higher_ceiling_never_leaves_less(ceiling: int, more: int) -> None:
+    """But for the rounding of the ring's buffers."""
+    demand = Demand()
+    assert budget_of(ceiling + more).plan(demand).resident >= budget_of(ceiling).plan(demand).resident - MIB // 8
+
+
+@given(ceiling=st.integers(1 << 28, 1 << 34), kv=st.integers(0, 1 << 28), logit_rows=st.integers(0, 100))
+def test_the_longest_chunk_fits_and_one_row_more_does_not(ceiling: int, kv: int, logit_rows: int) -> None:
+    budget = budget_of(ceiling)
+    rows = budget.most_rows(kv, logit_rows)
+    if rows > 0:
+        budget.plan(Demand(rows, logit_rows, kv))
+    with pytest.raises(MemoryCeilingError):
+        budget.plan(Demand(max(1, rows + 1), logit_rows, kv))
+
+
+def test_the_ring_grows_with_the_ceiling() -> None:
+    sizes = {ceiling: choose_ring(ceiling << 20).piece_bytes / MIB for ceiling in (16, 64, 250, 512, 1024, 2048, 9999)}
+    assert sizes == pytest.approx({16: 0.5, 64: 0.5, 250: 1.95, 512: 4, 1024: 8, 2048: 16, 9999: 16}, abs=0.01)
+    assert {choose_ring(ceiling << 20).depth for ceiling in (16, 9999)} == {8}
+
+
+def test_a_plan_prints_as_a_table() -> None:
+    text = str(budget_of(1 << 30, process=100 * MIB).plan(Demand(kv=8 * MIB)))
+    assert "process     100 MiB" in text
+    assert "kv       8 MiB" in text
+    assert "of    1024 MiB" in text
+    assert "streamed" in text
 
 
 def test_activations_of_the_8b() -> None:
@@ -90,7 +127,7 @@ def test_activations_of_the_8b() -> None:
     row = 4 * (3 * 4096 + 14336 + 1024 + 128)
     assert activation_bytes(config, 1, 1) == row + 4 * 6 * 128256
     assert activation_bytes(config, 4096, 1) == 4096 * row + 4 * 6 * 128256
-    assert activation_bytes(config, 10, 0) == 10 * row
+    assert activation_bytes(config, 10, 0) == 10 * row + 4 * 5 * 128256
 
 
 @pytest.mark.parametrize("wanted", [1, 300])

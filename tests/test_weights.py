@@ -17,6 +17,7 @@ from penstock.files import buffer_bytes
 from penstock.format import DType, TensorInfo
 from penstock.kernels import Kernels
 from penstock.models.llama import pass_order
+from penstock.reader import Ring
 from penstock.weights import Weights, residency_order, split
 
 KERNELS = Kernels(1)
@@ -29,7 +30,7 @@ def open_weights(
 ) -> Iterator[tuple[Weights, Tensors]]:
     written = write_checkpoint(path, tensors=tensors)
     checkpoint = open_checkpoint(path)
-    options = {"piece_bytes": 700} | options
+    options = {"ring": Ring(4, 700)} | options
     weights = Weights(checkpoint.tensors, order or pass_order(checkpoint.config), KERNELS, **options)
     try:
         yield weights, written
@@ -95,15 +96,15 @@ class TestResidencyOrder:
 
 class TestPasses:
     @pytest.mark.parametrize("piece_bytes", [1, 64, 700, 1 << 20])
-    @pytest.mark.parametrize("read_depth", [2, 4])
-    def test_pieces_in_order(self, tmp_path: Path, piece_bytes: int, read_depth: int) -> None:
-        with open_weights(tmp_path, piece_bytes=piece_bytes, read_depth=read_depth) as (weights, tensors):
+    @pytest.mark.parametrize("depth", [2, 4])
+    def test_pieces_in_order(self, tmp_path: Path, piece_bytes: int, depth: int) -> None:
+        with open_weights(tmp_path, ring=Ring(depth, piece_bytes)) as (weights, tensors):
             for _ in range(3):
                 walk(weights, tensors)
             assert weights.totals.bytes_read == 3 * weights.pass_bytes
 
     def test_the_ring(self, tmp_path: Path) -> None:
-        with open_weights(tmp_path, read_depth=3) as (weights, tensors):
+        with open_weights(tmp_path, ring=Ring(3, 700)) as (weights, tensors):
             rows = 700 // (2 * 32)
             assert weights.ring_bytes == 3 * buffer_bytes(max(2 * 32 * rows, 2 * 48 * (700 // (2 * 48))))
             assert weights.pass_bytes == sum(
@@ -134,7 +135,7 @@ class TestPasses:
                 assert two.bytes.tobytes() == tensors[up][two.rows].tobytes()
 
     def test_a_walk_that_ends_early_gives_its_buffer_back(self, tmp_path: Path) -> None:
-        with open_weights(tmp_path, read_depth=2) as (weights, tensors):
+        with open_weights(tmp_path, ring=Ring(2, 700)) as (weights, tensors):
             for _ in range(10):
                 pieces = weights.pieces("model.layers.1.self_attn.q_proj.weight")
                 next(pieces)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from penstock.engine import Generation
-    from penstock.stage import PassStats
+    from penstock.stage import PartStats, PassStats, PassTotals
     from penstock.tokenizer import Tokenizer
 
 
@@ -28,7 +28,10 @@ class Stats:
     """Tokens drawn, a stop token included."""
     seconds: float = 0.0
     first_token_seconds: float = 0.0
-    log: list[PassStats] = field(default_factory=list)
+    log: list[PassTotals] = field(default_factory=list)
+    """Every pass that this took part in."""
+    parts: tuple[PartStats, ...] = ()
+    """Of the latest pass."""
 
     @property
     def passes(self) -> int:
@@ -37,12 +40,12 @@ class Stats:
     @property
     def tokens_per_pass(self) -> float:
         """Tokens drawn a pass, over the passes that drew any (prefill in several chunks has some that draw none)."""
-        return self.tokens / max(1, sum(1 for stats in self.log if stats.parts[-1].name == "head"))
+        return self.tokens / max(1, sum(totals.logits for totals in self.log))
 
     @property
     def bytes_read(self) -> int:
         """Bytes of streamed weights, over all passes."""
-        return sum(stats.bytes_read for stats in self.log)
+        return sum(totals.bytes_read for totals in self.log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ class Completion:
         return text
 
     def _count(self, stats: PassStats, drawn: int) -> None:
-        self.stats.log.append(stats)
+        self.stats.log.append(stats.totals())
+        self.stats.parts = stats.parts
         self.stats.seconds = time.perf_counter() - self._begin
         if drawn and not self.stats.tokens:
             self.stats.first_token_seconds = self.stats.seconds

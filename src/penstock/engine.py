@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from penstock.config import GenerationDefaults
     from penstock.kernels import F32, Kernels
     from penstock.kv_cache import KvShape
+    from penstock.memory import Memory
     from penstock.sampling import SamplingParams
     from penstock.stage import PassStats, Stage
 
@@ -73,10 +74,10 @@ class Engine:
         context: int,
         defaults: GenerationDefaults,
         max_rows: int = MAX_ROWS,
-        before_pass: Callable[[Rows], None] | None = None,
+        memory: Memory | None = None,
     ) -> None:
-        """`context`: positions that a sequence may have; `defaults`: for parameters that are left open;
-        `before_pass`: told of the rows of each pass, to plan memory."""
+        """`context`: positions that a sequence may have; `defaults`: for parameters that are left open; `memory`:
+        makes room for each pass, and says how many rows it may have."""
         self.stage = stage
         self.context = context
         self.active: list[Generation] = []
@@ -84,10 +85,10 @@ class Engine:
         self._defaults = defaults
         self._kv_shape = kv_shape
         self._max_rows = max_rows
-        self._before_pass = before_pass
+        self._memory = memory
 
-    def add(self, prompt: Sequence[int], params: SamplingParams) -> Generation:
-        """Let a generation take part in the passes from now on.
+    def add(self, prompt: Sequence[int], params: SamplingParams, most_tokens: int | None = None) -> Generation:
+        """Let a generation take part in the passes from now on; `most_tokens` limits it beside its parameters.
 
         Raises UsageError for an empty prompt or a token that the model does not have, ContextError where the context
         has no room for the prompt and one token.
@@ -95,13 +96,13 @@ class Engine:
         tokens = list(prompt)
         self.check_prompt(tokens)
         seed = secrets.randbits(64) if params.seed is None else params.seed
-        room = self.context - len(tokens)
+        limits = (self.context - len(tokens), params.max_tokens, most_tokens)
         generation = Generation(
             prompt=tokens,
             sampler=Sampler(params.rule(self._defaults), seed, self._kernels),
-            max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
+            max_tokens=min(limit for limit in limits if limit is not None),
             stop_ids=frozenset(() if params.ignore_eos else self._defaults.eos_token_ids),
-            cache=KvCache(self._kv_shape),
+            cache=KvCache(self._kv_shape) if self._memory is None else self._memory.new_cache(),
         )
         self.active.append(generation)
         return generation
@@ -109,17 +110,19 @@ class Engine:
     def step(self) -> PassStats:
         """One pass for all active generations: each goes on by a chunk of its prompt or by a token.
 
-        Ended generations have left. Raises ReadError and NumericsError; the caches then hold what was committed before.
+        Ended generations have left, and their caches are free. Raises ReadError, NumericsError and MemoryCeilingError;
+        the caches then hold what was committed before.
         """
-        self.active = [g for g in self.active if g.finish_reason is None]
+        for ended in [g for g in self.active if g.finish_reason is not None]:
+            self.cancel(ended)
         chunks = self._chunks()
         parts = [
             SequenceRows.plain(g.cache, tokens, wanted=(-1,) if len(tokens) == len(g.pending) else ())
             for g, tokens in chunks
         ]
         rows = Rows(parts)
-        if self._before_pass is not None:
-            self._before_pass(rows)
+        if self._memory is not None:
+            self._memory.before_pass(rows)
         logits, stats = self.stage.run(rows)
         following = iter(logits)
         for (generation, tokens), part in zip(chunks, parts, strict=True):
@@ -130,13 +133,14 @@ class Engine:
         return stats
 
     def cancel(self, generation: Generation, reason: str = "stop") -> None:
-        """Take a generation out of the passes, ended for `reason` unless it had ended already."""
+        """Take a generation out of the passes, ended for `reason` unless it had ended already, and free its cache."""
         generation.finish_reason = generation.finish_reason or reason
+        generation.cache.truncate(0)
         self.active = [g for g in self.active if g is not generation]
 
     def _chunks(self) -> list[tuple[Generation, list[int]]]:
         """What each generation computes in this pass: the shortest first, as far as the rows go."""
-        left, chunks = self._max_rows, []
+        left, chunks = self._most_rows(), []
         for generation in sorted(self.active, key=lambda g: len(g.pending)):
             tokens = generation.pending[:left]
             if not tokens:
@@ -144,6 +148,12 @@ class Engine:
             left -= len(tokens)
             chunks.append((generation, tokens))
         return chunks
+
+    def _most_rows(self) -> int:
+        if self._memory is None:
+            return self._max_rows
+        slots = {g.cache: g.cache.length + min(len(g.pending), self._max_rows) for g in self.active}
+        return min(self._max_rows, self._memory.most_rows(slots, logit_rows=len(slots)))
 
     def check_prompt(self, tokens: Sequence[int]) -> None:
         """Raise as `add` does."""

@@ -9,7 +9,6 @@ Sources: open(2) on O_DIRECT and its alignment; posix_fadvise(2).
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import threading
 import warnings
@@ -17,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from penstock.errors import ReadError
+from penstock.pages import page_array
 
 if TYPE_CHECKING:
     from penstock.kernels import U8
@@ -48,7 +46,7 @@ def buffer_bytes(nbytes: int) -> int:
 
 def aligned_buffer(nbytes: int) -> U8:
     """An array of buffer_bytes(nbytes), aligned for direct reads; its pages go back to the system when it is freed."""
-    return np.frombuffer(mmap.mmap(-1, buffer_bytes(nbytes)), np.uint8)
+    return page_array(buffer_bytes(nbytes))
 
 
 class _File(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 
 from penstock.errors import UsageError
 from penstock.kernels import KvLayer
+from penstock.pages import page_array
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -73,7 +74,7 @@ class KvCache:
         """Make room for slots 0..slots-1."""
         missing = -(-slots // BLOCK_SLOTS) - len(self._blocks)
         if missing > 0:
-            self._blocks += [np.empty(self.shape.block_bytes, np.uint8) for _ in range(missing)]
+            self._blocks += [page_array(self.shape.block_bytes) for _ in range(missing)]
             self._addresses = np.array([block.ctypes.data for block in self._blocks], np.uint64)
 
     def layer(self, index: int) -> KvLayer:

@@ -12,10 +12,13 @@ from penstock.checkpoint import generation_defaults, open_checkpoint
 from penstock.completion import Completion, Output, Piece
 from penstock.engine import MAX_ROWS, Engine
 from penstock.errors import ContextError, TokenizerError, UsageError
+from penstock.events import Events
 from penstock.kernels import Kernels
-from penstock.kv_cache import KvCache, KvShape
+from penstock.kv_cache import KvShape
+from penstock.memory import Memory
 from penstock.models.llama import Llama, pass_order
-from penstock.plan import Plan, activation_bytes, parse_bytes
+from penstock.plan import Budget, Demand, choose_ring, parse_bytes
+from penstock.pressure import Relief
 from penstock.rows import Rows, SequenceRows
 from penstock.sampling import SamplingParams
 from penstock.stage import Stage
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from penstock.kernels import F32
+    from penstock.kv_cache import KvCache
+    from penstock.plan import Plan
     from penstock.stage import OnLayer
 
     Prompt = str | Sequence[int]
@@ -54,28 +59,33 @@ class LLM:
 
     def __init__(self, path: Path, options: Options, on_layer: OnLayer | None = None) -> None:
         """The model in directory `path`; `LLM.open` takes names and sizes as people write them."""
+        machine.return_large_arrays()
         available = machine.available_bytes()
         checkpoint = open_checkpoint(path)
+        self.path, self.files = checkpoint.path, checkpoint.files
         self.config = checkpoint.config
         self.defaults = generation_defaults(path)
         self.tokenizer = Tokenizer.open(path)
         machine.trim_heap()
         self.context = _context(options.context, self.config.max_position_embeddings)
+        self.kernels = Kernels(options.threads)
+        ceiling = available + machine.footprint().anonymous if options.memory is None else options.memory
+        self.events = Events()
+        ring = choose_ring(ceiling)
+        self.weights = Weights(checkpoint.tensors, pass_order(self.config), self.kernels, ring=ring, events=self.events)
+        self.model = Llama(self.config, self.weights, self.kernels)
         self._kv_shape = KvShape.of(self.config, self.config.num_hidden_layers, options.kv_dtype)
-        self._max_resident = options.max_resident
-        kernels = Kernels(options.threads)
-        self._weights = Weights(checkpoint.tensors, pass_order(self.config), kernels)
-        self.model = Llama(self.config, self._weights, kernels)
-        stage = Stage(self.model, range(self.config.num_hidden_layers), on_layer)
-        self._engine = Engine(
-            stage, kernels, self._kv_shape, self.context, self.defaults, before_pass=self._share_memory
+        budget = Budget(
+            config=self.config,
+            weights=self.weights.pass_bytes,
+            ceiling=ceiling,
+            process=machine.footprint().nbytes,
+            scratch=self.kernels.scratch_bytes * self.kernels.threads,
         )
-        process = machine.process_bytes()
-        self.plan = Plan(
-            ceiling=process + available if options.memory is None else options.memory,
-            process=process,
-            ring=self._weights.ring_bytes + kernels.scratch_bytes * kernels.threads,
-        )
+        self.memory = Memory(budget, self.weights, self._kv_shape, Relief(), options.max_resident)
+        self._on_layer = on_layer
+        stage = Stage(self.model, range(self.config.num_hidden_layers), self._after_layer)
+        self._engine = Engine(stage, self.kernels, self._kv_shape, self.context, self.defaults, memory=self.memory)
 
     @classmethod
     def open(
@@ -147,19 +157,31 @@ class LLM:
             raise ContextError(
                 f"{len(tokens)} tokens are more than the context of {self.context}.", "Give fewer, or raise `context`."
             )
-        cache = self.new_cache()
-        parts = []
-        for begin in range(0, len(tokens), MAX_ROWS):
-            chunk = tokens[begin : begin + MAX_ROWS]
+        cache, parts = self.new_cache(), []
+        step = min(MAX_ROWS, self.memory.most_rows({cache: len(tokens)}, 2 * len(tokens)))
+        for begin in range(0, len(tokens), step):
+            chunk = tokens[begin : begin + step]
             rows = Rows([SequenceRows.plain(cache, chunk, range(len(chunk)))])
-            self._share_memory(rows)
+            self.memory.before_pass(rows)
             parts.append(self._engine.stage.run(rows)[0])
             cache.truncate(cache.length + len(chunk))
-        return np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def new_cache(self) -> KvCache:
         """An empty KV cache for `model.forward`."""
-        return KvCache(self._kv_shape)
+        return self.memory.new_cache()
+
+    def plan_pass(self, rows: int = 1, logit_rows: int = 1, slots: int = 1) -> Plan:
+        """How the ceiling is shared out in a pass of so many rows, with one sequence of `slots` positions.
+
+        Raises MemoryCeilingError.
+        """
+        return self.memory.budget.plan(Demand(rows, logit_rows, self._kv_shape.bytes_for(slots)))
+
+    def prefetch(self) -> float:
+        """Begin to read what the next pass streams first; the bytes a second that came, 0 where nothing had to."""
+        nbytes, seconds = self.weights.prefetch()
+        return nbytes / seconds if nbytes else 0.0
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer puts around it. Raises TokenizerError."""
@@ -167,7 +189,7 @@ class LLM:
 
     def close(self) -> None:
         """End the reader and free the weights; the model is of no use afterwards."""
-        self._weights.close()
+        self.weights.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -186,7 +208,8 @@ class LLM:
         tokens = [self.encode(p) if isinstance(p, str) else list(p) for p in prompts]
         for prompt in tokens:
             self._engine.check_prompt(prompt)  # before any of them starts
-        generations = [self._engine.add(prompt, params) for prompt in tokens]
+        most_tokens = self.memory.most_tokens([len(prompt) for prompt in tokens], params.max_tokens, self.context)
+        generations = [self._engine.add(prompt, params, most_tokens) for prompt in tokens]
         return [Completion(generation, self.tokenizer, params.stops) for generation in generations]
 
     def _run(self, completions: list[Completion]) -> Iterator[Piece]:
@@ -203,13 +226,10 @@ class LLM:
             for completion in completions:
                 self._engine.cancel(completion.generation)
 
-    def _share_memory(self, rows: Rows) -> None:
-        """Before a pass: weights give way to its keys, values and activations."""
-        caches = {id(s.cache): self._kv_shape.bytes_for(int(s.slots[-1]) + 1) for s in rows.sequences}
-        idle = sum(g.cache.nbytes for g in self._engine.active if id(g.cache) not in caches)
-        activations = activation_bytes(self.config, len(rows), len(rows.wanted))
-        budget = self.plan.resident(sum(caches.values()) + idle, activations)
-        self._weights.limit_resident(budget if self._max_resident is None else min(budget, self._max_resident))
+    def _after_layer(self, index: int, read: float, wait: float, compute: float) -> None:
+        self.memory.relieve()
+        if self._on_layer is not None:
+            self._on_layer(index, read, wait, compute)
 
     def _text_side(self) -> Tokenizer:
         if self.tokenizer is None:

@@ -1,22 +1,59 @@
 """What this machine and this process have of memory.
 
-Sources: proc(5) for /proc/meminfo and /proc/self/status; the kernel's cgroup-v1 and cgroup-v2 documents.
+Sources: proc(5) for /proc/meminfo and /proc/self/status; mincore(2); mallopt(3); the kernel's cgroup-v1 and cgroup-v2
+documents.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil  # type: ignore[import-untyped]
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+PROC_SELF = Path("/proc/self")
+KIB = 1 << 10
+MMAP_THRESHOLD_BYTES = 1 << 20
+_M_MMAP_THRESHOLD = -3
 
 
-def process_bytes() -> int:
-    """Resident memory of this process, bytes."""
-    return int(psutil.Process().memory_info().rss)
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What this process takes, bytes."""
+
+    anonymous: int
+    """Its own pages, and the kernel's tables of them."""
+    cached: int
+    """Page cache of its programs, libraries and modules: a control group counts it whole, mapped or not."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.anonymous + self.cached
+
+
+def footprint() -> Footprint:
+    """What this process takes now, as a control group of its own would count it."""
+    status = _status()
+    if "RssAnon" not in status:
+        return Footprint(int(psutil.Process().memory_info().rss), 0)
+    own = status["RssAnon"] + status.get("RssShmem", 0) + status.get("VmPTE", 0)
+    return Footprint(own, _cached_bytes(_own_files()))
+
+
+def peak_process_bytes() -> int:
+    """The most resident memory that this process ever had, bytes (without its parent's, which getrusage may tell)."""
+    return _status().get("VmHWM") or int(psutil.Process().memory_info().rss)
+
+
+def swapped_bytes() -> int:
+    """Bytes of this process that were swapped out."""
+    return _status().get("VmSwap", 0)
 
 
 def trim_heap() -> None:
@@ -27,13 +64,24 @@ def trim_heap() -> None:
             trim(0)
 
 
+def return_large_arrays() -> None:
+    """Let every array of MMAP_THRESHOLD_BYTES or more go back to the system as soon as it is freed (glibc).
+
+    By default glibc raises its threshold to the largest array freed so far, and keeps up to 32 MiB for the next one.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+
+
 def available_bytes() -> int:
     """What this process may still take: 0.85 of MemAvailable, or what its cgroup has free, if that is less."""
     available = int(psutil.virtual_memory().available * 0.85)
-    return min([available, *_cgroup_free()])
+    return min([available, *cgroup_free()])
 
 
-def _cgroup_free(root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")) -> list[int]:
+def cgroup_free(root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")) -> list[int]:
     """Free bytes of each limited memory cgroup above this process, page cache counted as free."""
     try:
         lines = membership.read_text().splitlines()
@@ -74,3 +122,40 @@ def _page_cache(group: Path) -> int:
         return 0
     keys = ("total_inactive_file", "total_active_file") if "total_cache" in stat else ("inactive_file", "active_file")
     return sum(stat.get(key, 0) for key in keys)
+
+
+def _status() -> dict[str, int]:
+    """The sizes in /proc/self/status, bytes; empty where there is no such file."""
+    try:
+        lines = (PROC_SELF / "status").read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in lines if line.endswith("kB"))
+    return {name: int(value.split()[0]) * KIB for name, value in pairs}
+
+
+def _own_files() -> set[str]:
+    """The files that this process has mapped, and those that its modules were loaded from."""
+    mapped = {line.split(maxsplit=5)[5] for line in (PROC_SELF / "maps").read_text().splitlines() if "/" in line}
+    modules = {getattr(module, "__cached__", None) for module in list(sys.modules.values())}
+    return mapped | {name for name in modules if isinstance(name, str)}
+
+
+def _cached_bytes(paths: Iterable[str]) -> int:
+    """How much of the given files is in the page cache; what cannot be opened counts as nothing."""
+    mincore = ctypes.CDLL(None).mincore
+    pages = 0
+    for path in paths:
+        try:
+            if not Path(path).is_file():
+                continue
+            with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+                content = np.frombuffer(mapping, np.uint8)
+                resident = np.zeros(-(-len(content) // mmap.PAGESIZE), np.uint8)
+                length, out = ctypes.c_size_t(len(content)), ctypes.c_void_p(resident.ctypes.data)
+                if mincore(ctypes.c_void_p(content.ctypes.data), length, out) == 0:
+                    pages += int(np.count_nonzero(resident & 1))
+                del content
+        except (OSError, ValueError):
+            continue
+    return pages * mmap.PAGESIZE

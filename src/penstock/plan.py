@@ -1,6 +1,6 @@
 """Sharing out a memory ceiling: what the process needs in any case, and what is left for resident weights.
 
-Pure functions of numbers: (the model's shape, what the process takes, the ceiling) to a frozen plan.
+Pure functions of numbers: (the model, the process, the ceiling, a pass) to a frozen plan.
 """
 
 from __future__ import annotations
@@ -10,14 +10,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from penstock.errors import MemoryCeilingError, UsageError
+from penstock.files import ALIGNMENT
+from penstock.reader import Ring
 
 if TYPE_CHECKING:
     from penstock.config import ModelConfig
 
 MIB = 1 << 20
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": MIB, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-ALLOWANCE_BYTES = 32 * MIB
-"""For what is not counted one by one: the Python heap as it grows, malloc's slack, thread stacks."""
+ALLOWANCE_BYTES = 24 * MIB
+"""For what is not counted one by one: the Python heap as it grows, malloc's slack, thread stacks, the kernel's own."""
+RING_DEPTH = 8
+LEAST_PIECE_BYTES, MOST_PIECE_BYTES = MIB // 2, 16 * MIB
+LEAST_CHUNK_ROWS = 32
+"""Rows of a prompt that a pass has room for at least: in smaller chunks it would cost too many passes."""
 
 
 def parse_bytes(text: str | int) -> int:
@@ -34,31 +40,129 @@ def format_bytes(count: int) -> str:
 
 
 def activation_bytes(config: ModelConfig, rows: int, logit_rows: int) -> int:
-    """Peak float32 bytes of one pass besides weights and KV: hidden rows, the widest part, logits, sampling."""
+    """Peak float32 bytes of one pass besides weights and KV: hidden rows, the widest part, logits, and what sampling
+    takes for one row after another."""
     heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     widest = max(heads, config.intermediate_size + min(config.intermediate_size, 1024))
-    return 4 * (rows * (3 * config.hidden_size + widest + config.head_dim) + 6 * logit_rows * config.vocab_size)
+    return 4 * (rows * (3 * config.hidden_size + widest + config.head_dim) + (logit_rows + 5) * config.vocab_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a pass asks for besides weights."""
+
+    rows: int = 1
+    logit_rows: int = 1
+    """Rows whose logits are computed."""
+    kv: int = 0
+    """Bytes of every KV cache, with what the pass adds to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What stays the same from pass to pass of an open model, in bytes."""
+
+    config: ModelConfig
+    weights: int
+    """All matrices that a pass needs."""
+    ceiling: int
+    process: int
+    """The interpreter with its libraries, the tokenizer and the small tensors."""
+    scratch: int
+    """Working memory of the kernels."""
+
+    @property
+    def ring(self) -> Ring:
+        return choose_ring(self.ceiling)
+
+    def plan(self, demand: Demand) -> Plan:
+        """How the ceiling is shared out in such a pass: weights stay resident where nothing else needs the room.
+
+        Raises MemoryCeilingError, naming the least ceiling that works, where the rest alone is more than the ceiling.
+        """
+        activations = activation_bytes(self.config, demand.rows, demand.logit_rows)
+        needs = self.process + self.scratch + demand.kv + activations
+        if needs > _usable(self.ceiling):
+            raise MemoryCeilingError(
+                f"A memory ceiling of {self.ceiling // MIB} MiB is too small for this model and prompt.",
+                f"The least that works is {format_bytes(_least_ceiling(needs))}: raise --memory or shorten the prompt.",
+            )
+        resident = min(self.weights, _usable(self.ceiling) - needs)
+        return Plan(
+            ceiling=self.ceiling,
+            process=self.process,
+            scratch=self.scratch,
+            ring=self.ring.nbytes,
+            allowance=allowance(self.ceiling),
+            kv=demand.kv,
+            activations=activations,
+            resident=resident,
+            streamed=self.weights - resident,
+        )
+
+    def least_ceiling(self, missing: int) -> int:
+        """The least ceiling under which there are `missing` bytes more than under this one."""
+        return _least_ceiling(_usable(self.ceiling) + missing)
+
+    def most_rows(self, kv: int, logit_rows: int) -> int:
+        """The longest chunk, in rows, that fits beside `kv` bytes and the logits of `logit_rows` rows; 0 or less where
+        none does."""
+        without = self.process + self.scratch + kv + activation_bytes(self.config, 0, logit_rows)
+        row = activation_bytes(self.config, 1, 0) - activation_bytes(self.config, 0, 0)
+        return (_usable(self.ceiling) - without) // row
+
+    def most_kv(self, sequences: int) -> int:
+        """Bytes of KV that fit beside a chunk of LEAST_CHUNK_ROWS and the logits of so many sequences."""
+        activations = activation_bytes(self.config, max(LEAST_CHUNK_ROWS, sequences), sequences)
+        return max(0, _usable(self.ceiling) - self.process - self.scratch - activations)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a ceiling is shared out, in bytes."""
+    """How a ceiling is shared out, in bytes: all but `streamed` is in memory, and at most `ceiling` together.
+
+    `resident` and `streamed` are the weights of a pass; the other parts are as in Budget and Demand.
+    """
 
     ceiling: int
     process: int
-    """The interpreter with its libraries, the tokenizer and the small tensors, as measured."""
+    scratch: int
     ring: int
-    """Buffers of the reader and scratch of the kernels."""
+    allowance: int
+    kv: int
+    activations: int
+    resident: int
+    streamed: int
 
-    def resident(self, kv: int, activations: int) -> int:
-        """Bytes left for resident weights beside `kv` and `activations`.
+    def __str__(self) -> str:
+        parts = ("process", "scratch", "ring", "allowance", "kv", "activations", "resident")
+        shares = "\n".join(f"{name:>12} {format_bytes(getattr(self, name)):>11}" for name in parts)
+        whole, streamed = format_bytes(self.ceiling), format_bytes(self.streamed)
+        return f"{shares}\n{'of':>12} {whole:>11}\n{'streamed':>12} {streamed:>11}"
 
-        Raises MemoryCeilingError, naming the least ceiling that works, if the rest alone is more than the ceiling.
-        """
-        least = self.process + self.ring + ALLOWANCE_BYTES + kv + activations
-        if least > self.ceiling:
-            raise MemoryCeilingError(
-                f"A memory ceiling of {self.ceiling // MIB} MiB is too small for this model and prompt.",
-                f"The least that works is {format_bytes(least)}: raise --memory, or shorten the prompt.",
-            )
-        return self.ceiling - least
+
+def allowance(ceiling: int) -> int:
+    """Bytes for what is not counted one by one; page tables and the kernel's other records grow with the memory."""
+    return ALLOWANCE_BYTES + ceiling // 256
+
+
+def choose_ring(ceiling: int) -> Ring:
+    """The reader's ring: about a sixteenth of the ceiling, as far as larger reads are faster ones.
+
+    It grows without jumps, so that raising a ceiling always leaves more for the rest.
+    """
+    piece = ceiling // (16 * RING_DEPTH) // ALIGNMENT * ALIGNMENT
+    return Ring(RING_DEPTH, min(max(piece, LEAST_PIECE_BYTES), MOST_PIECE_BYTES))
+
+
+def _usable(ceiling: int) -> int:
+    """What a ceiling leaves beside ring and allowance."""
+    return ceiling - choose_ring(ceiling).nbytes - allowance(ceiling)
+
+
+def _least_ceiling(needs: int) -> int:
+    """The least whole number of MiB that leaves `needs` bytes beside the ring and the allowance that it brings."""
+    least = -(-needs // MIB) * MIB
+    while _usable(least) < needs:
+        least += -(-(needs - _usable(least)) // MIB) * MIB
+    return least

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 from penstock.files import aligned_buffer, buffer_bytes
@@ -17,13 +18,31 @@ if TYPE_CHECKING:
     from penstock.kernels import U8
 
 
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """How far the reader runs ahead: `depth` buffers, each for an extent of `piece_bytes`."""
+
+    depth: int
+    piece_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.depth * buffer_bytes(self.piece_bytes)
+
+
 @dataclass(slots=True)
 class ReadTotals:
-    """Running totals of a reader: bytes and seconds of completed reads, and seconds that the consumer waited."""
+    """Running totals of a reader: bytes and seconds of the reads that were used, and seconds that they were waited
+    for."""
 
     bytes_read: int = 0
     read_seconds: float = 0.0
     wait_seconds: float = 0.0
+
+    def count(self, nbytes: int, read_seconds: float, wait_seconds: float) -> None:
+        self.bytes_read += nbytes
+        self.read_seconds += read_seconds
+        self.wait_seconds += wait_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +60,24 @@ class ReadAhead:
     out of turn is correct, and costs what was read ahead in vain.
     """
 
-    def __init__(self, files: Files, extents: Sequence[Extent], skip: Callable[[int], bool], depth: int) -> None:
+    def __init__(
+        self,
+        files: Files,
+        extents: Sequence[Extent],
+        skip: Callable[[int], bool],
+        depth: int,
+        on_read: Callable[[int, float, float], None] | None = None,
+    ) -> None:
+        """`skip`: which extents nobody is going to take; `on_read`: told (index, begin, end) by reading threads."""
         self._files = files
         self._extents = extents
         self._skip = skip
+        self._on_read = on_read
         largest = max((extent.nbytes for extent in extents), default=0)
         self.ring_bytes = depth * buffer_bytes(largest)
         self._free = [aligned_buffer(largest) for _ in range(depth)]
         self._pending: deque[_Pending] = deque()
-        self._newest = 0
+        self._newest = len(extents) - 1
         self._threads = ThreadPoolExecutor(depth, thread_name_prefix="penstock-read")
         self.totals = ReadTotals()
 
@@ -69,15 +97,24 @@ class ReadAhead:
             wait([pending.read])
             self._free.append(pending.buffer)
             raise
-        self.totals.wait_seconds += time.perf_counter() - begin
-        self.totals.read_seconds += seconds
-        self.totals.bytes_read += data.nbytes
+        self.totals.count(data.nbytes, seconds, time.perf_counter() - begin)
         return data
 
     def give_back(self, data: U8) -> None:
         """Let the ring reuse an array that `take` returned."""
         self._free.append(cast("U8", data.base))
         self._read_on()
+
+    def fill(self) -> tuple[int, float]:
+        """Read ahead as far as the ring goes, and wait for it: bytes that came, and the seconds that they took.
+
+        Errors are told when their extents are taken.
+        """
+        begin, there = time.perf_counter(), len(self._pending)
+        self._read_on()
+        new = [*self._pending][there:]
+        wait([pending.read for pending in new])
+        return sum(self._extents[pending.index].nbytes for pending in new), time.perf_counter() - begin
 
     def close(self) -> None:
         self._drain()
@@ -86,7 +123,7 @@ class ReadAhead:
     def _read_on(self) -> None:
         """Start reads of the extents that follow the newest one, as far as buffers are free."""
         newest, count = self._newest, len(self._extents)
-        for index in (*range(newest + 1, count), *range(newest)):
+        for index in chain(range(newest + 1, count), range(newest)):
             if not self._free:
                 return
             if not self._skip(index):
@@ -100,7 +137,10 @@ class ReadAhead:
     def _read(self, index: int, buffer: U8) -> tuple[U8, float]:
         begin = time.perf_counter()
         data = self._files.read(self._extents[index], buffer)
-        return data, time.perf_counter() - begin
+        end = time.perf_counter()
+        if self._on_read is not None:
+            self._on_read(index, begin, end)
+        return data, end - begin
 
     def _drop(self) -> None:
         pending = self._pending.popleft()

@@ -49,6 +49,33 @@ class PassStats:
     def bytes_read(self) -> int:
         return sum(part.bytes_read for part in self.parts)
 
+    def totals(self) -> PassTotals:
+        """The sums over all parts."""
+        return PassTotals(
+            rows=self.rows,
+            logits=self.parts[-1].name == "head",
+            bytes_read=self.bytes_read,
+            read_seconds=sum(part.read_seconds for part in self.parts),
+            wait_seconds=sum(part.wait_seconds for part in self.parts),
+            compute_seconds=sum(part.compute_seconds for part in self.parts),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PassTotals:
+    """What remains of a pass's costs in a long record; `logits`: whether it computed any."""
+
+    rows: int
+    logits: bool
+    bytes_read: int
+    read_seconds: float
+    wait_seconds: float
+    compute_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.wait_seconds + self.compute_seconds
+
 
 class Stage:
     """Layers `layers` of a model."""
@@ -64,6 +91,13 @@ class Stage:
         Keys and values of all rows are in their caches afterwards, in slots that the caller commits. The head is not
         read where no row wants logits. Raises ReadError.
         """
+        begin = time.perf_counter()
+        try:
+            return self._run(rows)
+        finally:
+            self.model.weights.events.tell("pass", f"{len(rows)} rows", begin, time.perf_counter())
+
+    def _run(self, rows: Rows) -> tuple[F32, PassStats]:
         model = self.model
         parts: list[PartStats] = []
         rows.reserve()
@@ -87,5 +121,7 @@ class Stage:
         begin, nbytes, read, waited = time.perf_counter(), totals.bytes_read, totals.read_seconds, totals.wait_seconds
         yield
         wait = totals.wait_seconds - waited
-        compute = time.perf_counter() - begin - wait
+        end = time.perf_counter()
+        compute = end - begin - wait
+        self.model.weights.events.tell("part", name, begin, end, totals.bytes_read - nbytes)
         parts.append(PartStats(name, totals.bytes_read - nbytes, totals.read_seconds - read, wait, compute))

@@ -6,6 +6,8 @@ of reading, of residency and of arithmetic; the model walks them in the order th
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -14,8 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from penstock.errors import UsageError
+from penstock.events import Events
 from penstock.files import Extent, Files, aligned_buffer
-from penstock.reader import ReadAhead, ReadTotals
+from penstock.pages import page_array
+from penstock.reader import ReadAhead, ReadTotals, Ring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +27,9 @@ if TYPE_CHECKING:
     from penstock.format import TensorInfo
     from penstock.kernels import F32, I64, U8, Kernels
 
-PIECE_BYTES = 8 << 20
-READ_DEPTH = 4
+RING = Ring(8, 8 << 20)
+ROW_READS = 8
+"""Embedding rows that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class PieceData:
     dtype: str
 
 
-def split(tensors: Sequence[TensorInfo], piece_bytes: int = PIECE_BYTES) -> list[Piece]:
+def split(tensors: Sequence[TensorInfo], piece_bytes: int) -> list[Piece]:
     """The pieces of matrices of equal height, alternating as zip() walks them: equal runs of rows but for the last.
 
     A piece has at most `piece_bytes`, where a row allows it.
@@ -86,12 +91,14 @@ class Weights:
         order: Sequence[tuple[str, ...]],
         kernels: Kernels,
         resident_bytes: int = 0,
-        piece_bytes: int = PIECE_BYTES,
-        read_depth: int = READ_DEPTH,
+        ring: Ring = RING,
+        events: Events | None = None,
     ) -> None:
         self.tensors = tensors
         self._kernels = kernels
-        self._pieces = [piece for group in order for piece in split([tensors[name] for name in group], piece_bytes)]
+        self.events = events or Events()
+        groups = [[tensors[name] for name in group] for group in order]
+        self._pieces = [piece for group in groups for piece in split(group, ring.piece_bytes)]
         self._by_name: dict[str, list[int]] = {}
         for index, piece in enumerate(self._pieces):
             self._by_name.setdefault(piece.tensor.name, []).append(index)
@@ -99,8 +106,8 @@ class Weights:
         self._resident: dict[int, U8] = {}
         self._files = Files()
         extents = [piece.extent for piece in self._pieces]
-        depth = max(read_depth, 1 + max((len(group) for group in order), default=0))  # a group is held together
-        self._stream = ReadAhead(self._files, extents, self._resident.__contains__, depth)
+        depth = max(ring.depth, 1 + max((len(group) for group in order), default=0))  # a group is held together
+        self._stream = ReadAhead(self._files, extents, self._resident.__contains__, depth, self._tell_read)
         self._closed = False
         self.pass_bytes = sum(piece.nbytes for piece in self._pieces)
         self.limit_resident(resident_bytes)
@@ -117,7 +124,11 @@ class Weights:
     @property
     def resident_bytes(self) -> int:
         """Bytes of the pieces that are held in memory now."""
-        return sum(data.nbytes for data in self._resident.values())
+        return sum(data.nbytes for data in list(self._resident.values()))
+
+    def prefetch(self) -> tuple[int, float]:
+        """Fill the reader's ring with what the next pass streams first: bytes that came, and seconds they took."""
+        return self._stream.fill()
 
     def limit_resident(self, budget: int) -> None:
         """Keep at most `budget` bytes of pieces in memory; they are kept as the next pass reads them."""
@@ -135,7 +146,11 @@ class Weights:
 
     def vector(self, name: str) -> F32:
         """A whole vector (norm weights, a bias), float32 [n]."""
-        return self._widened(self.tensors[name], 0, 1).ravel()
+        tensor = self.tensors[name]
+        raw = self._files.read(Extent(tensor.path, tensor.begin, tensor.nbytes), aligned_buffer(tensor.nbytes))
+        out = np.empty(tensor.n_elements, np.float32)
+        self._kernels.widen(raw, tensor.dtype.value, out)
+        return out
 
     def rows(self, name: str, indices: I64) -> F32:
         """The given rows of a matrix, float32 [len(indices), k], each read by itself, equal ones once.
@@ -146,8 +161,10 @@ class Weights:
             raise UsageError("This model has been closed.", "Open it again.")
         tensor = self.tensors[name]
         unique, inverse = np.unique(indices, return_inverse=True)
-        rows = np.concatenate([self._widened(tensor, int(row), tensor.shape[0]) for row in unique])
-        return rows[inverse]
+        rows = self._rows_as_stored(tensor, unique)
+        out = np.empty((len(unique), tensor.shape[1]), np.float32)
+        self._kernels.widen(rows.reshape(-1), tensor.dtype.value, out.reshape(-1))
+        return out[inverse]
 
     def close(self) -> None:
         self._closed = True
@@ -160,7 +177,9 @@ class Weights:
         if (resident := self._resident.get(index)) is not None:
             yield resident
             return
+        begin, piece = time.perf_counter(), self._pieces[index]
         data = self._stream.take(index)
+        self.events.tell("wait", piece.tensor.name, begin, time.perf_counter(), piece.nbytes)
         try:
             if index in self._keep:
                 self._resident[index] = _kept(data)
@@ -168,18 +187,33 @@ class Weights:
         finally:
             self._stream.give_back(data)
 
-    def _widened(self, tensor: TensorInfo, part: int, parts: int) -> F32:
-        """Part `part` of a tensor cut into `parts` equal ones, float32 [1, n]."""
-        nbytes = tensor.nbytes // parts
-        extent = Extent(tensor.path, tensor.begin + part * nbytes, nbytes)
-        raw = self._files.read(extent, aligned_buffer(nbytes))
-        out = np.empty((1, tensor.n_elements // parts), np.float32)
-        self._kernels.widen(raw, tensor.dtype.value, out[0])
+    def _rows_as_stored(self, tensor: TensorInfo, rows: I64) -> U8:
+        """The given rows, uint8 [len(rows), bytes of a row], several read at once."""
+        nbytes, begin = tensor.nbytes // tensor.shape[0], time.perf_counter()
+        out = np.empty((len(rows), nbytes), np.uint8)
+
+        def read(part: int) -> None:
+            buffer = aligned_buffer(nbytes)
+            for i in range(part, len(rows), ROW_READS):
+                out[i] = self._files.read(Extent(tensor.path, tensor.begin + int(rows[i]) * nbytes, nbytes), buffer)
+
+        if len(rows) == 1:
+            read(0)
+        else:
+            with ThreadPoolExecutor(ROW_READS, thread_name_prefix="penstock-row") as threads:
+                list(threads.map(read, range(min(ROW_READS, len(rows)))))
+        end = time.perf_counter()
+        self.totals.count(0, end - begin, end - begin)  # some KB, which are no part of what a pass streams
+        self.events.tell("wait", tensor.name, begin, end, out.nbytes)
         return out
+
+    def _tell_read(self, index: int, begin: float, end: float) -> None:
+        piece = self._pieces[index]
+        self.events.tell("read", piece.tensor.name, begin, end, piece.nbytes)
 
 
 def _kept(data: U8) -> U8:
     """A copy in pages of its own: a heap would not give them back one by one."""
-    copy = aligned_buffer(data.nbytes)[: data.nbytes]
+    copy = page_array(data.nbytes)
     copy[:] = data
     return copy

@@ -49,11 +49,11 @@ def _show_streamed(console: Console) -> steps.Run:
         def on_piece(piece: Piece) -> None:
             nonlocal text
             text += piece.text
-            table = layer_table(piece.stats.log[-1].parts, f"pass {piece.stats.passes}")
+            table = layer_table(piece.stats.parts, f"pass {piece.stats.passes}")
             live.update(_beside(console, text, table))
 
         run = steps.complete(steps.STREAMED, on_piece)
-    console.print(_code(text), layer_table(run.pieces[-1].stats.log[-1].parts, "the last pass"), "")
+    console.print(_code(text), layer_table(run.pieces[-1].stats.parts, "the last pass"), "")
     return run
 
 

@@ -46,7 +46,7 @@ def print_stats(pieces: list[Piece]) -> None:
 def print_layers(pieces: list[Piece]) -> None:
     """The parts of the last pass, with totals and the average layer."""
     if pieces:
-        parts = pieces[-1].stats.log[-1].parts
+        parts = pieces[-1].stats.parts
         console.print(layer_table(parts, f"Pass {pieces[-1].stats.passes}"))
 
 

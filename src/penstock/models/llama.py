@@ -7,6 +7,7 @@ the next one is asked for, so a pass costs one walk over the weights however man
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -157,7 +158,9 @@ class Llama:
     def _apply(self, piece: PieceData, name: str, x: F32, out: F32, accumulate: bool = False) -> None:
         bias = self._vectors.get(f"{name.removesuffix('.weight')}.bias")
         bias = bias if bias is None else bias[piece.rows]
+        begin = time.perf_counter()
         self.kernels.matmul(x, piece.bytes, piece.dtype, out, bias=bias, accumulate=accumulate)
+        self.weights.events.tell("compute", name, begin, time.perf_counter(), piece.bytes.nbytes)
 
     def _norm(self, name: str, x: F32) -> F32:
         out = np.empty_like(x)

@@ -1,0 +1,93 @@
+"""Keeping the ceiling: weights give way to keys, values and activations before every pass, and to other programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+from penstock.errors import MemoryCeilingError
+from penstock.kv_cache import BLOCK_SLOTS, KvCache
+from penstock.plan import LEAST_CHUNK_ROWS, MIB, Demand, format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from penstock.kv_cache import KvShape
+    from penstock.plan import Budget, Plan
+    from penstock.pressure import Relief
+    from penstock.rows import Rows
+    from penstock.weights import Weights
+
+
+class Memory:
+    """The memory of one open model."""
+
+    def __init__(
+        self,
+        budget: Budget,
+        weights: Weights,
+        kv_shape: KvShape,
+        relief: Relief | None = None,
+        max_resident: int | None = None,
+    ) -> None:
+        """`relief`: gives weights back under pressure; `max_resident`: most bytes of weights to keep in any case."""
+        self.budget = budget
+        self.plan: Plan = budget.plan(Demand(kv=kv_shape.bytes_for(1)))
+        """Of the latest pass."""
+        self._weights = weights
+        self._kv_shape = kv_shape
+        self._relief = relief
+        self._max_resident = max_resident
+        self._caches: WeakSet[KvCache] = WeakSet()
+
+    def new_cache(self) -> KvCache:
+        """An empty KV cache that counts from now on."""
+        cache = KvCache(self._kv_shape)
+        self._caches.add(cache)
+        return cache
+
+    def before_pass(self, rows: Rows) -> None:
+        """Make room for a pass. Raises MemoryCeilingError where there is none, even without resident weights."""
+        slots = {s.cache: int(s.slots[-1]) + 1 for s in rows.sequences}
+        self.plan = self.budget.plan(Demand(len(rows), len(rows.wanted), self._kv_bytes(slots)))
+        self._limit()
+
+    def relieve(self) -> None:
+        """Give weights back if other programs need the memory; to be called every now and then."""
+        if self._relief is not None and self._relief.check(self._weights.resident_bytes):
+            self._limit()
+
+    def most_rows(self, slots: Mapping[KvCache, int], logit_rows: int) -> int:
+        """The longest chunk of prompts that a pass has room for, in rows, where it ends with so many slots a cache."""
+        return max(LEAST_CHUNK_ROWS, self.budget.most_rows(self._kv_bytes(slots), logit_rows))
+
+    def most_tokens(self, prompts: Sequence[int], wanted: int | None, context: int) -> int:
+        """How many tokens each of these sequences may yield: `wanted`, or, for None, what there is room for.
+
+        `prompts`: their lengths; none grows past `context` positions. Raises MemoryCeilingError where the keys and
+        values of all do not fit.
+        """
+        shape = self._kv_shape
+        room = self.budget.most_kv(len(prompts)) - self._kv_bytes({})
+        if wanted is None:
+            blocks = (room - sum(shape.bytes_for(n) for n in prompts)) // shape.block_bytes
+            wanted = max(1, blocks // max(1, len(prompts)) * BLOCK_SLOTS)
+        # The last token's keys and values are never computed.
+        needed = sum(shape.bytes_for(min(n + wanted, context) - 1) for n in prompts)
+        if needed > room:
+            least = self.budget.least_ceiling(needed - room)
+            raise MemoryCeilingError(
+                f"The keys and values of {sum(prompts)} prompt tokens and {wanted} new ones for each of {len(prompts)} "
+                f"prompts, {format_bytes(needed)}, do not fit under a ceiling of {self.budget.ceiling // MIB} MiB.",
+                f"The least that works is {format_bytes(least)}: raise --memory, or lower --max-tokens.",
+            )
+        return wanted
+
+    def _kv_bytes(self, slots: Mapping[KvCache, int]) -> int:
+        """Bytes of every cache, with so many slots in those that are named."""
+        growing = sum(max(cache.nbytes, self._kv_shape.bytes_for(count)) for cache, count in slots.items())
+        return growing + sum(cache.nbytes for cache in self._caches if cache not in slots)
+
+    def _limit(self) -> None:
+        limits = [self.plan.resident, self._max_resident, self._relief.limit if self._relief is not None else None]
+        self._weights.limit_resident(min(limit for limit in limits if limit is not None))
