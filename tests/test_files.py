@@ -5,6 +5,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,22 @@ def test_pages_read_through_the_cache_are_dropped(path: Path, files: Files, monk
     monkeypatch.setattr(os, "posix_fadvise", lambda _, *advice: dropped.append(advice))
     read(files, path, ALIGNMENT + 5, 2 * ALIGNMENT)
     assert dropped == [(ALIGNMENT, 3 * ALIGNMENT, os.POSIX_FADV_DONTNEED)]
+
+
+def test_systems_without_positioned_reads(path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that share a descriptor do not lead each other astray."""
+    refuse_to_open(monkeypatch)
+    monkeypatch.delattr(os, "preadv")
+
+    def read(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for _ in range(50):
+            offset, nbytes = int(random.integers(0, SIZE // 2)), int(random.integers(1, SIZE // 2))
+            data = files.read(Extent(path, offset, nbytes), aligned_buffer(nbytes))
+            assert data.tobytes() == CONTENT[offset : offset + nbytes].tobytes()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(read, range(4)))
 
 
 @pytest.mark.parametrize("most", [ALIGNMENT, 2 * ALIGNMENT])

@@ -74,7 +74,7 @@ class Files:
         file, done = self._file(extent.path), 0
         while done < skip + extent.nbytes:
             try:
-                count = os.preadv(file.descriptor, [view[done:]], begin + done)
+                count = self._read_at(file.descriptor, view[done:], begin + done)
             except OSError as error:
                 if file.direct and error.errno == errno.EINVAL:
                     file = self._give_up_direct(extent.path, file)
@@ -91,6 +91,16 @@ class Files:
     def close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1].descriptor)
+
+    def _read_at(self, descriptor: int, view: memoryview, offset: int) -> int:
+        """Bytes read into `view`. Raises OSError."""
+        if hasattr(os, "preadv"):
+            return os.preadv(descriptor, [view], offset)
+        with self._lock:  # where the position is the descriptor's, one thread reads at a time
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            data = os.read(descriptor, len(view))
+        view[: len(data)] = data
+        return len(data)
 
     def _file(self, path: Path) -> _File:
         with self._lock:
@@ -120,8 +130,9 @@ class Files:
 def _open(path: Path, direct: bool = True) -> _File:
     """Raises ReadError."""
     direct = direct and hasattr(os, "O_DIRECT")
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
-        return _File(os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)), direct)
+        return _File(os.open(path, flags | (os.O_DIRECT if direct else 0)), direct)
     except OSError as error:
         if direct and error.errno == errno.EINVAL:
             return _open(path, direct=False)

@@ -20,8 +20,10 @@ MIB = 1 << 20
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": MIB, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 ALLOWANCE_BYTES = 24 * MIB
 """For what is not counted one by one: the Python heap as it grows, malloc's slack, thread stacks, the kernel's own."""
-RING_DEPTH = 8
-LEAST_PIECE_BYTES, MOST_PIECE_BYTES = MIB // 2, 16 * MIB
+RING_DEPTH, RING_READS = 12, 8
+RING_SHARE = 12
+"""The reader's ring takes this part of the ceiling, up to MOST_RING_BYTES."""
+LEAST_RING_BYTES, MOST_RING_BYTES = 6 * MIB, 128 * MIB
 LEAST_CHUNK_ROWS = 32
 """Rows of a prompt that a pass has room for at least: in smaller chunks it would cost too many passes."""
 
@@ -147,12 +149,12 @@ def allowance(ceiling: int) -> int:
 
 
 def choose_ring(ceiling: int) -> Ring:
-    """The reader's ring: about a sixteenth of the ceiling, as far as larger reads are faster ones.
+    """The reader's ring: a share of the ceiling, as far as larger reads are faster ones.
 
     It grows without jumps, so that raising a ceiling always leaves more for the rest.
     """
-    piece = ceiling // (16 * RING_DEPTH) // ALIGNMENT * ALIGNMENT
-    return Ring(RING_DEPTH, min(max(piece, LEAST_PIECE_BYTES), MOST_PIECE_BYTES))
+    nbytes = min(max(ceiling // RING_SHARE, LEAST_RING_BYTES), MOST_RING_BYTES)
+    return Ring(RING_DEPTH, nbytes // RING_DEPTH // ALIGNMENT * ALIGNMENT, RING_READS)
 
 
 def _usable(ceiling: int) -> int:

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """How far the reader runs ahead: `depth` buffers, each for an extent of `piece_bytes`."""
+    """How far the reader runs ahead: `depth` buffers, each for an extent of `piece_bytes`; `reads` of them at once.
+
+    Where there are more buffers than reads, a read that ends is followed by the next without the consumer's help.
+    """
 
     depth: int
     piece_bytes: int
+    reads: int = 8
 
     @property
     def nbytes(self) -> int:
@@ -54,7 +58,7 @@ class _Pending:
 
 
 class ReadAhead:
-    """Extents in cyclic order, read ahead into a ring of `depth` buffers by as many threads.
+    """Extents in cyclic order, read ahead into a ring of buffers by a few threads.
 
     One thread calls `take` and `give_back`; each call starts the reads that the free buffers allow. Taking an extent
     out of turn is correct, and costs what was read ahead in vain.
@@ -67,8 +71,10 @@ class ReadAhead:
         skip: Callable[[int], bool],
         depth: int,
         on_read: Callable[[int, float, float], None] | None = None,
+        reads: int = 8,
     ) -> None:
-        """`skip`: which extents nobody is going to take; `on_read`: told (index, begin, end) by reading threads."""
+        """`skip`: which extents nobody is going to take; `depth`: buffers, of which `reads` are being read into at
+        once; `on_read`: told (index, begin, end) by reading threads."""
         self._files = files
         self._extents = extents
         self._skip = skip
@@ -78,7 +84,7 @@ class ReadAhead:
         self._free = [aligned_buffer(largest) for _ in range(depth)]
         self._pending: deque[_Pending] = deque()
         self._newest = len(extents) - 1
-        self._threads = ThreadPoolExecutor(depth, thread_name_prefix="penstock-read")
+        self._threads = ThreadPoolExecutor(min(depth, reads), thread_name_prefix="penstock-read")
         self.totals = ReadTotals()
 
     def take(self, index: int) -> U8:
@@ -100,10 +106,11 @@ class ReadAhead:
         self.totals.count(data.nbytes, seconds, time.perf_counter() - begin)
         return data
 
-    def give_back(self, data: U8) -> None:
-        """Let the ring reuse an array that `take` returned."""
+    def give_back(self, data: U8, read_on: bool = True) -> None:
+        """Let the ring reuse an array that `take` returned, at once or from the next call on."""
         self._free.append(cast("U8", data.base))
-        self._read_on()
+        if read_on:
+            self._read_on()
 
     def fill(self) -> tuple[int, float]:
         """Read ahead as far as the ring goes, and wait for it: bytes that came, and the seconds that they took.

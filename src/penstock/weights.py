@@ -22,7 +22,7 @@ from penstock.pages import page_array
 from penstock.reader import ReadAhead, ReadTotals, Ring
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from penstock.format import TensorInfo
     from penstock.kernels import F32, I64, U8, Kernels
@@ -107,7 +107,7 @@ class Weights:
         self._files = Files()
         extents = [piece.extent for piece in self._pieces]
         depth = max(ring.depth, 1 + max((len(group) for group in order), default=0))  # a group is held together
-        self._stream = ReadAhead(self._files, extents, self._resident.__contains__, depth, self._tell_read)
+        self._stream = ReadAhead(self._files, extents, self._resident.__contains__, depth, self._tell_read, ring.reads)
         self._closed = False
         self.pass_bytes = sum(piece.nbytes for piece in self._pieces)
         self.limit_resident(resident_bytes)
@@ -137,7 +137,7 @@ class Weights:
         for index in self._resident.keys() - self._keep:
             del self._resident[index]
 
-    def pieces(self, name: str) -> Iterator[PieceData]:
+    def pieces(self, name: str) -> Generator[PieceData]:
         """The pieces of a matrix, in order; each is valid until the next one is asked for. Raises ReadError."""
         for index in self._by_name[name]:
             piece = self._pieces[index]
@@ -184,8 +184,11 @@ class Weights:
             if index in self._keep:
                 self._resident[index] = _kept(data)
             yield data
-        finally:
-            self._stream.give_back(data)
+        except BaseException:
+            # A walk that was dropped may be closed by the garbage collector, even amid the start of another read.
+            self._stream.give_back(data, read_on=False)
+            raise
+        self._stream.give_back(data)
 
     def _rows_as_stored(self, tensor: TensorInfo, rows: I64) -> U8:
         """The given rows, uint8 [len(rows), bytes of a row], several read at once."""

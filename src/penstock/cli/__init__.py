@@ -7,7 +7,9 @@ import warnings
 
 import typer
 
+from penstock.cli.bench import bench
 from penstock.cli.demo import demo
+from penstock.cli.plan import plan
 from penstock.cli.run import run
 from penstock.cli.synth import synth
 from penstock.errors import PenstockError, UsageError
@@ -19,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, run, synth):
+for command in (demo, run, plan, bench, synth):
     app.command()(command)
 
 

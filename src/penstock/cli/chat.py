@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import InMemoryHistory
 
 from penstock.cli.show import show
-from penstock.errors import ChatTemplateError, ContextError
+from penstock.errors import ChatTemplateError, ContextError, MemoryCeilingError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from penstock.cli.show import Display
+    from penstock.completion import Piece
     from penstock.llm import LLM
     from penstock.sampling import SamplingParams
 
 
-def chat(llm: LLM, params: SamplingParams) -> None:
-    """Ask, answer, and keep the conversation until Ctrl-D (or Ctrl-C at the prompt). Ctrl-C ends an answer.
+def chat(llm: LLM, params: SamplingParams, display: Display, report: Callable[[list[Piece]], None]) -> None:
+    """Ask, answer, report, and keep the conversation until Ctrl-D (or Ctrl-C at the prompt). Ctrl-C ends an answer.
 
     Raises ChatTemplateError where the model has no chat template.
     """
@@ -35,9 +40,10 @@ def chat(llm: LLM, params: SamplingParams) -> None:
             continue
         messages.append({"role": "user", "content": text})
         try:
-            pieces, _ = show(llm.stream(llm.chat_prompt(messages), params))
-        except ContextError as error:
-            print(f"error: {error}")
+            pieces, _ = show(llm, llm.chat_prompt(messages), params, display)
+        except (ContextError, MemoryCeilingError) as error:
+            print(f"error: {error}", file=sys.stderr)
             messages.pop()
             continue
         messages.append({"role": "assistant", "content": "".join(piece.text for piece in pieces)})
+        report(pieces)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from penstock.cli import options as opt
 from penstock.cli.chat import chat
-from penstock.cli.show import show
+from penstock.cli.show import choose_display, show
 from penstock.cli.stats import print_layers, print_stats, stats_object
 from penstock.errors import UsageError
 from penstock.llm import LLM
 from penstock.sampling import SamplingParams
+from penstock.trace import Trace
 
 if TYPE_CHECKING:
     from penstock.completion import Piece
@@ -38,6 +41,10 @@ def run(
     kv_dtype: opt.KvDtype = "bf16",
     stats: Annotated[bool, typer.Option("--stats", help="Show where the time went.")] = False,
     stats_layers: Annotated[bool, typer.Option("--stats-layers", help="Show it layer by layer.")] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write every read, wait and computation to this file, for ui.perfetto.dev.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No status line below the text.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Generate text; without a prompt on a terminal, chat."""
@@ -51,33 +58,44 @@ def run(
         max_tokens=max_tokens,
         stop=stop or (),
     )
-    if prompt is None and sys.stdin.isatty() and raw:
-        raise UsageError("--raw needs a prompt.", "Give the text to complete, or `-` to read it from standard input.")
-    with LLM.open(model, memory=memory, threads=threads, context=context, kv_dtype=kv_dtype) as llm:
-        if prompt is None and sys.stdin.isatty():
-            chat(llm, params)
+    chats = prompt is None and sys.stdin.isatty()
+    if chats and (raw or as_json):
+        raise UsageError(
+            f"{'--raw' if raw else '--json'} needs a prompt.",
+            "Give the text to complete, or `-` to read it from standard input.",
+        )
+    display = choose_display(as_json, quiet)
+
+    def report(pieces: list[Piece]) -> None:
+        if pieces and (stats or stats_layers):
+            print_stats(llm, pieces[-1].stats)
+        if pieces and stats_layers:
+            print_layers(pieces[-1].stats)
+
+    with ExitStack() as stack:
+        listener = stack.enter_context(Trace(trace, f"penstock run {model}")) if trace else None
+        llm = stack.enter_context(LLM.open(model, memory=memory, threads=threads, context=context, kv_dtype=kv_dtype))
+        if listener:
+            llm.events.listeners.append(listener)
+        if chats:
+            chat(llm, params, display, report)
             return
         text = sys.stdin.read() if prompt in (None, "-") else prompt
         templated = not raw and llm.has_chat_template
-        pieces, interrupted = show(
-            llm.stream(llm.chat_prompt([{"role": "user", "content": text}]) if templated else text, params),
-            quiet=as_json,
-        )
+        tokens = llm.chat_prompt([{"role": "user", "content": text}]) if templated else llm.encode(text or "")
+        pieces, interrupted = show(llm, tokens, params, display)
         if as_json:
-            print(json.dumps(as_object(pieces)))
-        if stats or stats_layers:
-            print_stats(pieces)
-        if stats_layers:
-            print_layers(pieces)
+            print(json.dumps(as_object(llm, pieces, stats_layers)))
+        report(pieces)
     if interrupted:
         raise KeyboardInterrupt
 
 
-def as_object(pieces: list[Piece]) -> dict[str, Any]:
+def as_object(llm: LLM, pieces: list[Piece], layers: bool = False) -> dict[str, Any]:
     """The output as an object for JSON; `finish_reason` is null where Ctrl-C ended it."""
     return {
         "text": "".join(piece.text for piece in pieces),
         "token_ids": [token for piece in pieces for token in piece.token_ids],
         "finish_reason": pieces[-1].finish_reason if pieces else None,
-        "stats": stats_object(pieces[-1].stats) if pieces else None,
+        "stats": stats_object(llm, pieces[-1].stats, layers) if pieces else None,
     }

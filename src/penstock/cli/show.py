@@ -2,25 +2,72 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+from penstock.cli.live import Live, is_terminal
+from penstock.cli.status_line import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from penstock.completion import Piece
+    from penstock.llm import LLM
+    from penstock.sampling import SamplingParams
+
+    Display = Literal["live", "text", "nothing"]
+    """Text with a line of status below it; text alone; nothing at all."""
 
 
-def show(stream: Iterator[Piece], quiet: bool = False) -> tuple[list[Piece], bool]:
-    """Print pieces as they come, unless `quiet`; all of them, and whether Ctrl-C ended them."""
-    pieces = []
+def choose_display(as_json: bool, quiet: bool) -> Display:
+    """What to show of an answer while it comes."""
+    if as_json:
+        return "nothing"
+    return "live" if is_terminal() and not quiet else "text"
+
+
+def show(llm: LLM, prompt: list[int], params: SamplingParams, display: Display) -> tuple[list[Piece], bool]:
+    """Complete a prompt and show it as it comes; all pieces, and whether Ctrl-C ended them."""
+    pieces: list[Piece] = []
     try:
-        for piece in stream:
-            pieces.append(piece)
-            if not quiet:
-                print(piece.text, end="", flush=True)
+        with _printer(llm, prompt, display) as take:
+            for piece in llm.stream(prompt, params):
+                pieces.append(piece)
+                take(piece)
     except KeyboardInterrupt:
         return pieces, True
-    finally:
-        if not quiet:
-            print()
     return pieces, False
+
+
+@contextmanager
+def _printer(llm: LLM, prompt: list[int], display: Display) -> Iterator[Callable[[Piece], None]]:
+    """What takes the pieces; ends what it printed with a line break."""
+    if display == "nothing":
+        yield lambda piece: None
+    elif display == "live":
+        with _warnings_afterwards(), Live(llm, len(prompt)) as live:
+            live.begin()
+            yield live.print
+    else:
+        try:
+            yield _print_plainly
+        finally:
+            print()
+
+
+def _print_plainly(piece: Piece) -> None:
+    print(visible(piece.text) if sys.stdout.isatty() else piece.text, end="", flush=True)
+
+
+@contextmanager
+def _warnings_afterwards() -> Iterator[None]:
+    """Hold warnings back until the screen is free for them."""
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            yield
+        finally:
+            held = [*caught]
+    for warning in held:
+        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)

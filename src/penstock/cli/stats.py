@@ -1,53 +1,79 @@
-"""Where the time went, for people (tables on standard error) and for programs."""
+"""Where the time went, for people (on standard error) and for programs."""
 
 from __future__ import annotations
 
+import statistics
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from penstock import machine
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from penstock.completion import Piece, Stats
+    from penstock.completion import Stats
+    from penstock.llm import LLM
     from penstock.stage import PartStats
 
 console = Console(stderr=True, highlight=False)
 
 
-def stats_object(stats: Stats) -> dict[str, Any]:
-    """What `--json` says of a completion's costs; seconds and bytes."""
-    return {
+def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]:
+    """What `--json` says of a completion's costs, seconds and bytes; with `layers`, of every part of the last pass."""
+    log = stats.log
+    wait, compute = (sum(getattr(totals, name) for totals in log) for name in ("wait_seconds", "compute_seconds"))
+    told: dict[str, Any] = {
         "prompt_tokens": stats.prompt_tokens,
         "tokens": stats.tokens,
         "passes": stats.passes,
         "tokens_per_pass": stats.tokens_per_pass,
         "seconds": stats.seconds,
         "first_token_seconds": stats.first_token_seconds,
+        "seconds_per_token": (stats.seconds - stats.first_token_seconds) / max(1, stats.tokens - 1),
         "bytes_read": stats.bytes_read,
+        "bytes_per_second": stats.bytes_read / max(wait + compute, 1e-9),
+        "weight_bytes": llm.weights.pass_bytes,
+        "resident_bytes": llm.weights.resident_bytes,
+        "streamed_bytes_per_pass": statistics.median_low(totals.bytes_read for totals in log[1:] or log),
+        "read_seconds": sum(totals.read_seconds for totals in log),
+        "disk_wait_seconds": wait,
+        "compute_seconds": compute,
+        "peak_rss_bytes": machine.peak_process_bytes(),
+        "memory_ceiling_bytes": llm.memory.budget.ceiling,
+        "threads": llm.kernels.threads,
+        "isa": llm.kernels.isa,
         "seed": stats.seed,
     }
+    if layers:
+        told["parts"] = [asdict(part) for part in stats.parts]
+    return told
 
 
-def print_stats(pieces: list[Piece]) -> None:
-    """One line about the whole completion."""
-    if not pieces:
-        return
-    stats = pieces[-1].stats
-    later = (stats.seconds - stats.first_token_seconds) / max(1, stats.tokens - 1)
-    console.print(
+def print_stats(llm: LLM, stats: Stats) -> None:
+    """A few lines about the whole completion."""
+    told = stats_object(llm, stats)
+    busy = max(told["disk_wait_seconds"] + told["compute_seconds"], 1e-9)
+    lines = (
         f"{stats.prompt_tokens} tokens in, {stats.tokens} out in {stats.seconds:.2f} s: first after "
-        f"{stats.first_token_seconds:.2f} s, then {later:.3f} s a token; {stats.passes} passes, "
-        f"{stats.tokens_per_pass:.2f} tokens a pass, {stats.bytes_read / 1e9:.3f} GB read; seed {stats.seed}"
+        f"{stats.first_token_seconds:.2f} s, then {told['seconds_per_token']:.3f} s a token; {stats.passes} passes, "
+        f"{stats.tokens_per_pass:.2f} tokens a pass; seed {stats.seed}",
+        f"weights: {_size(told['resident_bytes'])} resident, {_size(told['streamed_bytes_per_pass'])} streamed a pass; "
+        f"{_size(stats.bytes_read)} read in all, {_size(told['bytes_per_second'])}/s",
+        f"time: {told['disk_wait_seconds'] / busy:.0%} waiting for the disk, "
+        f"{told['compute_seconds'] / busy:.0%} computing ({llm.kernels.threads} threads, {llm.kernels.isa})",
+        f"memory: {told['peak_rss_bytes'] / 2**30:.2f} GiB at the peak, "
+        f"{told['memory_ceiling_bytes'] / 2**30:.2f} GiB allowed",
     )
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
-def print_layers(pieces: list[Piece]) -> None:
+def print_layers(stats: Stats) -> None:
     """The parts of the last pass, with totals and the average layer."""
-    if pieces:
-        parts = pieces[-1].stats.parts
-        console.print(layer_table(parts, f"Pass {pieces[-1].stats.passes}"))
+    console.print(layer_table(stats.parts, f"pass {stats.passes}, the last"))
 
 
 def layer_table(parts: Iterable[PartStats], title: str) -> Table:
@@ -78,3 +104,7 @@ def _add_row(table: Table, name: str, parts: list[PartStats], share: int = 1) ->
         f"{sum(p.wait_seconds for p in parts) / share * 1e3:.2f}",
         f"{sum(p.compute_seconds for p in parts) / share * 1e3:.2f}",
     )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from penstock.models.rope import inverse_frequencies
 from penstock.rows import Rows, SequenceRows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from penstock.config import ModelConfig
     from penstock.kernels import F32, Kernels
@@ -139,21 +140,26 @@ class Llama:
     def _gated(self, name: str, x: F32) -> F32:
         """silu(gate(x)) * up(x), [n, intermediate_size]; of `up` only one piece is held at a time."""
         out = np.empty((len(x), self.config.intermediate_size), np.float32)
-        gates, ups = (self.weights.pieces(f"{name}.{part}_proj.weight") for part in ("gate", "up"))
-        for gate, up in zip(gates, ups, strict=True):
-            gated, upward = out[:, gate.rows], np.empty((len(x), up.rows.stop - up.rows.start), np.float32)
-            self._apply(gate, f"{name}.gate_proj.weight", x, gated)
-            self._apply(up, f"{name}.up_proj.weight", x, upward)
-            self.kernels.silu_mul(gated, upward, gated)
+        with self._pieces(f"{name}.gate_proj.weight") as gates, self._pieces(f"{name}.up_proj.weight") as ups:
+            for gate, up in zip(gates, ups, strict=True):
+                gated, upward = out[:, gate.rows], np.empty((len(x), up.rows.stop - up.rows.start), np.float32)
+                self._apply(gate, f"{name}.gate_proj.weight", x, gated)
+                self._apply(up, f"{name}.up_proj.weight", x, upward)
+                self.kernels.silu_mul(gated, upward, gated)
         return out
 
     def _linear(self, name: str, x: F32, add_to: F32 | None = None) -> F32:
         """x @ weight.T + bias, [n, rows of the weight], into a new array or added to `add_to`."""
         n_out = self.weights.tensors[name].shape[0]
         out = np.empty((len(x), n_out), np.float32) if add_to is None else add_to
-        for piece in self.weights.pieces(name):
-            self._apply(piece, name, x, out[:, piece.rows], accumulate=add_to is not None)
+        with self._pieces(name) as pieces:
+            for piece in pieces:
+                self._apply(piece, name, x, out[:, piece.rows], accumulate=add_to is not None)
         return out
+
+    def _pieces(self, name: str) -> closing[Generator[PieceData]]:
+        """The pieces of a matrix; whatever happens among them, their buffers go back at once."""
+        return closing(self.weights.pieces(name))
 
     def _apply(self, piece: PieceData, name: str, x: F32, out: F32, accumulate: bool = False) -> None:
         bias = self._vectors.get(f"{name.removesuffix('.weight')}.bias")

@@ -1,0 +1,90 @@
+"""What a person sees while a pass runs: the text so far, and below it how far the pass is."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from penstock.cli.progress import Progress, fit
+from penstock.cli.status_line import StatusLine
+from penstock.engine import MAX_ROWS
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from penstock.completion import Piece
+    from penstock.events import Event
+    from penstock.llm import LLM
+
+REDRAW_SECONDS = 0.1
+ROUGH_FLOPS = 50e9
+"""Operations a second of one thread, while nothing is known of this machine."""
+
+
+def is_terminal() -> bool:
+    """Whether a person watches, on a terminal that can move its cursor."""
+    return sys.stdout.isatty() and sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+class Live:
+    """One answer on a terminal: prints its pieces, listens to its passes. A context manager that leaves only text."""
+
+    def __init__(self, llm: LLM, prompt_tokens: int, line: StatusLine | None = None) -> None:
+        passes = -(-prompt_tokens // MAX_ROWS)
+        self._llm = llm
+        self._line = line or StatusLine(sys.stdout)
+        self._progress = Progress(llm.config.num_hidden_layers, passes * llm.weights.pass_bytes)
+        self._prompt_tokens = prompt_tokens
+        self._due = 0.0
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._listen in self._llm.events.listeners:
+            self._llm.events.listeners.remove(self._listen)
+        self._line.show("")
+        self._line.write("\n")
+
+    def begin(self) -> None:
+        """Show the first reads, which tell how long the first token will take, and from then on every pass."""
+        self._line.show("reading")
+        rate = self._llm.prefetch()
+        now = time.perf_counter()
+        self._progress.begin(now, self._first_token_seconds(rate))
+        self._llm.events.listeners.append(self._listen)
+        self._line.show(self._status(now))
+
+    def print(self, piece: Piece) -> None:
+        """Text as it comes."""
+        self._progress.count(piece.stats)
+        now = time.perf_counter()
+        if now >= self._due:
+            self._line.status = self._status(now)
+        self._line.write(piece.text)
+
+    def _listen(self, event: Event) -> None:
+        if event.kind == "read":  # from threads that must not draw
+            return
+        self._progress.take(event)
+        if event.end >= self._due:
+            self._line.show(self._status(event.end))
+
+    def _status(self, now: float) -> str:
+        self._due = now + REDRAW_SECONDS
+        self._progress.sample(now, self._llm.weights.totals.bytes_read)
+        return fit(self._progress.items(now), self._line.room)
+
+    def _first_token_seconds(self, rate: float) -> float | None:
+        """By the disk or by arithmetic, whichever is slower; None where nothing is known of the disk."""
+        weights = self._llm.weights
+        streamed = weights.pass_bytes - weights.resident_bytes
+        if streamed and not rate:
+            return None
+        # Two bytes a weight, and two operations a weight and row.
+        arithmetic = self._prompt_tokens * weights.pass_bytes / (ROUGH_FLOPS * self._llm.kernels.threads)
+        return max(streamed / rate if streamed else 0.0, arithmetic)

@@ -1,0 +1,129 @@
+"""`penstock plan`: what fits, what streams, and how long a token will take."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from penstock.cli import options as opt
+from penstock.outlook import Outlook, Settings, look
+from penstock.plan import MIB
+
+if TYPE_CHECKING:
+    from penstock.forecast import Forecast
+
+DEFAULTS = Settings()
+
+
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(help="A model on this machine; a shape by name, like llama-3.1-8b; or a repository on the Hub."),
+    ],
+    memory: opt.Memory = None,
+    context: Annotated[
+        int | None, typer.Option(help="Positions to plan keys and values for. (default: 2048, or as many as fit)")
+    ] = None,
+    prompt_tokens: Annotated[
+        list[int] | None, typer.Option(help="Prompt to forecast the first token for; may be given several times.")
+    ] = None,
+    threads: opt.Threads = None,
+    kv_dtype: opt.KvDtype = "bf16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Tell what fits in memory, what streams, and how long a token will take; before any weight is downloaded."""
+    settings = Settings(memory, context, tuple(prompt_tokens or DEFAULTS.prompts), threads, kv_dtype)
+    with Console(stderr=True).status("measuring the disk and the CPU"):
+        outlook = look(model, settings)
+    if as_json:
+        print(json.dumps(outlook.as_object()))
+        return
+    console = Console(highlight=False)
+    console.print(memory_table(outlook), "", speed_table(outlook), "", forecast_table(outlook), "", _caveat(outlook))
+
+
+def memory_table(outlook: Outlook) -> Table:
+    """How the ceiling is shared out."""
+    shares = outlook.plan
+    weights = shares.resident + shares.streamed
+    used = shares.process + shares.ring + shares.scratch + shares.allowance + shares.kv + shares.activations
+    rows = [
+        ("interpreter and libraries", shares.process - outlook.tokenizer, ""),
+        ("tokenizer and small tensors", outlook.tokenizer, ""),
+        ("the reader's ring", shares.ring, ""),
+        ("the kernels' scratch", shares.scratch, ""),
+        (f"keys and values of {outlook.context:,} positions", shares.kv, f"room for {outlook.most_context:,} at most"),
+        ("activations", shares.activations, ""),
+        ("what is not counted one by one", shares.allowance, ""),
+        ("weights that stay in memory", shares.resident, _percent(shares.resident, weights)),
+        ("unused", shares.ceiling - used - shares.resident, ""),
+    ]
+    table = Table(title=f"Memory of {outlook.model}", title_justify="left", title_style="bold", box=None)
+    table.add_column("")
+    table.add_column("MiB", justify="right")
+    table.add_column("", style="dim")
+    for name, nbytes, note in rows:
+        table.add_row(name, f"{nbytes / MIB:,.0f}", note)
+    table.add_section()
+    table.add_row("the ceiling", f"{shares.ceiling / MIB:,.0f}", "", style="bold")
+    table.add_row(
+        "weights read in every pass", f"{shares.streamed / MIB:,.0f}", _percent(shares.streamed, weights), style="bold"
+    )
+    return table
+
+
+def speed_table(outlook: Outlook) -> Table:
+    """What was measured."""
+    disk, compute = outlook.disk, outlook.compute
+    table = Table(title="This machine", title_justify="left", title_style="bold", box=None, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    measured = f"{disk.nbytes / 1e9:.1f} GB in {disk.seconds:.1f} s: {outlook.disk_basis}"
+    cpu = f"{outlook.threads} threads, {outlook.isa}"
+    table.add_row("disk", f"{disk.bytes_per_second / 1e9:.2f} GB/s", measured)
+    table.add_row("CPU, one row", f"{compute.row_bytes_per_second / 1e9:.1f} GB/s", f"of weights in memory; {cpu}")
+    table.add_row("CPU, many rows", f"{compute.flops_per_second / 1e9:.0f} GFLOP/s", cpu)
+    return table
+
+
+def forecast_table(outlook: Outlook) -> Table:
+    """How long tokens take."""
+    table = Table(title="Forecast", title_justify="left", title_style="bold", box=None)
+    table.add_column("")
+    for heading in ("time", "disk", "compute", "GB read", "passes"):
+        table.add_column(heading, justify="right", style="bold" if heading == "time" else "dim")
+    table.add_row("a further token", *_cells(outlook.token))
+    for tokens, forecast in outlook.prompts.items():
+        name = f"the first, after {tokens:,} tokens"
+        table.add_row(name, *(_cells(forecast) if forecast else ("does not fit",)))
+    return table
+
+
+def _cells(forecast: Forecast) -> tuple[str, ...]:
+    return (
+        _seconds(forecast.seconds),
+        _seconds(forecast.disk_seconds),
+        _seconds(forecast.compute_seconds),
+        f"{forecast.bytes_read / 1e9:.2f}",
+        f"{forecast.passes}",
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.2f} ms"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / max(1, whole):.0f} % of {whole / 1e9:.2f} GB"
+
+
+def _caveat(outlook: Outlook) -> str:
+    return (
+        f"[dim]The sizes rest on {outlook.basis}; the times on the speeds above, measured just now and briefly: a disk "
+        "that others share drifts. Disk and CPU work at the same time, so the slower one decides. One token a pass.[/]"
+    )

@@ -1,0 +1,106 @@
+"""How far the passes of one answer are, in words that fit a line."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from penstock.completion import Stats
+    from penstock.events import Event
+
+RATE_SECONDS = 2.0
+"""How far back the shown bytes a second look."""
+
+
+class Progress:
+    """Takes in events and samples; tells items for a status line, each with a shorter form where there is one."""
+
+    def __init__(self, layers: int, first_bytes: int) -> None:
+        """`first_bytes`: of weights that are to be applied until the first token comes."""
+        self._layers = layers
+        self._first_bytes = max(1, first_bytes)
+        self._applied = 0
+        self._parts = 0
+        """Parts of this pass that are done: the embedding, layers, the head."""
+        self._begin = 0.0
+        self._forecast: float | None = None
+        self._tokens = 0
+        self._token_seconds = 0.0
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def begin(self, now: float, forecast: float | None) -> None:
+        """The passes begin; `forecast`: seconds to the first token, where they are known."""
+        self._begin, self._forecast = now, forecast
+
+    def take(self, event: Event) -> None:
+        """Something has happened in the thread of the passes."""
+        if event.kind == "compute":
+            self._applied += event.nbytes
+        elif event.kind == "part":
+            self._parts += 1
+        elif event.kind == "pass":
+            self._parts = 0
+
+    def count(self, stats: Stats) -> None:
+        """Tokens have come."""
+        self._tokens = stats.tokens
+        if stats.tokens > 1:
+            self._token_seconds = (stats.seconds - stats.first_token_seconds) / (stats.tokens - 1)
+
+    def sample(self, now: float, bytes_read: int) -> None:
+        """What has been read in all until now."""
+        self._samples.append((now, bytes_read))
+        while len(self._samples) > 2 and self._samples[1][0] <= now - RATE_SECONDS:
+            self._samples.popleft()
+
+    def items(self, now: float) -> list[tuple[str, ...]]:
+        """What there is to say, the most important first."""
+        said = [self._waiting(now), self._layer(), self._rate()]
+        if self._token_seconds:
+            said.append((f"{self._token_seconds:.3g} s/token",))
+        if self._tokens:
+            said.append((f"{self._tokens} token{'s' * (self._tokens != 1)}",))
+        return [item for item in said if item]
+
+    def seconds_left(self, now: float) -> float | None:
+        """Until the first token: by the forecast at first, more and more by what has been seen."""
+        done, elapsed = min(1.0, self._applied / self._first_bytes), now - self._begin
+        if self._forecast is None:
+            return elapsed / done * (1 - done) if done else None
+        return (self._forecast * (1 - done) + elapsed) * (1 - done)
+
+    def _waiting(self, now: float) -> tuple[str, ...]:
+        left = None if self._tokens else self.seconds_left(now)
+        if left is None:
+            return ()
+        said = seconds_in_words(left)
+        return (f"first token in about {said}", f"first token: {said}", said)
+
+    def _layer(self) -> tuple[str, ...]:
+        if self._parts > self._layers:
+            return ("head",)
+        return (f"layer {max(1, self._parts)}/{self._layers}",)
+
+    def _rate(self) -> tuple[str, ...]:
+        (begin, before), (end, after) = self._samples[0], self._samples[-1]
+        if after == before or end == begin:
+            return ()
+        return (f"{(after - before) / (end - begin) / 1e9:.2f} GB/s",)
+
+
+def seconds_in_words(seconds: float) -> str:
+    """Whole seconds, at least one; minutes where they are many."""
+    whole = max(1, round(seconds))
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60} s"
+
+
+def fit(items: Iterable[Sequence[str]], room: int) -> str:
+    """The items that fit into so many characters, each in the first of its forms that does."""
+    line = ""
+    for forms in items:
+        longer = (f"{line}, {form}" if line else form for form in forms)
+        line = next((candidate for candidate in longer if len(candidate) <= room), line)
+    return line

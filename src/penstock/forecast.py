@@ -1,0 +1,89 @@
+"""How long a pass will take: the disk and the CPU work at the same time, so the slower of the two decides.
+
+Pure functions of numbers: (how memory is shared out, what the machine can do) to seconds. Not in it: the few per cent
+by which a pass misses the slower one's time, sampling, and what other programs take of disk and CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from penstock.config import ModelConfig
+    from penstock.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a machine does in a second, as probe.py measures it."""
+
+    disk_bytes: float
+    row_bytes: float
+    """Bytes of weights that one row gets through, from memory."""
+    flops: float
+    """Multiplications and additions, each counted, of many rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Passes that produce a token: how many, what they read, and seconds of disk, CPU, and both at once."""
+
+    passes: int
+    bytes_read: int
+    disk_seconds: float
+    compute_seconds: float
+    seconds: float
+
+    @property
+    def bound(self) -> str:
+        """What decides: "disk" or "compute"."""
+        return "disk" if self.disk_seconds >= self.compute_seconds else "compute"
+
+    def __str__(self) -> str:
+        parts = f"{self.bytes_read / 1e9:.2f} GB from the disk {self.disk_seconds:.2f} s"
+        return f"{self.seconds:.2f} s ({parts}, compute {self.compute_seconds:.2f} s)"
+
+
+def pass_flops(config: ModelConfig, rows: int, positions: int) -> int:
+    """Floating-point operations of a pass of `rows` rows, the last of a sequence of `positions`, one logit row."""
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    layer_weights = config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
+    seen = rows * (positions - rows) + rows * (rows + 1) // 2  # keys that the rows attend to, summed
+    layers = config.num_hidden_layers * (2 * rows * layer_weights + 4 * seen * queries)
+    return layers + 2 * config.hidden_size * config.vocab_size
+
+
+def forecast_token(plan: Plan, rates: Rates) -> Forecast:
+    """A further token, by a pass of one row whose memory is shared out as `plan` says."""
+    return _in_turn([_pass(plan.streamed, (plan.resident + plan.streamed) / rates.row_bytes, rates)])
+
+
+def forecast_prompt(config: ModelConfig, plan: Plan, tokens: int, chunk: int, rates: Rates) -> Forecast:
+    """The first token after a prompt of `tokens` tokens, by passes of `chunk` rows at most.
+
+    `plan` is that of the longest of them. The first pass finds nothing in memory and reads all weights.
+    """
+    weights = plan.resident + plan.streamed
+    passes = []
+    for begin in range(0, tokens, chunk):
+        end = min(tokens, begin + chunk)
+        arithmetic = pass_flops(config, end - begin, end) / rates.flops
+        passes.append(_pass(plan.streamed if begin else weights, max(arithmetic, weights / rates.row_bytes), rates))
+    return _in_turn(passes)
+
+
+def _pass(nbytes: int, compute_seconds: float, rates: Rates) -> Forecast:
+    disk_seconds = nbytes / rates.disk_bytes
+    return Forecast(1, nbytes, disk_seconds, compute_seconds, max(disk_seconds, compute_seconds))
+
+
+def _in_turn(passes: list[Forecast]) -> Forecast:
+    return Forecast(
+        passes=len(passes),
+        bytes_read=sum(p.bytes_read for p in passes),
+        disk_seconds=sum(p.disk_seconds for p in passes),
+        compute_seconds=sum(p.compute_seconds for p in passes),
+        seconds=sum(p.seconds for p in passes),
+    )

@@ -1,0 +1,175 @@
+"""What this machine can do, measured beside no other work: bytes a second of its disk, arithmetic of its CPU.
+
+Both probes take memory of their own and have given it back when they return.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from penstock.errors import PenstockError
+from penstock.files import ALIGNMENT, Extent, Files, aligned_buffer
+
+if TYPE_CHECKING:
+    from penstock.kernels import Kernels
+
+MIB = 1 << 20
+PROBE_BYTES = 4 * 10**9
+READ_BYTES = 16 * MIB
+LEAST_READ_BYTES = MIB
+READS_AT_ONCE = 8
+
+WEIGHT_BYTES = 56 * MIB
+"""Weights of the compute probe: more than the cache that a laptop's cores share."""
+COLUMNS = 4096
+SLICE_BYTES = 4 * MIB
+MANY_ROWS = 64
+"""Rows from which on the matrix product is bound by arithmetic, not by the weights' way from memory."""
+PROBE_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpeed:
+    """`nbytes` bytes of direct reads took `seconds` seconds."""
+
+    nbytes: int
+    seconds: float
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.nbytes / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeSpeed:
+    """Matrix products with BF16 weights: of one row with weights from memory, and of many rows."""
+
+    row_bytes_per_second: float
+    """Bytes of weights that one row gets through in a second."""
+    flops_per_second: float
+    """Multiplications and additions, each counted, of MANY_ROWS rows."""
+
+
+def measure_disk(
+    paths: Sequence[Path], nbytes: int = PROBE_BYTES, *, seconds: float = math.inf, memory: float = math.inf
+) -> DiskSpeed:
+    """Direct reads of the given files, one file after another and all again until they are `nbytes`: READ_BYTES each,
+    READS_AT_ONCE at a time.
+
+    No read begins after `seconds`. With less than their 128 MiB of `memory` the reads are smaller, down to
+    LEAST_READ_BYTES each. Raises ReadError.
+    """
+    fitting = int(min(READ_BYTES, memory // READS_AT_ONCE - ALIGNMENT)) // ALIGNMENT * ALIGNMENT
+    reads = _reads(paths, nbytes, max(LEAST_READ_BYTES, fitting))
+    buffers = [aligned_buffer(max((extent.nbytes for extent in reads), default=1)) for _ in range(READS_AT_ONCE)]
+    files = Files()
+    begin = time.perf_counter()
+
+    def work(worker: int) -> int:
+        done = 0
+        with suppress(IndexError):  # no reads are left
+            while time.perf_counter() - begin < seconds:
+                done += files.read(reads.popleft(), buffers[worker]).nbytes
+        return done
+
+    try:
+        with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="penstock-probe") as threads:
+            done = sum(threads.map(work, range(READS_AT_ONCE)))
+        return DiskSpeed(done, time.perf_counter() - begin)
+    finally:
+        files.close()
+
+
+def measure_compute(kernels: Kernels, seconds: float = PROBE_SECONDS) -> ComputeSpeed:
+    """Matrix products of one row and of MANY_ROWS rows, each for about `seconds`, in at most 64 MiB of memory."""
+    weights = aligned_buffer(WEIGHT_BYTES)[:WEIGHT_BYTES]
+    weights.view(np.uint16)[:] = 0x3F80  # 1.0; pages that nobody wrote would all be one page, in the cache
+    slices = cycle(weights.reshape(-1, SLICE_BYTES // (2 * COLUMNS), 2 * COLUMNS))
+
+    def product_seconds(rows: int) -> float:
+        x = np.ones((rows, COLUMNS), np.float32)
+        out = np.empty((rows, SLICE_BYTES // (2 * COLUMNS)), np.float32)
+        return _typical_seconds(lambda: kernels.matmul(x, next(slices).reshape(-1), "BF16", out), seconds)
+
+    return ComputeSpeed(SLICE_BYTES / product_seconds(1), SLICE_BYTES * MANY_ROWS / product_seconds(MANY_ROWS))
+
+
+@contextmanager
+def probe_file(folder: Path, nbytes: int) -> Iterator[Path]:
+    """A file of at most `nbytes` random bytes on the disk of `folder` (a directory that may not exist yet), written
+    through to it, and deleted in the end. It takes no more than half of what is free there.
+
+    Raises PenstockError where there is no room for any, or it cannot be written.
+    """
+    folder = next(place for place in (folder, *folder.parents) if place.is_dir())
+    try:
+        n_mib = min(nbytes, shutil.disk_usage(folder).free // 2) // MIB
+        if not n_mib:
+            raise PenstockError(
+                f"{folder} has no room for a file that its disk's speed could be measured with.",
+                "Free some space, or let PENSTOCK_HOME name a directory on another disk.",
+            )
+        with tempfile.TemporaryDirectory(prefix=".penstock-probe-", dir=folder) as own:
+            path = Path(own) / "random"
+            _write(path, n_mib)
+            yield path
+    except OSError as error:
+        raise PenstockError(
+            f"{folder}: the speed of its disk cannot be measured: {error.strerror or error}.",
+            "Let PENSTOCK_HOME name a directory that you may write to.",
+        ) from error
+
+
+def _reads(paths: Sequence[Path], nbytes: int, read_bytes: int) -> deque[Extent]:
+    once = [
+        Extent(path, offset, min(read_bytes, size - offset))
+        for path in paths
+        for size in [path.stat().st_size]
+        for offset in range(0, size, read_bytes)
+    ]
+    reads: deque[Extent] = deque()
+    planned = 0
+    for extent in cycle(once):
+        if planned >= nbytes:
+            break
+        reads.append(extent)
+        planned += extent.nbytes
+    return reads
+
+
+def _typical_seconds(call: Callable[[], None], seconds: float) -> float:
+    """The median of calls for so long, after one to warm up."""
+    call()
+    times: list[float] = []
+    while not times or sum(times) < seconds:
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def _write(path: Path, n_mib: int) -> None:
+    """A file of so many MiB, brought to the disk a few at a time, so that they take little of the page cache."""
+    random = os.urandom(MIB)
+    with path.open("wb", buffering=0) as file:
+        for index in range(n_mib):
+            file.write(random)
+            if index % 32 == 31 or index == n_mib - 1:
+                os.fsync(file.fileno())
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

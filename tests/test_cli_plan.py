@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cases import CASES
+from checkpoints import tiny_config
+from hub_server import serve
+
+from penstock import LLM, cli, outlook
+from penstock.config import parse_config
+from penstock.probe import ComputeSpeed, measure_disk
+from penstock.shapes import SHAPES
+
+SHARES = ("process", "scratch", "ring", "allowance", "kv", "activations", "resident")
+MIB = 1 << 20
+
+
+class Terminal:
+    """The command line within this process, with short measurements."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, store: Path) -> None:
+        self._capsys, self._monkeypatch = capsys, monkeypatch
+        monkeypatch.setattr(outlook, "PROBE_BYTES", 4 * MIB)
+        monkeypatch.setattr(outlook, "PROBE_FILE_BYTES", MIB)
+        monkeypatch.setattr(outlook, "measure_compute", lambda kernels: ComputeSpeed(20e9, 100e9))
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+        monkeypatch.setenv("PENSTOCK_HOME", str(store))
+        monkeypatch.setenv("COLUMNS", "120")
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["penstock", "plan", *arguments])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        output = self._capsys.readouterr()
+        return int(exited.value.code or 0), output.out, output.err
+
+    def json(self, *arguments: str) -> dict[str, Any]:
+        code, out, err = self(*arguments, "--json")
+        assert (code, err) == (0, "")
+        said: dict[str, Any] = json.loads(out)
+        return said
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "store"
+
+
+@pytest.fixture
+def plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, store: Path) -> Terminal:
+    return Terminal(capsys, monkeypatch, store)
+
+
+class TestModelsThatAreHere:
+    def test_shares_of_the_ceiling(self, plan: Terminal) -> None:
+        said = plan.json("demo", "--memory", "1GiB", "--threads", "1")
+        memory = said["memory"]
+        assert memory["ceiling"] == 1 << 30
+        assert sum(memory[name] for name in SHARES) <= memory["ceiling"]
+        with LLM.open("demo", memory="1GiB") as llm:
+            assert (memory["resident"], memory["streamed"]) == (llm.weights.pass_bytes, 0)
+            assert said["context"] == min(2048, llm.context)
+        assert 0 <= memory["tokenizer"] < memory["process"]
+        assert (said["basis"], said["threads"]) == ("the model's own files", 1)
+        assert said["seconds_per_token"] == said["token"]["seconds"] == memory["resident"] / 20e9
+
+    def test_the_disk_is_measured_with_the_models_files(
+        self, plan: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        asked = []
+
+        def measured(paths: Any, *arguments: Any, **options: Any) -> Any:
+            asked.append([path.name for path in paths])
+            return measure_disk(paths, *arguments, **options)
+
+        monkeypatch.setattr(outlook, "measure_disk", measured)
+        said = plan.json(str(CASES["shards"].write(tmp_path / "model")))
+        assert asked == [[f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]]
+        assert said["disk_basis"] == "direct reads of the model's own files"
+        assert said["disk_bytes_per_second"] > 0
+
+    def test_prompts(self, plan: Terminal, tmp_path: Path) -> None:
+        path = str(CASES["gqa-4"].write(tmp_path))  # of 512 positions
+        assert [*plan.json(path)["first_token"]] == ["16", "512", "4096"]
+        said = plan.json(path, "--prompt-tokens", "100", "--prompt-tokens", "600")
+        assert said["first_token"]["100"]["passes"] == 1
+        assert said["first_token"]["600"] is None
+
+    def test_context_and_type_of_the_cache(self, plan: Terminal, tmp_path: Path) -> None:
+        path = str(CASES["gqa-4"].write(tmp_path))
+        small, large, wide = (
+            plan.json(path, *options)["memory"]["kv"]
+            for options in (("--context", "32"), ("--context", "320"), ("--context", "32", "--kv-dtype", "f32"))
+        )
+        assert (large, wide) == (10 * small, 2 * small)
+
+    def test_tables(self, plan: Terminal) -> None:
+        code, out, err = plan("demo", "--memory", "1GiB", "--prompt-tokens", "9")
+        assert (code, err) == (0, "")
+        for words in ("the ceiling", "1,024", "tokenizer", "keys and values of", "a further token", "after 9 tokens"):
+            assert words in out
+        assert "GB/s" in out
+        assert "The sizes rest on the model's own files" in out
+
+
+class TestModelsThatAreNot:
+    @pytest.mark.parametrize("name", ["llama-3.1-8b", "Llama-3.1-8B"])
+    def test_a_shape_by_name(self, plan: Terminal, store: Path, name: str) -> None:
+        said = plan.json(name, "--memory", "3GiB")
+        memory = said["memory"]
+        assert sum(memory[share] for share in SHARES) == memory["ceiling"] == 3 << 30
+        assert memory["resident"] + memory["streamed"] == 15_009_316_864
+        assert 45e6 < memory["tokenizer"] < 60e6
+        assert said["token"]["bytes_read"] == memory["streamed"]
+        assert said["first_token"]["16"]["bytes_read"] == 15_009_316_864
+        assert said["basis"] == "the shape llama-3.1-8b as published; the tokenizer is estimated"
+        assert str(store.parent.parent) in said["disk_basis"]
+
+    def test_nothing_stays_on_the_disk(self, plan: Terminal, tmp_path: Path) -> None:
+        plan.json("smollm2-135m", "--memory", "1GiB")
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_sizes_are_those_of_the_model_once_it_is_here(self, tmp_path: Path, name: str) -> None:
+        case = CASES[name]
+        config = parse_config({key: v for key, v in tiny_config(**case.config).items() if v is not None}, "test")
+        with LLM.open(case.write(tmp_path)) as llm:
+            of_bf16 = 2 if case.dtype == "F32" else 1
+            assert outlook._pass_bytes(config) * of_bf16 == llm.weights.pass_bytes
+
+    def test_room_for_a_long_context(self, plan: Terminal) -> None:
+        most = plan.json("llama-3.1-8b", "--memory", "1GiB")["most_context"]
+        assert plan.json("llama-3.1-8b", "--memory", "1GiB", "--context", str(most - 64))["context"] == most - 64
+        code, _, err = plan("llama-3.1-8b", "--memory", "1GiB", "--context", str(most + 2048))
+        assert code == 2
+        assert "The least that works is" in err
+
+    def test_the_hub(self, store: Path) -> None:
+        with serve({"owner/model": dict(SHAPES["llama-3.2-1b"])}) as hub:
+            command = [sys.executable, "-m", "penstock", "plan", "owner/model", "--memory", "1GiB", "--json"]
+            environment = hub.environment | {"PENSTOCK_HOME": str(store), "HF_HOME": str(store.parent / "hf")}
+            result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+        assert (result.stderr, result.returncode) == ("", 0)
+        said = json.loads(result.stdout)
+        assert said["basis"] == "config.json of owner/model on the Hub; the tokenizer is estimated"
+        assert said["memory"]["resident"] + said["memory"]["streamed"] == 2_471_493_632
+        assert not store.exists()
+
+    def test_a_hub_cache_that_has_only_the_config(
+        self, plan: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outlook, "find_model", lambda model: tmp_path)
+        monkeypatch.setattr(outlook, "repo_config", lambda repo: dict(SHAPES["smollm2-135m"]))
+        assert plan.json("owner/model")["basis"].startswith("config.json of owner/model on the Hub")
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "code", "words"),
+        [
+            (("no-such-model",), 1, "Shapes are known by name too: llama-3.1-8b, "),
+            (("llama-3.1-8b", "--memory", "90MiB"), 2, "The least that works is"),
+            (("demo", "--memory", "9MiB"), 2, "The least that works is"),
+            (("demo", "--memory", "lots"), 2, "'lots' is not a size"),
+            (("demo", "--context", "1"), 2, "A context of 1 is out of range"),
+            (("smollm2-135m", "--context", "8193"), 2, "the model was trained for 8192 positions"),
+            (("demo", "--kv-dtype", "int8"), 2, "kv_dtype='int8'"),
+            (("smollm2-135m", "--kv-dtype", "int8"), 2, "kv_dtype='int8'"),
+            (("demo", "--prompt-tokens", "0"), 2, "A prompt has at least one token."),
+            (("demo", "--threads", "0"), 2, "at least one"),
+        ],
+    )
+    def test_one_message(
+        self, plan: Terminal, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
+    ) -> None:
+        result = plan(*arguments)
+        assert (result[0], result[1]) == (code, "")
+        assert result[2].startswith("error: ")
+        assert words in result[2]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_config_that_is_no_llamas(self, plan: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(outlook, "repo_config", lambda repo: {"model_type": "mamba"})
+        code, _, err = plan("owner/mamba")
+        assert code == 1
+        assert "config.json of owner/mamba on the Hub: the model_type is 'mamba'" in err

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+from cases import CASES
+from checkpoints import tiny_config
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.checkpoint import expected_tensors
+from penstock.config import ModelConfig, parse_config
+from penstock.forecast import Forecast, Rates, forecast_prompt, forecast_token, pass_flops
+from penstock.plan import Plan
+from penstock.shapes import shape_config
+
+RATES = Rates(disk_bytes=524e6, row_bytes=20e9, flops=100e9)
+LLAMA_8B = parse_config(shape_config("llama-3.1-8b"), "shape")
+
+
+def plan(resident: int, streamed: int) -> Plan:
+    return Plan(resident=resident, streamed=streamed, **dict.fromkeys(("ceiling", "process", "scratch", "ring"), 0),
+                allowance=0, kv=0, activations=0)  # fmt: skip
+
+
+def counted_flops(config: ModelConfig, rows: int, positions: int) -> int:
+    """One multiplication and one addition for every weight and row, and for every key and value that a row sees."""
+    shapes = expected_tensors(config)
+    layers = sum(prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) == 2)
+    seen = sum(range(positions - rows + 1, positions + 1))
+    attention = 4 * seen * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+    return 2 * rows * layers + attention + 2 * prod(shapes["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_operations_of_a_pass(name: str) -> None:
+    changes = {key: value for key, value in tiny_config(**CASES[name].config).items() if value is not None}
+    config = parse_config(changes, "test")
+    for rows, positions in ((1, 1), (1, 9), (5, 5), (3, 8)):
+        assert pass_flops(config, rows, positions) == counted_flops(config, rows, positions)
+
+
+def test_a_row_of_the_8b_takes_15_gigaflops() -> None:
+    assert pass_flops(LLAMA_8B, 1, 1) == pytest.approx(15.0e9, rel=2e-3)
+
+
+def test_the_disk_decides() -> None:
+    forecast = forecast_token(plan(3 * 10**9, 12 * 10**9), RATES)
+    assert forecast == Forecast(1, 12 * 10**9, 12e9 / 524e6, 15 / 20, 12e9 / 524e6)
+    assert forecast.bound == "disk"
+    assert str(forecast) == "22.90 s (12.00 GB from the disk 22.90 s, compute 0.75 s)"
+
+
+def test_compute_decides() -> None:
+    forecast = forecast_token(plan(10**9, 10**3), RATES)
+    assert forecast.bound == "compute"
+    assert forecast.seconds == forecast.compute_seconds == (10**9 + 10**3) / 20e9
+
+
+def test_a_short_prompt_waits_for_all_weights_and_a_long_one_for_the_arithmetic() -> None:
+    shares = plan(3 * 10**9, 12 * 10**9)
+    short, long = (forecast_prompt(LLAMA_8B, shares, tokens, 4096, RATES) for tokens in (16, 4096))
+    assert (short.bytes_read, short.bound, short.seconds) == (15 * 10**9, "disk", 15e9 / 524e6)
+    assert (long.passes, long.bound) == (1, "compute")
+    assert long.seconds == pass_flops(LLAMA_8B, 4096, 4096) / 100e9
+
+
+@given(tokens=st.integers(1, 300), chunk=st.integers(1, 300), resident=st.integers(0, 10**9))
+def test_passes_of_a_prompt(tokens: int, chunk: int, resident: int) -> None:
+    forecast = forecast_prompt(LLAMA_8B, plan(resident, 10**9 - resident), tokens, chunk, RATES)
+    assert forecast.passes == -(-tokens // chunk)
+    assert forecast.bytes_read == 10**9 + (forecast.passes - 1) * (10**9 - resident)
+    slower = max(forecast.disk_seconds, forecast.compute_seconds)
+    both = forecast.disk_seconds + forecast.compute_seconds
+    assert slower <= forecast.seconds * (1 + 1e-9) <= both * (1 + 2e-9)

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from terminals import Terminal
+
+from penstock import LLM, SamplingParams
+from penstock.cli.live import Live
+from penstock.cli.status_line import StatusLine
+
+RUN = ("run", "demo", "--raw", "def add(a, b):", "--temperature", "0", "--max-tokens", "60")
+STATUS = re.compile(r"layer \d/6|head|reading|first token")
+
+
+class OnTerminal:
+    """`penstock` on a terminal of its own."""
+
+    def __init__(
+        self, *arguments: str, columns: int = 80, stderr: int | None = None, environment: dict[str, str] | None = None
+    ) -> None:
+        leader, follower = pty.openpty()
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "penstock", *arguments],
+            stdin=follower,
+            stdout=follower,
+            stderr=follower if stderr is None else stderr,
+            env=os.environ | {"TERM": "xterm-256color", "NO_COLOR": ""} | (environment or {}),
+            start_new_session=True,
+        )
+        os.close(follower)
+        self._leader = leader
+        self._columns = columns
+        self._raw = b""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def wait_for(self, done: Callable[[str], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not done(self.raw) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert done(self.raw)
+
+    def type(self, text: str) -> None:
+        os.write(self._leader, text.encode())
+
+    def end(self) -> int:
+        code = self.process.wait(60)
+        self._reader.join(60)
+        os.close(self._leader)
+        return code
+
+    @property
+    def raw(self) -> str:
+        """All that has come so far."""
+        return self._raw.decode(errors="replace")
+
+    @property
+    def rows(self) -> list[str]:
+        """What the screen, and what has scrolled off it, shows."""
+        terminal = Terminal(self._columns)
+        terminal.write(self.raw.replace("\r\n", "\n"))
+        return terminal.rows
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._leader, 1 << 16)
+            except OSError:  # the other end is closed
+                return
+            if not data:
+                return
+            self._raw += data
+
+
+def text() -> str:
+    with LLM.open("demo") as llm:
+        return llm.generate(["def add(a, b):"], SamplingParams(temperature=0, max_tokens=60))[0].text
+
+
+def rows_of(text: str, columns: int) -> list[str]:
+    terminal = Terminal(columns)
+    terminal.write(text)
+    return terminal.rows
+
+
+@pytest.mark.parametrize("columns", [20, 30, 80, 200])
+def test_the_text_is_left_alone(columns: int) -> None:
+    terminal = OnTerminal(*RUN, columns=columns)
+    assert terminal.end() == 0
+    assert STATUS.search(terminal.raw)
+    assert terminal.rows == rows_of(text(), columns)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"), [(("--quiet",), {}), (("--json",), {}), ((), {"TERM": "dumb"}), ((), {"TERM": ""})]
+)
+def test_no_line(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    terminal = OnTerminal(*RUN, *arguments, environment=environment)
+    assert terminal.end() == 0
+    assert "\x1b" not in terminal.raw
+    assert not STATUS.search(terminal.raw)
+
+
+def test_no_line_where_errors_go_elsewhere(tmp_path: Path) -> None:
+    with (tmp_path / "errors").open("wb") as errors:
+        terminal = OnTerminal(*RUN, stderr=errors.fileno())
+        assert terminal.end() == 0
+    assert "\x1b" not in terminal.raw
+    assert (tmp_path / "errors").read_bytes() == b""
+
+
+def test_a_pipe_gets_the_text_alone() -> None:
+    result = subprocess.run([sys.executable, "-m", "penstock", *RUN], input=b"", capture_output=True, check=True)
+    assert (result.stdout.decode(), result.stderr) == (text() + "\n", b"")
+
+
+def test_ctrl_c_leaves_the_terminal_clean() -> None:
+    terminal = OnTerminal(*RUN[:-2])
+    terminal.wait_for(lambda raw: "return" in raw)
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.end() == 130
+    assert not STATUS.search("\n".join(terminal.rows))
+    assert "Traceback" not in terminal.raw
+
+
+def test_a_chat() -> None:
+    terminal = OnTerminal("run", "demo", "--temperature", "0", "--max-tokens", "20", "--seed", "1", "--stats")
+    terminal.wait_for(lambda raw: "> " in raw)
+    terminal.type("print it\r")
+    terminal.wait_for(lambda raw: "allowed" in raw)
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    assert STATUS.search(terminal.raw)
+    assert "20 out in" in terminal.raw
+
+
+class Opened:
+    """The demo model with nothing in memory, an answer of which is shown on a screen."""
+
+    def __init__(self, llm: LLM) -> None:
+        self.llm = llm
+        self.terminal = Terminal(80)
+        self.seen: list[str] = []
+
+    def answer(self, prompt: list[int], fail_at: int = 0) -> None:
+        with Live(self.llm, len(prompt), StatusLine(self.terminal, self.terminal.size)) as live:
+            live.begin()
+            self.seen.append(self.terminal.row_below)
+            for number, piece in enumerate(self.llm.stream(prompt, SamplingParams(temperature=0, max_tokens=20))):
+                live.print(piece)
+                self.seen.append(self.terminal.row_below)
+                if number + 1 == fail_at:
+                    raise RuntimeError
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
+    monkeypatch.setattr("penstock.cli.live.REDRAW_SECONDS", 0.0)
+    with LLM.open("demo") as llm:
+        yield Opened(llm)
+
+
+def test_every_pass_is_told(opened: Opened) -> None:
+    opened.answer([1, 2, 3])
+    assert opened.seen[0].startswith("first token in about 1 s, layer 1/6")
+    assert opened.seen[1].endswith(", 1 token")
+    assert opened.seen[-1].endswith("s/token, 20 tokens")
+    assert opened.llm.events.listeners == []
+    assert not STATUS.search("\n".join(opened.terminal.rows))
+
+
+def test_every_layer_is_told(opened: Opened) -> None:
+    shown = []
+    line = StatusLine(opened.terminal, opened.terminal.size)
+    line.show = shown.append  # type: ignore[method-assign]
+    with Live(opened.llm, 3, line) as live:
+        live.begin()
+        next(iter(opened.llm.stream([1, 2, 3], SamplingParams(max_tokens=1))))
+    places = [match[0] for status in shown if (match := re.search(r"layer \d/6|head", status))]
+    assert list(dict.fromkeys(places)) == [*(f"layer {n}/6" for n in range(1, 7)), "head"]
+
+
+def test_a_second_answer(opened: Opened) -> None:
+    opened.answer([1, 2, 3])
+    opened.answer([1, 2, 3, 4])
+    assert opened.seen[-1].endswith("20 tokens")
+
+
+def test_an_error_leaves_the_screen_clean(opened: Opened) -> None:
+    with pytest.raises(RuntimeError):
+        opened.answer([1, 2, 3], fail_at=5)
+    assert not STATUS.search("\n".join(opened.terminal.rows))
+    assert opened.llm.events.listeners == []
+
+
+def test_what_the_disk_promises(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = opened.llm.weights.pass_bytes
+    monkeypatch.setattr(opened.llm, "prefetch", lambda: weights / 29)
+    opened.answer([1, 2, 3])
+    assert opened.seen[0].startswith("first token in about 29 s")
+    opened.seen.clear()
+    monkeypatch.setattr(opened.llm, "prefetch", lambda: 0.0)  # all that is missing has been read already
+    opened.llm.weights.limit_resident(0)
+    opened.answer([1, 2, 3])
+    assert opened.seen[0].startswith("layer 1/6")

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from penstock import probe
+from penstock.errors import PenstockError, ReadError
+from penstock.files import Extent, Files, buffer_bytes
+from penstock.kernels import U8, Kernels
+from penstock.probe import LEAST_READ_BYTES, READ_BYTES, READS_AT_ONCE, measure_compute, measure_disk, probe_file
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Extent, int, int]]:
+    """Every read with the size of its buffer and the thread, instead of what is read."""
+    seen = []
+
+    def read(self: Files, extent: Extent, buffer: U8) -> U8:
+        seen.append((extent, len(buffer), threading.get_ident()))
+        return buffer[: extent.nbytes]
+
+    monkeypatch.setattr(Files, "read", read)
+    return seen
+
+
+def sparse(path: Path, nbytes: int) -> Path:
+    with path.open("wb") as file:
+        file.truncate(nbytes)
+    return path
+
+
+def extents(reads: list[tuple[Extent, int, int]]) -> list[tuple[str, int, int]]:
+    order = [(extent.path.name, extent.offset, extent.nbytes) for extent, _, _ in reads]
+    return sorted(order)
+
+
+class TestDisk:
+    def test_large_reads_of_every_file(self, tmp_path: Path, reads: list[Any]) -> None:
+        paths = [sparse(tmp_path / "a", 2 * READ_BYTES + 5), sparse(tmp_path / "b", 7)]
+        measured = measure_disk(paths, 2 * READ_BYTES + 12)
+        assert extents(reads) == [
+            ("a", 0, READ_BYTES),
+            ("a", READ_BYTES, READ_BYTES),
+            ("a", 2 * READ_BYTES, 5),
+            ("b", 0, 7),
+        ]
+        assert measured.nbytes == 2 * READ_BYTES + 12
+        assert measured.bytes_per_second == measured.nbytes / measured.seconds > 0
+
+    def test_small_files_are_read_again(self, tmp_path: Path, reads: list[Any]) -> None:
+        paths = [sparse(tmp_path / "a", 1000), sparse(tmp_path / "b", 500)]
+        assert measure_disk(paths, 4000).nbytes == 4000
+        assert extents(reads) == [("a", 0, 1000)] * 3 + [("b", 0, 500)] * 2
+
+    def test_so_many_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        all_there = threading.Barrier(READS_AT_ONCE, timeout=30)
+
+        def read(self: Files, extent: Extent, buffer: U8) -> U8:
+            all_there.wait()
+            return buffer[: extent.nbytes]
+
+        monkeypatch.setattr(Files, "read", read)
+        measure_disk([sparse(tmp_path / "a", 100)], 100 * READS_AT_ONCE)
+
+    @pytest.mark.parametrize("memory", [20 * MIB, 64 * MIB, 129 * MIB])
+    def test_little_memory_makes_the_reads_smaller(self, tmp_path: Path, reads: list[Any], memory: int) -> None:
+        measure_disk([sparse(tmp_path / "a", 64 * MIB)], 64 * MIB, memory=memory)
+        buffers = {size for _, size, _ in reads}
+        assert len(buffers) == 1
+        assert LEAST_READ_BYTES < READS_AT_ONCE * buffers.pop() <= memory
+        assert sum(extent.nbytes for extent, _, _ in reads) == 64 * MIB
+
+    def test_reads_do_not_shrink_without_end(self, tmp_path: Path, reads: list[Any]) -> None:
+        measure_disk([sparse(tmp_path / "a", 4 * MIB)], 4 * MIB, memory=-5)
+        assert {size for _, size, _ in reads} == {buffer_bytes(LEAST_READ_BYTES)}
+
+    def test_no_read_begins_when_the_time_is_up(self, tmp_path: Path, reads: list[Any]) -> None:
+        assert measure_disk([sparse(tmp_path / "a", 100)], 10**9, seconds=0).nbytes == 0
+        assert reads == []
+
+    @pytest.mark.filterwarnings("ignore::penstock.files.DirectReadWarning")
+    def test_a_file_that_shrinks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = sparse(tmp_path / "a", 10_000)
+        real_reads = probe._reads
+
+        def planned(*arguments: Any) -> Any:
+            found = real_reads(*arguments)
+            sparse(path, 10)
+            return found
+
+        monkeypatch.setattr(probe, "_reads", planned)
+        with pytest.raises(ReadError, match="the file ends there"):
+            measure_disk([path], 10_000)
+
+
+def test_compute() -> None:
+    speed = measure_compute(Kernels(1), seconds=0)
+    assert speed.row_bytes_per_second > 0
+    assert speed.flops_per_second > 0
+
+
+class TestProbeFile:
+    def test_it_is_there_for_as_long_as_it_is_used(self, tmp_path: Path) -> None:
+        with probe_file(tmp_path, 2 * MIB + 5) as path:
+            assert path.stat().st_size == 2 * MIB
+            assert path.is_relative_to(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_it_goes_when_the_measurement_fails(self, tmp_path: Path) -> None:
+        with pytest.raises(ReadError), probe_file(tmp_path, MIB):
+            raise ReadError("no", "yes")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_that_is_not_there_yet_is_not_made(self, tmp_path: Path) -> None:
+        with probe_file(tmp_path / "store" / "models", MIB) as path:
+            assert path.is_relative_to(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_half_of_the_room_is_left(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5 * MIB))
+        with probe_file(tmp_path, 100 * MIB) as path:
+            assert path.stat().st_size == 2 * MIB
+
+    def test_no_room(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=MIB))
+        with pytest.raises(PenstockError) as caught, probe_file(tmp_path, MIB):
+            pass
+        assert (
+            caught.value.problem == f"{tmp_path} has no room for a file that its disk's speed could be measured with."
+        )
+        assert "PENSTOCK_HOME" in caught.value.remedy
+
+    @pytest.mark.parametrize("where", [(tempfile, "TemporaryDirectory"), (os, "fsync")])
+    def test_a_disk_that_does_not_want_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str]
+    ) -> None:
+        monkeypatch.setattr(*where, _refuse(PermissionError(13, "Permission denied")))
+        with pytest.raises(PenstockError) as caught, probe_file(tmp_path, MIB):
+            pass
+        assert caught.value.problem == f"{tmp_path}: the speed of its disk cannot be measured: Permission denied."
+        assert caught.value.remedy == "Let PENSTOCK_HOME name a directory that you may write to."
+        assert list(tmp_path.iterdir()) == []
+
+
+def _refuse(error: OSError) -> Callable[..., Any]:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return refuse

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+
+from penstock.cli.progress import Progress, fit, seconds_in_words
+from penstock.completion import Stats
+from penstock.events import Event, Kind
+
+
+def event(kind: Kind, nbytes: int = 0) -> Event:
+    return Event(kind, "name", 0.0, 1.0, nbytes, 1)
+
+
+def words(progress: Progress, now: float, room: int = 200) -> str:
+    return fit(progress.items(now), room)
+
+
+def begun(forecast: float | None = 20.0, first_bytes: int = 1000) -> Progress:
+    progress = Progress(layers=4, first_bytes=first_bytes)
+    progress.begin(100.0, forecast)
+    progress.sample(100.0, 0)
+    return progress
+
+
+def test_before_the_first_token() -> None:
+    progress = begun()
+    assert words(progress, 100.0) == "first token in about 20 s, layer 1/4"
+    progress.take(event("part"))
+    progress.take(event("part"))
+    progress.take(event("compute", 250))
+    progress.sample(105.0, 5 * 10**9)
+    assert words(progress, 105.0) == "first token in about 15 s, layer 2/4, 1.00 GB/s"
+
+
+@pytest.mark.parametrize(("forecast", "elapsed", "left"), [(20.0, 10.0, 10.0), (20.0, 30.0, 20.0), (None, 30.0, 30.0)])
+def test_what_has_been_seen_corrects_the_forecast(forecast: float | None, elapsed: float, left: float) -> None:
+    progress = begun(forecast)
+    progress.take(event("compute", 500))
+    assert progress.seconds_left(100.0 + elapsed) == pytest.approx(left)
+
+
+def test_nothing_is_promised_where_nothing_is_known() -> None:
+    assert words(begun(None), 100.0) == "layer 1/4"
+
+
+def test_a_pass_that_read_more_than_expected_promises_no_less_than_now() -> None:
+    progress = begun()
+    progress.take(event("compute", 5000))
+    assert progress.seconds_left(130.0) == 0.0
+    assert words(progress, 130.0).startswith("first token in about 1 s")
+
+
+def test_after_the_first_token() -> None:
+    progress = begun()
+    progress.count(Stats(5, 0, tokens=1, seconds=10.0, first_token_seconds=10.0))
+    assert words(progress, 110.0) == "layer 1/4, 1 token"
+    progress.count(Stats(5, 0, tokens=3, seconds=16.0, first_token_seconds=10.0))
+    assert words(progress, 116.0) == "layer 1/4, 3 s/token, 3 tokens"
+
+
+def test_parts_of_a_pass() -> None:
+    progress = begun(None)
+    said = []
+    for _ in range(6):
+        progress.take(event("part"))
+        said.append(words(progress, 100.0))
+    assert said == ["layer 1/4", "layer 2/4", "layer 3/4", "layer 4/4", "head", "head"]
+    progress.take(event("pass"))
+    assert words(progress, 100.0) == "layer 1/4"
+
+
+def test_the_rate_is_of_the_last_seconds() -> None:
+    progress = begun(None)
+    for second in range(11):
+        progress.sample(100.0 + second, 10**9 * (second if second < 5 else 5 + 3 * (second - 5)))
+    assert words(progress, 110.0) == "layer 1/4, 3.00 GB/s"
+
+
+def test_nothing_read_has_no_rate() -> None:
+    progress = begun(None)
+    progress.sample(101.0, 0)
+    assert words(progress, 101.0) == "layer 1/4"
+
+
+@pytest.mark.parametrize(
+    ("room", "line"),
+    [
+        (40, "one of forty, two, three"),
+        (14, "one, two"),
+        (9, "one, two"),
+        (5, "one"),
+        (2, ""),
+    ],
+)
+def test_what_fits(room: int, line: str) -> None:
+    assert fit([("one of forty", "one"), ("two",), ("three",)], room) == line
+
+
+def test_seconds_in_words() -> None:
+    assert [seconds_in_words(s) for s in (0.2, 29.4, 119, 200)] == ["1 s", "29 s", "119 s", "3 min 20 s"]
