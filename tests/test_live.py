@@ -11,7 +11,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ STATUS = re.compile(r"layer \d/6|head|reading|first token")
 
 
 class OnTerminal:
-    """`penstock` on a terminal of its own."""
+    """`penstock` on a terminal of its own; a context manager that ends it."""
 
     def __init__(
         self, *arguments: str, columns: int = 80, stderr: int | None = None, environment: dict[str, str] | None = None
@@ -48,6 +48,14 @@ class OnTerminal:
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
+    def __enter__(self) -> OnTerminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.end()
+        os.close(self._leader)
+
     def wait_for(self, done: Callable[[str], bool]) -> None:
         deadline = time.monotonic() + 60
         while not done(self.raw) and time.monotonic() < deadline:
@@ -60,7 +68,6 @@ class OnTerminal:
     def end(self) -> int:
         code = self.process.wait(60)
         self._reader.join(60)
-        os.close(self._leader)
         return code
 
     @property
@@ -84,6 +91,8 @@ class OnTerminal:
             if not data:
                 return
             self._raw += data
+            if b"\x1b[6n" in data:  # where is the cursor?
+                self.type("\x1b[1;1R")
 
 
 def text() -> str:
@@ -99,8 +108,8 @@ def rows_of(text: str, columns: int) -> list[str]:
 
 @pytest.mark.parametrize("columns", [20, 30, 80, 200])
 def test_the_text_is_left_alone(columns: int) -> None:
-    terminal = OnTerminal(*RUN, columns=columns)
-    assert terminal.end() == 0
+    with OnTerminal(*RUN, columns=columns) as terminal:
+        assert terminal.end() == 0
     assert STATUS.search(terminal.raw)
     assert terminal.rows == rows_of(text(), columns)
 
@@ -109,15 +118,14 @@ def test_the_text_is_left_alone(columns: int) -> None:
     ("arguments", "environment"), [(("--quiet",), {}), (("--json",), {}), ((), {"TERM": "dumb"}), ((), {"TERM": ""})]
 )
 def test_no_line(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
-    terminal = OnTerminal(*RUN, *arguments, environment=environment)
-    assert terminal.end() == 0
+    with OnTerminal(*RUN, *arguments, environment=environment) as terminal:
+        assert terminal.end() == 0
     assert "\x1b" not in terminal.raw
     assert not STATUS.search(terminal.raw)
 
 
 def test_no_line_where_errors_go_elsewhere(tmp_path: Path) -> None:
-    with (tmp_path / "errors").open("wb") as errors:
-        terminal = OnTerminal(*RUN, stderr=errors.fileno())
+    with (tmp_path / "errors").open("wb") as errors, OnTerminal(*RUN, stderr=errors.fileno()) as terminal:
         assert terminal.end() == 0
     assert "\x1b" not in terminal.raw
     assert (tmp_path / "errors").read_bytes() == b""
@@ -129,23 +137,24 @@ def test_a_pipe_gets_the_text_alone() -> None:
 
 
 def test_ctrl_c_leaves_the_terminal_clean() -> None:
-    terminal = OnTerminal(*RUN[:-2])
-    terminal.wait_for(lambda raw: "return" in raw)
-    terminal.process.send_signal(signal.SIGINT)
-    assert terminal.end() == 130
+    with OnTerminal(*RUN[:-2]) as terminal:
+        terminal.wait_for(lambda raw: "return" in raw)
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == 130
     assert not STATUS.search("\n".join(terminal.rows))
     assert "Traceback" not in terminal.raw
 
 
 def test_a_chat() -> None:
-    terminal = OnTerminal("run", "demo", "--temperature", "0", "--max-tokens", "20", "--seed", "1", "--stats")
-    terminal.wait_for(lambda raw: "> " in raw)
-    terminal.type("print it\r")
-    terminal.wait_for(lambda raw: "allowed" in raw)
-    terminal.type("\x04")
-    assert terminal.end() == 0
+    with OnTerminal("run", "demo", "--temperature", "0", "--max-tokens", "20", "--seed", "1", "--stats") as terminal:
+        for answers in (1, 2):
+            terminal.wait_for(lambda raw, n=answers: raw.count("\x1b[?2004h") >= n)
+            terminal.type("print it\r")
+            terminal.wait_for(lambda raw, n=answers: raw.count("GiB allowed") >= n)
+        terminal.type("\x04")
+        assert terminal.end() == 0
     assert STATUS.search(terminal.raw)
-    assert "20 out in" in terminal.raw
+    assert terminal.raw.count("20 out in") == 2
 
 
 class Opened:
@@ -168,7 +177,7 @@ class Opened:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     monkeypatch.setattr("penstock.cli.live.REDRAW_SECONDS", 0.0)
     with LLM.open("demo") as llm:
         yield Opened(llm)
@@ -186,7 +195,7 @@ def test_every_pass_is_told(opened: Opened) -> None:
 def test_every_layer_is_told(opened: Opened) -> None:
     shown = []
     line = StatusLine(opened.terminal, opened.terminal.size)
-    line.show = shown.append  # type: ignore[method-assign]
+    line.show = shown.append
     with Live(opened.llm, 3, line) as live:
         live.begin()
         next(iter(opened.llm.stream([1, 2, 3], SamplingParams(max_tokens=1))))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from penstock.pressure import Relief, Sample
 from penstock.rows import Rows, SequenceRows
 from penstock.weights import Weights
 
-CALM = Sample(available=4000 * MIB, reserve=200 * MIB, group_free=None, swapped=0, stalled_seconds=0.0)
+CALM = Sample(4000 * MIB, reserve=200 * MIB, group_free=None, group_reserve=0, swapped=0, stalled_seconds=0.0)
 BIG = 1 << 34
 
 
@@ -141,7 +142,7 @@ def test_pressure_from_outside_takes_weights_and_gives_them_back(model: Model) -
     memory.before_pass(rows_of(memory, 1))
     memory.relieve()
     assert limits == [model.weights.pass_bytes]
-    model.now, model.state = 1.0, Sample(0, 200 * MIB, None, 0, 0.0)
+    model.now, model.state = 1.0, replace(CALM, available=0)
     memory.relieve()
     memory.before_pass(rows_of(memory, 1))
     assert limits == [model.weights.pass_bytes, 0, 0]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from penstock import pressure
+from penstock import machine, pressure
+from penstock.cgroups import Group
 from penstock.pressure import CALM_SECONDS, MIB, Relief, Sample, take_sample
 
-CALM = Sample(available=4000 * MIB, reserve=200 * MIB, group_free=None, swapped=0, stalled_seconds=0.0)
-RESIDENT = 1600 * MIB
+CALM = Sample(4000 * MIB, reserve=200 * MIB, group_free=None, group_reserve=32 * MIB, swapped=0, stalled_seconds=0.0)
+RESIDENT, WANTED = 1600 * MIB, 1700 * MIB
 STEP = RESIDENT // 16
 
 
@@ -26,7 +27,7 @@ class System:
     def later(self, relief: Relief, seconds: float = 1.0, resident: int = RESIDENT, **changes: object) -> bool:
         self.now += seconds
         self.state = replace(self.state, **changes)  # type: ignore[arg-type]
-        return relief.check(resident)
+        return relief.check(resident, WANTED)
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def test_calm_limits_nothing(system: System) -> None:
         ({"available": 190 * MIB}, STEP),
         ({"swapped": 300 * MIB}, 300 * MIB),
         ({"group_free": 0}, STEP),
+        ({"group_free": 50 * MIB, "group_reserve": 256 * MIB}, 206 * MIB),
         ({"stalled_seconds": 0.2, "available": 300 * MIB}, 300 * MIB),
     ],
 )
@@ -90,18 +92,28 @@ def test_it_never_goes_below_nothing(system: System) -> None:
     assert relief.limit == 0
 
 
-def test_memory_comes_back_slowly_after_a_calm_while(system: System) -> None:
+def test_memory_comes_back_after_a_calm_while_by_half_of_the_room_a_time(system: System) -> None:
     relief = system.relief()
     system.later(relief, available=0, reserve=800 * MIB)
-    low = relief.limit
-    assert low == RESIDENT - 800 * MIB
-    assert not system.later(relief, available=CALM.available, reserve=CALM.reserve, resident=low)
+    low = RESIDENT - 800 * MIB
+    assert relief.limit == low
+    assert not system.later(relief, available=600 * MIB, reserve=CALM.reserve, resident=low)
     assert system.later(relief, seconds=CALM_SECONDS, resident=low)
-    assert relief.limit is not None
-    assert low < relief.limit <= low + STEP
-    for _ in range(40):  # the weights fill what they may, until something else bounds them
-        system.later(relief, resident=min(RESIDENT, relief.limit or RESIDENT))
+    assert relief.limit == low + 100 * MIB
+    assert not system.later(relief, resident=low), "the limit runs away from what is in memory"
+    assert system.later(relief, resident=low + 100 * MIB)
+    assert relief.limit == low + 200 * MIB
+    assert system.later(relief, resident=low + 200 * MIB, available=CALM.available)
     assert relief.limit is None
+
+
+def test_the_group_must_have_room_too(system: System) -> None:
+    relief = system.relief()
+    system.later(relief, group_free=0)
+    low = relief.limit or 0
+    assert not system.later(relief, seconds=2 * CALM_SECONDS, group_free=60 * MIB, resident=low)
+    assert system.later(relief, group_free=84 * MIB, resident=low)
+    assert relief.limit == low + 10 * MIB
 
 
 def test_it_does_not_come_back_while_memory_is_short(system: System) -> None:
@@ -111,6 +123,16 @@ def test_it_does_not_come_back_while_memory_is_short(system: System) -> None:
     for _ in range(100):
         assert not system.later(relief, available=300 * MIB, resident=low or 0)
     assert relief.limit == low
+
+
+def test_a_group_with_others_in_it_keeps_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = machine.anonymous_bytes()
+    for others, reserve in ((-5 * MIB, 32), (100 * MIB, 82), (4000 * MIB, 256)):
+        groups = [Group(10**12, 0), Group(70 * MIB, own + others)]
+        monkeypatch.setattr(pressure, "limited_groups", lambda groups=groups: groups)
+        sample = take_sample()
+        assert sample.group_free == 70 * MIB
+        assert sample.group_reserve == pytest.approx(reserve * MIB, abs=4 * MIB)
 
 
 def test_this_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

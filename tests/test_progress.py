@@ -86,8 +86,9 @@ def test_nothing_read_has_no_rate() -> None:
     ("room", "line"),
     [
         (40, "one of forty, two, three"),
-        (14, "one, two"),
-        (9, "one, two"),
+        (14, "one of forty"),
+        (11, "one, two"),
+        (8, "one, two"),
         (5, "one"),
         (2, ""),
     ],

@@ -1,7 +1,6 @@
 """What this machine and this process have of memory.
 
-Sources: proc(5) for /proc/meminfo and /proc/self/status; mincore(2); mallopt(3); the kernel's cgroup-v1 and cgroup-v2
-documents.
+Sources: proc(5) for /proc/meminfo and /proc/self/status; mincore(2); mallopt(3).
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
-CGROUP_ROOT = Path("/sys/fs/cgroup")
+from penstock.cgroups import limited_groups
+
 PROC_SELF = Path("/proc/self")
 KIB = 1 << 10
 MMAP_THRESHOLD_BYTES = 1 << 20
@@ -39,11 +39,16 @@ class Footprint:
 
 def footprint() -> Footprint:
     """What this process takes now, as a control group of its own would count it."""
+    cached = _cached_bytes(_own_files()) if (PROC_SELF / "maps").exists() else 0
+    return Footprint(anonymous_bytes(), cached)
+
+
+def anonymous_bytes() -> int:
+    """This process's own pages and the kernel's tables of them; all that is resident where the system tells no more."""
     status = _status()
     if "RssAnon" not in status:
-        return Footprint(int(psutil.Process().memory_info().rss), 0)
-    own = status["RssAnon"] + status.get("RssShmem", 0) + status.get("VmPTE", 0)
-    return Footprint(own, _cached_bytes(_own_files()))
+        return int(psutil.Process().memory_info().rss)
+    return status["RssAnon"] + status.get("RssShmem", 0) + status.get("VmPTE", 0)
 
 
 def peak_process_bytes() -> int:
@@ -78,50 +83,7 @@ def return_large_arrays() -> None:
 def available_bytes() -> int:
     """What this process may still take: 0.85 of MemAvailable, or what its cgroup has free, if that is less."""
     available = int(psutil.virtual_memory().available * 0.85)
-    return min([available, *cgroup_free()])
-
-
-def cgroup_free(root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Free bytes of each limited memory cgroup above this process, page cache counted as free."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return []
-    free = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "memory":
-            names, base = ("memory.limit_in_bytes", "memory.usage_in_bytes"), root / "memory"
-        elif not controllers:
-            names, base = ("memory.max", "memory.current"), root
-        else:
-            continue
-        group = base / path.lstrip("/")
-        while group.is_relative_to(base):
-            limit, used, cached = _number(group / names[0]), _number(group / names[1]), _page_cache(group)
-            if limit is not None and used is not None and limit < 1 << 60:
-                free.append(max(0, limit - used + cached))
-            group = group.parent
-    return free
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file; None if there is no such file, or if it says "max"."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _page_cache(group: Path) -> int:
-    """Bytes of reclaimable page cache charged to a cgroup."""
-    try:
-        pairs = (line.split() for line in (group / "memory.stat").read_text().splitlines())
-        stat = {name: int(value) for name, value in pairs}
-    except (OSError, ValueError):
-        return 0
-    keys = ("total_inactive_file", "total_active_file") if "total_cache" in stat else ("inactive_file", "active_file")
-    return sum(stat.get(key, 0) for key in keys)
+    return min([available, *(group.free for group in limited_groups())])
 
 
 def _status() -> dict[str, int]:

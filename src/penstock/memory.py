@@ -54,7 +54,7 @@ class Memory:
 
     def relieve(self) -> None:
         """Give weights back if other programs need the memory; to be called every now and then."""
-        if self._relief is not None and self._relief.check(self._weights.resident_bytes):
+        if self._relief is not None and self._relief.check(self._weights.resident_bytes, self.plan.resident):
             self._limit()
 
     def most_rows(self, slots: Mapping[KvCache, int], logit_rows: int) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import psutil  # type: ignore[import-untyped]
 
 from penstock import machine
+from penstock.cgroups import limited_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +28,9 @@ INTERVAL_SECONDS = 0.5
 CALM_SECONDS = 30.0
 STALL_SHARE = 0.1
 """Of the time, tasks stalled for memory: a sign of pressure where little is left."""
-GROUP_RESERVE_BYTES = 32 * MIB
-"""What a control group should have free, page cache counted as free."""
+GROUP_RESERVE_BYTES, MOST_GROUP_RESERVE_BYTES = 32 * MIB, 256 * MIB
+"""What a control group should have free, page cache counted as free: the first where this process is alone in it, more
+beside others, which may grow faster than anyone looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class Sample:
     reserve: int
     """How much should stay available."""
     group_free: int | None
-    """The least that a control group above this process has left; None without a limited one."""
+    """What the control group above this process with the least room has left; None without a limited one."""
+    group_reserve: int
     swapped: int
     stalled_seconds: float
 
@@ -47,10 +50,13 @@ class Sample:
 def take_sample() -> Sample:
     """The system as it is now."""
     memory = psutil.virtual_memory()
+    group = min(limited_groups(), key=lambda group: group.free, default=None)
+    others = group.anonymous - machine.anonymous_bytes() if group is not None else 0
     return Sample(
         available=memory.available,
         reserve=min(memory.total // 20, 512 * MIB),
-        group_free=min(machine.cgroup_free(), default=None),
+        group_free=None if group is None else group.free,
+        group_reserve=min(GROUP_RESERVE_BYTES + max(0, others) // 2, MOST_GROUP_RESERVE_BYTES),
         swapped=machine.swapped_bytes(),
         stalled_seconds=_stalled_seconds(),
     )
@@ -68,24 +74,24 @@ class Relief:
         self.limit: int | None = None
         """The most resident bytes; None without pressure."""
 
-    def check(self, resident: int) -> bool:
+    def check(self, resident: int, wanted: int) -> bool:
         """Look at the system, at most every INTERVAL_SECONDS; whether `limit` has changed.
 
-        `resident`: bytes of weights in memory now. Under pressure the limit falls below them by what is missing, by a
-        sixteenth at least; after CALM_SECONDS without, it rises by as much a time.
+        `resident`: bytes of weights in memory now; `wanted`: how many there may be without pressure. Under pressure
+        the limit falls below the first by what is missing, by a sixteenth at least; after CALM_SECONDS without, it
+        rises above it by half of what there is room for.
         """
         now = self._clock()
         if now - self._checked < INTERVAL_SECONDS:
             return False
         before, sample = self.limit, self._sample()
         missing = _missing(self._last, sample, now - self._checked)
-        step = max(resident // 16, 16 * MIB)
         if missing > 0:
+            step = max(resident // 16, 16 * MIB)
             self.limit, self._pressed = max(0, resident - max(missing, step)), now
         elif self.limit is not None and now - self._pressed >= CALM_SECONDS:
-            roomy = sample.available > 2 * sample.reserve + step
-            # What could not be used up to the limit was not held back by it.
-            self.limit = (None if resident < self.limit - step else self.limit + step) if roomy else self.limit
+            raised = max(self.limit, resident + _room(sample) // 2)
+            self.limit = raised if raised < wanted else None
         self._last, self._checked = sample, now
         return self.limit != before
 
@@ -94,11 +100,19 @@ def _missing(last: Sample, now: Sample, seconds: float) -> int:
     """Bytes to give back; 0 without pressure."""
     missing = [now.reserve - now.available, now.swapped - last.swapped]
     if now.group_free is not None:
-        missing.append(GROUP_RESERVE_BYTES - now.group_free)
+        missing.append(now.group_reserve - now.group_free)
     stalls = now.stalled_seconds - last.stalled_seconds > STALL_SHARE * seconds
     if stalls and now.available < 3 * now.reserve:
         missing.append(3 * now.reserve - now.available)
     return max(0, *missing)
+
+
+def _room(now: Sample) -> int:
+    """Bytes that may be taken without coming near the reserves."""
+    room = [now.available - 2 * now.reserve]
+    if now.group_free is not None:
+        room.append(now.group_free - 2 * now.group_reserve)
+    return max(0, min(room))
 
 
 def _stalled_seconds() -> float:

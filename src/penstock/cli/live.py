@@ -61,9 +61,10 @@ class Live:
 
     def print(self, piece: Piece) -> None:
         """Text as it comes."""
+        waiting = self._progress.tokens == 0
         self._progress.count(piece.stats)
         now = time.perf_counter()
-        if now >= self._due:
+        if waiting or now >= self._due:
             self._line.status = self._status(now)
         self._line.write(piece.text)
 

@@ -27,9 +27,10 @@ class Progress:
         """Parts of this pass that are done: the embedding, layers, the head."""
         self._begin = 0.0
         self._forecast: float | None = None
-        self._tokens = 0
         self._token_seconds = 0.0
         self._samples: deque[tuple[float, int]] = deque()
+        self.tokens = 0
+        """How many have come."""
 
     def begin(self, now: float, forecast: float | None) -> None:
         """The passes begin; `forecast`: seconds to the first token, where they are known."""
@@ -46,7 +47,7 @@ class Progress:
 
     def count(self, stats: Stats) -> None:
         """Tokens have come."""
-        self._tokens = stats.tokens
+        self.tokens = stats.tokens
         if stats.tokens > 1:
             self._token_seconds = (stats.seconds - stats.first_token_seconds) / (stats.tokens - 1)
 
@@ -61,8 +62,8 @@ class Progress:
         said = [self._waiting(now), self._layer(), self._rate()]
         if self._token_seconds:
             said.append((f"{self._token_seconds:.3g} s/token",))
-        if self._tokens:
-            said.append((f"{self._tokens} token{'s' * (self._tokens != 1)}",))
+        if self.tokens:
+            said.append((f"{self.tokens} token{'s' * (self.tokens != 1)}",))
         return [item for item in said if item]
 
     def seconds_left(self, now: float) -> float | None:
@@ -73,7 +74,7 @@ class Progress:
         return (self._forecast * (1 - done) + elapsed) * (1 - done)
 
     def _waiting(self, now: float) -> tuple[str, ...]:
-        left = None if self._tokens else self.seconds_left(now)
+        left = None if self.tokens else self.seconds_left(now)
         if left is None:
             return ()
         said = seconds_in_words(left)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from penstock import LLM, SamplingParams
+from penstock.cli.stats import layer_table, print_layers, print_stats, stats_object
+from penstock.completion import Stats
+from penstock.llm import Options
+from penstock.stage import PartStats
+from penstock.store import find_model
+
+PARTS = (
+    PartStats("embedding", 0, 0.001, 0.001, 0.0005),
+    PartStats("layer 0", 10_000_000, 0.020, 0.008, 0.004),
+    PartStats("layer 1", 30_000_000, 0.060, 0.012, 0.006),
+    PartStats("head", 5_000_000, 0.010, 0.000, 0.002),
+)
+
+
+def shown(capture: pytest.CaptureFixture[str]) -> list[str]:
+    return capture.readouterr().err.splitlines()
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("│┃").split("│")]
+
+
+def rendered(parts: tuple[PartStats, ...]) -> list[list[str]]:
+    """The cells of each row of the table."""
+    out = io.StringIO()
+    Console(file=out, width=100).print(layer_table(parts, "a title"))
+    return [cells(row) for row in out.getvalue().splitlines() if row.startswith("│")]
+
+
+def test_a_row_for_each_layer_then_the_rest_totals_and_averages() -> None:
+    assert rendered(PARTS) == [
+        ["layer 0", "10.00", "20.00", "8.00", "4.00"],
+        ["layer 1", "30.00", "60.00", "12.00", "6.00"],
+        ["embedding", "0.00", "1.00", "1.00", "0.50"],
+        ["head", "5.00", "10.00", "0.00", "2.00"],
+        ["total", "45.00", "91.00", "21.00", "12.50"],
+        ["average layer", "20.00", "40.00", "10.00", "5.00"],
+    ]
+
+
+def test_no_layers() -> None:
+    assert rendered(()) == [[name, "0.00", "0.00", "0.00", "0.00"] for name in ("total", "average layer")]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[tuple[LLM, Stats]]:
+    """The demo model with a fifth of its weights in memory, and what an answer of 5 tokens took."""
+    path = find_model("demo")
+    weights = (path / "model.safetensors").stat().st_size
+    with LLM(path, Options(memory=1 << 30, max_resident=weights // 5)) as llm:
+        [output] = llm.generate(["def add(a, b):"], SamplingParams(temperature=0, max_tokens=5))
+        yield llm, output.stats
+
+
+def test_the_object(run: tuple[LLM, Stats]) -> None:
+    llm, stats = run
+    told = stats_object(llm, stats)
+    assert json.loads(json.dumps(told)) == told
+    assert told["memory_ceiling_bytes"] == 1 << 30
+    assert 0 < told["resident_bytes"] <= told["weight_bytes"] // 5 + (1 << 20)
+    assert told["resident_bytes"] + told["streamed_bytes_per_pass"] == told["weight_bytes"]
+    assert told["bytes_read"] == told["weight_bytes"] + 4 * told["streamed_bytes_per_pass"]
+    assert told["disk_wait_seconds"] == pytest.approx(sum(totals.wait_seconds for totals in stats.log))
+    assert told["compute_seconds"] == pytest.approx(sum(totals.compute_seconds for totals in stats.log))
+    busy = told["disk_wait_seconds"] + told["compute_seconds"]
+    assert told["bytes_per_second"] == pytest.approx(told["bytes_read"] / busy)
+    assert told["peak_rss_bytes"] > told["resident_bytes"]
+    assert (told["threads"], told["isa"]) == (llm.kernels.threads, llm.kernels.isa)
+    assert "parts" not in told
+
+
+def test_the_object_with_layers(run: tuple[LLM, Stats]) -> None:
+    llm, stats = run
+    parts = stats_object(llm, stats, layers=True)["parts"]
+    assert [part["name"] for part in parts] == ["embedding", *(f"layer {i}" for i in range(6)), "head"]
+    assert set(parts[0]) == {"name", "bytes_read", "read_seconds", "wait_seconds", "compute_seconds"}
+    assert sum(part["bytes_read"] for part in parts) == stats.log[-1].bytes_read
+
+
+def test_a_single_pass(run: tuple[LLM, Stats]) -> None:
+    llm, stats = run
+    one = Stats(stats.prompt_tokens, 0, 1, 2.0, 2.0, stats.log[:1], stats.parts)
+    told = stats_object(llm, one)
+    assert told["streamed_bytes_per_pass"] == stats.log[0].bytes_read
+    assert told["seconds_per_token"] == 0.0
+
+
+def test_lines_for_people(run: tuple[LLM, Stats], capsys: pytest.CaptureFixture[str]) -> None:
+    llm, stats = run
+    print_stats(llm, stats)
+    lines = shown(capsys)
+    assert len(lines) == 4
+    assert re.match(
+        r"\d+ tokens in, 5 out in [\d.]+ s: first after [\d.]+ s, then [\d.]+ s a token; 5 passes", lines[0]
+    )
+    assert re.fullmatch(r"weights: [\d.]+ MB resident, [\d.]+ MB streamed a pass; .* read in all, .*B/s", lines[1])
+    shares = re.match(r"time: (\d+)% waiting for the disk, (\d+)% computing", lines[2])
+    assert shares
+    assert 99 <= int(shares[1]) + int(shares[2]) <= 101
+    assert re.fullmatch(r"memory: 0\.\d\d GiB at the peak, 1\.00 GiB allowed", lines[3])
+    print_layers(stats)
+    assert shown(capsys)[0].strip() == "pass 5, the last"
+
+
+def penstock(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "penstock", "run", "demo", "--raw", "x", "--max-tokens", "3", *arguments]
+    return subprocess.run(command, input="", capture_output=True, text=True, check=True, timeout=120)
+
+
+def test_options_of_the_command() -> None:
+    text = penstock("--temperature", "0").stdout
+    for options, words in ((("--stats",), "GiB allowed"), (("--stats-layers",), "average layer")):
+        result = penstock("--temperature", "0", *options)
+        assert result.stdout == text
+        assert words in result.stderr
+    assert "parts" not in json.loads(penstock("--json", "--stats").stdout)["stats"]
+    assert len(json.loads(penstock("--json", "--stats-layers").stdout)["stats"]["parts"]) == 8
