@@ -86,7 +86,7 @@ class TestPasses:
             weights, head = engine.stage.model.weights, engine.stage.model.weights.tensors["lm_head.weight"].nbytes
             engine.add(random_tokens(length, VOCAB), SamplingParams(temperature=0, max_tokens=1))
             passes = passes_of(engine)
-            assert passes == [length] if length <= MAX_ROWS else [MAX_ROWS, 1]
+            assert passes == ([length] if length <= MAX_ROWS else [MAX_ROWS, 1])
             # The head is read where a logit is wanted only.
             assert weights.totals.bytes_read == len(passes) * weights.pass_bytes - (len(passes) - 1) * head
 
@@ -108,7 +108,7 @@ class TestPasses:
             for index, part in enumerate(stats.parts[1:-1])
         ]
         assert stats.parts[1].bytes_read == stats.parts[2].bytes_read > 0
-        assert stats.seconds == pytest.approx(sum(part.wait_seconds + part.compute_seconds for part in stats.parts))
+        assert stats.seconds >= sum(part.wait_seconds + part.compute_seconds for part in stats.parts)
 
     def test_a_generation_may_join_those_that_run(self, engine: Engine) -> None:
         prompts = [random_tokens(12, VOCAB, seed) for seed in (1, 2)]

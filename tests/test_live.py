@@ -11,7 +11,9 @@ import sys
 import termios
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,11 @@ from terminals import Terminal
 
 from penstock import LLM, SamplingParams
 from penstock.cli.live import Live
+from penstock.cli.show import _warnings_afterwards
 from penstock.cli.status_line import StatusLine
 
 RUN = ("run", "demo", "--raw", "def add(a, b):", "--temperature", "0", "--max-tokens", "60")
+PATIENCE = 120.0
 STATUS = re.compile(r"layer \d/6|head|reading|first token")
 
 
@@ -57,7 +61,7 @@ class OnTerminal:
         os.close(self._leader)
 
     def wait_for(self, done: Callable[[str], bool]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not done(self.raw) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert done(self.raw)
@@ -66,8 +70,8 @@ class OnTerminal:
         os.write(self._leader, text.encode())
 
     def end(self) -> int:
-        code = self.process.wait(60)
-        self._reader.join(60)
+        code = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
         return code
 
     @property
@@ -155,6 +159,24 @@ def test_a_chat() -> None:
         assert terminal.end() == 0
     assert STATUS.search(terminal.raw)
     assert terminal.raw.count("20 out in") == 2
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError])
+def test_warnings_wait_until_the_screen_is_free(error: type[Exception] | None) -> None:
+    with pytest.warns(UserWarning, match="later") as told:
+        assert warn_in_mid_pass(told, error) == 0
+    assert len(told.list) == 1
+
+
+def warn_in_mid_pass(told: pytest.WarningsRecorder, error: type[Exception] | None) -> int:
+    """How many warnings had been told by then."""
+    count = -1
+    with suppress(RuntimeError), _warnings_afterwards():
+        warnings.warn("later", stacklevel=1)
+        count = len(told.list)
+        if error:
+            raise error
+    return count
 
 
 class Opened:

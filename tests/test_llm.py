@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,75 @@ class TestRefusals:
             with pytest.raises(NumericsError, match="logits for position 3 are not finite"):
                 llm.generate([[1, 2, 3]])
             assert llm._engine.active == []
+
+    def test_a_sequence_that_fails_leaves_the_others_alone(self, llm: LLM) -> None:
+        params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+        [expected] = llm.generate([[4, 5]], params)
+        failing, sound = llm.stream([1, 2], params), llm.stream([4, 5], params)
+        next(failing)
+        tokens = list(next(sound).token_ids)
+
+        def fail(*arguments: Any) -> int:
+            raise NumericsError("no number", "none")
+
+        llm._engine.active[0].sampler = fail  # type: ignore[assignment]
+        tokens += [token for piece in sound for token in piece.token_ids]
+        assert tokens == expected.token_ids
+        with pytest.raises(NumericsError, match="no number"):
+            list(failing)
+
+    @pytest.mark.parametrize("prompts", [[1, 2], [["a"]], [[1.7]], [[1, None]]])
+    def test_what_is_no_prompt(self, llm: LLM, prompts: Any) -> None:
+        with pytest.raises(UsageError):
+            llm.generate(prompts)
+        assert llm._engine.active == []
+
+    @pytest.mark.parametrize("options", [{"threads": 1.5}, {"threads": 0}, {"threads": 2000}, {"context": 20.5}])
+    def test_options_that_are_no_whole_numbers(self, path: Path, options: dict[str, Any]) -> None:
+        with pytest.raises(UsageError):
+            LLM.open(path, **options)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+    def test_a_refused_opening_leaves_nothing_open(self, path: Path) -> None:
+        before = len([*Path("/proc/self/fd").iterdir()])
+        for _ in range(3):
+            with pytest.raises(MemoryCeilingError):
+                LLM.open(path, memory="1MiB")
+        assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+    def test_a_closed_model_is_freed_at_once(self, path: Path) -> None:
+        llm = LLM.open(path)
+        llm.logits([1, 2])
+        alive = weakref.ref(llm.weights)
+        llm.close()
+        gc.disable()
+        try:
+            del llm
+            assert alive() is None, "it waits for the garbage collector"
+        finally:
+            gc.enable()
+
+    def test_logits_that_do_not_fit_are_refused(self, path: Path) -> None:
+        with LLM.open(path, memory="16GiB") as llm:
+            plan = llm.plan_pass(rows=32, slots=512)
+            spare = 120 * 4 * VOCAB  # logits of fewer rows than wanted
+            process = plan.ceiling - plan.ring - plan.allowance - plan.kv - plan.activations - spare
+            llm.memory.budget = replace(llm.memory.budget, process=process, scratch=0)
+            with pytest.raises(MemoryCeilingError, match="The least that works"):
+                llm.logits([1] * 512)
+            assert llm.logits([1] * 60).shape == (60, VOCAB)
+
+    def test_logits_come_in_chunks_where_rows_do_not_fit_at_once(self, path: Path) -> None:
+        tokens = random_tokens(300, VOCAB)
+        with LLM.open(path, memory="16GiB") as llm:
+            expected = llm.logits(tokens)
+            plan = llm.plan_pass(rows=100, logit_rows=400, slots=300)
+            process = plan.ceiling - plan.ring - plan.allowance - plan.kv - plan.activations
+            llm.memory.budget = replace(llm.memory.budget, process=process, scratch=0)
+            ran: list[int] = []
+            llm.events.listeners.append(lambda event: ran.append(event.name) if event.kind == "pass" else None)
+            assert llm.logits(tokens).tobytes() == expected.tobytes()
+            assert len(ran) > 1
 
     @pytest.mark.parametrize("tokens", [[VOCAB], [-1], [1, 2**40]])
     def test_forward_refuses_ids_out_of_range(self, llm: LLM, tokens: list[int]) -> None:

@@ -37,9 +37,9 @@ class Model:
         return open_checkpoint(next(iter(self.weights.tensors.values())).path.parent).config
 
     def memory(self, spare: int, **options: object) -> Memory:
-        """Under a ceiling that leaves `spare` bytes beside a pass of one row and one block of KV."""
-        kv = self.SHAPE.bytes_for(1)
-        whole = Budget(self.config, self.weights.pass_bytes, BIG, 0, 0).plan(Demand(kv=kv))
+        """Under a ceiling that leaves `spare` bytes beside a pass of the fewest rows and one block of KV."""
+        demand = Demand(LEAST_CHUNK_ROWS, 1, self.SHAPE.bytes_for(1))
+        whole = Budget(self.config, self.weights.pass_bytes, BIG, 0, 0).plan(demand)
         process = BIG - sum((whole.ring, whole.allowance, whole.kv, whole.activations)) - spare
         budget = Budget(self.config, self.weights.pass_bytes, BIG, process, 0)
         return Memory(budget, self.weights, self.SHAPE, **options)  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ def rows_of(memory: Memory, count: int) -> Rows:
 def test_keys_and_values_evict_weights_and_never_the_other_way_round(model: Model) -> None:
     block, weights = model.SHAPE.block_bytes, model.weights.pass_bytes
     memory = model.memory(spare=2 * block + weights // 2)
-    rows, resident = rows_of(memory, 1), []
+    rows, resident = rows_of(memory, LEAST_CHUNK_ROWS), []
     held = [memory.new_cache() for _ in range(3)]
     for cache in held[:2]:
         memory.before_pass(rows)
@@ -117,8 +117,19 @@ class TestMostTokens:
         memory = model.memory(spare=41 * MIB)
         tokens = memory.most_tokens(prompts, None, 512)
         assert memory.most_tokens(prompts, tokens, 10**6) == tokens
+        caches = [memory.new_cache(n + tokens) for n in prompts]
+        assert memory.most_tokens(prompts[:1], 1, 10**6) == 1, "none of the room is left for others"
+        del caches
         with pytest.raises(MemoryCeilingError):
-            memory.most_tokens(prompts, tokens + 2 * BLOCK_SLOTS, 10**6)
+            memory.most_tokens(prompts, 2 * tokens + 4 * BLOCK_SLOTS, 10**6)
+
+    def test_sequences_that_are_there_may_grow_to_what_they_were_promised(self, model: Model) -> None:
+        memory = model.memory(spare=9 * MIB)
+        running = memory.new_cache(2 * BLOCK_SLOTS)
+        with pytest.raises(MemoryCeilingError):
+            memory.most_tokens([10], BLOCK_SLOTS, 512)
+        del running
+        assert memory.most_tokens([10], BLOCK_SLOTS, 512) == BLOCK_SLOTS
 
     def test_the_error_names_the_least_that_works(self, model: Model) -> None:
         memory = model.memory(spare=0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from assembled import new_cache, open_engine
-from cases import CASES, DEMO, random_tokens
+from cases import CASES, DEMO, Case, random_tokens
 from checkpoints import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,19 +129,24 @@ def test_activations_of_the_8b() -> None:
         ),
         "config.json",
     )  # fmt: skip
-    row = 4 * (3 * 4096 + 14336 + 1024 + 128)
-    assert activation_bytes(config, 1, 1) == row + 4 * 6 * 128256
-    assert activation_bytes(config, 4096, 1) == 4096 * row + 4 * 6 * 128256
-    assert activation_bytes(config, 10, 0) == 10 * row + 4 * 5 * 128256
+    row = 4 * (2 * 4096 + 14336 + 1024 + 128)
+    assert activation_bytes(config, 1, 1, 8 * MIB) == row + 4 * 6 * 128256
+    assert activation_bytes(config, 4096, 1, 8 * MIB) == 4096 * row + 4 * 6 * 128256
+    assert activation_bytes(config, 10, 0, 8 * MIB) == 10 * row + 4 * 5 * 128256
+    assert activation_bytes(config, 1, 0, MIB) == activation_bytes(config, 1, 0, 8 * MIB) - 4 * 896
 
 
+WIDE = Case({"hidden_size": 48, "intermediate_size": 900, "num_attention_heads": 1, "num_key_value_heads": 1})
+
+
+@pytest.mark.parametrize("piece_bytes", [2000, 1 << 20, choose_ring(2 << 30).piece_bytes])
 @pytest.mark.parametrize("wanted", [1, 300])
-@pytest.mark.parametrize("name", [*CASES, "demo"])
-def test_activations_cover_what_a_pass_allocates(tmp_path: Path, name: str, wanted: int) -> None:
+@pytest.mark.parametrize("name", [*CASES, "wide", "demo"])
+def test_activations_cover_what_a_pass_allocates(tmp_path: Path, name: str, wanted: int, piece_bytes: int) -> None:
     """All that Python and NumPy allocate from the beginning of a pass to its end, KV blocks aside."""
-    path = CASES[name].write(tmp_path) if name in CASES else DEMO
+    path = DEMO if name == "demo" else (CASES | {"wide": WIDE})[name].write(tmp_path)
     n, slack = 300, 64 << 10  # pieces, generators and views, which do not grow with the rows
-    with open_engine(path, kv="f32", piece_bytes=1 << 20) as engine:
+    with open_engine(path, kv="f32", piece_bytes=piece_bytes) as engine:
         config, cache = engine.stage.model.config, new_cache(engine)
         tokens = random_tokens(n, config.vocab_size)
         rows = Rows([SequenceRows.plain(cache, tokens, range(n - wanted, n))])
@@ -152,4 +157,4 @@ def test_activations_cover_what_a_pass_allocates(tmp_path: Path, name: str, want
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert cache.nbytes == KvShape.of(config, config.num_hidden_layers, "f32").bytes_for(n)
-    assert peak <= activation_bytes(config, n, wanted) + slack
+    assert peak <= activation_bytes(config, n, wanted, piece_bytes) + slack

@@ -74,6 +74,15 @@ def test_what_is_no_pressure(system: System, changes: dict[str, object]) -> None
     assert relief.limit is None
 
 
+def test_what_the_default_ceiling_leaves_is_no_pressure() -> None:
+    """0.15 of what was available at first, which may be less than a twentieth of a machine's memory."""
+    system = System()
+    system.state = replace(CALM, available=1200 * MIB)
+    relief = system.relief()
+    assert not system.later(relief, available=180 * MIB)
+    assert system.later(relief, available=80 * MIB)
+
+
 def test_pages_swapped_out_long_ago_are_no_sign(system: System) -> None:
     system.state = replace(CALM, swapped=900 * MIB)
     relief = system.relief()
@@ -94,10 +103,10 @@ def test_it_never_goes_below_nothing(system: System) -> None:
 
 def test_memory_comes_back_after_a_calm_while_by_half_of_the_room_a_time(system: System) -> None:
     relief = system.relief()
-    system.later(relief, available=0, reserve=800 * MIB)
-    low = RESIDENT - 800 * MIB
+    system.later(relief, available=0)
+    low = RESIDENT - 200 * MIB
     assert relief.limit == low
-    assert not system.later(relief, available=600 * MIB, reserve=CALM.reserve, resident=low)
+    assert not system.later(relief, available=600 * MIB, resident=low)
     assert system.later(relief, seconds=CALM_SECONDS, resident=low)
     assert relief.limit == low + 100 * MIB
     assert not system.later(relief, resident=low), "the limit runs away from what is in memory"

@@ -150,8 +150,9 @@ class TestReadAhead:
             data = reader.take(index)
             assert data.tobytes() == content(extents[index])
             reader.give_back(data)
-        reader.close()
+        reader._drain()
         assert len(reader._free) == depth
+        reader.close()
 
     def test_a_truncated_file(self, tmp_path: Path, files: Files) -> None:
         path = tmp_path / "x"
@@ -162,6 +163,45 @@ class TestReadAhead:
             reader.take(1)
         reader.close()
 
+    @pytest.mark.parametrize("held", [1, 3])
+    def test_a_pass_that_was_broken_off_leaves_the_ring_whole(self, path: Path, files: Files, held: int) -> None:
+        """Its arrays may still be given back later, once others use their buffers."""
+        extents = extents_of(path, self.SIZES)
+        reader = ReadAhead(files, extents, lambda _: False, 4)
+        stale = [reader.take(index) for index in range(held)]
+        reader._free[:1] = []  # as if Ctrl-C had come between two lines
+        reader.recover()
+        taken = [reader.take(index) for index in range(4)]
+        for data in stale:
+            reader.give_back(data)
+        for index, data in enumerate(taken):
+            assert data.tobytes() == content(extents[index])
+            reader.give_back(data)
+            reader.give_back(data)
+        for index in (4, 5, 6, 0, 1):
+            data = reader.take(index)
+            assert data.tobytes() == content(extents[index])
+            reader.give_back(data)
+        reader._drain()
+        assert len(reader._free) == 4
+        reader.close()
+
+    def test_filling_begins_with_the_first_that_is_streamed(self, path: Path) -> None:
+        files, extents = Recording(), extents_of(path, self.SIZES)
+        reader = immediate(files, extents, depth=3, skip=(0, 1))
+        assert reader.fill()[0] == sum(self.SIZES[2:5])
+        assert reader.fill()[0] == 0, "the ring was full"
+        for index in (2, 3, 4):
+            reader.give_back(reader.take(index))
+        assert reader.fill()[0] == sum(self.SIZES[2:5]), "the ring held the end of a pass that was broken off"
+        assert [pending.index for pending in reader._pending] == [2, 3, 4]
+
+    def test_the_last_one_that_is_streamed_is_read_ahead_too(self, path: Path) -> None:
+        files, extents = Recording(), extents_of(path, self.SIZES)
+        reader = immediate(files, extents, depth=2, skip=(0, 1, 2, 4, 5, 6))
+        reader.give_back(reader.take(3))
+        assert [pending.index for pending in reader._pending] == [3, 3]
+
     def test_nothing_to_read(self, files: Files) -> None:
         reader = ReadAhead(files, [], lambda _: False, 4)
         assert reader.ring_bytes == 4 * buffer_bytes(0)
@@ -171,10 +211,12 @@ class TestReadAhead:
         before = threading.active_count()
         reader = ReadAhead(files, extents_of(path, self.SIZES), lambda _: False, 4)
         reader.give_back(reader.take(0))
+        reader._drain()
+        assert len(reader._free) == 4
         reader.close()
         reader.close()
         assert threading.active_count() == before
-        assert len(reader._free) == 4
+        assert reader._free == [], "the ring outlives its reader"
 
 
 @settings(max_examples=60)

@@ -53,7 +53,8 @@ ROUNDS = 3
 MOST_PASSES = 5
 CONTEXT = 512
 """Positions that the forecast has keys and values for."""
-_VOCABULARY = 256  # embedding and head come to next to nothing
+VOCABULARY = 256
+"""Entries, so that embedding and head come to next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +91,16 @@ def made_layers(
     folder: Path,
     config: Mapping[str, Any],
     on_progress: Callable[[int, int], None] | None = None,
-    seconds: float = MAKE_SECONDS,
 ) -> Iterator[Path]:
     """A checkpoint of `config`'s layers, one file each, in a directory of its own in `folder`, gone in the end.
 
-    Fewer layers on a disk that cannot take all of them within `seconds`. Raises TooSlowError where not even one, and
+    Fewer layers on a disk that cannot take all of them in MAKE_SECONDS. Raises TooSlowError where not even one, and
     PenstockError where the disk fails.
     """
     with _termination_as_interrupt(), _own_directory(folder) as own:
         for layers in range(config["num_hidden_layers"], 0, -1):
             try:
-                _make(own / "layers", {**config, "num_hidden_layers": layers}, on_progress, seconds)
+                _make(own / "layers", {**config, "num_hidden_layers": layers}, on_progress)
                 break
             except TooSlowError:
                 if layers == 1:
@@ -110,17 +110,17 @@ def made_layers(
 
 def layers_config() -> dict[str, Any]:
     """LAYERS layers of the 8B."""
-    return {**shape_config(SHAPE, LAYERS), "vocab_size": _VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
+    return {**shape_config(SHAPE, LAYERS), "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
 
 
-def time_both(path: Path, seconds: float = BOTH_SECONDS) -> tuple[Timing, Timing]:
-    """Loading and streaming by turns, since disks drift: medians of up to ROUNDS, none of which begins after `seconds`.
+def time_both(path: Path) -> tuple[Timing, Timing]:
+    """Loading and streaming by turns, since disks drift: medians of up to ROUNDS, begun within BOTH_SECONDS.
 
     Raises CheckpointError and ReadError.
     """
     rounds: list[tuple[Timing, Timing]] = []
     begin = time.perf_counter()
-    while not rounds or (len(rounds) < ROUNDS and time.perf_counter() - begin < seconds):
+    while not rounds or (len(rounds) < ROUNDS and time.perf_counter() - begin < BOTH_SECONDS):
         rounds.append((time_loading(path), time_streaming(path)))
     loaded, streamed = (sorted(timings, key=lambda timing: timing.seconds) for timings in zip(*rounds, strict=True))
     middle = (len(rounds) - 1) // 2
@@ -141,8 +141,8 @@ def time_loading(path: Path) -> Timing:
     return Timing(sum(file.stat().st_size for file in by_file) // layers, seconds / layers)
 
 
-def time_streaming(path: Path, seconds: float = STREAM_SECONDS) -> Timing:
-    """Passes of one row that keep nothing in memory: the median after the first, if one comes within `seconds`.
+def time_streaming(path: Path) -> Timing:
+    """Passes of one row that keep nothing in memory: the median after the first, if STREAM_SECONDS leave time for more.
 
     Raises ReadError.
     """
@@ -151,7 +151,7 @@ def time_streaming(path: Path, seconds: float = STREAM_SECONDS) -> Timing:
     with LLM(path, Options(max_resident=0)) as llm:
         for piece in llm.stream([0], params):
             log = piece.stats.log
-            if time.perf_counter() - begin > seconds:
+            if time.perf_counter() - begin > STREAM_SECONDS:
                 break
         typical = statistics.median(totals.seconds for totals in log[1:] or log)
         layers = llm.config.num_hidden_layers
@@ -183,13 +183,13 @@ def _pass_bytes(config: ModelConfig) -> int:
     return sum(2 * prod(shapes[name]) for group in pass_order(config) for name in group)
 
 
-def _make(out: Path, config: Mapping[str, Any], on_progress: Callable[[int, int], None] | None, seconds: float) -> None:
+def _make(out: Path, config: Mapping[str, Any], on_progress: Callable[[int, int], None] | None) -> None:
     begin = time.perf_counter()
 
     def check(done: int, total: int) -> None:
-        if done > total // 8 and (time.perf_counter() - begin) * total / done > seconds:
+        if done > total // 8 and (time.perf_counter() - begin) * total / done > MAKE_SECONDS:
             raise TooSlowError(
-                f"Making layers would take more than {seconds:.0f} s on this disk.",
+                f"Making layers would take more than {MAKE_SECONDS:.0f} s on this disk.",
                 "Let PENSTOCK_HOME name a directory on a faster one.",
             )
         if on_progress:

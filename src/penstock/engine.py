@@ -7,10 +7,11 @@ depends on nothing but its own prompt and parameters.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from penstock.errors import ContextError
+from penstock.errors import ContextError, NumericsError
 from penstock.kv_cache import KvCache
 from penstock.rows import Rows, SequenceRows
 from penstock.sampling import Sampler
@@ -40,7 +41,8 @@ class Generation:
     cache: KvCache
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    """"stop" after a stop token or string, "length" at max_tokens or the end of the context."""
+    """"stop" after a stop token or string, "length" at max_tokens or the end of the context, "error"."""
+    error: NumericsError | None = None
 
     after_pass: Callable[[PassStats], None] = lambda stats: None
     """Told of every pass that this generation took part in."""
@@ -97,12 +99,13 @@ class Engine:
         self.check_prompt(tokens)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         limits = (self.context - len(tokens), params.max_tokens, most_tokens)
+        max_tokens = min(limit for limit in limits if limit is not None)
         generation = Generation(
             prompt=tokens,
             sampler=Sampler(params.rule(self._defaults), seed, self._kernels),
-            max_tokens=min(limit for limit in limits if limit is not None),
+            max_tokens=max_tokens,
             stop_ids=frozenset(() if params.ignore_eos else self._defaults.eos_token_ids),
-            cache=KvCache(self._kv_shape) if self._memory is None else self._memory.new_cache(),
+            cache=self._new_cache(len(tokens) + max_tokens - 1),  # the last token's keys are never needed
         )
         self.active.append(generation)
         return generation
@@ -110,9 +113,10 @@ class Engine:
     def step(self) -> PassStats:
         """One pass for all active generations: each goes on by a chunk of its prompt or by a token.
 
-        Ended generations have left, and their caches are free. Raises ReadError, NumericsError and MemoryCeilingError;
-        the caches then hold what was committed before.
+        Ended generations have left, and their caches are free. Raises ReadError and MemoryCeilingError; the caches then
+        hold what was committed before. A generation whose logits are not finite ends with a NumericsError of its own.
         """
+        begin = time.perf_counter()
         for ended in [g for g in self.active if g.finish_reason is not None]:
             self.cancel(ended)
         chunks = self._chunks()
@@ -128,9 +132,19 @@ class Engine:
         for (generation, tokens), part in zip(chunks, parts, strict=True):
             generation.cache.truncate(generation.cache.length + len(tokens))
             if len(part.wanted):
-                generation.accept(next(following))
+                self._accept(generation, next(following))
+        stats = replace(stats, seconds=time.perf_counter() - begin)
+        for generation, _ in chunks:
             generation.after_pass(stats)
         return stats
+
+    def _accept(self, generation: Generation, logits: F32) -> None:
+        """Let a generation draw; one that cannot ends with its error, and the others go on."""
+        try:
+            generation.accept(logits)
+        except NumericsError as error:
+            generation.error = error
+            self.cancel(generation, "error")
 
     def cancel(self, generation: Generation, reason: str = "stop") -> None:
         """Take a generation out of the passes, ended for `reason` unless it had ended already, and free its cache."""
@@ -148,6 +162,9 @@ class Engine:
             left -= len(tokens)
             chunks.append((generation, tokens))
         return chunks
+
+    def _new_cache(self, most_slots: int) -> KvCache:
+        return KvCache(self._kv_shape) if self._memory is None else self._memory.new_cache(most_slots)
 
     def _most_rows(self) -> int:
         if self._memory is None:

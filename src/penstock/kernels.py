@@ -31,6 +31,9 @@ SCRATCH_BYTES = 4 << 20
 """Scratch of one thread, bytes: lanes and widened weights of a matrix product, scores of attention."""
 
 
+MOST_THREADS = 1024
+
+
 class SlowKernelsWarning(UserWarning):
     """A CPU or a choice of instruction set without fused multiply-add."""
 
@@ -66,8 +69,11 @@ class Kernels:
     """
 
     def __init__(self, threads: int | None = None, scratch_bytes: int = SCRATCH_BYTES) -> None:
-        if threads is not None and threads < 1:
-            raise UsageError(f"{threads} threads: at least one is needed.", "Leave --threads out to use every CPU.")
+        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS):
+            raise UsageError(
+                f"{threads} threads: a whole number from 1 to {MOST_THREADS} is needed.",
+                "Leave --threads out to use every CPU.",
+            )
         self.threads = threads or default_threads()
         self.scratch_bytes = scratch_bytes
         self.isa = choose_isa()

@@ -17,7 +17,7 @@ from penstock.kernels import Kernels
 from penstock.kv_cache import KvShape
 from penstock.memory import Memory
 from penstock.models.llama import Llama, pass_order
-from penstock.plan import Budget, Demand, choose_ring, parse_bytes
+from penstock.plan import Budget, Demand, check_context, choose_ring, parse_bytes
 from penstock.pressure import Relief
 from penstock.rows import Rows, SequenceRows
 from penstock.sampling import SamplingParams
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
     Prompt = str | Sequence[int]
     Message = Mapping[str, Any]
+
+LONG_TEXT = 1 << 16
+"""Characters from which on the memory that a tokenizer took is worth giving back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,21 @@ class LLM:
         self.defaults = generation_defaults(path)
         self.tokenizer = Tokenizer.open(path)
         machine.trim_heap()
-        self.context = _context(options.context, self.config.max_position_embeddings)
+        self.context = check_context(options.context, self.config.max_position_embeddings)
         self.kernels = Kernels(options.threads)
         ceiling = available + machine.footprint().anonymous if options.memory is None else options.memory
         self.events = Events()
         ring = choose_ring(ceiling)
         self.weights = Weights(checkpoint.tensors, pass_order(self.config), self.kernels, ring=ring, events=self.events)
+        try:
+            self._set_up(options, ceiling)
+        except BaseException:
+            self.weights.close()
+            raise
+        self._on_layer = on_layer
+
+    def _set_up(self, options: Options, ceiling: int) -> None:
+        """What needs the weights."""
         self.model = Llama(self.config, self.weights, self.kernels)
         self._kv_shape = KvShape.of(self.config, self.config.num_hidden_layers, options.kv_dtype)
         budget = Budget(
@@ -83,7 +95,6 @@ class LLM:
             scratch=self.kernels.scratch_bytes * self.kernels.threads,
         )
         self.memory = Memory(budget, self.weights, self._kv_shape, Relief(), options.max_resident)
-        self._on_layer = on_layer
         stage = Stage(self.model, range(self.config.num_hidden_layers), self._after_layer)
         self._engine = Engine(stage, self.kernels, self._kv_shape, self.context, self.defaults, memory=self.memory)
 
@@ -157,15 +168,24 @@ class LLM:
             raise ContextError(
                 f"{len(tokens)} tokens are more than the context of {self.context}.", "Give fewer, or raise `context`."
             )
-        cache, parts = self.new_cache(), []
-        step = min(MAX_ROWS, self.memory.most_rows({cache: len(tokens)}, 2 * len(tokens)))
-        for begin in range(0, len(tokens), step):
-            chunk = tokens[begin : begin + step]
-            rows = Rows([SequenceRows.plain(cache, chunk, range(len(chunk)))])
-            self.memory.before_pass(rows)
-            parts.append(self._engine.stage.run(rows)[0])
-            cache.truncate(cache.length + len(chunk))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        slots = len(tokens)
+        cache = self.memory.new_cache(slots)
+        if slots <= min(MAX_ROWS, self.memory.most_rows({cache: slots}, 0, all_logits=True)):
+            return self._chunk_logits(cache, tokens, 0)
+        step = min(MAX_ROWS, self.memory.most_rows({cache: slots}, slots, all_logits=True))
+        self.memory.check(cache, slots, min(step, slots), slots)
+        out = np.empty((slots, self.config.vocab_size), np.float32)
+        for begin in range(0, slots, step):
+            out[begin : begin + step] = self._chunk_logits(cache, tokens[begin : begin + step], slots)
+        return out
+
+    def _chunk_logits(self, cache: KvCache, tokens: list[int], held: int) -> F32:
+        """Logits of tokens that follow those in the cache, and are kept there; `held`: rows of logits beside them."""
+        rows = Rows([SequenceRows.plain(cache, tokens, range(len(tokens)))])
+        self.memory.before_pass(rows, held)
+        logits, _ = self._engine.stage.run(rows)
+        cache.truncate(cache.length + len(tokens))
+        return logits
 
     def new_cache(self) -> KvCache:
         """An empty KV cache for `model.forward`."""
@@ -185,10 +205,14 @@ class LLM:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer puts around it. Raises TokenizerError."""
-        return self._text_side().encode(text)
+        ids = self._text_side().encode(text)
+        if len(text) > LONG_TEXT:
+            machine.trim_heap()
+        return ids
 
     def close(self) -> None:
         """End the reader and free the weights; the model is of no use afterwards."""
+        self._engine.stage.on_layer = None  # it refers to this model, which would be left to the garbage collector
         self.weights.close()
 
     def __enter__(self) -> LLM:
@@ -205,6 +229,10 @@ class LLM:
             raise TokenizerError(
                 "Stop strings need text, and this checkpoint has no tokenizer.", "Put its tokenizer.json beside it."
             )
+        if any(isinstance(p, (int, np.integer)) for p in prompts):
+            raise UsageError(
+                "A list of token ids is one prompt.", "For one prompt: generate([prompt]), or stream(prompt)."
+            )
         tokens = [self.encode(p) if isinstance(p, str) else list(p) for p in prompts]
         for prompt in tokens:
             self._engine.check_prompt(prompt)  # before any of them starts
@@ -219,6 +247,9 @@ class LLM:
                 for completion in completions:
                     while completion.pieces:
                         yield completion.pieces.popleft()
+                for completion in completions:
+                    if completion.generation.error is not None:
+                        raise completion.generation.error
                 if not any(completion.runs for completion in completions):
                     return
                 self._engine.step()
@@ -238,14 +269,3 @@ class LLM:
                 "Give token ids, or put its tokenizer.json and tokenizer_config.json beside config.json.",
             )
         return self.tokenizer
-
-
-def _context(wanted: int | None, trained: int) -> int:
-    if wanted is None:
-        return trained
-    if not 1 < wanted <= trained:
-        raise ContextError(
-            f"A context of {wanted} is out of range: the model was trained for {trained} positions.",
-            f"Give a number from 2 to {trained}.",
-        )
-    return wanted

@@ -53,7 +53,15 @@ def anonymous_bytes() -> int:
 
 def peak_process_bytes() -> int:
     """The most resident memory that this process ever had, bytes (without its parent's, which getrusage may tell)."""
-    return _status().get("VmHWM") or int(psutil.Process().memory_info().rss)
+    known = _status().get("VmHWM")
+    if known is not None:
+        return known
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))
 
 
 def swapped_bytes() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from penstock.errors import MemoryCeilingError
 from penstock.kv_cache import BLOCK_SLOTS, KvCache
@@ -32,45 +32,59 @@ class Memory:
     ) -> None:
         """`relief`: gives weights back under pressure; `max_resident`: most bytes of weights to keep in any case."""
         self.budget = budget
-        self.plan: Plan = budget.plan(Demand(kv=kv_shape.bytes_for(1)))
+        self.plan: Plan = budget.plan(Demand(LEAST_CHUNK_ROWS, 1, kv_shape.bytes_for(1)))
         """Of the latest pass."""
         self._weights = weights
         self._kv_shape = kv_shape
         self._relief = relief
         self._max_resident = max_resident
-        self._caches: WeakSet[KvCache] = WeakSet()
+        self._caches: WeakKeyDictionary[KvCache, int] = WeakKeyDictionary()
+        """Every cache, and how many slots it may come to have."""
 
-    def new_cache(self) -> KvCache:
-        """An empty KV cache that counts from now on."""
+    def new_cache(self, most_slots: int = 0) -> KvCache:
+        """An empty KV cache that counts from now on; sequences that come later leave it room for `most_slots`."""
         cache = KvCache(self._kv_shape)
-        self._caches.add(cache)
+        self._caches[cache] = most_slots
         return cache
 
-    def before_pass(self, rows: Rows) -> None:
-        """Make room for a pass. Raises MemoryCeilingError where there is none, even without resident weights."""
+    def before_pass(self, rows: Rows, held_logits: int = 0) -> None:
+        """Make room for a pass, beside the logits of `held_logits` rows that are kept already.
+
+        Raises MemoryCeilingError where there is none, even without resident weights.
+        """
         slots = {s.cache: int(s.slots[-1]) + 1 for s in rows.sequences}
-        self.plan = self.budget.plan(Demand(len(rows), len(rows.wanted), self._kv_bytes(slots)))
+        self.plan = self.budget.plan(Demand(len(rows), len(rows.wanted) + held_logits, self._kv_bytes(slots)))
         self._limit()
+
+    def check(self, cache: KvCache, slots: int, rows: int, logit_rows: int) -> None:
+        """Raise MemoryCeilingError unless passes of `rows` rows, each with its logits, may fill a cache so far, beside
+        `logit_rows` rows of logits."""
+        self.budget.plan(Demand(rows, rows + logit_rows, self._kv_bytes({cache: slots})))
 
     def relieve(self) -> None:
         """Give weights back if other programs need the memory; to be called every now and then."""
         if self._relief is not None and self._relief.check(self._weights.resident_bytes, self.plan.resident):
             self._limit()
 
-    def most_rows(self, slots: Mapping[KvCache, int], logit_rows: int) -> int:
-        """The longest chunk of prompts that a pass has room for, in rows, where it ends with so many slots a cache."""
-        return max(LEAST_CHUNK_ROWS, self.budget.most_rows(self._kv_bytes(slots), logit_rows))
+    def most_rows(self, slots: Mapping[KvCache, int], logit_rows: int, all_logits: bool = False) -> int:
+        """The longest chunk of prompts that a pass has room for, in rows, where it ends with so many slots a cache.
+
+        Beside the logits of `logit_rows` rows, and those of every row of the chunk where `all_logits`.
+        """
+        return max(LEAST_CHUNK_ROWS, self.budget.most_rows(self._kv_bytes(slots), logit_rows, all_logits))
 
     def most_tokens(self, prompts: Sequence[int], wanted: int | None, context: int) -> int:
-        """How many tokens each of these sequences may yield: `wanted`, or, for None, what there is room for.
+        """How many tokens each of these sequences may yield: `wanted`, or, for None, what half of the room is enough
+        for, so that others may follow.
 
         `prompts`: their lengths; none grows past `context` positions. Raises MemoryCeilingError where the keys and
         values of all do not fit.
         """
         shape = self._kv_shape
-        room = self.budget.most_kv(len(prompts)) - self._kv_bytes({})
+        taken = sum(max(cache.nbytes, shape.bytes_for(most)) for cache, most in self._caches.items())
+        room = self.budget.most_kv(len(prompts)) - taken
         if wanted is None:
-            blocks = (room - sum(shape.bytes_for(n) for n in prompts)) // shape.block_bytes
+            blocks = (room - sum(shape.bytes_for(n) for n in prompts)) // 2 // shape.block_bytes
             wanted = max(1, blocks // max(1, len(prompts)) * BLOCK_SLOTS)
         # The last token's keys and values are never computed.
         needed = sum(shape.bytes_for(min(n + wanted, context) - 1) for n in prompts)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from penstock.errors import MemoryCeilingError, UsageError
+from penstock.errors import ContextError, MemoryCeilingError, UsageError
 from penstock.files import ALIGNMENT
 from penstock.reader import Ring
 
@@ -41,12 +41,13 @@ def format_bytes(count: int) -> str:
     return f"{-(-count // MIB)} MiB"
 
 
-def activation_bytes(config: ModelConfig, rows: int, logit_rows: int) -> int:
+def activation_bytes(config: ModelConfig, rows: int, logit_rows: int, piece_bytes: int) -> int:
     """Peak float32 bytes of one pass besides weights and KV: hidden rows, the widest part, logits, and what sampling
-    takes for one row after another."""
+    takes for one row after another. Of the MLP's second half, one piece's rows are there at a time."""
     heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    widest = max(heads, config.intermediate_size + min(config.intermediate_size, 1024))
-    return 4 * (rows * (3 * config.hidden_size + widest + config.head_dim) + (logit_rows + 5) * config.vocab_size)
+    piece_rows = min(config.intermediate_size, max(1, piece_bytes // (2 * config.hidden_size)))
+    widest = max(heads, config.intermediate_size + piece_rows, config.hidden_size)
+    return 4 * (rows * (2 * config.hidden_size + widest + config.head_dim) + (logit_rows + 5) * config.vocab_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class Budget:
 
         Raises MemoryCeilingError, naming the least ceiling that works, where the rest alone is more than the ceiling.
         """
-        activations = activation_bytes(self.config, demand.rows, demand.logit_rows)
+        activations = self._activations(demand.rows, demand.logit_rows)
         needs = self.process + self.scratch + demand.kv + activations
         if needs > _usable(self.ceiling):
             raise MemoryCeilingError(
@@ -106,17 +107,20 @@ class Budget:
         """The least ceiling under which there are `missing` bytes more than under this one."""
         return _least_ceiling(_usable(self.ceiling) + missing)
 
-    def most_rows(self, kv: int, logit_rows: int) -> int:
-        """The longest chunk, in rows, that fits beside `kv` bytes and the logits of `logit_rows` rows; 0 or less where
-        none does."""
-        without = self.process + self.scratch + kv + activation_bytes(self.config, 0, logit_rows)
-        row = activation_bytes(self.config, 1, 0) - activation_bytes(self.config, 0, 0)
+    def most_rows(self, kv: int, logit_rows: int, all_logits: bool = False) -> int:
+        """The longest chunk, in rows, that fits beside `kv` bytes and the logits of `logit_rows` rows, and with its own
+        logits where `all_logits`; 0 or less where none does."""
+        without = self.process + self.scratch + kv + self._activations(0, logit_rows)
+        row = self._activations(1, int(all_logits)) - self._activations(0, 0)
         return (_usable(self.ceiling) - without) // row
 
     def most_kv(self, sequences: int) -> int:
         """Bytes of KV that fit beside a chunk of LEAST_CHUNK_ROWS and the logits of so many sequences."""
-        activations = activation_bytes(self.config, max(LEAST_CHUNK_ROWS, sequences), sequences)
+        activations = self._activations(max(LEAST_CHUNK_ROWS, sequences), sequences)
         return max(0, _usable(self.ceiling) - self.process - self.scratch - activations)
+
+    def _activations(self, rows: int, logit_rows: int) -> int:
+        return activation_bytes(self.config, rows, logit_rows, self.ring.piece_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,18 @@ def choose_ring(ceiling: int) -> Ring:
     """
     nbytes = min(max(ceiling // RING_SHARE, LEAST_RING_BYTES), MOST_RING_BYTES)
     return Ring(RING_DEPTH, nbytes // RING_DEPTH // ALIGNMENT * ALIGNMENT, RING_READS)
+
+
+def check_context(wanted: int | None, trained: int) -> int:
+    """The context that was asked for, or the one that a model was trained for. Raises ContextError."""
+    if wanted is None:
+        return trained
+    if not isinstance(wanted, int) or not 1 < wanted <= trained:
+        raise ContextError(
+            f"A context of {wanted} is out of range: the model was trained for {trained} positions.",
+            f"Give a number from 2 to {trained}.",
+        )
+    return wanted
 
 
 def _usable(ceiling: int) -> int:

@@ -10,7 +10,7 @@ Sources: proc(5) for MemAvailable; the kernel's document on pressure stall infor
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +69,8 @@ class Relief:
         self._sample = sample
         self._clock = clock
         self._last = sample()
+        self._most_reserve = max(16 * MIB, self._last.available // 14)
+        """Half of what the default ceiling leaves: what was fair at first is no pressure later."""
         self._checked = clock()
         self._pressed = float("-inf")
         self.limit: int | None = None
@@ -85,6 +87,7 @@ class Relief:
         if now - self._checked < INTERVAL_SECONDS:
             return False
         before, sample = self.limit, self._sample()
+        sample = replace(sample, reserve=min(sample.reserve, self._most_reserve))
         missing = _missing(self._last, sample, now - self._checked)
         if missing > 0:
             step = max(resident // 16, 16 * MIB)

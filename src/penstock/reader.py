@@ -7,7 +7,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from penstock.files import aligned_buffer, buffer_bytes
 
@@ -81,10 +81,13 @@ class ReadAhead:
         self._on_read = on_read
         largest = max((extent.nbytes for extent in extents), default=0)
         self.ring_bytes = depth * buffer_bytes(largest)
-        self._free = [aligned_buffer(largest) for _ in range(depth)]
+        self._buffers = [aligned_buffer(largest) for _ in range(depth)]
+        self._free = [*self._buffers]
+        self._held: dict[int, U8] = {}
         self._pending: deque[_Pending] = deque()
         self._newest = len(extents) - 1
-        self._threads = ThreadPoolExecutor(min(depth, reads), thread_name_prefix="penstock-read")
+        self._reads = min(depth, reads)
+        self._threads = self._new_threads()
         self.totals = ReadTotals()
 
     def take(self, index: int) -> U8:
@@ -94,29 +97,53 @@ class ReadAhead:
         if not self._pending:
             self._start(index)
         pending = self._pending.popleft()
-        self._read_on()
-        begin = time.perf_counter()
         try:
+            self._read_on()
+            begin = time.perf_counter()
             data, seconds = pending.read.result()
         except BaseException:
             self._drain()
             wait([pending.read])
             self._free.append(pending.buffer)
             raise
+        self._held[id(data)] = pending.buffer
         self.totals.count(data.nbytes, seconds, time.perf_counter() - begin)
         return data
 
     def give_back(self, data: U8, read_on: bool = True) -> None:
-        """Let the ring reuse an array that `take` returned, at once or from the next call on."""
-        self._free.append(cast("U8", data.base))
+        """Let the ring reuse an array that `take` returned, at once or from the next call on; again does no harm."""
+        buffer = self._held.pop(id(data), None)
+        if buffer is not None:
+            self._free.append(buffer)
         if read_on:
             self._read_on()
 
+    def recover(self) -> None:
+        """Make the ring whole again where a pass was broken off, by an error or Ctrl-C, before it gave all back.
+
+        To be called where nothing is held. What was read ahead is dropped, if anything is amiss.
+        """
+        if len(self._free) + len(self._pending) == len(self._buffers):
+            return
+        self._threads.shutdown()  # waits for every read, also for one that nobody knows of
+        self._threads = self._new_threads()
+        self._pending.clear()
+        self._held.clear()
+        self._free = [*self._buffers]
+        self._newest = len(self._extents) - 1
+
     def fill(self) -> tuple[int, float]:
-        """Read ahead as far as the ring goes, and wait for it: bytes that came, and the seconds that they took.
+        """Read ahead from the first extent on, as far as the ring goes, and wait for it: bytes that came, and the
+        seconds that they took.
 
         Errors are told when their extents are taken.
         """
+        self.recover()
+        first = next((index for index in range(len(self._extents)) if not self._skip(index)), None)
+        if self._pending and self._pending[0].index != first:
+            self._drain()
+        if not self._pending:
+            self._newest = len(self._extents) - 1
         begin, there = time.perf_counter(), len(self._pending)
         self._read_on()
         new = [*self._pending][there:]
@@ -126,15 +153,19 @@ class ReadAhead:
     def close(self) -> None:
         self._drain()
         self._threads.shutdown()
+        self._free, self._buffers, self._on_read = [], [], None
 
     def _read_on(self) -> None:
         """Start reads of the extents that follow the newest one, as far as buffers are free."""
         newest, count = self._newest, len(self._extents)
-        for index in chain(range(newest + 1, count), range(newest)):
+        for index in chain(range(newest + 1, count), range(newest + 1)):
             if not self._free:
                 return
             if not self._skip(index):
                 self._start(index)
+
+    def _new_threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._reads, thread_name_prefix="penstock-read")
 
     def _start(self, index: int) -> None:
         buffer = self._free.pop()

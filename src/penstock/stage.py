@@ -40,10 +40,8 @@ class PassStats:
 
     rows: int
     parts: tuple[PartStats, ...]
-
-    @property
-    def seconds(self) -> float:
-        return sum(part.wait_seconds + part.compute_seconds for part in self.parts)
+    seconds: float
+    """From its beginning to its end, which the parts are most of."""
 
     @property
     def bytes_read(self) -> int:
@@ -53,6 +51,7 @@ class PassStats:
         """The sums over all parts."""
         return PassTotals(
             rows=self.rows,
+            seconds=self.seconds,
             logits=self.parts[-1].name == "head",
             bytes_read=self.bytes_read,
             read_seconds=sum(part.read_seconds for part in self.parts),
@@ -66,15 +65,12 @@ class PassTotals:
     """What remains of a pass's costs in a long record; `logits`: whether it computed any."""
 
     rows: int
+    seconds: float
     logits: bool
     bytes_read: int
     read_seconds: float
     wait_seconds: float
     compute_seconds: float
-
-    @property
-    def seconds(self) -> float:
-        return self.wait_seconds + self.compute_seconds
 
 
 class Stage:
@@ -92,14 +88,16 @@ class Stage:
         read where no row wants logits. Raises ReadError.
         """
         begin = time.perf_counter()
-        try:
-            return self._run(rows)
-        finally:
-            self.model.weights.events.tell("pass", f"{len(rows)} rows", begin, time.perf_counter())
-
-    def _run(self, rows: Rows) -> tuple[F32, PassStats]:
-        model = self.model
         parts: list[PartStats] = []
+        try:
+            logits = self._run(rows, parts)
+        finally:
+            end = time.perf_counter()
+            self.model.weights.events.tell("pass", f"{len(rows)} rows", begin, end)
+        return logits, PassStats(len(rows), tuple(parts), end - begin)
+
+    def _run(self, rows: Rows, parts: list[PartStats]) -> F32:
+        model = self.model
         rows.reserve()
         with self._part("embedding", parts):
             x = model.embed(rows)
@@ -110,10 +108,9 @@ class Stage:
             if self.on_layer is not None:
                 self.on_layer(index, parts[-1].read_seconds, parts[-1].wait_seconds, parts[-1].compute_seconds)
         if not len(rows.wanted):
-            return np.empty((0, model.config.vocab_size), np.float32), PassStats(len(rows), tuple(parts))
+            return np.empty((0, model.config.vocab_size), np.float32)
         with self._part("head", parts):
-            logits = model.head(model.final_norm(x[rows.wanted]))
-        return logits, PassStats(len(rows), tuple(parts))
+            return model.head(model.final_norm(x[rows.wanted]))
 
     @contextmanager
     def _part(self, name: str, parts: list[PartStats]) -> Iterator[None]:

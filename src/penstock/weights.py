@@ -127,7 +127,11 @@ class Weights:
         return sum(data.nbytes for data in list(self._resident.values()))
 
     def prefetch(self) -> tuple[int, float]:
-        """Fill the reader's ring with what the next pass streams first: bytes that came, and seconds they took."""
+        """Fill the reader's ring with what the next pass streams first: bytes that came, and seconds they took.
+
+        Raises UsageError where the model was closed.
+        """
+        self._check_open()
         return self._stream.fill()
 
     def limit_resident(self, budget: int) -> None:
@@ -157,14 +161,18 @@ class Weights:
 
         Every pass begins with this one, so here it shows that the model was closed: raises UsageError.
         """
-        if self._closed:
-            raise UsageError("This model has been closed.", "Open it again.")
+        self._check_open()
+        self._stream.recover()
         tensor = self.tensors[name]
         unique, inverse = np.unique(indices, return_inverse=True)
         rows = self._rows_as_stored(tensor, unique)
         out = np.empty((len(unique), tensor.shape[1]), np.float32)
         self._kernels.widen(rows.reshape(-1), tensor.dtype.value, out.reshape(-1))
         return out[inverse]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("This model has been closed.", "Open it again.")
 
     def close(self) -> None:
         self._closed = True
@@ -179,8 +187,8 @@ class Weights:
             return
         begin, piece = time.perf_counter(), self._pieces[index]
         data = self._stream.take(index)
-        self.events.tell("wait", piece.tensor.name, begin, time.perf_counter(), piece.nbytes)
         try:
+            self.events.tell("wait", piece.tensor.name, begin, time.perf_counter(), piece.nbytes)
             if index in self._keep:
                 self._resident[index] = _kept(data)
             yield data

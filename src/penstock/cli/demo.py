@@ -86,12 +86,12 @@ def _forecast_line(streamed: Timing) -> str:
     free = machine.available_bytes()
     begin = f"Your disk: {_rate(streamed)}; {free / 2**30:.1f} GiB free: the 8B would"
     try:
-        now = demo_layers.forecast(streamed, free)
+        now = demo_layers.forecast(streamed, free + machine.footprint().anonymous)
         if now.bytes_read:
             return f"{begin} take [bold]{_seconds(now.seconds)} a token[/] (extrapolated)."
         little = demo_layers.forecast(streamed, LITTLE_BYTES)
-    except MemoryCeilingError as error:
-        return f"{begin} not run there. {error.remedy}"
+    except MemoryCeilingError:
+        return f"{begin} need more memory than that."
     return (
         f"{begin} fit in and take {_seconds(now.seconds)} a token, or, in {LITTLE_BYTES / 2**30:.0f} GiB, "
         f"[bold]{_seconds(little.seconds)} a token[/] (extrapolated)."

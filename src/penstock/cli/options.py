@@ -14,7 +14,7 @@ Memory = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. (default: every CPU)")]
 Context = Annotated[
-    int | None, typer.Option(help="Most positions of a sequence. (default: what the model was trained for)")
+    int | None, typer.Option(help="Most positions of a sequence. (default: what prompt and answer need)")
 ]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.")]
 Temperature = Annotated[

@@ -64,10 +64,10 @@ def _print_plainly(piece: Piece) -> None:
 @contextmanager
 def _warnings_afterwards() -> Iterator[None]:
     """Hold warnings back until the screen is free for them."""
-    with warnings.catch_warnings(record=True) as caught:
-        try:
+    held: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as held:
             yield
-        finally:
-            held = [*caught]
-    for warning in held:
-        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    finally:
+        for warning in held:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)

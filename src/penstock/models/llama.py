@@ -66,7 +66,8 @@ class Llama:
     def forward(self, tokens: Sequence[int], position: int, cache: KvCache) -> F32:
         """Logits float32 [len(tokens), vocab_size] of tokens at `position` and after; their keys and values are kept.
 
-        `cache` holds positions 0..position-1; committed positions from there on are dropped. Raises UsageError for
+        `cache` holds positions 0..position-1; committed positions from there on are dropped. A step as the textbook has
+        it: what it takes is not planned, so a ceiling does not hold for it, nor does a context. Raises UsageError for
         tokens that the model does not have and for a position that the cache does not reach.
         """
         self.check_tokens(tokens)
@@ -89,6 +90,8 @@ class Llama:
         """Raise UsageError unless there are tokens and the model has all of them."""
         if not len(tokens):
             raise UsageError("The prompt has no tokens.", "Give some text, or at least one token id.")
+        if not all(isinstance(token, (int, np.integer)) for token in tokens):
+            raise UsageError("A prompt of token ids has something else in it.", "Give integers, or text as one string.")
         vocab_size = self.config.vocab_size
         wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
         if wrong is not None:
@@ -140,9 +143,13 @@ class Llama:
     def _gated(self, name: str, x: F32) -> F32:
         """silu(gate(x)) * up(x), [n, intermediate_size]; of `up` only one piece is held at a time."""
         out = np.empty((len(x), self.config.intermediate_size), np.float32)
+        room = np.empty((len(x), 0), np.float32)
         with self._pieces(f"{name}.gate_proj.weight") as gates, self._pieces(f"{name}.up_proj.weight") as ups:
             for gate, up in zip(gates, ups, strict=True):
-                gated, upward = out[:, gate.rows], np.empty((len(x), up.rows.stop - up.rows.start), np.float32)
+                gated, width = out[:, gate.rows], up.rows.stop - up.rows.start
+                if width > room.shape[1]:  # the first piece is the longest
+                    room = np.empty((len(x), width), np.float32)
+                upward = room[:, :width]
                 self._apply(gate, f"{name}.gate_proj.weight", x, gated)
                 self._apply(up, f"{name}.up_proj.weight", x, upward)
                 self.kernels.silu_mul(gated, upward, gated)
