@@ -11,6 +11,7 @@ from checkpoints import Tensors, random_tensors, tiny_config, to_float32, write_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock import weights as weights_module
 from penstock.checkpoint import open_checkpoint
 from penstock.errors import ReadError
 from penstock.files import buffer_bytes
@@ -169,6 +170,22 @@ class TestResidency:
             walk(weights, tensors)
             assert weights.totals.bytes_read - before == streamed
         assert weights.resident_bytes == 0
+
+    def test_what_is_kept_is_read_to_its_place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And copied there only where it was read before it was known to be kept."""
+        copied: list[int] = []
+        copy = weights_module._copy
+        monkeypatch.setattr(weights_module, "_copy", lambda data: copied.append(data.nbytes) or copy(data))
+        with open_weights(tmp_path, resident_bytes=10_000) as (weights, tensors):
+            walk(weights, tensors)
+            assert copied == []
+            walk(weights, tensors)
+            weights.limit_resident(20_000)
+            walk(weights, tensors)
+            assert sum(copied) <= 4 * 700
+            assert 19_000 < weights.resident_bytes <= 20_000
+            walk(weights, tensors)
+            assert len(weights._stream._free) + len(weights._stream._pending) == len(weights._stream._buffers)
 
     def test_a_smaller_budget_keeps_a_part_of_what_a_larger_one_keeps(self, tmp_path: Path) -> None:
         with open_weights(tmp_path) as (weights, _):

@@ -53,6 +53,7 @@ class ReadTotals:
 class _Pending:
     index: int
     buffer: U8
+    in_ring: bool
     read: Future[tuple[U8, float]]
     """The extent's bytes, a part of the buffer, and the seconds that it took."""
 
@@ -72,13 +73,16 @@ class ReadAhead:
         depth: int,
         on_read: Callable[[int, float, float], None] | None = None,
         reads: int = 8,
+        keep: Callable[[int], bool] | None = None,
     ) -> None:
         """`skip`: which extents nobody is going to take; `depth`: buffers, of which `reads` are being read into at
-        once; `on_read`: told (index, begin, end) by reading threads."""
+        once; `on_read`: told (index, begin, end) by reading threads; `keep`: which extents the caller is going to keep,
+        each read into a buffer of its own."""
         self._files = files
         self._extents = extents
         self._skip = skip
         self._on_read = on_read
+        self._keep = keep
         largest = max((extent.nbytes for extent in extents), default=0)
         self.ring_bytes = depth * buffer_bytes(largest)
         self._buffers = [aligned_buffer(largest) for _ in range(depth)]
@@ -91,7 +95,10 @@ class ReadAhead:
         self.totals = ReadTotals()
 
     def take(self, index: int) -> U8:
-        """The bytes of extents[index], waiting for them; the caller gives the array back. Raises ReadError."""
+        """The bytes of extents[index], waiting for them; the caller gives the array back. Raises ReadError.
+
+        Where it is not in the ring (`in_ring`), the caller may keep it instead.
+        """
         while self._pending and self._pending[0].index != index:
             self._drop()
         if not self._pending:
@@ -104,11 +111,16 @@ class ReadAhead:
         except BaseException:
             self._drain()
             wait([pending.read])
-            self._free.append(pending.buffer)
+            self._release(pending)
             raise
-        self._held[id(data)] = pending.buffer
+        if pending.in_ring:
+            self._held[id(data)] = pending.buffer
         self.totals.count(data.nbytes, seconds, time.perf_counter() - begin)
         return data
+
+    def in_ring(self, data: U8) -> bool:
+        """Whether an array that `take` returned has to go back to the ring."""
+        return id(data) in self._held
 
     def give_back(self, data: U8, read_on: bool = True) -> None:
         """Let the ring reuse an array that `take` returned, at once or from the next call on; again does no harm."""
@@ -123,7 +135,7 @@ class ReadAhead:
 
         To be called where nothing is held. What was read ahead is dropped, if anything is amiss.
         """
-        if len(self._free) + len(self._pending) == len(self._buffers):
+        if len(self._free) + sum(pending.in_ring for pending in self._pending) == len(self._buffers):
             return
         self._threads.shutdown()  # waits for every read, also for one that nobody knows of
         self._threads = self._new_threads()
@@ -153,13 +165,14 @@ class ReadAhead:
     def close(self) -> None:
         self._drain()
         self._threads.shutdown()
-        self._free, self._buffers, self._on_read = [], [], None
+        self._free, self._buffers = [], []
+        self._on_read = self._keep = None  # they may refer to the owner, which would be left to the garbage collector
 
     def _read_on(self) -> None:
         """Start reads of the extents that follow the newest one, as far as buffers are free."""
         newest, count = self._newest, len(self._extents)
         for index in chain(range(newest + 1, count), range(newest + 1)):
-            if not self._free:
+            if not self._free or len(self._pending) >= len(self._buffers):
                 return
             if not self._skip(index):
                 self._start(index)
@@ -168,9 +181,10 @@ class ReadAhead:
         return ThreadPoolExecutor(self._reads, thread_name_prefix="penstock-read")
 
     def _start(self, index: int) -> None:
-        buffer = self._free.pop()
+        in_ring = self._keep is None or not self._keep(index)
+        buffer = self._free.pop() if in_ring else aligned_buffer(self._extents[index].nbytes)
         self._newest = index
-        self._pending.append(_Pending(index, buffer, self._threads.submit(self._read, index, buffer)))
+        self._pending.append(_Pending(index, buffer, in_ring, self._threads.submit(self._read, index, buffer)))
 
     def _read(self, index: int, buffer: U8) -> tuple[U8, float]:
         begin = time.perf_counter()
@@ -184,7 +198,11 @@ class ReadAhead:
         pending = self._pending.popleft()
         if not pending.read.cancel():
             wait([pending.read])
-        self._free.append(pending.buffer)
+        self._release(pending)
+
+    def _release(self, pending: _Pending) -> None:
+        if pending.in_ring:
+            self._free.append(pending.buffer)
 
     def _drain(self) -> None:
         while self._pending:

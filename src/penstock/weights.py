@@ -107,7 +107,16 @@ class Weights:
         self._files = Files()
         extents = [piece.extent for piece in self._pieces]
         depth = max(ring.depth, 1 + max((len(group) for group in order), default=0))  # a group is held together
-        self._stream = ReadAhead(self._files, extents, self._resident.__contains__, depth, self._tell_read, ring.reads)
+        self._keep: set[int] = set()
+        self._stream = ReadAhead(
+            self._files,
+            extents,
+            self._resident.__contains__,
+            depth,
+            self._tell_read,
+            ring.reads,
+            keep=lambda index: index in self._keep,
+        )
         self._closed = False
         self.pass_bytes = sum(piece.nbytes for piece in self._pieces)
         self.limit_resident(resident_bytes)
@@ -190,7 +199,7 @@ class Weights:
         try:
             self.events.tell("wait", piece.tensor.name, begin, time.perf_counter(), piece.nbytes)
             if index in self._keep:
-                self._resident[index] = _kept(data)
+                self._resident[index] = _copy(data) if self._stream.in_ring(data) else data
             yield data
         except BaseException:
             # A walk that was dropped may be closed by the garbage collector, even amid the start of another read.
@@ -223,7 +232,7 @@ class Weights:
         self.events.tell("read", piece.tensor.name, begin, end, piece.nbytes)
 
 
-def _kept(data: U8) -> U8:
+def _copy(data: U8) -> U8:
     """A copy in pages of its own: a heap would not give them back one by one."""
     copy = page_array(data.nbytes)
     copy[:] = data
