@@ -17,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from contestants import ALL_PEERS, PEERS, Peer, add_pythons
+from measure import last_line
 
 from penstock import LLM, SamplingParams
+from penstock.errors import PenstockError
 from penstock.store import DEMO, find_model
 
 sys.path.append(str(PEERS))
@@ -31,10 +33,13 @@ def own_tokens(llm: LLM, count: int) -> list[int]:
 
 
 def peer_tokens(peer: Peer, python: str, model: Path, count: int) -> list[int]:
+    """The first `count` tokens of a peer. Raises PenstockError, with the peer's last line, where it fails."""
     with tempfile.TemporaryDirectory() as scratch:
         for action, *options in (["prepare"], ["run", "--tokens", str(count - 1)]):
             command = peer.command(python, action, model, Path(scratch) / "copy", *options)
-            result = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode:
+                raise PenstockError(f"{action} ended with status {result.returncode}: {last_line(result.stderr)}")
     return list(json.loads(result.stdout)["tokens"])
 
 
@@ -63,7 +68,10 @@ def main() -> None:
         own = own_tokens(llm, args.tokens)
         for peer in ALL_PEERS:
             python = getattr(args, peer.name)
-            text = peer.missing(python) or verdict(llm, own, peer_tokens(peer, python, model, args.tokens))
+            try:
+                text = peer.missing(python) or verdict(llm, own, peer_tokens(peer, python, model, args.tokens))
+            except PenstockError as error:
+                text = f"failed: {error}"
             print(f"{peer.name}: {text}", flush=True)
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 from contestants import ALL_PEERS, PENSTOCK, PROMPT_TOKENS, Peer, add_pythons, penstock_command
+from control_group import check_system
 from limit import exit_on_signals, whole_disk
 from measure import Setting, last_line, measure
 from results import Result, save
@@ -186,6 +187,7 @@ def main() -> int:
     exit_on_signals()
     console = Console(width=max(TABLE_WIDTH, Console().width))
     try:
+        check_system()
         args.work.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="compare-", dir=args.work) as scratch:
             setting = setting_of(args, Path(scratch))

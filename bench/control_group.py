@@ -43,13 +43,18 @@ class Group(Protocol):
         """Kill what is left in the group, and remove it."""
 
 
-def new_group(root: Path = ROOT) -> Group:
-    """A group of the version that is mounted at `root`. Raises UsageError where there can be none."""
+def check_system() -> None:
+    """Raises UsageError where there are no control groups."""
     if sys.platform != "linux":
         raise UsageError(
             f"Caps on memory and reads need Linux's control groups; this is {sys.platform}.",
             "Run the command without bench/limit.py.",
         )
+
+
+def new_group(root: Path = ROOT) -> Group:
+    """A group of the version that is mounted at `root`. Raises UsageError where there can be none."""
+    check_system()
     if os.geteuid() != 0:
         raise UsageError("Only root may make control groups.", "Run it with sudo.")
     name = f"{PREFIX}{os.getpid()}"

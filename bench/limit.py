@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from control_group import ROOT, new_group
+from control_group import ROOT, check_system, new_group
 
 from penstock.errors import PenstockError, UsageError
 from penstock.plan import MIB, parse_bytes
@@ -150,8 +150,8 @@ def drop_caches() -> None:
 
 
 def exit_on_signals() -> None:
-    """Let SIGTERM and SIGHUP unwind the stack, so that groups and copies are removed."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    """Let SIGTERM and, where there is one, SIGHUP unwind the stack, so that groups and copies are removed."""
+    for number in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
@@ -171,6 +171,7 @@ def main() -> int:
     exit_on_signals()
     try:
         memory, read = (None if text is None else parse_bytes(text) for text in (args.memory, args.read))
+        check_system()
         report = run_limited(args.command, Limits(memory, read, whole_disk(args.disk) if read is not None else ""))
     except PenstockError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,18 +3,25 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from math import prod
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 from cases import CASES
+from checkpoints import tensor_shapes, tiny_config, write_checkpoint
 
 from penstock import LLM, benchmark
-from penstock.benchmark import Result, Settings, run
+from penstock.benchmark import BenchSettings, Result, run
+from penstock.completion import Stats
+from penstock.engine import Engine
 from penstock.errors import ContextError, MemoryCeilingError, UsageError
 from penstock.events import Event
 from penstock.plan import MIB
-from penstock.probe import DiskSpeed
+from penstock.probe import DiskSpeed, room_for_probe
+from penstock.stage import PassTotals
+from penstock.weights import Weights
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +31,7 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def measure_disk(paths: Any, **options: Any) -> DiskSpeed:
         asked.append({"paths": paths, **options})
-        return DiskSpeed(1000, 0.5)
+        return DiskSpeed(1000, 0.5, 77)
 
     monkeypatch.setattr(benchmark, "measure_disk", measure_disk)
     return asked
@@ -32,13 +39,13 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def least_ceiling() -> int:
     with pytest.raises(MemoryCeilingError) as caught:
-        run("demo", Settings(memory="1MiB"))
+        run("demo", BenchSettings(memory="1MiB"))
     match = re.search(r"least that works is (\d+) MiB", caught.value.remedy)
     assert match is not None
     return int(match[1]) * MIB
 
 
-def check(result: Result, settings: Settings) -> None:
+def check(result: Result, settings: BenchSettings) -> None:
     """What holds for every run."""
     assert len(result.seconds_per_pass) == settings.passes
     assert all(seconds > 0 for seconds in result.seconds_per_pass)
@@ -53,17 +60,30 @@ def check(result: Result, settings: Settings) -> None:
 
 class TestRun:
     def test_a_model_that_fits(self) -> None:
-        settings = Settings(passes=4, threads=1)
+        settings = BenchSettings(passes=4, threads=1)
         result = run("demo", settings)
         check(result, settings)
         with LLM.open("demo") as llm:
             assert result.weight_bytes == result.resident_bytes == llm.weights.pass_bytes
         assert (result.model, result.threads, result.prompt_passes) == ("demo", 1, 1)
         assert result.ratio_to_disk_limit is None
-        assert result.streamed_bytes_per_pass < 4096  # a row of the embedding at most
+        assert result.streamed_bytes_per_pass == 0
+
+    def test_nothing_streams_though_not_all_is_resident_in_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Weights, "resident_bytes", property(lambda self: self.pass_bytes - 1))
+        assert run("demo", BenchSettings(passes=3)).ratio_to_disk_limit is None
+
+    @pytest.mark.parametrize(("dtype", "stored"), [("BF16", 1), ("F16", 1), ("F32", 2)])
+    def test_weights_count_as_bf16_and_as_they_are_stored(self, tmp_path: Path, dtype: str, stored: int) -> None:
+        config = tiny_config(tie_word_embeddings=True)
+        write_checkpoint(tmp_path, config, dtype=dtype)
+        result = run(tmp_path, BenchSettings(passes=2))
+        bf16 = 2 * sum(prod(shape) for shape in tensor_shapes(config).values() if len(shape) == 2)
+        assert (result.weight_bytes, result.stored_bytes) == (bf16, stored * bf16)
+        assert result.first_pass_bytes_read == result.resident_bytes == result.stored_bytes
 
     def test_a_model_that_streams(self) -> None:
-        settings = Settings(passes=3, memory=least_ceiling() + 6 * MIB)
+        settings = BenchSettings(passes=3, memory=least_ceiling() + 6 * MIB)
         result = run("demo", settings)
         check(result, settings)
         assert result.memory_ceiling_bytes == settings.memory
@@ -76,26 +96,60 @@ class TestRun:
         assert result.ratio_to_disk_limit == result.median_seconds_per_pass / result.disk_limit_seconds
 
     def test_the_probe_reads_the_models_files_within_the_ceiling(self, probes: list[dict[str, Any]]) -> None:
-        result = run("demo", Settings(passes=1, memory="600MiB"))
+        result = run("demo", BenchSettings(passes=1, memory="600MiB"))
         [asked] = probes
         assert [path.name for path in asked["paths"]] == ["model.safetensors"]
-        assert 0 < asked["memory"] < 600 * MIB
-        assert result.probe_bytes_per_second == 2000
+        with LLM.open("demo", memory="600MiB") as llm:
+            room = room_for_probe(llm.memory.budget)
+        assert asked["memory"] == pytest.approx(room, abs=64 * MIB)  # the process has grown meanwhile
+        assert (result.probe_bytes_per_second, result.probe_read_bytes) == (2000, 77)
 
     def test_only_the_prompt(self) -> None:
-        settings = Settings(passes=1)
+        settings = BenchSettings(passes=1)
         result = run("demo", settings)
         check(result, settings)
         assert result.median_seconds_per_pass == result.seconds_per_pass[0]
 
     def test_a_batch_shares_its_passes(self, tmp_path: Path) -> None:
         events: list[Event] = []
-        settings = Settings(passes=3, batch=4, prompt_tokens=5)
+        settings = BenchSettings(passes=3, batch=4, prompt_tokens=5)
         check(run(CASES["gqa-4"].write(tmp_path), settings, listener=events.append), settings)
         assert [event.name for event in events if event.kind == "pass"] == ["20 rows", "4 rows", "4 rows"]
 
+    def test_a_batch_whose_prompts_take_several_passes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(benchmark, "MAX_ROWS", 20)
+        monkeypatch.setattr(Engine.__init__, "__defaults__", (20, None))
+        events: list[Event] = []
+        settings = BenchSettings(passes=4, batch=5, prompt_tokens=6)
+        result = run(CASES["gqa-4"].write(tmp_path), settings, listener=events.append)
+        check(result, settings)
+        spans = [event for event in events if event.kind == "pass"]
+        # Three prompts and two tokens of the fourth; three tokens and the rest of the prompts; then all alike.
+        assert [event.name for event in spans] == ["20 rows", "13 rows", "5 rows", "5 rows", "5 rows"]
+        assert result.prompt_passes == 2
+        prompt, *further = result.seconds_per_pass
+        assert prompt >= sum(event.end - event.begin for event in spans[:2])
+        for seconds, event in zip(further, spans[2:], strict=True):
+            assert seconds >= event.end - event.begin
+        assert result.median_seconds_per_pass == median(further)
+        assert result.first_token_seconds >= spans[1].end - spans[0].begin
+
+    def test_tokens_are_counted_from_the_last_first_token_on(self) -> None:
+        early, late = (Stats(9, 0, seconds=20.0, first_token_seconds=first) for first in (4.0, 10.0))
+        settings = BenchSettings(passes=6, batch=2)
+        assert benchmark._tokens_per_second([early, late], settings) == 2 * 5 / (20 - 10)
+        assert benchmark._tokens_per_second([early, late], replace(settings, passes=1)) == 2 / 20
+
+    def test_of_a_batch_of_32_with_prompts_of_200_four_passes_are_decoding(self, tmp_path: Path) -> None:
+        events: list[Event] = []
+        settings = BenchSettings(passes=5, batch=32, prompt_tokens=200)
+        result = run(CASES["gqa-4"].write(tmp_path), settings, listener=events.append)
+        check(result, settings)
+        assert [event.name for event in events if event.kind == "pass"] == ["4096 rows", "2324 rows", *["32 rows"] * 4]
+        assert result.prompt_passes == 2
+
     def test_a_long_prompt_takes_several_passes_where_memory_is_short(self) -> None:
-        settings = Settings(passes=3, prompt_tokens=2500, memory=least_ceiling() + 6 * MIB)
+        settings = BenchSettings(passes=3, prompt_tokens=2500, memory=least_ceiling() + 6 * MIB)
         result = run("demo", settings)
         check(result, settings)
         assert result.prompt_passes > 1
@@ -103,16 +157,16 @@ class TestRun:
 
     def test_the_type_of_the_cache_reaches_the_model(self) -> None:
         with pytest.raises(UsageError, match="kv_dtype='int8'"):
-            run("demo", Settings(kv_dtype="int8"))
+            run("demo", BenchSettings(kv_dtype="int8"))
 
     def test_progress(self) -> None:
         told: list[str] = []
-        run("demo", Settings(passes=2), tell=told.append)
+        run("demo", BenchSettings(passes=2), tell=told.append)
         assert told[:3] == ["opening", "measuring the disk", "pass 1 of 2, layer 0"]
         assert "pass 2 of 2, layer 0" in told
 
     def test_as_an_object(self) -> None:
-        result = run("demo", Settings(passes=2))
+        result = run("demo", BenchSettings(passes=2))
         assert Result(**json.loads(json.dumps(result.as_object()))) == result
 
 
@@ -121,14 +175,34 @@ class TestErrors:
     def test_counts(self, name: str) -> None:
         option = "--" + name.replace("_", "-")
         with pytest.raises(UsageError) as caught:
-            replace(Settings(), **{name: 0})
+            replace(BenchSettings(), **{name: 0})
         assert str(caught.value) == f"{option} 0: at least 1 is needed.\nRaise {option}."
 
     def test_more_than_the_context(self, tmp_path: Path, probes: list[dict[str, Any]]) -> None:
         path = CASES["gqa-4"].write(tmp_path)
-        check(run(path, Settings(passes=2, prompt_tokens=510)), Settings(passes=2, prompt_tokens=510))
+        check(run(path, BenchSettings(passes=2, prompt_tokens=510)), BenchSettings(passes=2, prompt_tokens=510))
         with pytest.raises(ContextError) as caught:
-            run(path, Settings(passes=3, prompt_tokens=510))
+            run(path, BenchSettings(passes=3, prompt_tokens=510))
         assert caught.value.problem == "510 tokens and 3 passes are more than the context of 512."
         assert caught.value.remedy == "Lower --prompt-tokens or --passes."
         assert len(probes) == 1  # nothing is measured in vain
+
+    def test_more_sequences_than_rows(self, tmp_path: Path) -> None:
+        path = CASES["gqa-4"].write(tmp_path)
+        with pytest.raises(UsageError) as caught:
+            run(path, BenchSettings(passes=2, prompt_tokens=2, batch=4096))
+        assert caught.value.problem == (
+            "A pass has room for 4096 rows: too few for 4096 sequences and what is left of their prompts."
+        )
+        assert caught.value.remedy == "Lower --batch or --prompt-tokens, or raise --memory."
+
+    def test_too_few_passes_that_all_sequences_share(self) -> None:
+        """As where the first sequences end before the last ones' prompts are done."""
+        costs = {"seconds": 1.0, "read_seconds": 0.0, "wait_seconds": 0.0, "compute_seconds": 1.0}
+        totals = PassTotals(rows=2, logits=True, bytes_read=0, **costs)
+        stats = [Stats(9, 0, tokens=tokens, log=[totals] * tokens) for tokens in (5, 3)]
+        with pytest.raises(UsageError) as caught:
+            benchmark._split_log(stats, BenchSettings(passes=4, batch=2))
+        assert caught.value.problem == "There is room for 3 tokens of each of the 2 sequences, not for 4."
+        assert caught.value.remedy == "Lower --batch, --prompt-tokens or --passes, or raise --memory."
+        assert [len(part) for part in benchmark._split_log(stats, BenchSettings(passes=3, batch=2))] == [3, 2]

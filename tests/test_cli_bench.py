@@ -5,12 +5,20 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import CASES
+from rich.console import Console
+from rich.table import Table
 
 from penstock import benchmark, cli
+from penstock.benchmark import BenchSettings
+from penstock.cli.bench import summary, table
+from penstock.plot import PassPicture
 from penstock.probe import DiskSpeed
 
 
@@ -23,7 +31,7 @@ class Terminal:
 
         def measure_disk(*_: Any, **__: Any) -> DiskSpeed:
             self.measured += 1
-            return DiskSpeed(10**9, 1.0)
+            return DiskSpeed(10**9, 1.0, 16 << 20)
 
         monkeypatch.setattr(benchmark, "measure_disk", measure_disk)
         monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
@@ -56,8 +64,36 @@ def test_a_table(bench: Terminal) -> None:
     code, out, err = bench("demo", "--passes", "3", "--threads", "1", "--batch", "2")
     assert (code, err) == (0, "")
     assert out.startswith("demo, 1 threads, ")
-    for words in ("median of 2", "after the first of 2 sequences", "prompt of 16", "streamed", "1.000 GB/s", "memory"):
+    for words in ("median of 2", "after the first of 2 sequences", "prompt of 16", "streamed", "1.00 GB/s", "memory"):
         assert words in out
+
+
+def test_how_a_pass_compares_with_the_disk(bench: Terminal) -> None:
+    result = replace(benchmark.run("demo", BenchSettings(passes=2)), disk_limit_seconds=1.25, ratio_to_disk_limit=1.071)
+    lines = {" ".join(line.split()) for line in text_of(table(result)).splitlines()}
+    assert {"limit 1.25 s of the disk, for what is streamed", "ratio 1.07 of a pass to that limit"} <= lines
+    assert "ratio" not in text_of(table(replace(result, ratio_to_disk_limit=None)))
+
+
+def test_brackets_in_a_path(bench: Terminal, tmp_path: Path) -> None:
+    path = CASES["gqa-4"].write(tmp_path / "[b]x[/b]")
+    code, out, _ = bench(str(path), "--passes", "1")
+    assert code == 0
+    assert "[b]x[/b], " in out.replace("\n", "")
+
+
+def test_a_pass_in_a_line() -> None:
+    picture = PassPicture(2.0, {1: [(0.0, 1.0, 3 * 10**9)]}, [(0.0, 0.5)], [(0.5, 0.75), (1.0, 2.0)], [])
+    assert summary(picture) == "2.00 s: 1.25 s computing, 0.500 s waiting for the disk; 3.00 GB read, 1.50 GB/s"
+    assert summary(PassPicture(2.0, {}, [], [(0.0, 2.0)], [])).endswith("0.00 ms waiting for the disk; no weights read")
+
+
+def text_of(grid: Table) -> str:
+    console = Console(width=120, file=StringIO())
+    console.print(grid)
+    file = console.file
+    assert isinstance(file, StringIO)
+    return file.getvalue()
 
 
 def test_json(bench: Terminal) -> None:
@@ -85,7 +121,7 @@ class TestErrors:
             (("demo", "--memory", "lots"), 2, "'lots' is not a size"),
             (("demo", "--prompt-tokens", "100000000"), 2, "are more than the context of"),
             (("demo", "--plot", "pass.gif"), 2, "a plot is a .png, .svg, .pdf file"),
-            (("demo", "--threads", "0"), 2, "at least one"),
+            (("demo", "--threads", "0"), 2, "0 threads: a whole number from 1"),
         ],
     )
     def test_one_message(self, bench: Terminal, arguments: tuple[str, ...], code: int, words: str) -> None:

@@ -247,11 +247,6 @@ class TestBoth:
             group.limit(None, 10**6, "8:1")
         assert caught.value.remedy == CONTAINER
 
-    def test_other_systems(self, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(control_group, "sys", SimpleNamespace(platform="darwin"))
-        problem = "Caps on memory and reads need Linux's control groups; this is darwin."
-        fails(lambda: new_group(tree.root), problem, "Run the command without bench/limit.py.")
-
     def test_not_root(self, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(control_group, "os", SimpleNamespace(geteuid=lambda: 1000))
         fails(lambda: new_group(tree.root), "Only root may make control groups.", "Run it with sudo.")
@@ -376,6 +371,7 @@ class TestMain:
         monkeypatch.setattr(limit, "run_limited", run)
         monkeypatch.setattr(limit, "whole_disk", lambda _: "8:0")
         monkeypatch.setattr(limit, "exit_on_signals", lambda: None)
+        monkeypatch.setattr(limit, "check_system", lambda: None)
         return calls
 
     def main(self, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

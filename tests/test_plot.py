@@ -88,6 +88,10 @@ class TestPicture:
         rate = PassPicture.of([read(10, 12, 200), read(11, 12, 300, thread=3), PASS]).rate(bins=4)
         np.testing.assert_allclose(rate, [100, 400, 0, 0])
 
+    def test_its_time(self) -> None:
+        picture = PassPicture(4.0, {}, [(0.0, 1.0), (3.0, 3.5)], [(1.0, 3.0)], [])
+        assert (picture.wait_seconds, picture.compute_seconds) == (1.5, 2.0)
+
     def test_no_pass(self) -> None:
         with pytest.raises(ValueError, match="no pass"):
             PassPicture.of([read(0, 1)])
@@ -129,14 +133,14 @@ class TestDraw:
         ("name", "magic"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF"), ("B.PNG", b"\x89PNG")]
     )
     def test_a_picture(self, tmp_path: Path, name: str, magic: bytes) -> None:
-        draw(self.picture(), tmp_path / name, "A pass", 1e9)
+        draw(self.picture(), tmp_path / name, "A pass", "1 s", 1e9)
         assert (tmp_path / name).read_bytes().startswith(magic)
 
     def test_a_pass_without_reads(self, tmp_path: Path) -> None:
-        draw(self.picture(reads=0, parts=1), tmp_path / "a.svg", "A pass", 1e9)
+        draw(self.picture(reads=0, parts=1), tmp_path / "a.svg", "A pass", "1 s", 1e9)
         assert (tmp_path / "a.svg").stat().st_size > 0
 
     def test_it_cannot_be_written(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").mkdir()
         with pytest.raises(PenstockError, match=r"a.png: the plot cannot be written: Is a directory"):
-            draw(self.picture(), tmp_path / "a.png", "A pass", 1e9)
+            draw(self.picture(), tmp_path / "a.png", "A pass", "1 s", 1e9)

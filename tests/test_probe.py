@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import shutil
 import tempfile
@@ -7,15 +9,27 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from penstock import probe
+from penstock.config import parse_config
 from penstock.errors import PenstockError, ReadError
 from penstock.files import Extent, Files, buffer_bytes
-from penstock.kernels import U8, Kernels
-from penstock.probe import LEAST_READ_BYTES, READ_BYTES, READS_AT_ONCE, measure_compute, measure_disk, probe_file
+from penstock.kernels import F32, U8, Kernels
+from penstock.plan import Budget
+from penstock.probe import (
+    LEAST_READ_BYTES,
+    READ_BYTES,
+    READS_AT_ONCE,
+    SLICE_BYTES,
+    measure_compute,
+    measure_disk,
+    probe_file,
+    room_for_probe,
+)
+from penstock.shapes import shape_config
 
 MIB = 1 << 20
 
@@ -102,11 +116,75 @@ class TestDisk:
         with pytest.raises(ReadError, match="the file ends there"):
             measure_disk([path], 10_000)
 
+    def test_one_that_fails_ends_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        count, failed = itertools.count(), threading.Event()
 
-def test_compute() -> None:
-    speed = measure_compute(Kernels(1), seconds=0)
-    assert speed.row_bytes_per_second > 0
-    assert speed.flops_per_second > 0
+        def read(self: Files, extent: Extent, buffer: U8) -> U8:
+            if next(count) == READS_AT_ONCE - 1:
+                failed.set()
+                raise ReadError("no", "yes")
+            assert failed.wait(30)
+            return buffer[: extent.nbytes]
+
+        monkeypatch.setattr(Files, "read", read)
+        with pytest.raises(ReadError):
+            measure_disk([sparse(tmp_path / "a", 1)], 100_000)
+        assert next(count) < 50_000
+
+    def test_the_size_of_the_reads(self, tmp_path: Path, reads: list[Any]) -> None:
+        path = sparse(tmp_path / "a", 64 * MIB)
+        assert measure_disk([path], 64 * MIB).read_bytes == READ_BYTES
+        assert measure_disk([path], 64 * MIB, memory=-5).read_bytes == LEAST_READ_BYTES
+        reads.clear()
+        less = measure_disk([path], 64 * MIB, memory=64 * MIB).read_bytes
+        assert less == max(extent.nbytes for extent, _, _ in reads)
+
+
+class CountingKernels:
+    """A CPU that does FLOPS multiplications and additions a second, or gets BANDWIDTH bytes of weights, on a clock of
+    its own."""
+
+    FLOPS, BANDWIDTH = 10**9, 4 * 10**9
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.weights: set[int] = set()
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def matmul(self, x: F32, weight: U8, dtype: str, out: F32) -> None:
+        rows, columns = x.shape
+        n = len(weight) // (2 * columns)
+        assert (dtype, out.shape) == ("BF16", (rows, n))
+        self.weights.add(weight.ctypes.data)
+        self.now += len(weight) / self.BANDWIDTH if rows == 1 else 2 * rows * n * columns / self.FLOPS
+
+
+class TestCompute:
+    @pytest.mark.parametrize(
+        ("memory", "weights"), [(math.inf, 56 * MIB), (58 * MIB, 56 * MIB), (24 * MIB, 20 * MIB), (-5, 4 * MIB)]
+    )
+    def test_bytes_and_operations_are_counted(
+        self, monkeypatch: pytest.MonkeyPatch, memory: float, weights: int
+    ) -> None:
+        kernels = CountingKernels()
+        monkeypatch.setattr(probe, "time", kernels)
+        speed = measure_compute(cast("Kernels", kernels), seconds=10, memory=memory)
+        assert speed.row_bytes_per_second == pytest.approx(kernels.BANDWIDTH)
+        assert speed.flops_per_second == pytest.approx(kernels.FLOPS)
+        assert len(kernels.weights) * SLICE_BYTES == weights
+
+    def test_with_real_kernels(self) -> None:
+        speed = measure_compute(Kernels(1), seconds=0)
+        assert speed.row_bytes_per_second > 0
+        assert speed.flops_per_second > 0
+
+
+def test_room_within_a_ceiling() -> None:
+    config = parse_config(shape_config("smollm2-135m"), "shape")
+    budget = Budget(config=config, weights=10**9, ceiling=1 << 30, process=100 * MIB, scratch=8 * MIB)
+    assert room_for_probe(budget) == (1024 - 100 - 8 - 24 - 4) * MIB
 
 
 class TestProbeFile:

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from penstock import machine
+from penstock.engine import MAX_ROWS
 from penstock.errors import ContextError, UsageError
+from penstock.forecast import pass_weights
 from penstock.llm import LLM
-from penstock.probe import measure_disk
+from penstock.plan import LEAST_CHUNK_ROWS
+from penstock.probe import measure_disk, room_for_probe
 from penstock.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -21,17 +24,19 @@ if TYPE_CHECKING:
 
     from penstock.completion import Stats
     from penstock.events import Listener
+    from penstock.probe import DiskSpeed
     from penstock.stage import PassTotals
 
 TELL_SECONDS = 0.1
+BF16_BYTES = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSettings:
     """What to run; `memory`, `threads` and `kv_dtype` as for LLM.open. Raises UsageError for counts below 1."""
 
     passes: int = 5
-    """The prompts' first, then one for each further token."""
+    """The prompts', as one, then those that bring each sequence a further token."""
     prompt_tokens: int = 16
     batch: int = 1
     """Sequences that share the passes."""
@@ -48,35 +53,40 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Seconds and bytes. Medians are over the passes of single tokens; where there are none, it is the prompt's."""
+    """Seconds and bytes. Medians are over the passes of one row a sequence; where there are none, over the prompts'."""
 
     model: str
     seconds_per_pass: list[float]
-    """The first is the prompt's: the sum, where so long a prompt takes several passes."""
+    """Wall time. The first is the prompts': the sum, where they take several passes."""
     median_seconds_per_pass: float
     first_token_seconds: float
+    """Until every sequence had its first token."""
     tokens_per_second: float
-    """Of all sequences, after their first tokens; sampling included."""
+    """Of all sequences, after all of them had their first tokens; sampling included."""
     weight_bytes: int
-    """All weights that a pass needs, at full size."""
+    """All weights that a pass needs, in BF16."""
+    stored_bytes: int
+    """The same weights as the checkpoint stores them."""
     resident_bytes: int
-    """Those of them that are in memory after the last pass."""
+    """Those of the stored ones that are in memory after the last pass."""
     resident_share_of_memory: float
     """Of the ceiling."""
     streamed_bytes_per_pass: float
     first_pass_bytes_read: int
-    """By the passes of the prompt, together."""
+    """By the passes of the prompts, together."""
     probe_bytes_per_second: float
+    probe_read_bytes: int
+    """Of each of the probe's reads: smaller ones where memory is short."""
     disk_limit_seconds: float
     """What the probe would take for the bytes that a pass streams."""
     ratio_to_disk_limit: float | None
-    """Median pass to disk_limit_seconds; None where all weights are in memory."""
+    """Median pass to disk_limit_seconds; None where a pass streams nothing."""
     disk_wait_seconds: float
     """Median of what a pass stood still for the disk."""
     read_seconds: float
     """Median of a pass's reads, added up although several run at once."""
     compute_seconds: float
-    """Median of the rest of a pass."""
+    """Median of a pass's parts without what they waited; between the parts and after them some of its time is left."""
     open_seconds: float
     peak_rss_bytes: int
     memory_ceiling_bytes: int
@@ -85,7 +95,7 @@ class Result:
     batch: int
     prompt_tokens: int
     prompt_passes: int
-    """Passes that the prompt took."""
+    """Passes until every prompt was done."""
 
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
@@ -94,7 +104,7 @@ class Result:
 
 def run(
     model: str | os.PathLike[str],
-    settings: Settings,
+    settings: BenchSettings,
     *,
     tell: Callable[[str], None] = lambda doing: None,
     listener: Listener | None = None,
@@ -102,7 +112,8 @@ def run(
     """Open MODEL, probe its disk, and run passes of plain greedy decoding after random prompts.
 
     tell: told what is being done, in a few words, layer by layer. listener: hears of the passes, not of the probe.
-    Raises as LLM.open and LLM.generate do, and ContextError where prompt and passes are more than the context.
+    Raises as LLM.open and LLM.generate do, ContextError where prompt and passes are more than the context, and
+    UsageError where the sequences cannot share so many passes.
     """
     tell("opening")
     progress = _Progress(settings.passes, tell)
@@ -113,41 +124,39 @@ def run(
         open_seconds = time.perf_counter() - begin
         _check_context(llm, settings)
         tell("measuring the disk")
-        disk_rate = probe_disk(llm)
+        disk = measure_disk(llm.files, memory=room_for_probe(llm.memory.budget))
         if listener is not None:
             llm.events.listeners.append(listener)
-        return _result(llm, str(model), settings, _generate(llm, settings), disk_rate, open_seconds)
+        return _result(llm, str(model), settings, _generate(llm, settings), disk, open_seconds)
 
 
-def probe_disk(llm: LLM) -> float:
-    """Bytes a second of the disk of an open model's files, within its ceiling; before its first pass."""
-    plan = llm.plan_pass()
-    return measure_disk(llm.files, memory=plan.ceiling - plan.process - plan.allowance).bytes_per_second
-
-
-def _result(llm: LLM, model: str, settings: Settings, stats: Stats, disk_rate: float, open_seconds: float) -> Result:
-    prompt_passes = 1 + next(i for i, totals in enumerate(stats.log) if totals.logits)
-    prompt, further = stats.log[:prompt_passes], stats.log[prompt_passes:]
-    typical = _Typical(further, settings.batch) if further else _Typical(prompt, settings.batch)
-    seconds, streamed = typical.median("seconds"), typical.median("bytes_read")
+def _result(
+    llm: LLM, model: str, settings: BenchSettings, stats: Sequence[Stats], disk: DiskSpeed, open_seconds: float
+) -> Result:
+    prompt, further = _split_log(stats, settings)
+    typical = further or prompt
+    seconds, streamed = _median(typical, "seconds"), _median(typical, "bytes_read")
+    disk_limit = streamed / disk.bytes_per_second
     resident, ceiling = llm.weights.resident_bytes, llm.memory.budget.ceiling
     return Result(
         model=model,
         seconds_per_pass=[sum(totals.seconds for totals in prompt), *(totals.seconds for totals in further)],
         median_seconds_per_pass=seconds,
-        first_token_seconds=stats.first_token_seconds,
+        first_token_seconds=_last_to_start(stats).first_token_seconds,
         tokens_per_second=_tokens_per_second(stats, settings),
-        weight_bytes=llm.weights.pass_bytes,
+        weight_bytes=BF16_BYTES * pass_weights(llm.config),
+        stored_bytes=llm.weights.pass_bytes,
         resident_bytes=resident,
         resident_share_of_memory=resident / ceiling,
         streamed_bytes_per_pass=streamed,
         first_pass_bytes_read=sum(totals.bytes_read for totals in prompt),
-        probe_bytes_per_second=disk_rate,
-        disk_limit_seconds=streamed / disk_rate,
-        ratio_to_disk_limit=seconds / (streamed / disk_rate) if resident < llm.weights.pass_bytes else None,
-        disk_wait_seconds=typical.median("wait_seconds"),
-        read_seconds=typical.median("read_seconds"),
-        compute_seconds=typical.median("compute_seconds"),
+        probe_bytes_per_second=disk.bytes_per_second,
+        probe_read_bytes=disk.read_bytes,
+        disk_limit_seconds=disk_limit,
+        ratio_to_disk_limit=seconds / disk_limit if disk_limit else None,
+        disk_wait_seconds=_median(typical, "wait_seconds"),
+        read_seconds=_median(typical, "read_seconds"),
+        compute_seconds=_median(typical, "compute_seconds"),
         open_seconds=open_seconds,
         peak_rss_bytes=machine.peak_process_bytes(),
         memory_ceiling_bytes=ceiling,
@@ -155,21 +164,40 @@ def _result(llm: LLM, model: str, settings: Settings, stats: Stats, disk_rate: f
         isa=llm.kernels.isa,
         batch=settings.batch,
         prompt_tokens=settings.prompt_tokens,
-        prompt_passes=prompt_passes,
+        prompt_passes=len(prompt),
     )
 
 
-class _Typical:
-    """Medians over the passes of one token a sequence.
+def _split_log(stats: Sequence[Stats], settings: BenchSettings) -> tuple[list[PassTotals], list[PassTotals]]:
+    """The passes until every prompt was done, and those after them, each of one row a sequence.
 
-    Where a batch's prompts need several passes, the later ones still read theirs while the first one goes on.
+    Where prompts need several passes, the first sequences draw tokens while the others' prompts are still read: such
+    passes count to the prompts. Raises UsageError where too few come after them.
     """
+    log = max((s.log for s in stats), key=len)  # of one that took part from the first pass to the last
+    drawn = min(s.tokens for s in stats)
+    if drawn < settings.passes:
+        raise UsageError(
+            f"There is room for {drawn} tokens of each of the {settings.batch} sequences, not for {settings.passes}.",
+            "Lower --batch, --prompt-tokens or --passes, or raise --memory.",
+        )
+    begin = len(log) - settings.passes + 1
+    return log[:begin], log[begin:]
 
-    def __init__(self, passes: Sequence[PassTotals], batch: int) -> None:
-        self._passes = [totals for totals in passes if totals.rows == batch] or passes
 
-    def median(self, name: str) -> float:
-        return float(statistics.median(getattr(totals, name) for totals in self._passes))
+def _median(passes: Sequence[PassTotals], name: str) -> float:
+    return float(statistics.median(getattr(totals, name) for totals in passes))
+
+
+def _last_to_start(stats: Sequence[Stats]) -> Stats:
+    return max(stats, key=lambda s: s.first_token_seconds)
+
+
+def _tokens_per_second(stats: Sequence[Stats], settings: BenchSettings) -> float:
+    last = _last_to_start(stats)
+    if settings.passes == 1:
+        return settings.batch / last.seconds
+    return settings.batch * (settings.passes - 1) / (last.seconds - last.first_token_seconds)
 
 
 class _Progress:
@@ -189,7 +217,7 @@ class _Progress:
             self._tell(f"pass {self._begun} of {max(self._passes, self._begun)}, layer {layer}")
 
 
-def _check_context(llm: LLM, settings: Settings) -> None:
+def _check_context(llm: LLM, settings: BenchSettings) -> None:
     if settings.prompt_tokens + settings.passes > llm.context:
         raise ContextError(
             f"{settings.prompt_tokens} tokens and {settings.passes} passes are more than the context of {llm.context}.",
@@ -197,15 +225,32 @@ def _check_context(llm: LLM, settings: Settings) -> None:
         )
 
 
-def _generate(llm: LLM, settings: Settings) -> Stats:
-    """What the first of the sequences took: all of them begin and end together."""
+def _generate(llm: LLM, settings: BenchSettings) -> list[Stats]:
+    """What each of the sequences took, until the last to start has drawn a token for every pass."""
     shape = (settings.batch, settings.prompt_tokens)
     prompts = np.random.default_rng(0).integers(0, llm.config.vocab_size, shape).tolist()
-    params = SamplingParams(temperature=0, max_tokens=settings.passes, ignore_eos=True)
-    return llm.generate(prompts, params)[0].stats
+    most = settings.passes + _head_start(llm, settings)
+    completions = llm._start(prompts, SamplingParams(temperature=0, max_tokens=most, ignore_eos=True))
+    for _ in llm._run(completions):  # generate() would go on until all have drawn `most`
+        enough = all(completion.stats.tokens >= settings.passes for completion in completions)
+        if enough or not all(completion.runs for completion in completions):
+            break
+    return [completion.stats for completion in completions]
 
 
-def _tokens_per_second(stats: Stats, settings: Settings) -> float:
-    if settings.passes == 1:
-        return settings.batch / stats.seconds
-    return settings.batch * (settings.passes - 1) / (stats.seconds - stats.first_token_seconds)
+def _head_start(llm: LLM, settings: BenchSettings) -> int:
+    """Tokens, at most, that the first sequence draws before the last one's prompt is done.
+
+    Raises UsageError where the prompts do not get on beside the sequences that draw.
+    """
+    batch, rows = settings.batch, settings.batch * settings.prompt_tokens
+    kv = batch * llm.plan_pass(slots=settings.prompt_tokens + settings.passes).kv
+    most_rows = min(MAX_ROWS, max(LEAST_CHUNK_ROWS, llm.memory.budget.most_rows(kv, batch)))
+    if batch == 1 or rows <= most_rows:
+        return 0
+    if most_rows <= batch:
+        raise UsageError(
+            f"A pass has room for {most_rows} rows: too few for {batch} sequences and what is left of their prompts.",
+            "Lower --batch or --prompt-tokens, or raise --memory.",
+        )
+    return -(-rows // (most_rows - batch))

@@ -15,21 +15,19 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from penstock import machine
-from penstock.checkpoint import expected_tensors, open_checkpoint
+from penstock.checkpoint import open_checkpoint
 from penstock.config import parse_config
 from penstock.errors import PenstockError
-from penstock.forecast import Rates, forecast_token
+from penstock.forecast import Rates, forecast_token, pass_weights
 from penstock.kernels import Kernels
 from penstock.kv_cache import KvShape
 from penstock.llm import LLM, Options
-from penstock.models.llama import pass_order
 from penstock.plan import Budget, Demand
 from penstock.probe import measure_compute
 from penstock.sampling import SamplingParams
@@ -40,7 +38,6 @@ from penstock.synth import plan_shards, synthesize
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from penstock.config import ModelConfig
     from penstock.forecast import Forecast
     from penstock.format import TensorInfo
 
@@ -166,7 +163,7 @@ def forecast(timing: Timing, ceiling: int) -> Forecast:
     config, kernels = parse_config(shape_config(SHAPE), SHAPE), Kernels()
     budget = Budget(
         config=config,
-        weights=_pass_bytes(config),
+        weights=2 * pass_weights(config),
         ceiling=ceiling,
         process=machine.footprint().nbytes,
         scratch=kernels.scratch_bytes * kernels.threads,
@@ -175,12 +172,6 @@ def forecast(timing: Timing, ceiling: int) -> Forecast:
     rates = Rates(timing.bytes_per_second, compute.row_bytes_per_second, compute.flops_per_second)
     kv = KvShape.of(config, config.num_hidden_layers, "bf16").bytes_for(CONTEXT)
     return forecast_token(budget.plan(Demand(kv=kv)), rates)
-
-
-def _pass_bytes(config: ModelConfig) -> int:
-    """BF16 bytes of the matrices that a pass needs."""
-    shapes = expected_tensors(config)
-    return sum(2 * prod(shapes[name]) for group in pass_order(config) for name in group)
 
 
 def _make(out: Path, config: Mapping[str, Any], on_progress: Callable[[int, int], None] | None) -> None:

@@ -7,7 +7,11 @@ by which a pass misses the slower one's time, sampling, and what other programs 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
+
+from penstock.checkpoint import expected_tensors
+from penstock.models.llama import pass_order
 
 if TYPE_CHECKING:
     from penstock.config import ModelConfig
@@ -40,9 +44,11 @@ class Forecast:
         """What decides: "disk" or "compute"."""
         return "disk" if self.disk_seconds >= self.compute_seconds else "compute"
 
-    def __str__(self) -> str:
-        parts = f"{self.bytes_read / 1e9:.2f} GB from the disk {self.disk_seconds:.2f} s"
-        return f"{self.seconds:.2f} s ({parts}, compute {self.compute_seconds:.2f} s)"
+
+def pass_weights(config: ModelConfig) -> int:
+    """How many weights the matrices have that a pass needs whole: all but an embedding that is no head too."""
+    shapes = expected_tensors(config)
+    return sum(prod(shapes[name]) for group in pass_order(config) for name in group)
 
 
 def pass_flops(config: ModelConfig, rows: int, positions: int) -> int:

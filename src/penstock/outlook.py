@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,18 @@ from penstock import machine
 from penstock.checkpoint import expected_tensors
 from penstock.config import ModelConfig, parse_config
 from penstock.engine import MAX_ROWS
-from penstock.errors import CheckpointError, ContextError, MemoryCeilingError, UsageError
-from penstock.forecast import Forecast, Rates, forecast_prompt, forecast_token
+from penstock.errors import CheckpointError, MemoryCeilingError, UnsupportedError, UsageError
+from penstock.forecast import Forecast, Rates, forecast_prompt, forecast_token, pass_weights
 from penstock.hub import is_repo_id, repo_config
 from penstock.kernels import Kernels
 from penstock.kv_cache import BLOCK_SLOTS, KvShape
 from penstock.llm import LLM
 from penstock.machine import Footprint
-from penstock.models.llama import pass_order
-from penstock.plan import LEAST_CHUNK_ROWS, Budget, Demand, Plan, parse_bytes
-from penstock.probe import ComputeSpeed, DiskSpeed, measure_compute, measure_disk, probe_file
+from penstock.plan import LEAST_CHUNK_ROWS, Budget, Demand, Plan, check_context, parse_bytes
+from penstock.probe import ComputeSpeed, DiskSpeed, measure_compute, measure_disk, probe_file, room_for_probe
 from penstock.shapes import SHAPES, shape_config
 from penstock.store import find_model, store_root
+from penstock.strict_json import shown
 
 PROBE_BYTES = 10**9
 PROBE_SECONDS = 2.0
@@ -38,10 +37,12 @@ CONTEXT = 2048
 PROMPTS = (16, 512, 4096)
 TOKENIZER_BYTES_PER_ENTRY = 410
 """Measured: tokenizers of 128,256 entries take 46 to 52 MB, once what loading them took has been given back."""
+WEIGHT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+"""Bytes of a weight, by the dtype that config.json names."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
     """What is planned for; `memory`, `threads` and `kv_dtype` as for LLM.open."""
 
     memory: str | int | None = None
@@ -91,6 +92,7 @@ class Outlook:
             "context": self.context,
             "most_context": self.most_context,
             "disk_bytes_per_second": self.disk.bytes_per_second,
+            "probe_read_bytes": self.disk.read_bytes,
             "disk_basis": self.disk_basis,
             **asdict(self.compute),
             "threads": self.threads,
@@ -120,7 +122,7 @@ class _Described:
     source: str
 
 
-def look(model: str, settings: Settings) -> Outlook:
+def look(model: str, settings: PlanSettings) -> Outlook:
     """Plan MODEL: a directory, a name on this machine, a shape's name in any case, or a repository on the Hub.
 
     Raises MemoryCeilingError, naming the least that works; ContextError; CheckpointError and its kin; ReadError.
@@ -150,24 +152,24 @@ def _on_hub(repo: str) -> _Described:
     return _Described(repo_config(repo), f"config.json of {repo} on the Hub")
 
 
-def _look_here(model: str, path: Path, settings: Settings, before: Footprint) -> Outlook:
+def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint) -> Outlook:
     with LLM.open(path, memory=settings.memory, threads=settings.threads, kv_dtype=settings.kv_dtype) as llm:
         budget = llm.memory.budget
         tokenizer = max(0, budget.process - before.nbytes)
         subject = _Subject(model, "the model's own files", budget, tokenizer, llm.kernels)
         _plan(subject, settings)  # before anything is measured
-        disk = measure_disk(llm.files, PROBE_BYTES, seconds=PROBE_SECONDS, memory=budget.ceiling - budget.process)
+        disk = _measure_disk(llm.files, budget)
         return _outlook(subject, settings, disk, "direct reads of the model's own files")
 
 
-def _look_ahead(model: str, described: _Described, settings: Settings, process: Footprint) -> Outlook:
+def _look_ahead(model: str, described: _Described, settings: PlanSettings, process: Footprint) -> Outlook:
     config = parse_config(described.content, described.source)
     kernels = Kernels(settings.threads)
     tokenizer = config.vocab_size * TOKENIZER_BYTES_PER_ENTRY + _vector_bytes(config)
     free = machine.available_bytes() + process.anonymous
     budget = Budget(
         config=config,
-        weights=_pass_bytes(config),
+        weights=pass_weights(config) * _weight_bytes(described),
         ceiling=free if settings.memory is None else parse_bytes(settings.memory),
         process=process.nbytes + tokenizer,
         scratch=kernels.scratch_bytes * kernels.threads,
@@ -175,15 +177,26 @@ def _look_ahead(model: str, described: _Described, settings: Settings, process: 
     subject = _Subject(model, f"{described.source}; the tokenizer is estimated", budget, tokenizer, kernels)
     _plan(subject, settings)  # before anything is written
     with probe_file(store_root(), PROBE_FILE_BYTES) as path:
-        disk = measure_disk([path], PROBE_BYTES, seconds=PROBE_SECONDS)
+        disk = _measure_disk([path], budget)
         place = path.parent.parent
     return _outlook(subject, settings, disk, f"direct reads of a new file of random numbers in {place}")
 
 
-def _pass_bytes(config: ModelConfig) -> int:
-    """BF16 bytes of the matrices that a pass needs."""
-    shapes = expected_tensors(config)
-    return sum(2 * prod(shapes[name]) for group in pass_order(config) for name in group)
+def _weight_bytes(described: _Described) -> int:
+    """Bytes of a weight: as config.json has it, under its newer or its older name, or BF16's where it does not say.
+
+    Raises UnsupportedError for types that Penstock does not run.
+    """
+    key = "torch_dtype" if described.content.get("dtype") is None else "dtype"
+    dtype = described.content.get(key) or "bfloat16"
+    if not isinstance(dtype, str) or dtype not in WEIGHT_BYTES:
+        problem = f"{described.source}: {key} is {shown(dtype)}, so its weights are not BF16, F16 or F32"
+        raise UnsupportedError(problem, "Use the original full-precision checkpoint, in one of these.")
+    return WEIGHT_BYTES[dtype]
+
+
+def _measure_disk(paths: Sequence[Path], budget: Budget) -> DiskSpeed:
+    return measure_disk(paths, PROBE_BYTES, seconds=PROBE_SECONDS, memory=room_for_probe(budget))
 
 
 def _vector_bytes(config: ModelConfig) -> int:
@@ -191,9 +204,9 @@ def _vector_bytes(config: ModelConfig) -> int:
     return sum(4 * shape[0] for shape in expected_tensors(config).values() if len(shape) == 1)
 
 
-def _outlook(subject: _Subject, settings: Settings, disk: DiskSpeed, disk_basis: str) -> Outlook:
+def _outlook(subject: _Subject, settings: PlanSettings, disk: DiskSpeed, disk_basis: str) -> Outlook:
     plan, context, most = _plan(subject, settings)
-    compute = measure_compute(subject.kernels)
+    compute = measure_compute(subject.kernels, memory=room_for_probe(subject.budget))
     rates = Rates(disk.bytes_per_second, compute.row_bytes_per_second, compute.flops_per_second)
     return Outlook(
         model=subject.name,
@@ -212,17 +225,13 @@ def _outlook(subject: _Subject, settings: Settings, disk: DiskSpeed, disk_basis:
     )
 
 
-def _plan(subject: _Subject, settings: Settings) -> tuple[Plan, int, int]:
+def _plan(subject: _Subject, settings: PlanSettings) -> tuple[Plan, int, int]:
     """The plan of a pass of one row, the positions that it is for, and the most that could be.
 
     Raises ContextError for a context that the model was not trained for, MemoryCeilingError where it does not fit.
     """
     budget, trained = subject.budget, subject.budget.config.max_position_embeddings
-    if settings.context is not None and not 1 < settings.context <= trained:
-        raise ContextError(
-            f"A context of {settings.context} is out of range: the model was trained for {trained} positions.",
-            f"Give a number from 2 to {trained}.",
-        )
+    check_context(settings.context, trained)
     shape = KvShape.of(budget.config, budget.config.num_hidden_layers, settings.kv_dtype)
     most = min(trained, max(1, budget.most_kv(1) // shape.block_bytes) * BLOCK_SLOTS)
     context = settings.context or min(CONTEXT, most)

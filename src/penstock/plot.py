@@ -93,6 +93,14 @@ class PassPicture:
     def bytes_read(self) -> int:
         return sum(nbytes for reads in self.reads.values() for _, _, nbytes in reads)
 
+    @property
+    def wait_seconds(self) -> float:
+        return _total(self.waits)
+
+    @property
+    def compute_seconds(self) -> float:
+        return _total(self.computes)
+
     def rate(self, bins: int = BINS) -> F64:
         """Bytes a second in each of `bins` equal parts of the pass, float64 [bins]; a read's bytes come evenly."""
         edges = np.linspace(0, self.seconds, bins + 1)
@@ -144,8 +152,9 @@ def check_plot(path: Path) -> None:
         raise PenstockError("Plots are drawn by matplotlib, which is missing.", "Install it: pip install matplotlib")
 
 
-def draw(picture: PassPicture, path: Path, title: str, disk_rate: float) -> None:
-    """Write a picture of a pass to `path`; `disk_rate`: bytes a second that the disk gave without any compute.
+def draw(picture: PassPicture, path: Path, title: str, summary: str, disk_rate: float) -> None:
+    """Write a picture of a pass to `path`, under a line of `title` and one of `summary`; `disk_rate`: bytes a second
+    that the disk gave without any compute.
 
     Raises as check_plot does, and PenstockError where the file cannot be written.
     """
@@ -163,23 +172,12 @@ def draw(picture: PassPicture, path: Path, title: str, disk_rate: float) -> None
     lane_axes.set_xlim(0, picture.seconds)
     lane_axes.set_xlabel("seconds since the pass began", color=PALE)
     figure.text(0.012, 0.975, title, va="top", fontsize=14, fontweight="bold", color=INK)
-    figure.text(0.012, 0.927, _summary(picture), va="top", fontsize=10, color=PALE)
+    figure.text(0.012, 0.927, summary, va="top", fontsize=10, color=PALE)
     try:
         figure.savefig(path, dpi=160, facecolor="white")
     except OSError as error:
         problem = f"{path}: the plot cannot be written: {error.strerror or error}."
         raise PenstockError(problem, "Name a file in a directory that you may write to.") from error
-
-
-def _summary(picture: PassPicture) -> str:
-    rate = picture.bytes_read / picture.seconds
-    read = f"{picture.bytes_read / 1e9:.3g} GB read, {rate / 1e9:.2f} GB/s" if picture.reads else "no weights read"
-    computed, waited = (_shown(_total(spans)) for spans in (picture.computes, picture.waits))
-    return f"{_shown(picture.seconds)}: {computed} computing, {waited} waiting for the disk; {read}"
-
-
-def _shown(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _total(spans: Sequence[Span]) -> float:

@@ -24,9 +24,11 @@ import numpy as np
 
 from penstock.errors import PenstockError
 from penstock.files import ALIGNMENT, Extent, Files, aligned_buffer
+from penstock.plan import allowance
 
 if TYPE_CHECKING:
     from penstock.kernels import Kernels
+    from penstock.plan import Budget
 
 MIB = 1 << 20
 PROBE_BYTES = 4 * 10**9
@@ -38,6 +40,8 @@ WEIGHT_BYTES = 56 * MIB
 """Weights of the compute probe: more than the cache that a laptop's cores share."""
 COLUMNS = 4096
 SLICE_BYTES = 4 * MIB
+ROWS_BYTES = 2 * MIB
+"""What the compute probe takes beside its weights."""
 MANY_ROWS = 64
 """Rows from which on the matrix product is bound by arithmetic, not by the weights' way from memory."""
 PROBE_SECONDS = 0.1
@@ -45,10 +49,11 @@ PROBE_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class DiskSpeed:
-    """`nbytes` bytes of direct reads took `seconds` seconds."""
+    """`nbytes` bytes of direct reads of at most `read_bytes` each took `seconds` seconds."""
 
     nbytes: int
     seconds: float
+    read_bytes: int
 
     @property
     def bytes_per_second(self) -> float:
@@ -65,6 +70,11 @@ class ComputeSpeed:
     """Multiplications and additions, each counted, of MANY_ROWS rows."""
 
 
+def room_for_probe(budget: Budget) -> int:
+    """Bytes that a probe may take within a model's ceiling, before the model's first pass."""
+    return budget.ceiling - budget.process - budget.scratch - allowance(budget.ceiling)
+
+
 def measure_disk(
     paths: Sequence[Path], nbytes: int = PROBE_BYTES, *, seconds: float = math.inf, memory: float = math.inf
 ) -> DiskSpeed:
@@ -75,29 +85,40 @@ def measure_disk(
     LEAST_READ_BYTES each. Raises ReadError.
     """
     fitting = int(min(READ_BYTES, memory // READS_AT_ONCE - ALIGNMENT)) // ALIGNMENT * ALIGNMENT
-    reads = _reads(paths, nbytes, max(LEAST_READ_BYTES, fitting))
+    read_bytes = max(LEAST_READ_BYTES, fitting)
+    reads = _reads(paths, nbytes, read_bytes)
     buffers = [aligned_buffer(max((extent.nbytes for extent in reads), default=1)) for _ in range(READS_AT_ONCE)]
     files = Files()
     begin = time.perf_counter()
 
     def work(worker: int) -> int:
         done = 0
-        with suppress(IndexError):  # no reads are left
-            while time.perf_counter() - begin < seconds:
-                done += files.read(reads.popleft(), buffers[worker]).nbytes
+        try:
+            with suppress(IndexError):  # no reads are left
+                while time.perf_counter() - begin < seconds:
+                    done += files.read(reads.popleft(), buffers[worker]).nbytes
+        finally:
+            reads.clear()  # where one fails, the others stop too
         return done
 
     try:
         with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="penstock-probe") as threads:
-            done = sum(threads.map(work, range(READS_AT_ONCE)))
-        return DiskSpeed(done, time.perf_counter() - begin)
+            try:
+                done = sum(threads.map(work, range(READS_AT_ONCE)))
+            finally:
+                reads.clear()  # so does Ctrl-C, which reaches this thread alone
+        return DiskSpeed(done, time.perf_counter() - begin, read_bytes)
     finally:
         files.close()
 
 
-def measure_compute(kernels: Kernels, seconds: float = PROBE_SECONDS) -> ComputeSpeed:
-    """Matrix products of one row and of MANY_ROWS rows, each for about `seconds`, in at most 64 MiB of memory."""
-    weights = aligned_buffer(WEIGHT_BYTES)[:WEIGHT_BYTES]
+def measure_compute(kernels: Kernels, seconds: float = PROBE_SECONDS, *, memory: float = math.inf) -> ComputeSpeed:
+    """Matrix products of one row and of MANY_ROWS rows, each for about `seconds`, with WEIGHT_BYTES of weights.
+
+    With less than their 58 MiB of `memory` there are fewer weights, down to SLICE_BYTES, and more of them are cached.
+    """
+    nbytes = int(min(WEIGHT_BYTES, max(SLICE_BYTES, memory - ROWS_BYTES))) // SLICE_BYTES * SLICE_BYTES
+    weights = aligned_buffer(nbytes)[:nbytes]
     weights.view(np.uint16)[:] = 0x3F80  # 1.0; pages that nobody wrote would all be one page, in the cache
     slices = cycle(weights.reshape(-1, SLICE_BYTES // (2 * COLUMNS), 2 * COLUMNS))
 

@@ -93,7 +93,7 @@ class Stage:
             logits = self._run(rows, parts)
         finally:
             end = time.perf_counter()
-            self.model.weights.events.tell("pass", f"{len(rows)} rows", begin, end)
+            self.model.weights.events.tell("pass", f"{len(rows)} row{'s' * (len(rows) != 1)}", begin, end)
         return logits, PassStats(len(rows), tuple(parts), end - begin)
 
     def _run(self, rows: Rows, parts: list[PartStats]) -> F32:

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from penstock import benchmark
-from penstock.benchmark import Result, Settings
+from penstock.benchmark import BenchSettings, Result
 from penstock.cli import options as opt
+from penstock.cli.units import format_seconds, format_size
 from penstock.plot import LastPass, PassPicture, check_plot, draw
 
 
@@ -30,7 +32,9 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Measure seconds a pass and where they went, beside what the disk can do."""
-    settings = Settings(passes, prompt_tokens, batch, memory, threads, kv_dtype)
+    settings = BenchSettings(
+        passes=passes, prompt_tokens=prompt_tokens, batch=batch, memory=memory, threads=threads, kv_dtype=kv_dtype
+    )
     if plot is not None:
         check_plot(plot)
     last = LastPass() if plot is not None else None
@@ -39,16 +43,26 @@ def bench(
         result = benchmark.run(model, settings, tell=status.update, listener=last)
     if plot is not None and last is not None:
         title = f"{Path(model).name}: {'the first pass' if passes == 1 else 'a pass for one more token'}"
-        draw(PassPicture.of(last.events), plot, title, result.probe_bytes_per_second)
+        picture = PassPicture.of(last.events)
+        draw(picture, plot, title, summary(picture), result.probe_bytes_per_second)
     if as_json:
         print(json.dumps(result.as_object()))
     else:
         Console(highlight=False).print(table(result))
 
 
+def summary(picture: PassPicture) -> str:
+    """A pass in a line."""
+    nbytes = picture.bytes_read
+    read = f"{format_size(nbytes)} read, {format_size(nbytes / picture.seconds)}/s" if nbytes else "no weights read"
+    took, computed, waited = map(format_seconds, (picture.seconds, picture.compute_seconds, picture.wait_seconds))
+    return f"{took}: {computed} computing, {waited} waiting for the disk; {read}"
+
+
 def table(result: Result) -> Table:
     """The result for people: what, how much, and what it means."""
-    grid = Table(title=f"{result.model}, {result.threads} threads, {result.isa}", title_justify="left", box=None)
+    title = f"{escape(result.model)}, {result.threads} threads, {result.isa}"
+    grid = Table(title=title, title_justify="left", box=None)
     grid.add_column(style="dim")
     grid.add_column(justify="right", style="bold")
     grid.add_column()
@@ -63,38 +77,33 @@ Row = tuple[str, str, str]
 def _time_rows(result: Result) -> list[Row]:
     further = len(result.seconds_per_pass) - 1
     sequences = f" of {result.batch} sequences" if result.batch > 1 else ""
-    passes = f", in {result.prompt_passes} passes" if result.prompt_passes > 1 else ""
+    prompt = f"after a prompt of {result.prompt_tokens}"
+    if result.prompt_passes > 1:
+        prompt += f", in {result.prompt_passes} passes"
+    median = f"median of {further}" if further else "the prompt's"
     return [
-        ("a pass", _seconds(result.median_seconds_per_pass), f"median of {further}" if further else "the prompt's"),
-        ("waiting", _seconds(result.disk_wait_seconds), "for the disk"),
-        ("computing", _seconds(result.compute_seconds), ""),
+        ("a pass", format_seconds(result.median_seconds_per_pass), median),
+        ("waiting", format_seconds(result.disk_wait_seconds), "for the disk"),
+        ("computing", format_seconds(result.compute_seconds), ""),
         ("tokens", f"{result.tokens_per_second:.3g} a second", f"after the first{sequences}"),
-        ("first token", _seconds(result.first_token_seconds), f"after a prompt of {result.prompt_tokens}{passes}"),
-        ("opening", _seconds(result.open_seconds), ""),
+        ("first token", format_seconds(result.first_token_seconds), prompt),
+        ("opening", format_seconds(result.open_seconds), ""),
     ]
 
 
 def _disk_rows(result: Result) -> list[Row]:
     rows = [
-        ("weights", _gb(result.weight_bytes), "that a pass needs"),
-        ("resident", _gb(result.resident_bytes), "of them, in memory"),
-        ("streamed", _gb(result.streamed_bytes_per_pass), "read in each pass"),
-        ("disk", f"{_gb(result.probe_bytes_per_second)}/s", "by itself, before the passes"),
+        ("weights", format_size(result.stored_bytes), "that a pass needs"),
+        ("resident", format_size(result.resident_bytes), "of them, in memory"),
+        ("streamed", format_size(result.streamed_bytes_per_pass), "read in each pass"),
+        ("disk", f"{format_size(result.probe_bytes_per_second)}/s", "by itself, before the passes"),
     ]
     if result.ratio_to_disk_limit is not None:
-        note = f"of the disk for what is streamed; a pass takes {result.ratio_to_disk_limit:.2f} times that"
-        rows.append(("limit", _seconds(result.disk_limit_seconds), note))
+        rows.append(("limit", format_seconds(result.disk_limit_seconds), "of the disk, for what is streamed"))
+        rows.append(("ratio", f"{result.ratio_to_disk_limit:.2f}", "of a pass to that limit"))
     return rows
 
 
 def _memory_rows(result: Result) -> list[Row]:
     ceiling = result.memory_ceiling_bytes
-    return [("memory", _gb(result.peak_rss_bytes), f"at most, of {_gb(ceiling)}")]
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{seconds * 1e3:.2f} ms"
-
-
-def _gb(nbytes: float) -> str:
-    return f"{nbytes / 1e9:.3f} GB"
+    return [("memory", format_size(result.peak_rss_bytes), f"at most, of {format_size(ceiling)}")]

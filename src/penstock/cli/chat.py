@@ -5,9 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from prompt_toolkit import PromptSession
-from prompt_toolkit.history import InMemoryHistory
-
 from penstock.cli.show import show
 from penstock.errors import ChatTemplateError, ContextError, MemoryCeilingError
 
@@ -29,6 +26,9 @@ def chat(llm: LLM, params: SamplingParams, display: Display, report: Callable[[l
         raise ChatTemplateError(
             "This model has no chat template, so there is no chat.", "Give a prompt: penstock run MODEL PROMPT."
         )
+    from prompt_toolkit import PromptSession  # 24 MB that only a chat should take
+    from prompt_toolkit.history import InMemoryHistory
+
     session: PromptSession[str] = PromptSession("> ", history=InMemoryHistory())
     messages: list[dict[str, str]] = []
     while True:

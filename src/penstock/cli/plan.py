@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from penstock.cli import options as opt
-from penstock.outlook import Outlook, Settings, look
+from penstock.cli.units import format_seconds, format_size
+from penstock.outlook import PROMPTS, Outlook, PlanSettings, look
 from penstock.plan import MIB
 
 if TYPE_CHECKING:
     from penstock.forecast import Forecast
-
-DEFAULTS = Settings()
 
 
 def plan(
@@ -36,7 +36,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Tell what fits in memory, what streams, and how long a token will take; before any weight is downloaded."""
-    settings = Settings(memory, context, tuple(prompt_tokens or DEFAULTS.prompts), threads, kv_dtype)
+    prompts = tuple(prompt_tokens or PROMPTS)
+    settings = PlanSettings(memory=memory, context=context, prompts=prompts, threads=threads, kv_dtype=kv_dtype)
     with Console(stderr=True).status("measuring the disk and the CPU"):
         outlook = look(model, settings)
     if as_json:
@@ -62,7 +63,7 @@ def memory_table(outlook: Outlook) -> Table:
         ("weights that stay in memory", shares.resident, _percent(shares.resident, weights)),
         ("unused", shares.ceiling - used - shares.resident, ""),
     ]
-    table = Table(title=f"Memory of {outlook.model}", title_justify="left", title_style="bold", box=None)
+    table = Table(title=f"Memory of {escape(outlook.model)}", title_justify="left", title_style="bold", box=None)
     table.add_column("")
     table.add_column("MiB", justify="right")
     table.add_column("", style="dim")
@@ -83,10 +84,10 @@ def speed_table(outlook: Outlook) -> Table:
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
-    measured = f"{disk.nbytes / 1e9:.1f} GB in {disk.seconds:.1f} s: {outlook.disk_basis}"
+    measured = f"{format_size(disk.nbytes)} in {format_seconds(disk.seconds)}: {escape(outlook.disk_basis)}"
     cpu = f"{outlook.threads} threads, {outlook.isa}"
-    table.add_row("disk", f"{disk.bytes_per_second / 1e9:.2f} GB/s", measured)
-    table.add_row("CPU, one row", f"{compute.row_bytes_per_second / 1e9:.1f} GB/s", f"of weights in memory; {cpu}")
+    table.add_row("disk", f"{format_size(disk.bytes_per_second)}/s", measured)
+    table.add_row("CPU, one row", f"{format_size(compute.row_bytes_per_second)}/s", f"of weights in memory; {cpu}")
     table.add_row("CPU, many rows", f"{compute.flops_per_second / 1e9:.0f} GFLOP/s", cpu)
     return table
 
@@ -106,24 +107,21 @@ def forecast_table(outlook: Outlook) -> Table:
 
 def _cells(forecast: Forecast) -> tuple[str, ...]:
     return (
-        _seconds(forecast.seconds),
-        _seconds(forecast.disk_seconds),
-        _seconds(forecast.compute_seconds),
+        format_seconds(forecast.seconds),
+        format_seconds(forecast.disk_seconds),
+        format_seconds(forecast.compute_seconds),
         f"{forecast.bytes_read / 1e9:.2f}",
         f"{forecast.passes}",
     )
 
 
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.2f} ms"
-
-
 def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / max(1, whole):.0f} % of {whole / 1e9:.2f} GB"
+    return f"{100 * part / max(1, whole):.0f} % of {format_size(whole)}"
 
 
 def _caveat(outlook: Outlook) -> str:
     return (
-        f"[dim]The sizes rest on {outlook.basis}; the times on the speeds above, measured just now and briefly: a disk "
-        "that others share drifts. Disk and CPU work at the same time, so the slower one decides. One token a pass.[/]"
+        f"[dim]The sizes rest on {escape(outlook.basis)}; the times on the speeds above, measured just now and "
+        "briefly: a disk that others share drifts. Disk and CPU work at the same time, so the slower one decides. "
+        "One token a pass.[/]"
     )
