@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from penstock import machine
+from penstock.cli.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,13 +56,14 @@ def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]
 def print_stats(llm: LLM, stats: Stats) -> None:
     """A few lines about the whole completion."""
     told = stats_object(llm, stats)
+    resident, streamed = format_size(told["resident_bytes"]), format_size(told["streamed_bytes_per_pass"])
     busy = max(told["disk_wait_seconds"] + told["compute_seconds"], 1e-9)
     lines = (
         f"{stats.prompt_tokens} tokens in, {stats.tokens} out in {stats.seconds:.2f} s: first after "
         f"{stats.first_token_seconds:.2f} s, then {told['seconds_per_token']:.3f} s a token; {stats.passes} passes, "
         f"{stats.tokens_per_pass:.2f} tokens a pass; seed {stats.seed}",
-        f"weights: {_size(told['resident_bytes'])} resident, {_size(told['streamed_bytes_per_pass'])} streamed a pass; "
-        f"{_size(stats.bytes_read)} read in all, {_size(told['bytes_per_second'])}/s",
+        f"weights: {resident} resident, {streamed} streamed a pass; "
+        f"{format_size(stats.bytes_read)} read in all, {format_size(told['bytes_per_second'])}/s",
         f"time: {told['disk_wait_seconds'] / busy:.0%} waiting for the disk, "
         f"{told['compute_seconds'] / busy:.0%} computing ({llm.kernels.threads} threads, {llm.kernels.isa})",
         f"memory: {told['peak_rss_bytes'] / 2**30:.2f} GiB at the peak, "
@@ -105,6 +107,3 @@ def _add_row(table: Table, name: str, parts: list[PartStats], share: int = 1) ->
         f"{sum(p.compute_seconds for p in parts) / share * 1e3:.2f}",
     )
 
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
