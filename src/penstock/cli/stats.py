@@ -106,4 +106,3 @@ def _add_row(table: Table, name: str, parts: list[PartStats], share: int = 1) ->
         f"{sum(p.wait_seconds for p in parts) / share * 1e3:.2f}",
         f"{sum(p.compute_seconds for p in parts) / share * 1e3:.2f}",
     )
-
