@@ -83,7 +83,7 @@ class TestErrors:
             (("run", "demo", "text", "--memory", "1MiB"), 2, "The least that works is"),
             (("run", "demo", "text", "--kv-dtype", "int8"), 2, "kv_dtype='int8'"),
             (("run", "demo", "text", "--context", "1"), 2, "context of 1 is out of range"),
-            (("run", "demo", "text", "--threads", "0"), 2, "at least one"),
+            (("run", "demo", "text", "--threads", "0"), 2, "a whole number from 1"),
             (("run", "demo", "some long text", "--raw", "--context", "3"), 2, "a context of 3 has no room"),
             (("run", "demo", "text", "--no-such-option"), 2, "No such option"),
             (("fly",), 2, "No such command"),

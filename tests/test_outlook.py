@@ -9,9 +9,10 @@ import pytest
 from cases import CASES
 from checkpoints import tiny_config
 
-from penstock import LLM, outlook
+from penstock import LLM, machine, outlook
 from penstock.errors import CheckpointError, ContextError, MemoryCeilingError, UnsupportedError, UsageError
 from penstock.forecast import Rates, forecast_prompt, forecast_token
+from penstock.machine import Footprint
 from penstock.outlook import Outlook, PlanSettings, look
 from penstock.plan import MIB, Demand
 from penstock.probe import ComputeSpeed, DiskSpeed, room_for_probe
@@ -57,10 +58,10 @@ class TestModelsThatAreHere:
     @pytest.mark.parametrize("name", ["gqa-4", "f16", "f32"])
     def test_plan_and_forecasts(self, tmp_path: Path, name: str) -> None:
         path = CASES[name].write(tmp_path / "model")
-        found = look(str(path), PlanSettings(memory="1GiB", threads=1, prompts=(16, 600)))
-        with LLM.open(path, memory="1GiB", threads=1) as llm:
+        found = look(str(path), PlanSettings(memory="16GiB", threads=1, prompts=(16, 600)))
+        with LLM.open(path, memory="16GiB", threads=1) as llm:
             assert weights(found) == found.plan.resident == llm.weights.pass_bytes
-        assert (found.basis, found.threads, found.plan.ceiling) == ("the model's own files", 1, 1 << 30)
+        assert (found.basis, found.threads, found.plan.ceiling) == ("the model's own files", 1, 16 << 30)
         assert (found.context, found.most_context) == (512, 512)
         assert found.token == forecast_token(found.plan, SPEEDS)
         first = found.prompts[16]
@@ -72,8 +73,8 @@ class TestModelsThatAreHere:
         self, tmp_path: Path, probes: list[tuple[str, list[Path], float]]
     ) -> None:
         path = CASES["shards"].write(tmp_path / "model")
-        found = look(str(path), PlanSettings(memory="600MiB"))
-        with LLM.open(path, memory="600MiB") as llm:
+        found = look(str(path), PlanSettings(memory="16GiB"))
+        with LLM.open(path, memory="16GiB") as llm:
             room = room_for_probe(llm.memory.budget)
         (disk, paths, disk_room), (compute, _, compute_room) = probes
         assert (disk, compute) == ("disk", "compute")
@@ -127,7 +128,8 @@ class TestModelsThatAreNot:
         )
         assert caught.value.remedy == "Use the original full-precision checkpoint, in one of these."
 
-    def test_long_prompts_go_in_chunks_where_memory_is_short(self) -> None:
+    def test_long_prompts_go_in_chunks_where_memory_is_short(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(machine, "footprint", lambda: Footprint(100 * MIB, 0))
         process = look("smollm2-135m", PlanSettings(memory="1GiB", threads=1)).plan.process
         found = look("smollm2-135m", PlanSettings(memory=process + 165 * MIB, threads=1, prompts=(16, 4096)))
         short, long = found.prompts[16], found.prompts[4096]
