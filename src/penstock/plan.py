@@ -21,7 +21,7 @@ UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": MIB, "gib": 1 << 30, "kb": 10**3,
 ALLOWANCE_BYTES = 24 * MIB
 """For what is not counted one by one: the Python heap as it grows, malloc's slack, thread stacks, the kernel's own."""
 RING_DEPTH, RING_READS = 12, 8
-RING_SHARE = 12
+RING_SHARE = 6
 """The reader's ring takes this part of the ceiling, up to MOST_RING_BYTES."""
 LEAST_RING_BYTES, MOST_RING_BYTES = 6 * MIB, 128 * MIB
 LEAST_CHUNK_ROWS = 32
