@@ -32,7 +32,9 @@ def open_weights(
     written = write_checkpoint(path, tensors=tensors)
     checkpoint = open_checkpoint(path)
     options = {"ring": Ring(4, 700)} | options
+    resident = options.pop("resident_bytes", 0)
     weights = Weights(checkpoint.tensors, order or pass_order(checkpoint.config), KERNELS, **options)
+    weights.limit_resident(resident)
     try:
         yield weights, written
     finally:

@@ -7,6 +7,7 @@ of reading, of residency and of arithmetic; the model walks them in the order th
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +20,15 @@ from penstock.errors import UsageError
 from penstock.events import Events
 from penstock.files import Extent, Files, aligned_buffer
 from penstock.pages import page_array
-from penstock.reader import ReadAhead, ReadTotals, Ring
+from penstock.reader import ReadAhead, ReadTotals
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from penstock.format import TensorInfo
     from penstock.kernels import F32, I64, U8, Kernels
+    from penstock.reader import Ring
 
-RING = Ring(8, 8 << 20)
 ROW_READS = 8
 """Embedding rows that are read at once."""
 
@@ -90,10 +91,10 @@ class Weights:
         tensors: Mapping[str, TensorInfo],
         order: Sequence[tuple[str, ...]],
         kernels: Kernels,
-        resident_bytes: int = 0,
-        ring: Ring = RING,
+        ring: Ring,
         events: Events | None = None,
     ) -> None:
+        """None of the pieces stay in memory, until `limit_resident` says how many may."""
         self.tensors = tensors
         self._kernels = kernels
         self.events = events or Events()
@@ -103,6 +104,7 @@ class Weights:
         for index, piece in enumerate(self._pieces):
             self._by_name.setdefault(piece.tensor.name, []).append(index)
         self._priority = residency_order(len(self._pieces))
+        self._ends = [*accumulate(self._pieces[index].nbytes for index in self._priority)]
         self._resident: dict[int, U8] = {}
         self._files = Files()
         extents = [piece.extent for piece in self._pieces]
@@ -118,8 +120,7 @@ class Weights:
             keep=lambda index: index in self._keep,
         )
         self._closed = False
-        self.pass_bytes = sum(piece.nbytes for piece in self._pieces)
-        self.limit_resident(resident_bytes)
+        self.pass_bytes = self._ends[-1] if self._ends else 0
 
     @property
     def totals(self) -> ReadTotals:
@@ -133,7 +134,7 @@ class Weights:
     @property
     def resident_bytes(self) -> int:
         """Bytes of the pieces that are held in memory now."""
-        return sum(data.nbytes for data in list(self._resident.values()))
+        return sum(data.nbytes for data in self._resident.values())
 
     def prefetch(self) -> tuple[int, float]:
         """Fill the reader's ring with what the next pass streams first: bytes that came, and seconds they took.
@@ -145,8 +146,10 @@ class Weights:
 
     def limit_resident(self, budget: int) -> None:
         """Keep at most `budget` bytes of pieces in memory; they are kept as the next pass reads them."""
-        ends = accumulate(self._pieces[index].nbytes for index in self._priority)
-        self._keep = {index for index, end in zip(self._priority, ends, strict=True) if end <= budget}
+        count = bisect_right(self._ends, budget)
+        if count == len(self._keep):
+            return
+        self._keep = set(self._priority[:count])
         for index in self._resident.keys() - self._keep:
             del self._resident[index]
 
@@ -194,10 +197,10 @@ class Weights:
         if (resident := self._resident.get(index)) is not None:
             yield resident
             return
-        begin, piece = time.perf_counter(), self._pieces[index]
+        begin, name = time.perf_counter(), self._pieces[index].tensor.name
         data = self._stream.take(index)
         try:
-            self.events.tell("wait", piece.tensor.name, begin, time.perf_counter(), piece.nbytes)
+            self.events.tell("wait", name, begin, time.perf_counter(), data.nbytes)
             if index in self._keep:
                 self._resident[index] = _copy(data) if self._stream.in_ring(data) else data
             yield data
