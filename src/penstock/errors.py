@@ -10,6 +10,7 @@ PenstockError
 ├── TokenizerError             text was asked of a checkpoint that has no tokenizer, or a broken one
 │   └── ChatTemplateError      the chat template is missing, malformed, or rejects the conversation
 ├── ReadError                  the disk failed in the middle of a run
+│   └── ChecksumError          bytes of a packed model that are not those that were written
 └── NumericsError              a logit that is not a number
 """
 
@@ -65,6 +66,10 @@ class ChatTemplateError(TokenizerError):
 
 class ReadError(PenstockError):
     """The disk failed in the middle of a run."""
+
+
+class ChecksumError(ReadError):
+    """Bytes of a packed model that are not those that were written."""
 
 
 class NumericsError(PenstockError):
