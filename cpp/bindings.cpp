@@ -7,11 +7,15 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <limits>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 
+#include "codec/encode.h"
+#include "codec/layout.h"
 #include "fp_environment.h"
 #include "kernels/attention_scratch.h"
 #include "kernels/dispatch.h"
@@ -125,6 +129,97 @@ void bind_matmul(ThreadPool& pool, const Matrix<const float>& x, const Vector<co
   if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
   const nb::gil_scoped_release release;
   matmul(pool, args);
+}
+
+void require_packable(std::int64_t rows, std::int64_t cols) {
+  require(rows > 0 && cols > 0 && cols <= kMostColumns,
+          "a packed matrix has at least one row, and rows of 1 to " + std::to_string(kMostColumns) + " weights");
+  require(rows <= std::numeric_limits<std::int64_t>::max() / (4 * kMostColumns), "too many rows");
+}
+
+std::int64_t bind_encode_chunk(const Vector<const std::uint8_t>& weights, std::int64_t rows, std::int64_t cols,
+                               const Vector<std::uint8_t>& coarse, const Vector<std::uint8_t>& fine) {
+  require_packable(rows, cols);
+  require(rows * cols <= kMostChunkWeights, "a chunk has at most " + std::to_string(kMostChunkWeights) + " weights");
+  require_equal(weights.shape(0), 2 * rows * cols, "bytes of weights");
+  require(static_cast<std::int64_t>(coarse.shape(0)) >= coarse_bytes(rows, cols), "coarse is too small");
+  require(static_cast<std::int64_t>(fine.shape(0)) >= most_fine_bytes(rows, cols), "fine is too small");
+  const nb::gil_scoped_release release;
+  return encode_chunk(weights.data(), rows, cols, coarse.data(), fine.data());
+}
+
+// Checks that the chunks lie within the arrays; what is in them is for the kernels to check.
+PackedMatrix packed_matrix(std::int64_t rows, std::int64_t cols, std::int64_t rows_per_chunk,
+                           const Vector<const std::uint8_t>& coarse, const Vector<const std::uint8_t>& fine,
+                           const Vector<const std::int64_t>& fine_offsets) {
+  require_packable(rows, cols);
+  require(rows_per_chunk > 0, "rows_per_chunk must be positive");
+  rows_per_chunk = std::min(rows_per_chunk, rows);
+  const std::int64_t chunks = divide_up(rows, rows_per_chunk);
+  const std::int64_t last_rows = rows - (chunks - 1) * rows_per_chunk;
+  const std::int64_t coarse_end =
+      (chunks - 1) * coarse_bytes(rows_per_chunk, cols) + bare_coarse_bytes(last_rows, cols);
+  require(static_cast<std::int64_t>(coarse.shape(0)) >= coarse_end, "coarse is too short");
+  require_equal(fine_offsets.shape(0), chunks + 1, "length of fine_offsets");
+  require(fine_offsets(0) >= 0, "fine_offsets must not be negative");
+  for (std::int64_t i = 0; i < chunks; ++i) {
+    require(fine_offsets(i) <= fine_offsets(i + 1), "fine_offsets must not descend");
+  }
+  require(fine_offsets(chunks) <= static_cast<std::int64_t>(fine.shape(0)), "fine_offsets end past fine");
+  return {rows, cols, rows_per_chunk, coarse.data(), fine.data(), fine_offsets.data()};
+}
+
+// The least malformed row that a kernel reported, or none.
+constexpr std::int64_t kNoRow = std::numeric_limits<std::int64_t>::max();
+
+std::optional<std::int64_t> malformed_row(std::int64_t least) {
+  if (least == kNoRow) return std::nullopt;
+  return least;
+}
+
+std::optional<std::int64_t> bind_decode_rows(std::int64_t rows, std::int64_t cols, std::int64_t rows_per_chunk,
+                                             const Vector<const std::uint8_t>& coarse,
+                                             const Vector<const std::uint8_t>& fine,
+                                             const Vector<const std::int64_t>& fine_offsets, std::int64_t begin,
+                                             std::int64_t end, const Vector<std::uint8_t>& out) {
+  std::int64_t malformed = kNoRow;
+  const UnpackArgs args{packed_matrix(rows, cols, rows_per_chunk, coarse, fine, fine_offsets), begin, out.data(),
+                        &malformed};
+  require(0 <= begin && begin <= end && end <= rows, "rows to decode lie outside the matrix");
+  require_equal(out.shape(0), 2 * (end - begin) * cols, "bytes of out");
+  const nb::gil_scoped_release release;
+  const std::size_t scratch_bytes = static_cast<std::size_t>(unpack_scratch(cols));
+  const std::unique_ptr<std::byte[]> scratch(new std::byte[scratch_bytes]);
+  active_kernels().unpack(args, 0, end - begin, {scratch.get(), scratch_bytes});
+  return malformed_row(malformed);
+}
+
+std::optional<std::int64_t> bind_matmul_packed(ThreadPool& pool, const Matrix<const float>& x,
+                                               std::int64_t rows_per_chunk, const Vector<const std::uint8_t>& coarse,
+                                               const Vector<const std::uint8_t>& fine,
+                                               const Vector<const std::int64_t>& fine_offsets,
+                                               const Matrix<float>& out,
+                                               const std::optional<Vector<const float>>& bias, bool accumulate) {
+  const auto x_rows = rows_of(x, "x");
+  const auto out_rows = rows_of(out, "out");
+  std::int64_t malformed = kNoRow;
+  const MatmulPackedArgs args{
+      .x = x_rows,
+      .w = packed_matrix(out_rows.cols, x_rows.cols, rows_per_chunk, coarse, fine, fine_offsets),
+      .bias = bias ? bias->data() : nullptr,
+      .accumulate = accumulate,
+      .out = out_rows,
+      .malformed = &malformed,
+  };
+  require_equal(args.out.rows, args.x.rows, "rows of out");
+  if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
+  const std::int64_t needed = matmul_packed_least_scratch(args.x.cols);
+  require(needed <= static_cast<std::int64_t>(pool.scratch_bytes()),
+          "packed rows of " + std::to_string(args.x.cols) + " weights need " + std::to_string(needed) +
+              " bytes of scratch");
+  const nb::gil_scoped_release release;
+  matmul_packed(pool, args);
+  return malformed_row(malformed);
 }
 
 void bind_rms_norm(ThreadPool& pool, const Matrix<const float>& x, const Vector<const float>& weight, float eps,
@@ -294,6 +389,10 @@ NB_MODULE(_core, m) {
   m.def("matmul", &bind_matmul, "pool"_a, nb::arg("x").noconvert(), nb::arg("w").noconvert(), "dtype"_a,
         nb::arg("out").noconvert(), nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
         "out[rows, n] = x[rows, k] @ w[n, k].T (+ bias) (+ out). w: bytes of BF16, F16 or F32 at any alignment.");
+  m.def("matmul_packed", &bind_matmul_packed, "pool"_a, nb::arg("x").noconvert(), "rows_per_chunk"_a,
+        nb::arg("coarse").noconvert(), nb::arg("fine").noconvert(), nb::arg("fine_offsets").noconvert(),
+        nb::arg("out").noconvert(), nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
+        "As matmul, with packed BF16 weights; returns the first of their rows that breaks the format, or None.");
   m.def("rms_norm", &bind_rms_norm, "pool"_a, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), "eps"_a,
         nb::arg("out").noconvert(), "out = weight * x / sqrt(mean(x * x) + eps), row by row; out may be x.");
   m.def("silu_mul", &bind_silu_mul, "pool"_a, nb::arg("gate").noconvert(), nb::arg("up").noconvert(),
@@ -314,6 +413,14 @@ NB_MODULE(_core, m) {
         nb::arg("out").noconvert(),
         "Softmax attention of q [rows, heads, head_dim]. Row r sees slots 0 .. prefix[r] - 1, then\n"
         "tail_slots[tail_offsets[r] : tail_offsets[r + 1]]; all three are int32.");
+  m.def("encode_chunk", &bind_encode_chunk, nb::arg("weights").noconvert(), "rows"_a, "cols"_a,
+        nb::arg("coarse").noconvert(), nb::arg("fine").noconvert(),
+        "Packs rows * cols BF16 weights, bytes at any alignment; returns the bytes of fine that it filled.");
+  m.def("decode_rows", &bind_decode_rows, "rows"_a, "cols"_a, "rows_per_chunk"_a, nb::arg("coarse").noconvert(),
+        nb::arg("fine").noconvert(), nb::arg("fine_offsets").noconvert(), "begin"_a, "end"_a,
+        nb::arg("out").noconvert(),
+        "Rows [begin, end) of a packed matrix as BF16 bytes; returns the first row that breaks the format, or None.\n"
+        "Such a row becomes zeros.");
   m.def("gumbel", &bind_gumbel, "seed"_a, "choice"_a, "position"_a, nb::arg("tokens").noconvert(),
         nb::arg("out").noconvert(), "out[n] float64 = Gumbel noise keyed by (seed, choice, position, tokens[n]).");
 }

@@ -100,8 +100,13 @@ def test_a_malformed_config(hub: Hub) -> None:
 def test_no_hub(hub: Hub) -> None:
     with serve({}) as gone:
         environment = gone.environment
-    for changes in ({}, {"HF_HUB_OFFLINE": "1"}):
-        kind, problem, remedy = asked("owner/model", environment | changes).splitlines()
-        assert kind == "CheckpointError"
-        assert problem.startswith(f"owner/model: there is no such directory here, and {gone.url} cannot be reached: ")
-        assert remedy == "Check the network and HF_ENDPOINT, or give a model's directory."
+    kind, problem, remedy = asked("owner/model", environment).splitlines()
+    assert kind == "CheckpointError"
+    assert problem.startswith(f"owner/model: there is no such directory here, and {gone.url} cannot be reached: ")
+    assert remedy == "Check the network and HF_ENDPOINT, or give a model's directory."
+
+
+def test_offline(hub: Hub) -> None:
+    problem = "owner/model: there is no such directory here, and HUB cannot be reached: HF_HUB_OFFLINE is set"
+    said = asked("owner/model", hub.environment | {"HF_HUB_OFFLINE": "1"}).replace(hub.url, "HUB").splitlines()
+    assert said == ["CheckpointError", problem, "Unset it, or give a model's directory."]

@@ -15,11 +15,10 @@ from penstock import weights as weights_module
 from penstock.checkpoint import open_checkpoint
 from penstock.errors import ReadError
 from penstock.files import buffer_bytes
-from penstock.format import DType, TensorInfo
 from penstock.kernels import Kernels
 from penstock.models.llama import pass_order
 from penstock.reader import Ring
-from penstock.weights import Weights, residency_order, split
+from penstock.weights import Weights, residency_order
 
 KERNELS = Kernels(1)
 GROUP = [("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight")]
@@ -50,32 +49,6 @@ def walk(weights: Weights, tensors: Tensors) -> None:
             assert piece.bytes.tobytes() == tensors[name][piece.rows].tobytes()
             seen = piece.rows.stop
         assert seen == len(tensors[name])
-
-
-def matrix(rows: int, columns: int) -> TensorInfo:
-    return TensorInfo("m", DType.BF16, (rows, columns), Path("f"), 1000, 1000 + 2 * rows * columns)
-
-
-class TestSplit:
-    @settings(deadline=None)
-    @given(rows=st.integers(1, 300), columns=st.integers(1, 50), piece_bytes=st.integers(1, 3000))
-    def test_pieces_cover_a_matrix_in_order(self, rows: int, columns: int, piece_bytes: int) -> None:
-        tensor = matrix(rows, columns)
-        pieces = split([tensor], piece_bytes)
-        assert [piece.begin for piece in pieces] == [0, *(piece.end for piece in pieces[:-1])]
-        assert pieces[-1].end == rows
-        assert len({piece.nbytes for piece in pieces[:-1]}) <= 1
-        assert all(piece.nbytes <= max(piece_bytes, 2 * columns) for piece in pieces)
-        assert pieces[-1].nbytes <= pieces[0].nbytes
-
-    @settings(deadline=None)
-    @given(rows=st.integers(1, 300), columns=st.integers(1, 50), piece_bytes=st.integers(1, 3000))
-    def test_their_extents_are_the_bytes_of_the_matrix(self, rows: int, columns: int, piece_bytes: int) -> None:
-        tensor, at = matrix(rows, columns), 1000
-        for piece in split([tensor], piece_bytes):
-            assert (piece.extent.path, piece.extent.offset) == (tensor.path, at)
-            at += piece.nbytes
-        assert at == tensor.end
 
 
 class TestResidencyOrder:
@@ -118,7 +91,7 @@ class TestPasses:
         """As the gated MLP walks them, so that its reads are in turn and none is in vain."""
         with open_weights(tmp_path, order=GROUP) as (weights, tensors):
             gate, up = GROUP[0]
-            assert [piece.tensor.name for piece in weights._pieces[:4]] == [gate, up, gate, up]
+            assert [part.piece.name for part in weights._parts[:4]] == [gate, up, gate, up]
             for _ in range(2):
                 for one, two in zip(weights.pieces(gate), weights.pieces(up), strict=True):
                     assert one.rows == two.rows
@@ -164,7 +137,7 @@ class TestResidency:
             weights.limit_resident(budget)
             assert weights.resident_bytes == 0
             walk(weights, tensors)
-            largest = max(piece.nbytes for piece in weights._pieces)
+            largest = max(piece.nbytes for piece in weights._parts)
             assert weights.resident_bytes <= budget
             assert weights.resident_bytes > budget - largest or share == 1
             streamed = weights.pass_bytes - weights.resident_bytes
@@ -196,7 +169,7 @@ class TestResidency:
                 weights.limit_resident(weights.pass_bytes * percent // 100)
                 assert kept <= weights._keep
                 kept = weights._keep
-            assert kept == set(range(len(weights._pieces)))
+            assert kept == set(range(len(weights._parts)))
 
     def test_down_and_up_again(self, tmp_path: Path) -> None:
         with open_weights(tmp_path, resident_bytes=1 << 30) as (weights, tensors):
@@ -229,7 +202,7 @@ class TestResidency:
             assert weights._resident
             for index, data in weights._resident.items():
                 assert not any(np.shares_memory(data, buffer) for buffer in ring)
-                assert data.nbytes == weights._pieces[index].nbytes
+                assert data.nbytes == weights._parts[index].nbytes
 
 
 class TestSmallReads:

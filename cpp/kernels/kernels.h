@@ -40,6 +40,37 @@ struct MatmulArgs {
   Rows<float> out;
 };
 
+// Chunks of a packed matrix (docs/format.md), its coarse and its fine ones each one after the other. Whatever the bytes
+// say, nothing outside them is read.
+struct PackedMatrix {
+  std::int64_t rows;
+  std::int64_t cols;  // 1 to kMostColumns
+  std::int64_t rows_per_chunk;
+  const std::uint8_t* coarse;
+  const std::uint8_t* fine;
+  const std::int64_t* fine_offsets;  // where each chunk begins in `fine`, and where the last one ends
+};
+
+// Rows [first_row, first_row + units) as BF16, row-major, to any address. A row that breaks the format becomes zeros,
+// and the least of their numbers is kept in *malformed, if it is below what that holds.
+struct UnpackArgs {
+  PackedMatrix w;
+  std::int64_t first_row;
+  std::uint8_t* out;
+  std::int64_t* malformed;
+};
+
+// As MatmulArgs, with packed weights and any number of rows of x; w.cols == x.cols. The outputs of a row that breaks the
+// format are those of zeros; see UnpackArgs.
+struct MatmulPackedArgs {
+  Rows<const float> x;
+  PackedMatrix w;
+  const float* bias;  // or null
+  bool accumulate;
+  Rows<float> out;
+  std::int64_t* malformed;
+};
+
 // So many rows of x are multiplied at a time: enough to hide the cost of the weights, few enough to stay in the cache.
 inline constexpr std::int64_t kMatmulRows = 64;
 
@@ -130,6 +161,8 @@ struct Kernels {
   void (*exp)(const ExpArgs&, std::int64_t begin, std::int64_t end, Scratch);              // elements
   void (*store_kv)(const StoreKvArgs&, std::int64_t begin, std::int64_t end, Scratch);     // rows
   void (*attention)(const AttentionArgs&, std::int64_t begin, std::int64_t end, Scratch);  // kv_head * rows + row
+  void (*matmul_packed)(const MatmulPackedArgs&, std::int64_t begin, std::int64_t end, Scratch);  // outputs
+  void (*unpack)(const UnpackArgs&, std::int64_t begin, std::int64_t end, Scratch);        // rows
 };
 
 extern const Kernels kScalarKernels;

@@ -51,6 +51,14 @@ void matmul(ThreadPool& pool, const MatmulArgs& args) {
   }
 }
 
+void matmul_packed(ThreadPool& pool, const MatmulPackedArgs& args) {
+  const auto lock = pool.acquire();
+  const std::int64_t outputs = args.out.cols;
+  const std::int64_t share = std::clamp<std::int64_t>(outputs / (8 * pool.threads()), 4, 64) / 4 * 4;
+  const std::int64_t least = kWorthwhileFloats / std::max<std::int64_t>(args.x.rows * args.x.cols, 1) + 1;
+  split(pool, active_kernels().matmul_packed, args, outputs, std::max(share, least));
+}
+
 void rms_norm(ThreadPool& pool, const RmsNormArgs& args) {
   const auto lock = pool.acquire();
   split(pool, active_kernels().rms_norm, args, args.x.rows, grain_of(pool, args.x.rows, args.x.cols));

@@ -7,6 +7,7 @@
 namespace penstock {
 
 void matmul(ThreadPool& pool, const MatmulArgs& args);
+void matmul_packed(ThreadPool& pool, const MatmulPackedArgs& args);
 void rms_norm(ThreadPool& pool, const RmsNormArgs& args);
 void silu_mul(ThreadPool& pool, const SiluMulArgs& args);
 void rope(ThreadPool& pool, const RopeArgs& args);

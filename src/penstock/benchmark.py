@@ -12,11 +12,12 @@ import numpy as np
 from penstock import machine
 from penstock.engine import MAX_ROWS
 from penstock.errors import ContextError, UsageError
-from penstock.forecast import pass_weights
+from penstock.forecast import bf16_bytes
 from penstock.llm import LLM
 from penstock.plan import LEAST_CHUNK_ROWS
 from penstock.probe import measure_disk, room_for_probe
 from penstock.sampling import SamplingParams
+from penstock.stored_size import holds_packed
 
 if TYPE_CHECKING:
     import os
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from penstock.stage import PassTotals
 
 TELL_SECONDS = 0.1
-BF16_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,11 @@ class Result:
     """All weights that a pass needs, in BF16."""
     stored_bytes: int
     """The same weights as the checkpoint stores them."""
+    packed_ratio: float | None
+    """stored_bytes to weight_bytes; None where none of them is packed."""
+    decoded_bytes_per_second: float | None
+    """weight_bytes to compute_seconds: how fast a pass decodes and applies packed weights, in bytes of the BF16 that they
+    stand for; None where none is packed."""
     resident_bytes: int
     """Those of the stored ones that are in memory after the last pass."""
     resident_share_of_memory: float
@@ -138,14 +143,18 @@ def _result(
     seconds, streamed = _median(typical, "seconds"), _median(typical, "bytes_read")
     disk_limit = streamed / disk.bytes_per_second
     resident, ceiling = llm.weights.resident_bytes, llm.memory.budget.ceiling
+    weight_bytes, compute_seconds = bf16_bytes(llm.config), _median(typical, "compute_seconds")
+    packed = holds_packed(llm.weights.tensors.values())
     return Result(
         model=model,
         seconds_per_pass=[sum(totals.seconds for totals in prompt), *(totals.seconds for totals in further)],
         median_seconds_per_pass=seconds,
         first_token_seconds=_last_to_start(stats).first_token_seconds,
         tokens_per_second=_tokens_per_second(stats, settings),
-        weight_bytes=BF16_BYTES * pass_weights(llm.config),
+        weight_bytes=weight_bytes,
         stored_bytes=llm.weights.pass_bytes,
+        packed_ratio=llm.weights.pass_bytes / weight_bytes if packed else None,
+        decoded_bytes_per_second=weight_bytes / compute_seconds if packed else None,
         resident_bytes=resident,
         resident_share_of_memory=resident / ceiling,
         streamed_bytes_per_pass=streamed,
@@ -156,7 +165,7 @@ def _result(
         ratio_to_disk_limit=seconds / disk_limit if disk_limit else None,
         disk_wait_seconds=_median(typical, "wait_seconds"),
         read_seconds=_median(typical, "read_seconds"),
-        compute_seconds=_median(typical, "compute_seconds"),
+        compute_seconds=compute_seconds,
         open_seconds=open_seconds,
         peak_rss_bytes=machine.peak_process_bytes(),
         memory_ceiling_bytes=ceiling,

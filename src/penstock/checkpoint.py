@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeAlias
 
 from penstock.config import (
     CheckpointWarning,
@@ -23,6 +24,7 @@ from penstock.config import (
 from penstock.errors import CheckpointError, FormatError, UnsupportedError
 from penstock.format import DType, TensorInfo, read_header
 from penstock.layout import COMPLETE, INDEX, USE_ORIGINAL, Layout, canonical_name, check_directory, find_layout
+from penstock.packed import PackedTensor, is_packed_file, read_packed
 from penstock.strict_json import Fields, listed, read_json_object, shown
 
 WEIGHT_DTYPES = (DType.BF16, DType.F16, DType.F32)
@@ -35,6 +37,9 @@ _QUANTIZED_NAME = re.compile(
 _UNQUANTIZED_DTYPES = (DType.BOOL, DType.F64, DType.C64)
 
 
+Tensor: TypeAlias = TensorInfo | PackedTensor
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint whose tensors are just those that its config asks for, in the order in which a pass uses them.
@@ -45,7 +50,7 @@ class Checkpoint:
 
     path: Path
     config: ModelConfig
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, Tensor]
     files: tuple[Path, ...]
 
 
@@ -88,30 +93,34 @@ def generation_defaults(path: str | PathLike[str]) -> GenerationDefaults:
     return parse_generation_defaults(mapping, str(generation), eos)
 
 
-def _read_headers(layout: Layout) -> dict[str, TensorInfo]:
+def _read_headers(layout: Layout) -> dict[str, Tensor]:
     """The tensors of all files by canonical name."""
-    found: dict[str, TensorInfo] = {}
+    found: dict[str, Tensor] = {}
+    stored: set[tuple[str, Path]] = set()
     for file, prefix in layout.prefixes.items():
-        for tensor in read_header(file).tensors.values():
+        header = read_header(file)
+        stored |= {(canonical_name(name, prefix), file) for name in header.tensors}
+        tensors = read_packed(file).tensors if is_packed_file(header) else header.tensors
+        for tensor in tensors.values():
             name = canonical_name(tensor.name, prefix)
             if name in found:
                 problem = f"The tensor {shown(name)} is there twice: in {found[name].path} and in {file}"
                 raise FormatError(problem, "Remove the file that does not belong to this checkpoint.")
             found[name] = replace(tensor, name=name)
     for name, file in layout.index.items():
-        if name not in found or found[name].path != file:
+        if (name, file) not in stored:
             raise FormatError(f"{file} lacks the tensor {shown(name)}, which {INDEX} places there", COMPLETE)
     return found
 
 
-def _check_full_precision(found: Mapping[str, TensorInfo]) -> None:
+def _check_full_precision(found: Mapping[str, Tensor]) -> None:
     for name, tensor in found.items():
         if _QUANTIZED_NAME.search(name):
             problem = f"{tensor.path} holds {shown(name)}: quantized, not the full-precision weights"
             raise UnsupportedError(problem, USE_ORIGINAL)
 
 
-def _expected_of(found: Mapping[str, TensorInfo], config: ModelConfig, path: Path) -> dict[str, TensorInfo]:
+def _expected_of(found: Mapping[str, Tensor], config: ModelConfig, path: Path) -> dict[str, Tensor]:
     """The model's tensors among those found, each checked, in the order in which a pass uses them."""
     tensors = {}
     for name, shape in _iter_expected(config):
@@ -126,7 +135,7 @@ def _expected_of(found: Mapping[str, TensorInfo], config: ModelConfig, path: Pat
     return tensors
 
 
-def _check_dtype(tensor: TensorInfo) -> None:
+def _check_dtype(tensor: Tensor) -> None:
     if tensor.dtype in WEIGHT_DTYPES:
         return
     where = f"{tensor.path}: {tensor.name} is {tensor.dtype.value}"
@@ -135,7 +144,7 @@ def _check_dtype(tensor: TensorInfo) -> None:
     raise UnsupportedError(f"{where}, not the full-precision weights (BF16, F16 or F32)", USE_ORIGINAL)
 
 
-def _warn_unexpected(found: Mapping[str, TensorInfo], config: ModelConfig, path: Path) -> None:
+def _warn_unexpected(found: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None:
     """Warn of tensors that are not the model's; old inverse frequencies and a tied model's copy are harmless."""
     expected = expected_tensors(config)
     if config.tie_word_embeddings:

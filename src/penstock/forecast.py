@@ -16,6 +16,8 @@ from penstock.models.llama import pass_order
 if TYPE_CHECKING:
     from penstock.config import ModelConfig
     from penstock.plan import Plan
+    from penstock.probe import ComputeSpeed
+    from penstock.stored_size import StoredSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +26,17 @@ class Rates:
 
     disk_bytes: float
     row_bytes: float
-    """Bytes of weights that one row gets through, from memory."""
+    """Bytes of weights, as they are stored, that one row gets through, from memory."""
     flops: float
     """Multiplications and additions, each counted, of many rows."""
+
+    @classmethod
+    def of(cls, size: StoredSize, disk_bytes: float, compute: ComputeSpeed) -> Rates:
+        """With weights of such a size, of which some may be decoded on the way."""
+        share = size.decoded / max(1, size.raw)
+        raw_bytes = _blend(share, compute.packed_row_bytes_per_second, compute.row_bytes_per_second)
+        flops = _blend(share, compute.packed_flops_per_second, compute.flops_per_second)
+        return cls(disk_bytes, raw_bytes * size.ratio, flops)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,11 @@ def pass_weights(config: ModelConfig) -> int:
     """How many weights the matrices have that a pass needs whole: all but an embedding that is no head too."""
     shapes = expected_tensors(config)
     return sum(prod(shapes[name]) for group in pass_order(config) for name in group)
+
+
+def bf16_bytes(config: ModelConfig) -> int:
+    """What those take in BF16, whatever they are stored in."""
+    return 2 * pass_weights(config)
 
 
 def pass_flops(config: ModelConfig, rows: int, positions: int) -> int:
@@ -78,6 +93,11 @@ def forecast_prompt(config: ModelConfig, plan: Plan, tokens: int, chunk: int, ra
         arithmetic = pass_flops(config, end - begin, end) / rates.flops
         passes.append(_pass(plan.streamed if begin else weights, max(arithmetic, weights / rates.row_bytes), rates))
     return _in_turn(passes)
+
+
+def _blend(share: float, rate: float, other: float) -> float:
+    """The rate of doing `share` of something at one rate, and the rest at the other."""
+    return 1 / (share / rate + (1 - share) / other)
 
 
 def _pass(nbytes: int, compute_seconds: float, rates: Rates) -> Forecast:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from io import BytesIO
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
@@ -112,11 +113,25 @@ def read_header(path: Path) -> Header:
     with open_regular(path) as file:
         file_size = os.fstat(file.fileno()).st_size
         raw = _read_raw_header(file, file_size, path)
+    return _parse(raw, file_size, path)
+
+
+def parse_header(content: bytes, path: Path, file_size: int | None = None) -> Header:
+    """Parse and check the header in `content`, the first bytes of the safetensors file `path`, which need not be here.
+
+    `file_size`: of the whole file, bytes; None for what its tensors add up to. Raises FormatError as `read_header`.
+    """
+    return _parse(_read_raw_header(BytesIO(content), len(content), path), file_size, path)
+
+
+def _parse(raw: bytes, file_size: int | None, path: Path) -> Header:
     data_begin = _LENGTH_BYTES + len(raw)
     entries = parse_json_object(raw, f"{path}: the header")
     metadata = _parse_metadata(entries.pop("__metadata__", {}), path)
     tensors = [_parse_tensor(name, entry, data_begin, path) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
+    if file_size is None:
+        file_size = max((tensor.end for tensor in tensors), default=data_begin)
     _check_coverage(tensors, data_begin, file_size, path)
     by_name = MappingProxyType({tensor.name: tensor for tensor in tensors})
     return Header(path, by_name, MappingProxyType(metadata), data_begin, file_size)

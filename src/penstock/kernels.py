@@ -14,10 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock import _core
+from penstock.codec import MalformedRow
 from penstock.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from penstock.codec import PackedRows
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -87,6 +90,20 @@ class Kernels:
         `weight` is the checkpoint's bytes of `dtype` ("BF16", "F16", "F32"), at any alignment.
         """
         _core.matmul(self._pool, x, weight, dtype, out, bias, accumulate)
+
+    def matmul_packed(
+        self, x: F32, packed: PackedRows, out: F32, *, bias: F32 | None = None, accumulate: bool = False
+    ) -> None:
+        """As matmul, with packed BF16 weights [n, k]: the same bits.
+
+        Raises MalformedRow for packed bytes that break the format; `out` then holds garbage.
+        """
+        if (packed.rows, packed.cols) != (out.shape[1], x.shape[1]):
+            raise ValueError(f"packed weights are {packed.rows} x {packed.cols}, not {out.shape[1]} x {x.shape[1]}")
+        chunks = packed.coarse, packed.fine, packed.fine_offsets
+        row = _core.matmul_packed(self._pool, x, packed.rows_per_chunk, *chunks, out, bias, accumulate)
+        if row is not None:
+            raise MalformedRow(row)
 
     def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
         """Root-mean-square normalisation over the last axis of x[rows, n] (arXiv 1910.07467)."""

@@ -17,6 +17,7 @@ from penstock.kernels import Kernels
 from penstock.kv_cache import KvShape
 from penstock.memory import Memory
 from penstock.models.llama import Llama, pass_order
+from penstock.pieces import largest_chunk
 from penstock.plan import Budget, Demand, check_context, choose_ring, parse_bytes
 from penstock.pressure import Relief
 from penstock.rows import Rows, SequenceRows
@@ -74,16 +75,18 @@ class LLM:
         self.kernels = Kernels(options.threads)
         ceiling = available + machine.footprint().anonymous if options.memory is None else options.memory
         self.events = Events()
-        ring = choose_ring(ceiling)
-        self.weights = Weights(checkpoint.tensors, pass_order(self.config), self.kernels, ring=ring, events=self.events)
+        order = pass_order(self.config)
+        chunk = largest_chunk([checkpoint.tensors[name] for group in order for name in group])
+        ring = choose_ring(ceiling, chunk)
+        self.weights = Weights(checkpoint.tensors, order, self.kernels, ring=ring, events=self.events)
         try:
-            self._set_up(options, ceiling)
+            self._set_up(options, ceiling, chunk)
         except BaseException:
             self.weights.close()
             raise
         self._on_layer = on_layer
 
-    def _set_up(self, options: Options, ceiling: int) -> None:
+    def _set_up(self, options: Options, ceiling: int, chunk: int) -> None:
         """What needs the weights."""
         self.model = Llama(self.config, self.weights, self.kernels)
         self._kv_shape = KvShape.of(self.config, self.config.num_hidden_layers, options.kv_dtype)
@@ -93,6 +96,7 @@ class LLM:
             ceiling=ceiling,
             process=machine.footprint().nbytes,
             scratch=self.kernels.scratch_bytes * self.kernels.threads,
+            chunk=chunk,
         )
         self.memory = Memory(budget, self.weights, self._kv_shape, Relief(), options.max_resident)
         stage = Stage(self.model, range(self.config.num_hidden_layers), self._after_layer)

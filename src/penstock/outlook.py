@@ -1,32 +1,35 @@
-"""What running a model would take on this machine, without running it: what `penstock plan` tells.
+"""What running a model would take on this machine, raw and packed, without running it: what `penstock plan` tells.
 
 A model that is here is opened, and its own files measure the disk. Of one that is not (a shape by name, or a repository
 on the Hub, of which config.json is asked for) the sizes follow from its config; what its tokenizer takes is estimated,
-and a file of random numbers measures the disk of Penstock's store.
+and a file of random numbers measures the disk of Penstock's store. How large a raw model would be when it is packed is
+estimated too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from penstock import machine
 from penstock.checkpoint import expected_tensors
 from penstock.config import ModelConfig, parse_config
 from penstock.engine import MAX_ROWS
 from penstock.errors import CheckpointError, MemoryCeilingError, UnsupportedError, UsageError
-from penstock.forecast import Forecast, Rates, forecast_prompt, forecast_token, pass_weights
+from penstock.forecast import Forecast, Rates, bf16_bytes, forecast_prompt, forecast_token
 from penstock.hub import is_repo_id, repo_config
 from penstock.kernels import Kernels
 from penstock.kv_cache import BLOCK_SLOTS, KvShape
 from penstock.llm import LLM
 from penstock.machine import Footprint
+from penstock.models.llama import pass_order
 from penstock.plan import LEAST_CHUNK_ROWS, Budget, Demand, Plan, check_context, parse_bytes
 from penstock.probe import ComputeSpeed, DiskSpeed, measure_compute, measure_disk, probe_file, room_for_probe
 from penstock.shapes import SHAPES, shape_config
 from penstock.store import find_model, store_root
+from penstock.stored_size import Matrix, StoredSize, matrix_of, packed_size, raw_size, size_here
 from penstock.strict_json import shown
 
 PROBE_BYTES = 10**9
@@ -37,8 +40,12 @@ CONTEXT = 2048
 PROMPTS = (16, 512, 4096)
 TOKENIZER_BYTES_PER_ENTRY = 410
 """Measured: tokenizers of 128,256 entries take 46 to 52 MB, once what loading them took has been given back."""
-WEIGHT_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-"""Bytes of a weight, by the dtype that config.json names."""
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+"""What safetensors calls the types that config.json may name."""
+
+Form = Literal["raw", "packed"]
+Place = Literal["here", "hub", "shape"]
+"""On this machine; on the Hub; nowhere in particular."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,25 +66,12 @@ class PlanSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
-    """How memory is shared out for a pass of one row, what the machine can do, and how long a token takes."""
+class Prospect:
+    """A model in one form, raw or packed: its size, how memory is shared out for a pass of one row, and how long
+    tokens take."""
 
-    model: str
-    basis: str
-    """What the sizes rest on."""
+    size: StoredSize
     plan: Plan
-    tokenizer: int
-    """Bytes of the tokenizer and the small tensors, part of the plan's `process`."""
-    context: int
-    """Positions that the plan has keys and values for."""
-    most_context: int
-    """The longest context that the ceiling has room for, or that the model was trained for."""
-    disk: DiskSpeed
-    disk_basis: str
-    """What the disk was measured with."""
-    compute: ComputeSpeed
-    threads: int
-    isa: str
     token: Forecast
     """A further token."""
     prompts: Mapping[int, Forecast | None]
@@ -86,9 +80,64 @@ class Outlook:
     def as_object(self) -> dict[str, Any]:
         """For JSON; bytes and seconds."""
         return {
+            "stored_bytes": self.size.nbytes,
+            "estimated": self.size.estimated,
+            "coarse_bytes": self.size.coarse,
+            "resident_bytes": self.plan.resident,
+            "streamed_bytes_per_pass": self.plan.streamed,
+            "seconds_per_token": self.token.seconds,
+            "token": asdict(self.token),
+            "first_token": {tokens: forecast and asdict(forecast) for tokens, forecast in self.prompts.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the machine can do, and what it makes of the model in either form."""
+
+    model: str
+    place: Place
+    basis: str
+    """What the sizes rest on."""
+    form: Form
+    own: Prospect
+    """Of the model as it is; of one that is not here, raw."""
+    other: Prospect | None
+    """In the other form: None where nothing of it packs, or where that does not fit under the ceiling."""
+    packs: bool
+    """Whether any of its matrices packs."""
+    weight_bytes: int
+    """All weights that a pass needs, in BF16."""
+    tokenizer: int
+    """Bytes of the tokenizer and the small tensors, part of the plans' `process`."""
+    context: int
+    """Positions that the plans have keys and values for."""
+    most_context: int
+    """The longest context that the ceiling has room for, or that the model was trained for."""
+    disk: DiskSpeed
+    disk_basis: str
+    """What the disk was measured with."""
+    compute: ComputeSpeed
+    threads: int
+    isa: str
+
+    @property
+    def raw(self) -> Prospect | None:
+        return self.own if self.form == "raw" else self.other
+
+    @property
+    def packed(self) -> Prospect | None:
+        return self.own if self.form == "packed" else self.other
+
+    def as_object(self) -> dict[str, Any]:
+        """For JSON; bytes and seconds. `memory`, `token` and `first_token` are of the model as it is."""
+        own = self.own.as_object()
+        return {
             "model": self.model,
             "basis": self.basis,
-            "memory": asdict(self.plan) | {"tokenizer": self.tokenizer},
+            "form": self.form,
+            "weight_bytes": self.weight_bytes,
+            "memory": asdict(self.own.plan) | {"tokenizer": self.tokenizer},
             "context": self.context,
             "most_context": self.most_context,
             "disk_bytes_per_second": self.disk.bytes_per_second,
@@ -97,9 +146,9 @@ class Outlook:
             **asdict(self.compute),
             "threads": self.threads,
             "isa": self.isa,
-            "seconds_per_token": self.token.seconds,
-            "token": asdict(self.token),
-            "first_token": {tokens: forecast and asdict(forecast) for tokens, forecast in self.prompts.items()},
+            **{key: own[key] for key in ("seconds_per_token", "token", "first_token")},
+            "raw": self.raw and self.raw.as_object(),
+            "packed": self.packed and self.packed.as_object(),
         }
 
 
@@ -108,7 +157,11 @@ class _Subject:
     """A model as far as planning needs it."""
 
     name: str
+    place: Place
     basis: str
+    form: Form
+    size: StoredSize
+    other_size: StoredSize | None
     budget: Budget
     tokenizer: int
     kernels: Kernels
@@ -120,6 +173,7 @@ class _Described:
 
     content: Mapping[str, Any]
     source: str
+    place: Place
 
 
 def look(model: str, settings: PlanSettings) -> Outlook:
@@ -136,7 +190,7 @@ def look(model: str, settings: PlanSettings) -> Outlook:
 
 def _find(model: str) -> Path | _Described:
     if model.lower() in SHAPES and not Path(model).exists():
-        return _Described(shape_config(model), f"the shape {model.lower()} as published")
+        return _Described(shape_config(model), f"the shape {model.lower()} as published", "shape")
     try:
         path = find_model(model)
     except CheckpointError as error:
@@ -149,50 +203,78 @@ def _find(model: str) -> Path | _Described:
 
 
 def _on_hub(repo: str) -> _Described:
-    return _Described(repo_config(repo), f"config.json of {repo} on the Hub")
+    return _Described(repo_config(repo), f"config.json of {repo} on the Hub", "hub")
 
 
 def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint) -> Outlook:
     with LLM.open(path, memory=settings.memory, threads=settings.threads, kv_dtype=settings.kv_dtype) as llm:
+        tensors = [llm.weights.tensors[name] for group in pass_order(llm.config) for name in group]
+        matrices, size = [matrix_of(tensor) for tensor in tensors], size_here(tensors)
         budget = llm.memory.budget
-        tokenizer = max(0, budget.process - before.nbytes)
-        subject = _Subject(model, "the model's own files", budget, tokenizer, llm.kernels)
-        _plan(subject, settings)  # before anything is measured
+        subject = _Subject(
+            name=model,
+            place="here",
+            basis="the model's own files",
+            form="packed" if size.decoded else "raw",
+            size=size,
+            other_size=raw_size(matrices) if size.decoded else packed_size(matrices),
+            budget=budget,
+            tokenizer=max(0, budget.process - before.nbytes),
+            kernels=llm.kernels,
+        )
+        _contexts(subject, settings)  # before anything is measured
         disk = _measure_disk(llm.files, budget)
         return _outlook(subject, settings, disk, "direct reads of the model's own files")
 
 
 def _look_ahead(model: str, described: _Described, settings: PlanSettings, process: Footprint) -> Outlook:
     config = parse_config(described.content, described.source)
-    kernels = Kernels(settings.threads)
+    matrices = _matrices(config, _dtype(described))
+    size, kernels = raw_size(matrices), Kernels(settings.threads)
     tokenizer = config.vocab_size * TOKENIZER_BYTES_PER_ENTRY + _vector_bytes(config)
     free = machine.available_bytes() + process.anonymous
     budget = Budget(
         config=config,
-        weights=pass_weights(config) * _weight_bytes(described),
+        weights=size.nbytes,
         ceiling=free if settings.memory is None else parse_bytes(settings.memory),
         process=process.nbytes + tokenizer,
         scratch=kernels.scratch_bytes * kernels.threads,
     )
-    subject = _Subject(model, f"{described.source}; the tokenizer is estimated", budget, tokenizer, kernels)
-    _plan(subject, settings)  # before anything is written
+    subject = _Subject(
+        name=model,
+        place=described.place,
+        basis=f"{described.source}; the tokenizer is estimated",
+        form="raw",
+        size=size,
+        other_size=packed_size(matrices),
+        budget=budget,
+        tokenizer=tokenizer,
+        kernels=kernels,
+    )
+    _contexts(subject, settings)  # before anything is written
     with probe_file(store_root(), PROBE_FILE_BYTES) as path:
         disk = _measure_disk([path], budget)
         place = path.parent.parent
     return _outlook(subject, settings, disk, f"direct reads of a new file of random numbers in {place}")
 
 
-def _weight_bytes(described: _Described) -> int:
-    """Bytes of a weight: as config.json has it, under its newer or its older name, or BF16's where it does not say.
+def _matrices(config: ModelConfig, dtype: str) -> list[Matrix]:
+    """Those of a pass."""
+    shapes = expected_tensors(config)
+    return [Matrix(name, shapes[name], dtype) for group in pass_order(config) for name in group]
+
+
+def _dtype(described: _Described) -> str:
+    """The type of the weights: as config.json has it, under its newer or its older name, or BF16 where it does not say.
 
     Raises UnsupportedError for types that Penstock does not run.
     """
     key = "torch_dtype" if described.content.get("dtype") is None else "dtype"
     dtype = described.content.get(key) or "bfloat16"
-    if not isinstance(dtype, str) or dtype not in WEIGHT_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         problem = f"{described.source}: {key} is {shown(dtype)}, so its weights are not BF16, F16 or F32"
         raise UnsupportedError(problem, "Use the original full-precision checkpoint, in one of these.")
-    return WEIGHT_BYTES[dtype]
+    return DTYPES[dtype]
 
 
 def _measure_disk(paths: Sequence[Path], budget: Budget) -> DiskSpeed:
@@ -205,13 +287,22 @@ def _vector_bytes(config: ModelConfig) -> int:
 
 
 def _outlook(subject: _Subject, settings: PlanSettings, disk: DiskSpeed, disk_basis: str) -> Outlook:
-    plan, context, most = _plan(subject, settings)
+    context, most = _contexts(subject, settings)
     compute = measure_compute(subject.kernels, memory=room_for_probe(subject.budget))
-    rates = Rates(disk.bytes_per_second, compute.row_bytes_per_second, compute.flops_per_second)
+
+    def prospect(size: StoredSize) -> Prospect:
+        rates = Rates.of(size, disk.bytes_per_second, compute)
+        return _prospect(replace(subject.budget, weights=size.nbytes, chunk=size.chunk), size, settings, context, rates)
+
     return Outlook(
         model=subject.name,
+        place=subject.place,
         basis=subject.basis,
-        plan=plan,
+        form=subject.form,
+        own=prospect(subject.size),
+        other=_if_it_fits(prospect, subject.other_size),
+        packs=subject.form == "packed" or subject.other_size is not None,
+        weight_bytes=bf16_bytes(subject.budget.config),
         tokenizer=subject.tokenizer,
         context=context,
         most_context=most,
@@ -220,29 +311,46 @@ def _outlook(subject: _Subject, settings: PlanSettings, disk: DiskSpeed, disk_ba
         compute=compute,
         threads=subject.kernels.threads,
         isa=subject.kernels.isa,
-        token=forecast_token(plan, rates),
-        prompts={tokens: _first_token(subject.budget, settings.kv_dtype, tokens, rates) for tokens in settings.prompts},
     )
 
 
-def _plan(subject: _Subject, settings: PlanSettings) -> tuple[Plan, int, int]:
-    """The plan of a pass of one row, the positions that it is for, and the most that could be.
+def _if_it_fits(prospect: Callable[[StoredSize], Prospect], size: StoredSize | None) -> Prospect | None:
+    try:
+        return prospect(size) if size else None
+    except MemoryCeilingError:
+        return None
+
+
+def _prospect(budget: Budget, size: StoredSize, settings: PlanSettings, context: int, rates: Rates) -> Prospect:
+    """Raises MemoryCeilingError where it does not fit."""
+    plan = budget.plan(Demand(kv=_kv_shape(budget, settings).bytes_for(context)))
+    prompts = {tokens: _first_token(budget, settings, tokens, rates) for tokens in settings.prompts}
+    return Prospect(size, plan, forecast_token(plan, rates), prompts)
+
+
+def _kv_shape(budget: Budget, settings: PlanSettings) -> KvShape:
+    return KvShape.of(budget.config, budget.config.num_hidden_layers, settings.kv_dtype)
+
+
+def _contexts(subject: _Subject, settings: PlanSettings) -> tuple[int, int]:
+    """Positions to plan for, and the most that could be.
 
     Raises ContextError for a context that the model was not trained for, MemoryCeilingError where it does not fit.
     """
     budget, trained = subject.budget, subject.budget.config.max_position_embeddings
     check_context(settings.context, trained)
-    shape = KvShape.of(budget.config, budget.config.num_hidden_layers, settings.kv_dtype)
+    shape = _kv_shape(budget, settings)
     most = min(trained, max(1, budget.most_kv(1) // shape.block_bytes) * BLOCK_SLOTS)
     context = settings.context or min(CONTEXT, most)
-    return budget.plan(Demand(kv=shape.bytes_for(context))), context, most
+    budget.plan(Demand(kv=shape.bytes_for(context)))
+    return context, most
 
 
-def _first_token(budget: Budget, kv_dtype: str, tokens: int, rates: Rates) -> Forecast | None:
+def _first_token(budget: Budget, settings: PlanSettings, tokens: int, rates: Rates) -> Forecast | None:
     config = budget.config
     if tokens >= config.max_position_embeddings:
         return None
-    kv = KvShape.of(config, config.num_hidden_layers, kv_dtype).bytes_for(tokens)
+    kv = _kv_shape(budget, settings).bytes_for(tokens)
     chunk = min(tokens, MAX_ROWS, max(LEAST_CHUNK_ROWS, budget.most_rows(kv, 1)))
     try:
         plan = budget.plan(Demand(rows=chunk, kv=kv))

@@ -6,7 +6,7 @@ Pure functions of numbers: (the model, the process, the ceiling, a pass) to a fr
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from penstock.errors import ContextError, MemoryCeilingError, UsageError
@@ -27,6 +27,9 @@ LEAST_RING_BYTES, MOST_RING_BYTES = 6 * MIB, 128 * MIB
 LEAST_CHUNK_ROWS = 32
 """Rows of a prompt that a pass has room for at least: in smaller chunks it would cost too many passes."""
 
+RAW_WEIGHT_BYTES, FINE_WEIGHT_BYTES = 2.0, 0.875
+"""The least that a weight takes of a piece's larger part: as it is, and in the fine tier of packed weights."""
+
 
 def parse_bytes(text: str | int) -> int:
     """Bytes of a size like "512MiB", "2GiB", "3 GB" or a plain number. Raises UsageError."""
@@ -41,11 +44,14 @@ def format_bytes(count: int) -> str:
     return f"{-(-count // MIB)} MiB"
 
 
-def activation_bytes(config: ModelConfig, rows: int, logit_rows: int, piece_bytes: int) -> int:
+def activation_bytes(
+    config: ModelConfig, rows: int, logit_rows: int, piece_bytes: int, weight_bytes: float = RAW_WEIGHT_BYTES
+) -> int:
     """Peak float32 bytes of one pass besides weights and KV: hidden rows, the widest part, logits, and what sampling
-    takes for one row after another. Of the MLP's second half, one piece's rows are there at a time."""
+    takes for one row after another. Of the MLP's second half, one piece's rows are there at a time, of which a weight
+    takes `weight_bytes` or more in the larger part of its piece."""
     heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    piece_rows = min(config.intermediate_size, max(1, piece_bytes // (2 * config.hidden_size)))
+    piece_rows = min(config.intermediate_size, max(1, int(piece_bytes / (weight_bytes * config.hidden_size))))
     widest = max(heads, config.intermediate_size + piece_rows, config.hidden_size)
     return 4 * (rows * (2 * config.hidden_size + widest + config.head_dim) + (logit_rows + 5) * config.vocab_size)
 
@@ -73,10 +79,12 @@ class Budget:
     """The interpreter with its libraries, the tokenizer and the small tensors."""
     scratch: int
     """Working memory of the kernels."""
+    chunk: int = 0
+    """The largest chunk of packed weights, which every buffer of the ring must hold; 0 where nothing is packed."""
 
     @property
     def ring(self) -> Ring:
-        return choose_ring(self.ceiling)
+        return choose_ring(self.ceiling, self.chunk)
 
     def plan(self, demand: Demand) -> Plan:
         """How the ceiling is shared out in such a pass: weights stay resident where nothing else needs the room.
@@ -85,12 +93,13 @@ class Budget:
         """
         activations = self._activations(demand.rows, demand.logit_rows)
         needs = self.process + self.scratch + demand.kv + activations
-        if needs > _usable(self.ceiling):
+        if needs > self._usable:
+            least = format_bytes(self._least_ceiling(needs))
             raise MemoryCeilingError(
                 f"A memory ceiling of {self.ceiling // MIB} MiB is too small for this model and prompt.",
-                f"The least that works is {format_bytes(_least_ceiling(needs))}: raise --memory or shorten the prompt.",
+                f"The least that works is {least}: raise --memory or shorten the prompt.",
             )
-        resident = min(self.weights, _usable(self.ceiling) - needs)
+        resident = min(self.weights, self._usable - needs)
         return Plan(
             ceiling=self.ceiling,
             process=self.process,
@@ -105,22 +114,35 @@ class Budget:
 
     def least_ceiling(self, missing: int) -> int:
         """The least ceiling under which there are `missing` bytes more than under this one."""
-        return _least_ceiling(_usable(self.ceiling) + missing)
+        return self._least_ceiling(self._usable + missing)
 
     def most_rows(self, kv: int, logit_rows: int, all_logits: bool = False) -> int:
         """The longest chunk, in rows, that fits beside `kv` bytes and the logits of `logit_rows` rows, and with its own
         logits where `all_logits`; 0 or less where none does."""
         without = self.process + self.scratch + kv + self._activations(0, logit_rows)
         row = self._activations(1, int(all_logits)) - self._activations(0, 0)
-        return (_usable(self.ceiling) - without) // row
+        return (self._usable - without) // row
 
     def most_kv(self, sequences: int) -> int:
         """Bytes of KV that fit beside a chunk of LEAST_CHUNK_ROWS and the logits of so many sequences."""
         activations = self._activations(max(LEAST_CHUNK_ROWS, sequences), sequences)
-        return max(0, _usable(self.ceiling) - self.process - self.scratch - activations)
+        return max(0, self._usable - self.process - self.scratch - activations)
 
     def _activations(self, rows: int, logit_rows: int) -> int:
-        return activation_bytes(self.config, rows, logit_rows, self.ring.piece_bytes)
+        weight_bytes = FINE_WEIGHT_BYTES if self.chunk else RAW_WEIGHT_BYTES
+        return activation_bytes(self.config, rows, logit_rows, self.ring.piece_bytes, weight_bytes)
+
+    @property
+    def _usable(self) -> int:
+        """What the ceiling leaves beside ring and allowance."""
+        return self.ceiling - self.ring.nbytes - allowance(self.ceiling)
+
+    def _least_ceiling(self, needs: int) -> int:
+        """The least whole number of MiB that leaves `needs` bytes beside the ring and the allowance that it brings."""
+        least = replace(self, ceiling=-(-needs // MIB) * MIB)
+        while (missing := needs - least._usable) > 0:
+            least = replace(least, ceiling=least.ceiling + -(-missing // MIB) * MIB)
+        return least.ceiling
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +174,14 @@ def allowance(ceiling: int) -> int:
     return ALLOWANCE_BYTES + ceiling // 256
 
 
-def choose_ring(ceiling: int) -> Ring:
-    """The reader's ring: a share of the ceiling, as far as larger reads are faster ones.
+def choose_ring(ceiling: int, chunk: int = 0) -> Ring:
+    """The reader's ring: a share of the ceiling, as far as larger reads are faster ones; buffers hold `chunk` bytes.
 
     It grows without jumps, so that raising a ceiling always leaves more for the rest.
     """
     nbytes = min(max(ceiling // RING_SHARE, LEAST_RING_BYTES), MOST_RING_BYTES)
-    return Ring(RING_DEPTH, nbytes // RING_DEPTH // ALIGNMENT * ALIGNMENT, RING_READS)
+    piece_bytes = max(nbytes // RING_DEPTH // ALIGNMENT * ALIGNMENT, chunk)
+    return Ring(RING_DEPTH, piece_bytes, RING_READS)
 
 
 def check_context(wanted: int | None, trained: int) -> int:
@@ -171,16 +194,3 @@ def check_context(wanted: int | None, trained: int) -> int:
             f"Give a number from 2 to {trained}.",
         )
     return wanted
-
-
-def _usable(ceiling: int) -> int:
-    """What a ceiling leaves beside ring and allowance."""
-    return ceiling - choose_ring(ceiling).nbytes - allowance(ceiling)
-
-
-def _least_ceiling(needs: int) -> int:
-    """The least whole number of MiB that leaves `needs` bytes beside the ring and the allowance that it brings."""
-    least = -(-needs // MIB) * MIB
-    while _usable(least) < needs:
-        least += -(-(needs - _usable(least)) // MIB) * MIB
-    return least

@@ -15,19 +15,21 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock import codec
 from penstock.errors import PenstockError
 from penstock.files import ALIGNMENT, Extent, Files, aligned_buffer
 from penstock.plan import allowance
 
 if TYPE_CHECKING:
-    from penstock.kernels import Kernels
+    from penstock.codec import PackedRows
+    from penstock.kernels import F32, Kernels
     from penstock.plan import Budget
 
 MIB = 1 << 20
@@ -40,8 +42,9 @@ WEIGHT_BYTES = 56 * MIB
 """Weights of the compute probe: more than the cache that a laptop's cores share."""
 COLUMNS = 4096
 SLICE_BYTES = 4 * MIB
-ROWS_BYTES = 2 * MIB
-"""What the compute probe takes beside its weights."""
+SLICE_ROWS = SLICE_BYTES // (2 * COLUMNS)
+BESIDE_BYTES = 4 * MIB
+"""What the compute probe takes beside its weights: rows, and numbers on their way to be packed."""
 MANY_ROWS = 64
 """Rows from which on the matrix product is bound by arithmetic, not by the weights' way from memory."""
 PROBE_SECONDS = 0.1
@@ -62,12 +65,17 @@ class DiskSpeed:
 
 @dataclass(frozen=True, slots=True)
 class ComputeSpeed:
-    """Matrix products with BF16 weights: of one row with weights from memory, and of many rows."""
+    """Matrix products with BF16 weights: of one row with weights from memory, and of many rows.
+
+    `packed_`: with packed weights, which are decoded on the way; their bytes are those of the BF16 that they were.
+    """
 
     row_bytes_per_second: float
     """Bytes of weights that one row gets through in a second."""
     flops_per_second: float
     """Multiplications and additions, each counted, of MANY_ROWS rows."""
+    packed_row_bytes_per_second: float
+    packed_flops_per_second: float
 
 
 def room_for_probe(budget: Budget) -> int:
@@ -113,21 +121,57 @@ def measure_disk(
 
 
 def measure_compute(kernels: Kernels, seconds: float = PROBE_SECONDS, *, memory: float = math.inf) -> ComputeSpeed:
-    """Matrix products of one row and of MANY_ROWS rows, each for about `seconds`, with WEIGHT_BYTES of weights.
+    """Matrix products of one row and of MANY_ROWS rows, each for about `seconds`, with WEIGHT_BYTES of raw weights, and
+    with as many packed ones.
 
-    With less than their 58 MiB of `memory` there are fewer weights, down to SLICE_BYTES, and more of them are cached.
+    With less than their 60 MiB of `memory` there are fewer weights, down to SLICE_BYTES, and more of them are cached.
     """
-    nbytes = int(min(WEIGHT_BYTES, max(SLICE_BYTES, memory - ROWS_BYTES))) // SLICE_BYTES * SLICE_BYTES
+    n_slices = int(min(WEIGHT_BYTES, max(SLICE_BYTES, memory - BESIDE_BYTES))) // SLICE_BYTES
+    return ComputeSpeed(*_raw_speed(kernels, n_slices, seconds), *_packed_speed(kernels, n_slices, seconds))
+
+
+def _raw_speed(kernels: Kernels, n_slices: int, seconds: float) -> tuple[float, float]:
+    nbytes = n_slices * SLICE_BYTES
     weights = aligned_buffer(nbytes)[:nbytes]
     weights.view(np.uint16)[:] = 0x3F80  # 1.0; pages that nobody wrote would all be one page, in the cache
-    slices = cycle(weights.reshape(-1, SLICE_BYTES // (2 * COLUMNS), 2 * COLUMNS))
+    slices = cycle(weights.reshape(n_slices, SLICE_BYTES))
+    return _product_speed(lambda x, out: kernels.matmul(x, next(slices), "BF16", out), seconds)
+
+
+def _packed_speed(kernels: Kernels, n_slices: int, seconds: float) -> tuple[float, float]:
+    first = _gaussian_slice()
+    slices = cycle([first, *(_copy(first) for _ in range(n_slices - 1))])
+    return _product_speed(lambda x, out: kernels.matmul_packed(x, next(slices), out), seconds)
+
+
+def _product_speed(product: Callable[[F32, F32], None], seconds: float) -> tuple[float, float]:
+    """Bytes a second of one row, operations a second of many, where each product is with a slice of weights."""
 
     def product_seconds(rows: int) -> float:
-        x = np.ones((rows, COLUMNS), np.float32)
-        out = np.empty((rows, SLICE_BYTES // (2 * COLUMNS)), np.float32)
-        return _typical_seconds(lambda: kernels.matmul(x, next(slices).reshape(-1), "BF16", out), seconds)
+        x, out = np.ones((rows, COLUMNS), np.float32), np.empty((rows, SLICE_ROWS), np.float32)
+        return _typical_seconds(lambda: product(x, out), seconds)
 
-    return ComputeSpeed(SLICE_BYTES / product_seconds(1), SLICE_BYTES * MANY_ROWS / product_seconds(MANY_ROWS))
+    return SLICE_BYTES / product_seconds(1), SLICE_BYTES * MANY_ROWS / product_seconds(MANY_ROWS)
+
+
+def _gaussian_slice() -> PackedRows:
+    """A slice of packed weights, which are as hard to pack as trained ones: Gaussian."""
+    rows = codec.rows_per_chunk(COLUMNS, "probe")
+    n_chunks, coarse_bytes = SLICE_ROWS // rows, codec.coarse_bytes(rows, COLUMNS)
+    coarse = np.empty(n_chunks * coarse_bytes, np.uint8)
+    fine = np.empty(n_chunks * codec.most_fine_bytes(rows, COLUMNS), np.uint8)
+    offsets = np.zeros(n_chunks + 1, np.int64)
+    random = np.random.default_rng(0)
+    for i in range(n_chunks):
+        weights = random.standard_normal((rows, COLUMNS), np.float32).view(np.uint16)[:, 1::2]  # the upper halves
+        raw = np.ascontiguousarray(weights).reshape(-1).view(np.uint8)
+        chunk = coarse[i * coarse_bytes : (i + 1) * coarse_bytes]
+        offsets[i + 1] = offsets[i] + codec.encode(raw, rows, COLUMNS, chunk, fine[offsets[i] :])
+    return codec.PackedRows(SLICE_ROWS, COLUMNS, rows, coarse, fine[: offsets[-1]].copy(), offsets)
+
+
+def _copy(packed: PackedRows) -> PackedRows:
+    return replace(packed, coarse=packed.coarse.copy(), fine=packed.fine.copy())
 
 
 @contextmanager

@@ -71,13 +71,13 @@ class ReadAhead:
         extents: Sequence[Extent],
         skip: Callable[[int], bool],
         depth: int,
-        on_read: Callable[[int, float, float], None] | None = None,
+        on_read: Callable[[int, U8, float, float], None] | None = None,
         reads: int = 8,
         keep: Callable[[int], bool] | None = None,
     ) -> None:
         """`skip`: which extents nobody is going to take; `depth`: buffers, of which `reads` are being read into at
-        once; `on_read`: told (index, begin, end) by reading threads; `keep`: which extents the caller is going to keep,
-        each read into a buffer of its own."""
+        once; `on_read`: told (index, data, begin, end) by reading threads, and what it raises, `take` raises; `keep`:
+        which extents the caller is going to keep, each read into a buffer of its own."""
         self._files = files
         self._extents = extents
         self._skip = skip
@@ -191,7 +191,7 @@ class ReadAhead:
         data = self._files.read(self._extents[index], buffer)
         end = time.perf_counter()
         if self._on_read is not None:
-            self._on_read(index, begin, end)
+            self._on_read(index, data, begin, end)
         return data, end - begin
 
     def _drop(self) -> None:

@@ -1,7 +1,8 @@
 """The weights of a model as a pass meets them: piece after piece, resident or streamed from disk.
 
-A piece is a run of rows of one matrix, small enough that a ring of a few of them fits any ceiling. Pieces are the unit
-of reading, of residency and of arithmetic; the model walks them in the order that it declared (`order`).
+A piece is a run of rows of one matrix, small enough that a ring of a few of them fits any ceiling. Its parts, the
+coarse and the fine tier where it is packed, are the unit of reading and of residency; the model walks the pieces in the
+order that it declared (`order`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -18,56 +19,23 @@ import numpy as np
 
 from penstock.errors import UsageError
 from penstock.events import Events
-from penstock.files import Extent, Files, aligned_buffer
+from penstock.files import Files
 from penstock.pages import page_array
+from penstock.pieces import split
 from penstock.reader import ReadAhead, ReadTotals
+from penstock.stored_rows import row_reader
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
 
-    from penstock.format import TensorInfo
+    from penstock.checkpoint import Tensor
+    from penstock.files import Extent
     from penstock.kernels import F32, I64, U8, Kernels
+    from penstock.pieces import Piece, PieceData
     from penstock.reader import Ring
 
 ROW_READS = 8
 """Embedding rows that are read at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows [begin, end) of a matrix."""
-
-    tensor: TensorInfo
-    begin: int
-    end: int
-
-    @property
-    def extent(self) -> Extent:
-        row_bytes = self.tensor.nbytes // self.tensor.shape[0]
-        return Extent(self.tensor.path, self.tensor.begin + self.begin * row_bytes, (self.end - self.begin) * row_bytes)
-
-    @property
-    def nbytes(self) -> int:
-        return self.extent.nbytes
-
-
-@dataclass(frozen=True, slots=True)
-class PieceData:
-    """A piece that is in memory: `bytes` holds rows `rows` of a matrix, in `dtype`."""
-
-    rows: slice
-    bytes: U8
-    dtype: str
-
-
-def split(tensors: Sequence[TensorInfo], piece_bytes: int) -> list[Piece]:
-    """The pieces of matrices of equal height, alternating as zip() walks them: equal runs of rows but for the last.
-
-    A piece has at most `piece_bytes`, where a row allows it.
-    """
-    height = tensors[0].shape[0]
-    step = max(1, min(piece_bytes * height // max(1, tensor.nbytes) for tensor in tensors))
-    return [Piece(t, begin, min(begin + step, height)) for begin in range(0, height, step) for t in tensors]
 
 
 def residency_order(count: int) -> list[int]:
@@ -88,7 +56,7 @@ class Weights:
 
     def __init__(
         self,
-        tensors: Mapping[str, TensorInfo],
+        tensors: Mapping[str, Tensor],
         order: Sequence[tuple[str, ...]],
         kernels: Kernels,
         ring: Ring,
@@ -99,23 +67,25 @@ class Weights:
         self._kernels = kernels
         self.events = events or Events()
         groups = [[tensors[name] for name in group] for group in order]
-        self._pieces = [piece for group in groups for piece in split(group, ring.piece_bytes)]
-        self._by_name: dict[str, list[int]] = {}
-        for index, piece in enumerate(self._pieces):
-            self._by_name.setdefault(piece.tensor.name, []).append(index)
-        self._priority = residency_order(len(self._pieces))
-        self._ends = [*accumulate(self._pieces[index].nbytes for index in self._priority)]
+        pieces = [piece for group in groups for piece in split(group, ring.piece_bytes)]
+        self._parts = [_Part(piece, i) for piece in pieces for i in range(len(piece.extents))]
+        self._by_name: dict[str, list[list[int]]] = {}
+        for index, part in enumerate(self._parts):
+            of_tensor = self._by_name.setdefault(part.piece.name, [])
+            of_tensor[-1].append(index) if part.index else of_tensor.append([index])
+        self._priority = _priority(self._parts)
+        self._ends = [*accumulate(self._parts[index].nbytes for index in self._priority)]
         self._resident: dict[int, U8] = {}
         self._files = Files()
-        extents = [piece.extent for piece in self._pieces]
-        depth = max(ring.depth, 1 + max((len(group) for group in order), default=0))  # a group is held together
+        # The parts of a group's pieces are held together.
+        held = max((sum(len(self._by_name[name][0]) for name in group) for group in order), default=0)
         self._keep: set[int] = set()
         self._stream = ReadAhead(
             self._files,
-            extents,
+            [part.extent for part in self._parts],
             self._resident.__contains__,
-            depth,
-            self._tell_read,
+            max(ring.depth, 1 + held),
+            self._read_done,
             ring.reads,
             keep=lambda index: index in self._keep,
         )
@@ -155,15 +125,15 @@ class Weights:
 
     def pieces(self, name: str) -> Generator[PieceData]:
         """The pieces of a matrix, in order; each is valid until the next one is asked for. Raises ReadError."""
-        for index in self._by_name[name]:
-            piece = self._pieces[index]
-            with self._data(index) as data:
-                yield PieceData(slice(piece.begin, piece.end), data, piece.tensor.dtype.value)
+        for indices in self._by_name[name]:
+            with ExitStack() as stack:
+                parts = [stack.enter_context(self._data(index)) for index in indices]
+                yield self._parts[indices[0]].piece.loaded(parts)
 
     def vector(self, name: str) -> F32:
         """A whole vector (norm weights, a bias), float32 [n]."""
         tensor = self.tensors[name]
-        raw = self._files.read(Extent(tensor.path, tensor.begin, tensor.nbytes), aligned_buffer(tensor.nbytes))
+        raw = self._stored_rows(tensor, np.zeros(1, np.int64)).reshape(-1)
         out = np.empty(tensor.n_elements, np.float32)
         self._kernels.widen(raw, tensor.dtype.value, out)
         return out
@@ -175,9 +145,12 @@ class Weights:
         """
         self._check_open()
         self._stream.recover()
-        tensor = self.tensors[name]
+        tensor, begin = self.tensors[name], time.perf_counter()
         unique, inverse = np.unique(indices, return_inverse=True)
-        rows = self._rows_as_stored(tensor, unique)
+        rows = self._stored_rows(tensor, unique)
+        end = time.perf_counter()
+        self.totals.count(0, end - begin, end - begin)  # some KB, which are no part of what a pass streams
+        self.events.tell("wait", tensor.name, begin, end, rows.nbytes)
         out = np.empty((len(unique), tensor.shape[1]), np.float32)
         self._kernels.widen(rows.reshape(-1), tensor.dtype.value, out.reshape(-1))
         return out[inverse]
@@ -197,7 +170,7 @@ class Weights:
         if (resident := self._resident.get(index)) is not None:
             yield resident
             return
-        begin, name = time.perf_counter(), self._pieces[index].tensor.name
+        begin, name = time.perf_counter(), self._parts[index].piece.name
         data = self._stream.take(index)
         try:
             self.events.tell("wait", name, begin, time.perf_counter(), data.nbytes)
@@ -210,29 +183,53 @@ class Weights:
             raise
         self._stream.give_back(data)
 
-    def _rows_as_stored(self, tensor: TensorInfo, rows: I64) -> U8:
-        """The given rows, uint8 [len(rows), bytes of a row], several read at once."""
-        nbytes, begin = tensor.nbytes // tensor.shape[0], time.perf_counter()
-        out = np.empty((len(rows), nbytes), np.uint8)
+    def _stored_rows(self, tensor: Tensor, rows: I64) -> U8:
+        """The given rows as the original checkpoint has them, uint8 [len(rows), bytes of a row], several read at once.
 
-        def read(part: int) -> None:
-            buffer = aligned_buffer(nbytes)
-            for i in range(part, len(rows), ROW_READS):
-                out[i] = self._files.read(Extent(tensor.path, tensor.begin + int(rows[i]) * nbytes, nbytes), buffer)
-
-        if len(rows) == 1:
-            read(0)
-        else:
+        A vector is one row. Raises ReadError, FormatError.
+        """
+        reader = row_reader(tensor, self._files)
+        out = np.empty((len(rows), reader.row_bytes), np.uint8)
+        batches = reader.batches(rows)
+        if len(batches) == 1:
+            reader.read(rows, batches[0], out)
+        elif batches:
             with ThreadPoolExecutor(ROW_READS, thread_name_prefix="penstock-row") as threads:
-                list(threads.map(read, range(min(ROW_READS, len(rows)))))
-        end = time.perf_counter()
-        self.totals.count(0, end - begin, end - begin)  # some KB, which are no part of what a pass streams
-        self.events.tell("wait", tensor.name, begin, end, out.nbytes)
+                list(threads.map(lambda batch: reader.read(rows, batch, out), batches))
         return out
 
-    def _tell_read(self, index: int, begin: float, end: float) -> None:
-        piece = self._pieces[index]
-        self.events.tell("read", piece.tensor.name, begin, end, piece.nbytes)
+    def _read_done(self, index: int, data: U8, begin: float, end: float) -> None:
+        """In a reading thread: a part has come."""
+        part = self._parts[index]
+        part.piece.check(part.index, data)
+        self.events.tell("read", part.piece.name, begin, end, part.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Part `index` of a piece."""
+
+    piece: Piece
+    index: int
+
+    @property
+    def extent(self) -> Extent:
+        return self.piece.extents[self.index]
+
+    @property
+    def nbytes(self) -> int:
+        return self.extent.nbytes
+
+    @property
+    def coarse(self) -> bool:
+        return self.index == 0 and len(self.piece.extents) == 2
+
+
+def _priority(parts: Sequence[_Part]) -> list[int]:
+    """The order in which parts become resident: the coarse tier first, which is a draft of the model, then the rest;
+    every prefix of either is spread evenly."""
+    tiers = ([i for i, part in enumerate(parts) if part.coarse is coarse] for coarse in (True, False))
+    return [tier[i] for tier in tiers for i in residency_order(len(tier))]
 
 
 def _copy(data: U8) -> U8:

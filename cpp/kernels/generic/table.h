@@ -6,8 +6,10 @@
 #include "kernels/generic/exp.h"
 #include "kernels/generic/kv.h"
 #include "kernels/generic/matmul.h"
+#include "kernels/generic/matmul_packed.h"
 #include "kernels/generic/norm.h"
 #include "kernels/generic/rope.h"
+#include "kernels/generic/unpack.h"
 #include "kernels/generic/widen.h"
 
 namespace penstock {
@@ -26,6 +28,8 @@ constexpr Kernels make_kernels(const char* name) {
       .exp = exp<V>,
       .store_kv = store_kv<V>,
       .attention = attention<V>,
+      .matmul_packed = matmul_packed<V>,
+      .unpack = unpack<V>,
   };
 }
 

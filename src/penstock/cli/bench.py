@@ -84,16 +84,22 @@ def _time_rows(result: Result) -> list[Row]:
     return [
         ("a pass", format_seconds(result.median_seconds_per_pass), median),
         ("waiting", format_seconds(result.disk_wait_seconds), "for the disk"),
-        ("computing", format_seconds(result.compute_seconds), ""),
+        ("computing", format_seconds(result.compute_seconds), _decoding(result)),
         ("tokens", f"{result.tokens_per_second:.3g} a second", f"after the first{sequences}"),
         ("first token", format_seconds(result.first_token_seconds), prompt),
         ("opening", format_seconds(result.open_seconds), ""),
     ]
 
 
+def _decoding(result: Result) -> str:
+    rate = result.decoded_bytes_per_second
+    return "" if rate is None else f"decoding too: {format_size(rate)}/s of BF16"
+
+
 def _disk_rows(result: Result) -> list[Row]:
+    ratio = f", {result.packed_ratio:.3f} of BF16" if result.packed_ratio is not None else ""
     rows = [
-        ("weights", format_size(result.stored_bytes), "that a pass needs"),
+        ("weights", format_size(result.stored_bytes), f"that a pass needs{ratio}"),
         ("resident", format_size(result.resident_bytes), "of them, in memory"),
         ("streamed", format_size(result.streamed_bytes_per_pass), "read in each pass"),
         ("disk", f"{format_size(result.probe_bytes_per_second)}/s", "by itself, before the passes"),

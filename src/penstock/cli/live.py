@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from penstock.cli.progress import Progress, fit
 from penstock.cli.status_line import StatusLine
 from penstock.engine import MAX_ROWS
+from penstock.forecast import pass_weights
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -86,6 +87,6 @@ class Live:
         streamed = weights.pass_bytes - weights.resident_bytes
         if streamed and not rate:
             return None
-        # Two bytes a weight, and two operations a weight and row.
-        arithmetic = self._prompt_tokens * weights.pass_bytes / (ROUGH_FLOPS * self._llm.kernels.threads)
+        operations = 2 * self._prompt_tokens * pass_weights(self._llm.config)
+        arithmetic = operations / (ROUGH_FLOPS * self._llm.kernels.threads)
         return max(streamed / rate if streamed else 0.0, arithmetic)

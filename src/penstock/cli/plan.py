@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from penstock.cli import options as opt
 from penstock.cli.units import format_seconds, format_size
-from penstock.outlook import PROMPTS, Outlook, PlanSettings, look
+from penstock.outlook import PROMPTS, Form, Outlook, PlanSettings, Prospect, look
 from penstock.plan import MIB
 
 if TYPE_CHECKING:
@@ -44,12 +45,14 @@ def plan(
         print(json.dumps(outlook.as_object()))
         return
     console = Console(highlight=False)
-    console.print(memory_table(outlook), "", speed_table(outlook), "", forecast_table(outlook), "", _caveat(outlook))
+    for part in (memory_table, speed_table, forecast_table, form_table, _advice, _caveat):
+        console.print(part(outlook))
+        console.print()
 
 
 def memory_table(outlook: Outlook) -> Table:
-    """How the ceiling is shared out."""
-    shares = outlook.plan
+    """How the ceiling is shared out, with the model as it is."""
+    shares = outlook.own.plan
     weights = shares.resident + shares.streamed
     used = shares.process + shares.ring + shares.scratch + shares.allowance + shares.kv + shares.activations
     rows = [
@@ -89,20 +92,69 @@ def speed_table(outlook: Outlook) -> Table:
     table.add_row("disk", f"{format_size(disk.bytes_per_second)}/s", measured)
     table.add_row("CPU, one row", f"{format_size(compute.row_bytes_per_second)}/s", f"of weights in memory; {cpu}")
     table.add_row("CPU, many rows", f"{compute.flops_per_second / 1e9:.0f} GFLOP/s", cpu)
+    if outlook.packs:
+        decoding = "of the BF16 that packed weights were, decoded on the way"
+        table.add_row("one row, packed", f"{format_size(compute.packed_row_bytes_per_second)}/s", decoding)
+        table.add_row("many rows, packed", f"{compute.packed_flops_per_second / 1e9:.0f} GFLOP/s", "")
     return table
 
 
 def forecast_table(outlook: Outlook) -> Table:
-    """How long tokens take."""
-    table = Table(title="Forecast", title_justify="left", title_style="bold", box=None)
+    """How long tokens take, with the model as it is."""
+    title = f"Forecast, {_form_name(outlook, outlook.form)}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
     table.add_column("")
     for heading in ("time", "disk", "compute", "GB read", "passes"):
         table.add_column(heading, justify="right", style="bold" if heading == "time" else "dim")
-    table.add_row("a further token", *_cells(outlook.token))
-    for tokens, forecast in outlook.prompts.items():
+    table.add_row("a further token", *_cells(outlook.own.token))
+    for tokens, forecast in outlook.own.prompts.items():
         name = f"the first, after {tokens:,} tokens"
         table.add_row(name, *(_cells(forecast) if forecast else ("does not fit",)))
     return table
+
+
+def form_table(outlook: Outlook) -> Table | str:
+    """The model raw and packed, side by side; what there is no packing for has no second side."""
+    if not outlook.packs:
+        return "Packing gains nothing here: only matrices of 65,536 or more BF16 weights are packed."
+    table = Table(title="Raw and packed", title_justify="left", title_style="bold", box=None)
+    names = ["weights of a pass", "that stay in memory", "read in every pass", "a further token"]
+    names += [f"the first, after {tokens:,} tokens" for tokens in outlook.own.prompts]
+    columns = [names]
+    table.add_column("")
+    forms: dict[Form, Prospect | None] = {"raw": outlook.raw, "packed": outlook.packed}
+    for form, prospect in forms.items():
+        table.add_column(_form_name(outlook, form), justify="right", style="bold" if form == outlook.form else "")
+        columns.append(_form_cells(prospect) if prospect else ["does not fit"] + [""] * (len(names) - 1))
+    for row in zip(*columns, strict=True):
+        table.add_row(*row)
+    return table
+
+
+def _form_name(outlook: Outlook, form: Form) -> str:
+    if form == outlook.form:
+        return f"{form}, as it is"
+    return f"{form}, estimated" if form == "packed" else form
+
+
+def _form_cells(prospect: Prospect) -> list[str]:
+    size, plan = prospect.size, prospect.plan
+    sizes = [format_size(nbytes) for nbytes in (size.nbytes, plan.resident, plan.streamed)]
+    forecasts = (prospect.token, *prospect.prompts.values())
+    return sizes + [format_seconds(forecast.seconds) if forecast else "does not fit" for forecast in forecasts]
+
+
+def _advice(outlook: Outlook) -> str:
+    """The command that leads to the other form."""
+    model = escape(shlex.quote(outlook.model))
+    if not outlook.packs:
+        return ""
+    if outlook.form == "packed":
+        return f"`penstock unpack {model} OUT` gives the original files back, byte for byte."
+    pull = {"hub": f"`penstock pull {model}`", "shape": "`penstock pull REPO`"}.get(outlook.place)
+    if pull:
+        return f"{pull} packs it losslessly while it downloads; `penstock pack SRC OUT` packs a copy that is here."
+    return f"`penstock pack {model} OUT` packs it losslessly."
 
 
 def _cells(forecast: Forecast) -> tuple[str, ...]:

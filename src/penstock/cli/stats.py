@@ -11,13 +11,15 @@ from rich.table import Table
 
 from penstock import machine
 from penstock.cli.units import format_size
+from penstock.forecast import bf16_bytes
+from penstock.stored_size import holds_packed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from penstock.completion import Stats
     from penstock.llm import LLM
-    from penstock.stage import PartStats
+    from penstock.stage import PartStats, PassTotals
 
 console = Console(stderr=True, highlight=False)
 
@@ -36,7 +38,8 @@ def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]
         "seconds_per_token": (stats.seconds - stats.first_token_seconds) / max(1, stats.tokens - 1),
         "bytes_read": stats.bytes_read,
         "bytes_per_second": stats.bytes_read / max(wait + compute, 1e-9),
-        "weight_bytes": llm.weights.pass_bytes,
+        "weight_bytes": bf16_bytes(llm.config),
+        **_stored(llm, log),
         "resident_bytes": llm.weights.resident_bytes,
         "streamed_bytes_per_pass": statistics.median_low(totals.bytes_read for totals in log[1:] or log),
         "read_seconds": sum(totals.read_seconds for totals in log),
@@ -53,6 +56,19 @@ def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]
     return told
 
 
+def _stored(llm: LLM, log: Sequence[PassTotals]) -> dict[str, Any]:
+    """The weights as they are stored; where they are packed, how small that is beside BF16, and how fast passes of one
+    row decode and apply them, in bytes of BF16 a second."""
+    stored, in_bf16 = llm.weights.pass_bytes, bf16_bytes(llm.config)
+    packed = holds_packed(llm.weights.tensors.values())
+    seconds = [totals.compute_seconds for totals in log if totals.rows == 1]
+    return {
+        "stored_bytes": stored,
+        "packed_ratio": stored / in_bf16 if packed else None,
+        "decoded_bytes_per_second": in_bf16 / statistics.median(seconds) if packed and seconds else None,
+    }
+
+
 def print_stats(llm: LLM, stats: Stats) -> None:
     """A few lines about the whole completion."""
     told = stats_object(llm, stats)
@@ -62,6 +78,7 @@ def print_stats(llm: LLM, stats: Stats) -> None:
         f"{stats.prompt_tokens} tokens in, {stats.tokens} out in {stats.seconds:.2f} s: first after "
         f"{stats.first_token_seconds:.2f} s, then {told['seconds_per_token']:.3f} s a token; {stats.passes} passes, "
         f"{stats.tokens_per_pass:.2f} tokens a pass; seed {stats.seed}",
+        *_packed_lines(told),
         f"weights: {resident} resident, {streamed} streamed a pass; "
         f"{format_size(stats.bytes_read)} read in all, {format_size(told['bytes_per_second'])}/s",
         f"time: {told['disk_wait_seconds'] / busy:.0%} waiting for the disk, "
@@ -71,6 +88,15 @@ def print_stats(llm: LLM, stats: Stats) -> None:
     )
     for line in lines:
         console.print(line, soft_wrap=True)
+
+
+def _packed_lines(told: dict[str, Any]) -> list[str]:
+    if told["packed_ratio"] is None:
+        return []
+    line = f"packed: {format_size(told['stored_bytes'])}, {told['packed_ratio']:.3f} of BF16"
+    if told["decoded_bytes_per_second"] is not None:
+        line += f"; decoded and applied at {format_size(told['decoded_bytes_per_second'])}/s of BF16"
+    return [line]
 
 
 def print_layers(stats: Stats) -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from penstock.config import ModelConfig
     from penstock.kernels import F32, Kernels
     from penstock.kv_cache import KvCache
-    from penstock.weights import PieceData, Weights
+    from penstock.pieces import PieceData
+    from penstock.weights import Weights
 
 EMBEDDING = "model.embed_tokens.weight"
 LAYER_PARTS = (
@@ -172,8 +173,8 @@ class Llama:
         bias = self._vectors.get(f"{name.removesuffix('.weight')}.bias")
         bias = bias if bias is None else bias[piece.rows]
         begin = time.perf_counter()
-        self.kernels.matmul(x, piece.bytes, piece.dtype, out, bias=bias, accumulate=accumulate)
-        self.weights.events.tell("compute", name, begin, time.perf_counter(), piece.bytes.nbytes)
+        piece.matmul(self.kernels, x, out, bias, accumulate)
+        self.weights.events.tell("compute", name, begin, time.perf_counter(), piece.nbytes)
 
     def _norm(self, name: str, x: F32) -> F32:
         out = np.empty_like(x)

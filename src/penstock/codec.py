@@ -1,0 +1,115 @@
+"""Packing BF16 matrices chunk by chunk, and unpacking them (docs/format.md).
+
+Goals: the sizes that the format fixes; one chunk in, bytes out; rows back out of bytes that may be anything.
+Non-goals: files, checksums, threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from penstock import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    U8 = npt.NDArray[np.uint8]
+    I64 = npt.NDArray[np.int64]
+
+LEAST_WEIGHTS = 65_536
+"""Smaller matrices are not worth two streams."""
+
+MOST_COLUMNS = 1 << 18
+"""Rows of more weights are not packed, so that decoders know how much memory one takes at most."""
+
+ALIGNMENT = 64
+"""Chunks are filled up with zeros to a multiple of so many bytes."""
+
+_CHUNK_BYTES = 1 << 20
+_EMBEDDING_CHUNK_BYTES = 32 << 10
+_GROUP = 64
+
+
+class MalformedRow(ValueError):  # noqa: N818
+    """Packed bytes that break the format, in row `row` of those given."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} of packed weights breaks the format")
+        self.row = row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedRows:
+    """A run of whole chunks of one packed matrix, in memory.
+
+    `coarse` and `fine` hold the chunks' bytes one after the other; a coarse chunk of n rows has coarse_bytes(n, cols),
+    but the last one's padding may be absent. fine_offsets [n_chunks + 1]: where each chunk begins in `fine`, and where
+    the last one ends.
+    """
+
+    rows: int
+    cols: int
+    rows_per_chunk: int
+    coarse: U8
+    fine: U8
+    fine_offsets: I64
+
+
+def is_packed(shape: Sequence[int], dtype_name: str) -> bool:
+    """Whether a tensor is stored in two streams; all others are stored raw. dtype_name as safetensors has it: "BF16"."""
+    if dtype_name != "BF16" or len(shape) != 2:
+        return False
+    rows, cols = shape
+    return rows * cols >= LEAST_WEIGHTS and cols <= MOST_COLUMNS
+
+
+def rows_per_chunk(cols: int, name: str) -> int:
+    """Rows in a chunk of the tensor `name` with rows of `cols` BF16 weights; few where single rows are read."""
+    chunk_bytes = _EMBEDDING_CHUNK_BYTES if name.endswith("embed_tokens.weight") else _CHUNK_BYTES
+    return max(1, chunk_bytes // (2 * cols))
+
+
+def coarse_bytes(rows: int, cols: int) -> int:
+    """Bytes of a coarse chunk, with padding."""
+    groups = -(-cols // _GROUP)
+    return _aligned(_up(rows, 8) + rows * groups * 24)
+
+
+def most_fine_bytes(rows: int, cols: int) -> int:
+    """Bytes that a fine chunk may take at most, with padding."""
+    return _aligned(4 * (rows + 1) + 2 * rows * cols + 8)
+
+
+def encode(weights: U8, rows: int, cols: int, coarse: U8, fine: U8) -> int:
+    """Pack one chunk: rows * cols BF16 weights, as bytes at any alignment.
+
+    Fills coarse[:coarse_bytes(rows, cols)] and fine[:n], and returns n, a multiple of 64. `fine` must have room for
+    most_fine_bytes(rows, cols). The bytes depend on the weights alone. Runs in the calling thread, without the
+    interpreter's lock. Raises ValueError for arrays of the wrong size.
+    """
+    return _core.encode_chunk(weights, rows, cols, coarse, fine)
+
+
+def decode(packed: PackedRows, begin: int, end: int, out: U8) -> None:
+    """Unpack rows [begin, end) into `out`, BF16 bytes, row-major.
+
+    Runs in the calling thread, without the interpreter's lock. Raises MalformedRow for bytes that break the format,
+    and ValueError for arrays of the wrong size.
+    """
+    row = _core.decode_rows(
+        packed.rows, packed.cols, packed.rows_per_chunk, packed.coarse, packed.fine, packed.fine_offsets, begin, end, out
+    )
+    if row is not None:
+        raise MalformedRow(row)
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _aligned(n: int) -> int:
+    return _up(n, ALIGNMENT)

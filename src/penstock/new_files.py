@@ -1,0 +1,55 @@
+"""Files that get their name once all of their bytes are on the disk, and room for them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SYNC_BYTES = 64 << 20
+"""So much may wait in the page cache, which counts as memory, before it has to be on the disk."""
+
+
+def settle(file: BinaryIO) -> None:
+    """Have all bytes of a file on the disk and out of the page cache."""
+    file.flush()
+    os.fsync(file.fileno())
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def write_through(file: BinaryIO, data: memoryview, sync_bytes: int = SYNC_BYTES) -> None:
+    """Append to a file that is written from its begin on; every so often, `settle` it."""
+    file.write(data)
+    position = file.tell()
+    if position // sync_bytes != (position - data.nbytes) // sync_bytes:
+        settle(file)
+
+
+@contextmanager
+def new_file(path: Path, unfinished: Path) -> Iterator[BinaryIO]:
+    """A file that is written as `unfinished` and becomes `path`, of the same file system, at the end of the block."""
+    with unfinished.open("wb") as file:
+        yield file
+        settle(file)
+    give_name(unfinished, path)
+
+
+def give_name(unfinished: Path, path: Path) -> None:
+    """Give a settled file its name, in a way that outlives a power failure."""
+    unfinished.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
+    with suppress(OSError):  # not every system lets one open a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

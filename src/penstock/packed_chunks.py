@@ -1,0 +1,135 @@
+"""Chunks of packed files: read, checked and decoded, a run of them at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from penstock import codec
+from penstock.errors import ChecksumError, FormatError
+from penstock.files import aligned_buffer
+from penstock.packed import PACK_AGAIN
+from penstock.pages import page_array
+from penstock.strict_json import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from penstock.files import Extent, Files
+    from penstock.kernels import U8
+    from penstock.packed import PackedTensor
+
+RUN_BYTES = 4 << 20
+"""Original bytes of the chunks that are worked on together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Chunks [begin, end) of a tensor."""
+
+    tensor: PackedTensor
+    begin: int
+    end: int
+
+    @property
+    def rows(self) -> slice:
+        step = self.tensor.rows_per_chunk
+        return slice(self.begin * step, min(self.end * step, self.tensor.rows))
+
+    @property
+    def original_begin(self) -> int:
+        """Where the rows begin in the original file."""
+        return self.tensor.original_begin + self.rows.start * self.tensor.row_bytes
+
+    @property
+    def original_nbytes(self) -> int:
+        return (self.rows.stop - self.rows.start) * self.tensor.row_bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunData:
+    """The stored bytes of a run; `coarse` is empty where the tensor is stored raw."""
+
+    run: Run
+    coarse: U8
+    fine: U8
+
+    def faults(self, chunk: int) -> Iterator[ChecksumError]:
+        """One for each tier of a chunk of the run that is not what was written."""
+        tensor, begin, end = self.run.tensor, self.run.begin, self.run.end
+        try:
+            if tensor.codec == "planes":
+                whole = tensor.coarse_extent(begin, end)
+                tensor.check_coarse(chunk, _part(self.coarse, whole, tensor.coarse_extent(chunk, chunk + 1)))
+        except ChecksumError as error:
+            yield error
+        try:
+            whole = tensor.fine_extent(begin, end)
+            tensor.check_fine(chunk, _part(self.fine, whole, tensor.fine_extent(chunk, chunk + 1)))
+        except ChecksumError as error:
+            yield error
+
+    def original(self) -> U8:
+        """The original bytes, U8 [original_nbytes]. Raises ChecksumError, FormatError."""
+        for chunk in range(self.run.begin, self.run.end):
+            for fault in self.faults(chunk):
+                raise fault
+        tensor, rows = self.run.tensor, self.run.rows
+        if tensor.codec == "raw":
+            return self._raw()
+        n_rows = rows.stop - rows.start
+        offsets = tensor.fine_offsets[self.run.begin : self.run.end + 1] - tensor.fine_offsets[self.run.begin]
+        packed = codec.PackedRows(n_rows, tensor.cols, tensor.rows_per_chunk, self.coarse, self.fine, offsets)
+        out = page_array(self.run.original_nbytes)
+        try:
+            codec.decode(packed, 0, n_rows, out)
+        except codec.MalformedRow as error:
+            row = rows.start + error.row
+            problem = f"{tensor.path}: tensor {shown(tensor.name)}, row {row:,} breaks the packed format: {error}"
+            raise FormatError(problem, PACK_AGAIN) from error
+        return out
+
+    def _raw(self) -> U8:
+        """Without the chunks' padding, which has to be zeros for the file to be well formed."""
+        tensor = self.run.tensor
+        parts, position = [], 0
+        for chunk in range(self.run.begin, self.run.end):
+            size = tensor.rows_in_chunk(chunk) * tensor.row_bytes
+            parts.append(self.fine[position : position + size])
+            position += tensor.fine_nbytes(chunk)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _part(data: U8, whole: Extent, part: Extent) -> U8:
+    begin = part.offset - whole.offset
+    return data[begin : begin + part.nbytes]
+
+
+def runs(tensor: PackedTensor) -> Iterator[Run]:
+    """All chunks of a tensor, in runs of about RUN_BYTES."""
+    step = max(1, RUN_BYTES // (tensor.rows_per_chunk * tensor.row_bytes))
+    for begin in range(0, tensor.n_chunks, step):
+        yield Run(tensor, begin, min(begin + step, tensor.n_chunks))
+
+
+def read_run(files: Files, run: Run) -> RunData:
+    """Read a run from the disk, unchecked. Raises ReadError."""
+    coarse = np.zeros(0, np.uint8)
+    if run.tensor.codec == "planes":
+        coarse = _read(files, run.tensor.coarse_extent(run.begin, run.end))
+    return RunData(run, coarse, _read(files, run.tensor.fine_extent(run.begin, run.end)))
+
+
+def _read(files: Files, extent: Extent) -> U8:
+    return files.read(extent, aligned_buffer(extent.nbytes))
+
+
+def same_bytes(a: U8, b: U8) -> bool:
+    """Whether two runs of bytes are the same; by words, which is faster than byte by byte."""
+    if a.nbytes != b.nbytes:
+        return False
+    whole = a.nbytes // 8 * 8
+    words = np.array_equal(a[:whole].view(np.uint64), b[:whole].view(np.uint64))
+    return words and np.array_equal(a[whole:], b[whole:])

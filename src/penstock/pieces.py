@@ -1,0 +1,216 @@
+"""Pieces of matrices: what is read, kept in memory and multiplied at a time, of plain and of packed checkpoints.
+
+A piece is a run of rows. It has one part, its bytes, or two: the coarse and the fine tier of packed weights.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, TypeGuard
+
+from penstock.codec import MalformedRow, PackedRows
+from penstock.errors import FormatError
+from penstock.files import Extent
+from penstock.packed import PackedTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from penstock.checkpoint import Tensor
+    from penstock.format import TensorInfo
+    from penstock.kernels import F32, I64, U8, Kernels
+
+
+class Piece(Protocol):
+    """Rows `rows` of the matrix `name`; `extents` are its parts' places, the coarse tier first where there is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def rows(self) -> slice: ...
+    @property
+    def extents(self) -> tuple[Extent, ...]: ...
+    def check(self, part: int, data: U8) -> None:
+        """Raise ChecksumError if these are not the part's bytes."""
+
+    def loaded(self, parts: Sequence[U8]) -> PieceData:
+        """The piece with its parts in memory."""
+
+
+class PieceData(Protocol):
+    """A piece that is in memory."""
+
+    @property
+    def rows(self) -> slice: ...
+    @property
+    def nbytes(self) -> int: ...
+    def matmul(self, kernels: Kernels, x: F32, out: F32, bias: F32 | None, accumulate: bool) -> None:
+        """out[n, rows] = x[n, k] @ weights.T (+ bias) (+ out). Raises FormatError for packed bytes without meaning."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainData:
+    """Rows as they are, in `dtype`."""
+
+    rows: slice
+    bytes: U8
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return self.bytes.nbytes
+
+    def matmul(self, kernels: Kernels, x: F32, out: F32, bias: F32 | None, accumulate: bool) -> None:
+        kernels.matmul(x, self.bytes, self.dtype, out, bias=bias, accumulate=accumulate)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedData:
+    """Rows in both tiers."""
+
+    tensor: PackedTensor
+    rows: slice
+    packed: PackedRows
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.coarse.nbytes + self.packed.fine.nbytes
+
+    def matmul(self, kernels: Kernels, x: F32, out: F32, bias: F32 | None, accumulate: bool) -> None:
+        try:
+            kernels.matmul_packed(x, self.packed, out, bias=bias, accumulate=accumulate)
+        except MalformedRow as error:
+            raise malformed(self.tensor, self.rows.start + error.row) from error
+
+
+@dataclass(frozen=True, slots=True)
+class PlainPiece:
+    """Rows of a matrix in a plain safetensors file, which has no checksums."""
+
+    tensor: TensorInfo
+    rows: slice
+
+    @property
+    def name(self) -> str:
+        return self.tensor.name
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        row_bytes = self.tensor.nbytes // self.tensor.shape[0]
+        begin, count = self.rows.start, self.rows.stop - self.rows.start
+        return (Extent(self.tensor.path, self.tensor.begin + begin * row_bytes, count * row_bytes),)
+
+    def check(self, part: int, data: U8) -> None:
+        pass
+
+    def loaded(self, parts: Sequence[U8]) -> PlainData:
+        return PlainData(self.rows, parts[0], self.tensor.dtype.value)
+
+
+@dataclass(frozen=True)
+class PackedPiece:
+    """Chunks [begin, end) of a tensor in a packed file; of one that is stored raw, a single chunk."""
+
+    tensor: PackedTensor
+    begin: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        return self.tensor.name
+
+    @cached_property
+    def rows(self) -> slice:
+        step = self.tensor.rows_per_chunk
+        return slice(self.begin * step, min(self.end * step, self.tensor.rows))
+
+    @cached_property
+    def extents(self) -> tuple[Extent, ...]:
+        fine = self.tensor.fine_extent(self.begin, self.end)
+        return (fine,) if self.tensor.codec == "raw" else (self.tensor.coarse_extent(self.begin, self.end), fine)
+
+    def check(self, part: int, data: U8) -> None:
+        coarse = part == 0 and len(self.extents) == 2
+        check = self.tensor.check_coarse if coarse else self.tensor.check_fine
+        offset = 0
+        for chunk in range(self.begin, self.end):
+            nbytes = (self.tensor.coarse_extent if coarse else self.tensor.fine_extent)(chunk, chunk + 1).nbytes
+            check(chunk, data[offset : offset + nbytes])
+            offset += nbytes
+
+    def loaded(self, parts: Sequence[U8]) -> PlainData | PackedData:
+        tensor, count = self.tensor, self.rows.stop - self.rows.start
+        if tensor.codec == "raw":
+            return PlainData(self.rows, parts[0][: count * tensor.row_bytes], tensor.dtype.value)
+        coarse, fine = parts
+        packed = PackedRows(count, tensor.cols, tensor.rows_per_chunk, coarse, fine, self._fine_offsets)
+        return PackedData(tensor, self.rows, packed)
+
+    @cached_property
+    def _fine_offsets(self) -> I64:
+        offsets = self.tensor.fine_offsets
+        return offsets[self.begin : self.end + 1] - offsets[self.begin]  # type: ignore[no-any-return]
+
+
+def malformed(tensor: PackedTensor, row: int) -> FormatError:
+    """What to raise where the checksums hold and yet a row's bytes mean nothing."""
+    return FormatError(
+        f"{tensor.path}: tensor {tensor.name}, row {row}: the packed bytes have no meaning, although their checksum "
+        "holds: they were not written by Penstock, or by a defective one.",
+        "Pack or pull the model again.",
+    )
+
+
+def split(tensors: Sequence[Tensor], piece_bytes: int) -> list[Piece]:
+    """The pieces of matrices of equal height, alternating as zip() walks them: equal runs of rows in each.
+
+    A part has at most `piece_bytes`, where a row or a chunk allows it.
+    """
+    cuts = _chunk_runs(tensors, piece_bytes) or _row_runs(tensors, piece_bytes)
+    return [_piece(tensor, rows) for rows in cuts for tensor in tensors]
+
+
+def largest_chunk(tensors: Sequence[Tensor]) -> int:
+    """Bytes of the largest part that a piece cannot be smaller than, in packed tensors; 0 where none is packed."""
+    sizes = (int((t.fine_offsets[1:] - t.fine_offsets[:-1]).max()) for t in tensors if _has_chunks(t))
+    return max(sizes, default=0)
+
+
+def _has_chunks(tensor: Tensor) -> TypeGuard[PackedTensor]:
+    return isinstance(tensor, PackedTensor) and tensor.n_chunks > 0
+
+
+def _piece(tensor: Tensor, rows: slice) -> Piece:
+    if isinstance(tensor, PackedTensor):
+        step = tensor.rows_per_chunk
+        return PackedPiece(tensor, rows.start // step, -(-rows.stop // step))
+    return PlainPiece(tensor, rows)
+
+
+def _row_runs(tensors: Sequence[Tensor], piece_bytes: int) -> list[slice]:
+    height = tensors[0].shape[0]
+    step = max(1, min(piece_bytes * height // max(1, tensor.nbytes) for tensor in tensors))
+    return [slice(begin, min(begin + step, height)) for begin in range(0, height, step)]
+
+
+def _chunk_runs(tensors: Sequence[Tensor], piece_bytes: int) -> list[slice]:
+    """Runs of whole chunks; nothing where no tensor has chunks."""
+    chunked = [tensor for tensor in tensors if _has_chunks(tensor)]
+    if not chunked:
+        return []
+    height, step = chunked[0].rows, chunked[0].rows_per_chunk
+    whole = len(chunked) == len(tensors) and all(tensor.codec == "planes" for tensor in chunked)
+    runs = list(_runs(chunked, piece_bytes)) if whole else [(c, c + 1) for c in range(chunked[0].n_chunks)]
+    return [slice(begin * step, min(end * step, height)) for begin, end in runs]
+
+
+def _runs(tensors: Sequence[PackedTensor], piece_bytes: int) -> Iterator[tuple[int, int]]:
+    """The longest runs of chunks of which no tensor's fine tier, the larger of the two, has more than `piece_bytes`."""
+    begin = 0
+    while begin < tensors[0].n_chunks:
+        ends = (bisect_right(t.fine_offsets, int(t.fine_offsets[begin]) + piece_bytes) - 1 for t in tensors)
+        end = max(begin + 1, min(ends))
+        yield begin, end
+        begin = end

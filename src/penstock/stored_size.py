@@ -1,0 +1,112 @@
+"""How many bytes the weights of a pass are in a checkpoint: raw or packed, counted or estimated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from penstock.codec import is_packed, rows_per_chunk
+from penstock.packed import PackedTensor
+from penstock.pieces import largest_chunk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from penstock.checkpoint import Tensor
+
+PACKED_RATIO = 0.672
+"""Bytes of packed weights to those of BF16, measured: weights of `penstock synth` in the shape of Llama-3.1-8B, whose
+exponents have the entropy that is published for its trained ones."""
+COARSE_RATIO = 3 / 16
+"""Of them, those of the coarse tier: 3 of 16 bits, and a byte a row."""
+DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix as the original checkpoint has it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors names it: "BF16", "F16", "F32"."""
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def packs(self) -> bool:
+        """Whether a packed checkpoint has it packed."""
+        return is_packed(self.shape, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSize:
+    """The matrices that a pass needs, in bytes."""
+
+    nbytes: int
+    """As they are stored."""
+    raw: int
+    """As they are multiplied: as the original checkpoint has them."""
+    decoded: int = 0
+    """Of `raw`, those that are stored packed."""
+    coarse: int = 0
+    """Of `nbytes`, the coarse tier of packed ones."""
+    chunk: int = 0
+    """The largest chunk, as for Budget."""
+    estimated: bool = False
+
+    @property
+    def ratio(self) -> float:
+        return self.nbytes / max(1, self.raw)
+
+
+def raw_size(matrices: Sequence[Matrix]) -> StoredSize:
+    """Of the original checkpoint."""
+    nbytes = sum(matrix.nbytes for matrix in matrices)
+    return StoredSize(nbytes, nbytes)
+
+
+def packed_size(matrices: Sequence[Matrix], ratio: float = PACKED_RATIO) -> StoredSize | None:
+    """Of a packed one, if `ratio` is that of the matrices that pack; None where none does."""
+    packing = [matrix for matrix in matrices if matrix.packs]
+    if not packing:
+        return None
+    raw, decoded = (sum(matrix.nbytes for matrix in some) for some in (matrices, packing))
+    chunks = (rows_per_chunk(m.shape[1], m.name) * m.shape[1] * DTYPE_BYTES[m.dtype] for m in packing)
+    return StoredSize(
+        nbytes=raw - decoded + int(decoded * ratio),
+        raw=raw,
+        decoded=decoded,
+        coarse=int(decoded * COARSE_RATIO),
+        chunk=int(max(chunks) * (ratio - COARSE_RATIO)),
+        estimated=True,
+    )
+
+
+def size_here(tensors: Sequence[Tensor]) -> StoredSize:
+    """Of a checkpoint that is here, raw or packed, by its tensors."""
+    packed = _packed(tensors)
+    return StoredSize(
+        nbytes=sum(tensor.nbytes for tensor in tensors),
+        raw=sum(matrix_of(tensor).nbytes for tensor in tensors),
+        decoded=sum(tensor.original_nbytes for tensor in packed),
+        coarse=sum(tensor.coarse_extent(0, tensor.n_chunks).nbytes for tensor in packed),
+        chunk=largest_chunk(tensors),
+    )
+
+
+def matrix_of(tensor: Tensor) -> Matrix:
+    """A tensor as the original checkpoint has it."""
+    return Matrix(tensor.name, tensor.shape, tensor.dtype.value)
+
+
+def holds_packed(tensors: Iterable[Tensor]) -> bool:
+    """Whether any of them is packed."""
+    return bool(_packed(tensors))
+
+
+def _packed(tensors: Iterable[Tensor]) -> list[PackedTensor]:
+    return [tensor for tensor in tensors if isinstance(tensor, PackedTensor) and tensor.codec == "planes"]
