@@ -197,8 +197,7 @@ std::optional<std::int64_t> bind_decode_rows(std::int64_t rows, std::int64_t col
 std::optional<std::int64_t> bind_matmul_packed(ThreadPool& pool, const Matrix<const float>& x,
                                                std::int64_t rows_per_chunk, const Vector<const std::uint8_t>& coarse,
                                                const Vector<const std::uint8_t>& fine,
-                                               const Vector<const std::int64_t>& fine_offsets,
-                                               const Matrix<float>& out,
+                                               const Vector<const std::int64_t>& fine_offsets, const Matrix<float>& out,
                                                const std::optional<Vector<const float>>& bias, bool accumulate) {
   const auto x_rows = rows_of(x, "x");
   const auto out_rows = rows_of(out, "out");
@@ -214,9 +213,9 @@ std::optional<std::int64_t> bind_matmul_packed(ThreadPool& pool, const Matrix<co
   require_equal(args.out.rows, args.x.rows, "rows of out");
   if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
   const std::int64_t needed = matmul_packed_least_scratch(args.x.cols);
-  require(needed <= static_cast<std::int64_t>(pool.scratch_bytes()),
-          "packed rows of " + std::to_string(args.x.cols) + " weights need " + std::to_string(needed) +
-              " bytes of scratch");
+  require(needed <= static_cast<std::int64_t>(pool.scratch_bytes()), "packed rows of " + std::to_string(args.x.cols) +
+                                                                         " weights need " + std::to_string(needed) +
+                                                                         " bytes of scratch");
   const nb::gil_scoped_release release;
   matmul_packed(pool, args);
   return malformed_row(malformed);

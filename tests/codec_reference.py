@@ -43,25 +43,18 @@ def _pack_bits(bits: list[int]) -> bytes:
 
 @dataclass
 class Fields:
-    """A row in the order of positions, filled up to whole groups for a unit; `filled` marks what was added."""
+    """A row in the order of positions, filled up to whole groups for a unit."""
 
     sign: list[int]
     exponent: list[int]
     mantissa: list[int]
-    filled: list[bool]
 
     @classmethod
     def of(cls, row: U16, unit: int) -> Fields:
         groups = -(-len(row) // 64)
         weights = [int(w) for w in row] + [((unit - 1) % 256) << 7] * (64 * groups - len(row))
-        index = [64 * g + i for g in range(groups) for i in ORDER]
-        ordered = [weights[i] for i in index]
-        return cls(
-            [w >> 15 for w in ordered],
-            [w >> 7 & 255 for w in ordered],
-            [w & 127 for w in ordered],
-            [i >= len(row) for i in index],
-        )
+        ordered = [weights[64 * g + i] for g in range(groups) for i in ORDER]
+        return cls([w >> 15 for w in ordered], [w >> 7 & 255 for w in ordered], [w & 127 for w in ordered])
 
 
 @dataclass
@@ -113,17 +106,34 @@ def _mantissas(fields: Fields) -> bytes:
     return data
 
 
+def _size(ordered: npt.NDArray[np.int64], groups: int, unit: int) -> int:
+    """Bytes of a row's data, from the exponents of its weights in the order of positions; -1 where there is none."""
+    below = (unit - 2 - ordered) % 256
+    deep = (below < 8) & (ordered >= 0)
+    patched = ~deep & ((ordered - unit + 1) % 256 > 2) & (ordered >= 0)
+    size = 56 * groups + 2 - (-int((deep | (patched & (ordered < unit))).sum()) // 8)
+    for level in range(2, 8):
+        size -= -int((deep & (below >= level - 1)).sum()) // 8
+    [positions] = patched.nonzero()
+    apart = np.diff(positions, prepend=-1) - 1
+    named = ((ordered - unit) % 256 == 2) | ((ordered - unit) % 256 == 3) | ((unit - ordered) % 256 == 10)
+    literals = int((patched & ~named).sum())
+    return size + len(positions) + int((apart // 255).sum()) - -len(positions) // 4 + literals
+
+
+def _best_unit(row: U16) -> int:
+    groups = -(-len(row) // 64)
+    exponents = np.full(64 * groups, -1, np.int64)
+    exponents[: len(row)] = row >> 7 & 255
+    ordered = exponents.reshape(groups, 64)[:, ORDER].reshape(-1)
+    return min(range(255, -1, -1), key=lambda unit: _size(ordered, groups, unit))
+
+
 def _encode_row(row: U16) -> tuple[int, bytes, bytes, bool]:
     """Unit, coarse groups, data, raw."""
-    best: tuple[int, int, Fields, Coded] | None = None
-    for unit in range(255, -1, -1):
-        fields = Fields.of(row, unit)
-        coded = _code(fields, unit)
-        size = len(_mantissas(fields)) + len(coded.levels) + len(coded.patches)
-        if best is None or size < best[0]:
-            best = size, unit, fields, coded
-    assert best is not None
-    size, unit, fields, coded = best
+    unit = _best_unit(row)
+    fields = Fields.of(row, unit)
+    coded = _code(fields, unit)
     coarse = b""
     crowded = False
     for start in range(0, len(coded.classes), 64):
@@ -131,9 +141,10 @@ def _encode_row(row: U16) -> tuple[int, bytes, bytes, bool]:
         crowded = crowded or classes.count(0) > 56
         coarse += _pack_bits([c & 1 for c in classes]) + _pack_bits([c >> 1 for c in classes])
         coarse += _pack_bits(fields.sign[start : start + 64])
-    if size >= 2 * len(row) or crowded or coded.n > 65535:
+    data = _mantissas(fields) + coded.levels + coded.patches
+    if len(data) >= 2 * len(row) or crowded or coded.n > 65535:
         return unit, coarse, row.astype("<u2").tobytes(), True
-    return unit, coarse, _mantissas(fields) + coded.levels + coded.patches, False
+    return unit, coarse, data, False
 
 
 def encode(weights: U16) -> tuple[bytes, bytes]:
@@ -197,7 +208,9 @@ def _decode_row(unit: int, coarse: bytes, bytes_: bytes, raw: bool, cols: int) -
         return np.frombuffer(bytes_, "<u2").astype(np.uint16)
     groups = -(-cols // 64)
     data = _Data(bytes_)
-    low, high, sign = ([b for g in range(groups) for b in _bits(coarse[24 * g + i : 24 * g + i + 8])] for i in (0, 8, 16))
+    low, high, sign = (
+        [b for g in range(groups) for b in _bits(coarse[24 * g + i : 24 * g + i + 8])] for i in (0, 8, 16)
+    )
     mantissa: list[int] = []
     for _ in range(groups):
         group = data.take(56)

@@ -207,7 +207,7 @@ class _HubHandler(_Handler):
             self.answer(401, {"X-Error-Code": "RepoNotFound"})
         elif found := self._find(repo, revision):
             commit, files = found
-            siblings = [_sibling(name, content) for name, content in files.items()]
+            siblings = [sibling(name, content) for name, content in files.items()]
             self.answer(200, {}, json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode())
 
     def _find(self, repo: str, revision: str) -> tuple[str, Files] | None:
@@ -310,12 +310,12 @@ def _is_large(name: str) -> bool:
     return name.endswith((".safetensors", ".bin", ".gguf", "tokenizer.json"))
 
 
-def _sibling(name: str, content: Content) -> dict[str, Any]:
+def sibling(name: str, content: Content) -> dict[str, Any]:
     size = _size(content)
-    sibling = {"rfilename": name, "size": size, "blobId": hashlib.sha1(name.encode()).hexdigest()}
+    entry = {"rfilename": name, "size": size, "blobId": hashlib.sha1(name.encode()).hexdigest()}
     if _is_large(name):
-        return sibling | {"lfs": {"sha256": _sha256(content), "size": size, "pointerSize": 134}}
-    return sibling | {"blobId": _git_sha1(_read(content, 0, size))}
+        return entry | {"lfs": {"sha256": _sha256(content), "size": size, "pointerSize": 134}}
+    return entry | {"blobId": _git_sha1(_read(content, 0, size))}
 
 
 def _size(content: Content) -> int:

@@ -18,9 +18,11 @@ from penstock.completion import Stats
 from penstock.engine import Engine
 from penstock.errors import ContextError, MemoryCeilingError, UsageError
 from penstock.events import Event
+from penstock.pack import pack
 from penstock.plan import MIB
 from penstock.probe import DiskSpeed, room_for_probe
 from penstock.stage import PassTotals
+from penstock.store import find_model
 from penstock.weights import Weights
 
 
@@ -81,6 +83,15 @@ class TestRun:
         bf16 = 2 * sum(prod(shape) for shape in tensor_shapes(config).values() if len(shape) == 2)
         assert (result.weight_bytes, result.stored_bytes) == (bf16, stored * bf16)
         assert result.first_pass_bytes_read == result.resident_bytes == result.stored_bytes
+
+    def test_packed_weights(self, tmp_path: Path) -> None:
+        pack(find_model("demo"), tmp_path / "packed")
+        raw, packed = (run(model, BenchSettings(passes=3)) for model in ("demo", tmp_path / "packed"))
+        assert (raw.packed_ratio, raw.decoded_bytes_per_second) == (None, None)
+        assert packed.weight_bytes == raw.weight_bytes == raw.stored_bytes
+        assert packed.stored_bytes == packed.resident_bytes < 0.72 * packed.weight_bytes
+        assert packed.packed_ratio == packed.stored_bytes / packed.weight_bytes
+        assert packed.decoded_bytes_per_second == packed.weight_bytes / packed.compute_seconds
 
     def test_a_model_that_streams(self) -> None:
         settings = BenchSettings(passes=3, memory=least_ceiling() + 6 * MIB)

@@ -12,8 +12,11 @@ from cases import CASES
 from hub_server import serve
 
 from penstock import LLM, cli, outlook
+from penstock.pack import pack
 from penstock.probe import ComputeSpeed, measure_disk
 from penstock.shapes import SHAPES
+from penstock.store import find_model
+from penstock.stored_size import StoredSize
 
 SHARES = ("process", "scratch", "ring", "allowance", "kv", "activations", "resident")
 MIB = 1 << 20
@@ -26,7 +29,7 @@ class Terminal:
         self._capsys, self._monkeypatch = capsys, monkeypatch
         monkeypatch.setattr(outlook, "PROBE_BYTES", 4 * MIB)
         monkeypatch.setattr(outlook, "PROBE_FILE_BYTES", MIB)
-        monkeypatch.setattr(outlook, "measure_compute", lambda *_, **__: ComputeSpeed(20e9, 100e9))
+        monkeypatch.setattr(outlook, "measure_compute", lambda *_, **__: ComputeSpeed(20e9, 100e9, 10e9, 80e9))
         monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
         monkeypatch.setenv("PENSTOCK_HOME", str(store))
         monkeypatch.setenv("COLUMNS", "120")
@@ -162,6 +165,44 @@ class TestModelsThatAreNot:
         monkeypatch.setattr(outlook, "find_model", lambda model: tmp_path)
         monkeypatch.setattr(outlook, "repo_config", lambda repo: dict(SHAPES["smollm2-135m"]))
         assert plan.json("owner/model")["basis"].startswith("config.json of owner/model on the Hub")
+
+
+class TestForms:
+    def test_side_by_side(self, plan: Terminal) -> None:
+        code, out, err = plan("llama-3.1-8b", "--memory", "3GiB", "--prompt-tokens", "9")
+        assert (code, err) == (0, "")
+        lines = [" ".join(line.split()) for line in out.splitlines()]
+        assert "raw packed, estimated" in lines
+        assert "weights of a pass 15.01 GB 10.07 GB" in lines
+        for words in ("that stay in memory", "read in every pass", "a further token", "the first, after 9 tokens"):
+            assert any(line.startswith(words) for line in lines[lines.index("raw packed, estimated") :])
+        assert "`penstock pull REPO` packs it losslessly while it downloads, `penstock pack SRC OUT` when" in out
+
+    def test_on_the_hub(self, plan: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(outlook, "repo_config", lambda repo: dict(SHAPES["smollm2-135m"]))
+        assert "`penstock pull owner/model` packs it" in plan("owner/model", "--memory", "1GiB")[1]
+
+    def test_here_and_packed(self, plan: Terminal, tmp_path: Path) -> None:
+        _, out, _ = plan("demo", "--memory", "1GiB")
+        assert "raw, as it is  packed, estimated" in out
+        assert "`penstock pack demo OUT` packs it, losslessly." in out
+        pack(find_model("demo"), tmp_path / "a model")
+        _, out, _ = plan(str(tmp_path / "a model"), "--memory", "1GiB")
+        assert "raw  packed, as it is" in out
+        assert "Forecast, packed, as it is" in out
+        assert f"`penstock unpack '{tmp_path / 'a model'}' OUT` gives the" in out.replace("\n", " ")
+
+    def test_nothing_to_pack(self, plan: Terminal, tmp_path: Path) -> None:
+        _, out, _ = plan(str(CASES["f16"].write(tmp_path)))
+        assert "Packing gains nothing here: only matrices of 65,536 or more BF16 weights are packed." in out
+        for words in ("Raw and packed", "penstock pack", "many rows, packed"):
+            assert words not in out
+
+    def test_one_form_does_not_fit(self, plan: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(outlook, "packed_size", lambda matrices: StoredSize(10**6, 10**6, 10**6, chunk=1 << 40))
+        _, out, _ = plan("demo", "--memory", "1GiB")
+        [line] = [line for line in out.splitlines() if "weights of a pass" in line]
+        assert line.split()[-3:] == ["does", "not", "fit"]
 
 
 class TestErrors:

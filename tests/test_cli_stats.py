@@ -3,9 +3,11 @@ from __future__ import annotations
 import io
 import json
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -13,7 +15,9 @@ from rich.console import Console
 from penstock import LLM, SamplingParams
 from penstock.cli.stats import layer_table, print_layers, print_stats, stats_object
 from penstock.completion import Stats
+from penstock.forecast import bf16_bytes
 from penstock.llm import Options
+from penstock.pack import pack
 from penstock.stage import PartStats
 from penstock.store import find_model
 
@@ -65,13 +69,47 @@ def run() -> Iterator[tuple[LLM, Stats]]:
         yield llm, output.stats
 
 
+@pytest.fixture(scope="module")
+def packed_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLM, Stats]]:
+    """The same from packed weights."""
+    path = tmp_path_factory.mktemp("model") / "packed"
+    pack(find_model("demo"), path)
+    with LLM.open(path) as llm:
+        [output] = llm.generate(["def add(a, b):"], SamplingParams(temperature=0, max_tokens=5))
+        yield llm, output.stats
+
+
+def test_packed_weights(packed_run: tuple[LLM, Stats], capsys: pytest.CaptureFixture[str]) -> None:
+    llm, stats = packed_run
+    told = stats_object(llm, stats)
+    assert told["weight_bytes"] == bf16_bytes(llm.config)
+    assert told["stored_bytes"] == llm.weights.pass_bytes == told["resident_bytes"]
+    assert told["packed_ratio"] == told["stored_bytes"] / told["weight_bytes"] < 0.72
+    seconds = statistics.median(totals.compute_seconds for totals in stats.log[1:])
+    assert told["decoded_bytes_per_second"] == told["weight_bytes"] / seconds
+    print_stats(llm, stats)
+    line = shown(capsys)[1]
+    assert re.fullmatch(r"packed: [\d.]+ MB, 0\.\d{3} of BF16; decoded and applied at .*B/s of BF16", line)
+
+
+def test_packed_weights_without_a_pass_of_one_row(
+    packed_run: tuple[LLM, Stats], capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm, stats = packed_run
+    prompt = replace(stats, log=stats.log[:1])
+    assert stats_object(llm, prompt)["decoded_bytes_per_second"] is None
+    print_stats(llm, prompt)
+    assert re.fullmatch(r"packed: [\d.]+ MB, 0\.\d{3} of BF16", shown(capsys)[1])
+
+
 def test_the_object(run: tuple[LLM, Stats]) -> None:
     llm, stats = run
     told = stats_object(llm, stats)
     assert json.loads(json.dumps(told)) == told
     assert told["memory_ceiling_bytes"] == 1 << 30
     assert 0 < told["resident_bytes"] <= told["weight_bytes"] // 5 + (1 << 20)
-    assert told["resident_bytes"] + told["streamed_bytes_per_pass"] == told["weight_bytes"]
+    assert told["resident_bytes"] + told["streamed_bytes_per_pass"] == told["weight_bytes"] == told["stored_bytes"]
+    assert (told["packed_ratio"], told["decoded_bytes_per_second"]) == (None, None)
     assert told["bytes_read"] == told["weight_bytes"] + 4 * told["streamed_bytes_per_pass"]
     assert told["disk_wait_seconds"] == pytest.approx(sum(totals.wait_seconds for totals in stats.log))
     assert told["compute_seconds"] == pytest.approx(sum(totals.compute_seconds for totals in stats.log))

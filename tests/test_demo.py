@@ -5,34 +5,101 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from cases import DEMO
 from checkpoints import tiny_config
 from typer.testing import CliRunner
 
-from penstock import LLM, demo, demo_layers, machine
+from penstock import LLM, demo, demo_layers, demo_timing, machine
 from penstock.cli import app
-from penstock.errors import MemoryCeilingError, PenstockError
+from penstock.demo_timing import Timing, Timings
+from penstock.errors import ChecksumError, MemoryCeilingError, PenstockError
+from penstock.format import read_header
+from penstock.machine import Footprint
+from penstock.probe import ComputeSpeed
 
 
-def test_streamed_and_resident_are_identical() -> None:
-    streamed, resident = (demo.complete(share, lambda piece: None) for share in (demo.STREAMED, demo.RESIDENT))
+@pytest.fixture(scope="module")
+def sound_copy() -> Iterator[Path]:
+    """The demo model packed."""
+    with demo.packed_copy() as path:
+        yield path
+
+
+@pytest.fixture
+def copy(sound_copy: Path, tmp_path: Path) -> Path:
+    """The same, to be damaged."""
+    return Path(shutil.copytree(sound_copy, tmp_path / "packed"))
+
+
+def test_streamed_resident_and_packed_are_identical(sound_copy: Path) -> None:
+    streamed, resident = (demo.complete(DEMO, share) for share in (demo.STREAMED, demo.RESIDENT))
+    packed = demo.complete(sound_copy, demo.STREAMED)
     assert streamed.same_bits(resident)
+    assert streamed.same_bits(packed)
     weights = (DEMO / "model.safetensors").stat().st_size
     stats = streamed.pieces[-1].stats
     assert stats.bytes_read > 0.5 * weights * stats.passes
     assert resident.pieces[-1].stats.bytes_read < weights
+    assert 0.6 * stats.bytes_read < packed.pieces[-1].stats.bytes_read < 0.75 * stats.bytes_read
 
 
 def test_a_difference_is_seen() -> None:
-    run = demo.complete(demo.RESIDENT, lambda piece: None)
+    run = demo.complete(DEMO, demo.RESIDENT)
     logits = run.logits.copy()
     logits.view("u4")[-1, -1] ^= 1
     assert not run.same_bits(demo.Run(run.pieces, logits))
     assert not run.same_bits(demo.Run(run.pieces[:-1], run.logits))
+
+
+class TestDamage:
+    def test_the_copy_is_deleted(self) -> None:
+        with demo.packed_copy() as path:
+            assert (path / "model.safetensors").stat().st_size < 0.72 * (DEMO / "model.safetensors").stat().st_size
+        assert not path.parent.exists()
+
+    def test_no_place_for_a_copy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", "/no/such/directory")
+        with pytest.raises(PenstockError) as caught, demo.packed_copy():
+            pass
+        assert caught.value.problem == "No temporary directory can be made: No such file or directory."
+        assert caught.value.remedy == "Let TMPDIR name a directory that you may write to."
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_one_bit(self, sound_copy: Path, copy: Path, seed: int) -> None:
+        flipped = demo.flip_a_bit(copy, Random(seed))
+        assert flipped.file == copy / "model.safetensors"
+        before, after = (np.fromfile(path / "model.safetensors", np.uint8) for path in (sound_copy, copy))
+        [place] = np.flatnonzero(before != after)
+        assert (place, before[place] ^ after[place]) == (flipped.offset, 1 << flipped.bit)
+        stream = read_header(copy / "model.safetensors").tensors[f"{flipped.tensor}.{flipped.tier}"]
+        assert stream.begin <= flipped.offset < stream.end
+        error = demo.refusal(copy)
+        assert isinstance(error, ChecksumError)
+        for words in (str(flipped.file), flipped.tensor, "offset"):
+            assert words in error.problem
+
+    def test_both_tiers_are_hit(self, copy: Path) -> None:
+        random = Random(0)
+        assert {demo.flip_a_bit(copy, random).tier for _ in range(20)} == {"coarse", "fine"}
+
+    def test_a_sound_copy_is_not_refused(self, sound_copy: Path) -> None:
+        assert demo.refusal(sound_copy) is None
+
+    def test_a_refusal_that_comes_too_late_is_none(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def complete(path: Path, share: float, on_piece: Callable[[Any], None]) -> None:
+            on_piece(object())
+            raise ChecksumError("no", "yes")
+
+        monkeypatch.setattr(demo, "complete", complete)
+        assert demo.refusal(copy) is None
 
 
 @pytest.fixture
@@ -40,7 +107,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the demo makes its layers; tiny ones."""
     monkeypatch.setenv("PENSTOCK_HOME", str(tmp_path / "not" / "there"))
     monkeypatch.setattr(demo_layers, "layers_config", lambda: tiny_config(vocab_size=demo_layers.VOCABULARY))
-    monkeypatch.setattr(demo_layers, "BOTH_SECONDS", 0.0)
+    monkeypatch.setattr(demo_timing, "ALL_SECONDS", 0.0)
     return tmp_path
 
 
@@ -52,46 +119,86 @@ def invoke() -> str:
 
 
 @pytest.fixture
-def second_point(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The command goes on to its second point at once."""
-    monkeypatch.setattr(sys.modules["penstock.cli.demo"], "_compare_bits", lambda console: None)
+def third_point(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The command goes on to its third point at once."""
+    monkeypatch.setattr(sys.modules["penstock.cli.demo"], "_compare_bits", lambda console, packed: None)
+    monkeypatch.setattr(sys.modules["penstock.cli.demo"], "_find_damage", lambda console, packed: None)
     return home
+
+
+TIMINGS = Timings(loaded=Timing(436_000_000, 0.83), streamed=Timing(436_000_000, 0.8), packed=Timing(293_000_000, 0.54))
+COMPUTE = ComputeSpeed(20e9, 100e9, 13e9, 90e9)
 
 
 class TestCommand:
     def test_all_of_it(self, home: Path) -> None:
         said = invoke()
+        assert [point in said for point in ("1. A small model", "2. In the packed copy", "3. Layers")] == [True] * 3
         assert "identical: every token" in said
+        assert re.search(r"Packed, the weights take 0\.[67]\d\d of the bytes", said)
+        assert re.search(
+            r"bit \d of byte [\d,]+ of model.safetensors, in the (coarse|fine) tier of (model|lm_head)\.", said
+        )
+        assert re.search(r"error: .*model.safetensors: tensor .* the checksum does not match", said)
+        assert "refused: not a single token came of it." in said
         assert re.search(r"a file a layer, loaded, then run: [\d.]+ s a layer, [\d.]+ .B/s", said)
         assert re.search(r"the same bytes, streamed: [\d.]+ s a layer, [\d.]+ .B/s", said)
-        assert re.search(r"Your disk: [\d.]+ .B/s; [\d.]+ GiB free: the 8B would .* s a token.* \(extrapolated\)", said)
+        assert re.search(r"the same weights, packed: [\d.]+ s a layer, [\d.]+ .B/s", said)
+        assert re.search(
+            r"Your disk: [\d.]+ .B/s; [\d.]+ GiB free: the 8B would .* packed, .* raw.* \(extrapolated\)", said
+        )
         assert list(home.iterdir()) == []
 
     @pytest.mark.parametrize(
         ("free", "words"),
         [
-            (2 << 30, r"2\.0 GiB free: the 8B would take \d+ s a token \(extrapolated\)\."),
-            (64 << 30, r"64\.0 GiB free: the 8B would fit in and take [\d.]+ s a token, or, in 2 GiB, \d+ s a token"),
+            (2 << 30, r"2\.0 GiB free: the 8B would take 15 s a token packed, 24 s raw \(extrapolated\)\."),
+            (
+                13 << 30,
+                r"13\.0 GiB free: the 8B would fit in packed and take 1\.2 s a token packed, [\d.]+ s raw, or, in 2 GiB, "
+                r"15 s a token packed, 24 s raw \(extrapolated\)\.",
+            ),
+            (
+                64 << 30,
+                r"64\.0 GiB free: the 8B would fit in and take 1\.2 s a token packed, 0\.8 s raw, or, in 2 GiB, 15 s",
+            ),
             (1 << 20, r"0\.0 GiB free: the 8B would need more memory than that\."),
         ],
     )
-    @pytest.mark.usefixtures("second_point")
+    @pytest.mark.usefixtures("third_point")
     def test_memory_that_is_free(self, monkeypatch: pytest.MonkeyPatch, free: int, words: str) -> None:
-        timing = demo_layers.Timing(436_000_000, 0.8)
-        monkeypatch.setattr(demo_layers, "time_both", lambda path: (timing, timing))
+        monkeypatch.setattr(machine, "footprint", lambda: Footprint(150 << 20, 0))
+        monkeypatch.setattr(sys.modules["penstock.cli.demo"], "measure_compute", lambda kernels: COMPUTE)
+        monkeypatch.setattr(demo_timing, "time_all", lambda layers: TIMINGS)
         monkeypatch.setattr(machine, "available_bytes", lambda: free)
         said = invoke()
         assert "the same bytes, streamed: 0.80 s a layer, 545 MB/s" in said
+        assert "the same weights, packed: 0.54 s a layer, 543 MB/s" in said
         assert re.search(f"Your disk: 545 MB/s; {words}", said)
 
-    def test_no_room_for_the_layers(self, second_point: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**10, 10**10, 10**9))
-        assert f"Left out: {second_point} has 1.0 GB of disk free, and two layers need 2.5 GB." in invoke()
+    @pytest.mark.usefixtures("home")
+    def test_different_bits_are_a_defect(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(demo.Run, "same_bits", lambda self, other: False)
+        result = CliRunner().invoke(app, ["demo"])
+        assert result.exit_code == 1
+        assert "different: this is a defect, please report it." in result.output
 
-    def test_a_disk_that_is_too_slow(self, second_point: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.usefixtures("home")
+    def test_damage_that_nobody_sees_is_a_defect(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys.modules["penstock.cli.demo"], "_compare_bits", lambda console, packed: None)
+        monkeypatch.setattr(demo, "refusal", lambda path: None)
+        result = CliRunner().invoke(app, ["demo"])
+        assert result.exit_code == 1
+        assert "not noticed: this is a defect, please report it." in result.output
+
+    def test_no_room_for_the_layers(self, third_point: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**10, 10**10, 10**9))
+        assert f"Left out: {third_point} has 1.0 GB of disk free, and two layers need 3.0 GB." in invoke()
+
+    def test_a_disk_that_is_too_slow(self, third_point: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(demo_layers, "MAKE_SECONDS", 0.0)
         assert "Left out: Making layers would take more than 0 s on this disk." in invoke()
-        assert list(second_point.iterdir()) == []
+        assert list(third_point.iterdir()) == []
 
 
 class TestLayers:
@@ -102,16 +209,20 @@ class TestLayers:
         assert config["num_hidden_layers"] == 2
 
     def test_each_is_a_file_and_all_are_deleted(self, home: Path) -> None:
-        told: list[tuple[int, int]] = []
-        with demo_layers.made_layers(home, demo_layers.layers_config(), lambda *now: told.append(now)) as path:
-            assert path.is_relative_to(home)
-            with LLM.open(path) as llm:
-                assert llm.config.num_hidden_layers == 2
-                places = {name: info.path for name, info in llm.weights.tensors.items()}
-        for layer in (0, 1):
-            assert len({path for name, path in places.items() if f".layers.{layer}." in name}) == 1
-        assert len(set(places.values())) == 2
-        assert told[-1][0] == told[-1][1]
+        told: list[tuple[str, int, int]] = []
+        with demo_layers.made_layers(home, demo_layers.layers_config(), lambda *now: told.append(now)) as layers:
+            assert layers.raw.is_relative_to(home)
+            assert layers.packed.is_relative_to(home)
+            for path in (layers.raw, layers.packed):
+                with LLM.open(path) as llm:
+                    assert llm.config.num_hidden_layers == 2
+                    places = {name: info.path for name, info in llm.weights.tensors.items()}
+                for layer in (0, 1):
+                    assert len({path for name, path in places.items() if f".layers.{layer}." in name}) == 1
+                assert len(set(places.values())) == 2
+        assert {doing for doing, _, _ in told} == {"making layers", "packing them"}
+        assert all(done <= total for _, done, total in told)
+        assert told[-1][1] == told[-1][2]
         assert list(home.iterdir()) == []
 
     @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -121,7 +232,7 @@ class TestLayers:
         assert list(home.iterdir()) == []
 
     def test_they_are_deleted_when_made_in_part(self, home: Path) -> None:
-        def stop(done: int, total: int) -> None:
+        def stop(doing: str, done: int, total: int) -> None:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt), demo_layers.made_layers(home, demo_layers.layers_config(), stop):
@@ -135,16 +246,20 @@ class TestLayers:
         assert signal.getsignal(signal.SIGTERM) is before
         assert list(home.iterdir()) == []
 
-    def test_fewer_on_a_slow_disk(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        make, limits = demo_layers._make, iter([0.0, 60.0])
+    @pytest.mark.parametrize(("limit", "step"), [("MAKE_SECONDS", "_make"), ("PACK_SECONDS", "_pack")])
+    def test_fewer_on_a_slow_disk(self, home: Path, monkeypatch: pytest.MonkeyPatch, limit: str, step: str) -> None:
+        do, limits = getattr(demo_layers, step), iter([0.0, 60.0])
 
-        def make_slowly(*arguments: Any) -> None:
-            monkeypatch.setattr(demo_layers, "MAKE_SECONDS", next(limits))
-            make(*arguments)
+        def do_slowly(*arguments: Any) -> None:
+            monkeypatch.setattr(demo_layers, limit, next(limits))
+            do(*arguments)
 
-        monkeypatch.setattr(demo_layers, "_make", make_slowly)
-        with demo_layers.made_layers(home, demo_layers.layers_config()) as path, LLM.open(path) as llm:
-            assert llm.config.num_hidden_layers == 1
+        monkeypatch.setattr(demo_layers, step, do_slowly)
+        with demo_layers.made_layers(home, demo_layers.layers_config()) as layers:
+            assert len(list(layers.raw.parent.iterdir())) == 2
+            for path in (layers.raw, layers.packed):
+                with LLM.open(path) as llm:
+                    assert llm.config.num_hidden_layers == 1
 
     def test_a_place_that_cannot_be_written(self, home: Path) -> None:
         with (
@@ -154,30 +269,39 @@ class TestLayers:
             pass
         assert "PENSTOCK_HOME" in caught.value.remedy
 
-    def test_both_ways_count_the_same_bytes(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(demo_layers, "BOTH_SECONDS", 60.0)
-        with demo_layers.made_layers(home, demo_layers.layers_config()) as path:
-            loaded, streamed = demo_layers.time_both(path)
-        matrices = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
-        beside = 2 * 2 * demo_layers.VOCABULARY * 32 + 4096  # embedding, head, norms, headers
-        for timing in (loaded, streamed):
+    def test_all_ways_count_the_same_weights(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(demo_timing, "ALL_SECONDS", 60.0)
+        config = tiny_config(hidden_size=256, intermediate_size=512, vocab_size=demo_layers.VOCABULARY)
+        with demo_layers.made_layers(home, config) as layers:
+            timings = demo_timing.time_all(layers)
+        matrices = 2 * (2 * 256 * 32 + 2 * 256 * 16 + 3 * 256 * 512)
+        beside = 2 * 2 * demo_layers.VOCABULARY * 256 + 4096  # embedding, head, norms, headers
+        for timing in (timings.loaded, timings.streamed):
             assert matrices <= timing.layer_bytes <= matrices + beside
+        assert timings.packed.layer_bytes / timings.streamed.layer_bytes == pytest.approx(0.72, abs=0.03)
+        for timing in (timings.loaded, timings.streamed, timings.packed):
             assert timing.seconds > 0
             assert timing.bytes_per_second == timing.layer_bytes / timing.seconds
 
 
 class TestForecast:
     def test_the_disk_decides(self) -> None:
-        timing = demo_layers.Timing(436_000_000, 0.83)
-        token = demo_layers.forecast(timing, 2 << 30)
-        assert token.bound == "disk"
-        assert token.seconds == pytest.approx(token.bytes_read / timing.bytes_per_second)
-        assert 12e9 < token.bytes_read < 14e9
-        assert demo_layers.forecast(timing, 4 << 30).bytes_read < token.bytes_read
+        tokens = demo_timing.forecast(TIMINGS, 2 << 30, COMPUTE)
+        for token, timing in ((tokens.raw, TIMINGS.streamed), (tokens.packed, TIMINGS.packed)):
+            assert token.bound == "disk"
+            assert token.seconds == pytest.approx(token.bytes_read / timing.bytes_per_second)
+        assert 12e9 < tokens.raw.bytes_read < 14e9
+        ratio = TIMINGS.packed.layer_bytes / TIMINGS.streamed.layer_bytes
+        saved = tokens.raw.bytes_read - tokens.packed.bytes_read
+        assert saved == pytest.approx((1 - ratio) * 15_009_316_864, rel=0.01)
+        assert demo_timing.forecast(TIMINGS, 4 << 30, COMPUTE).packed.bytes_read < tokens.packed.bytes_read
 
     def test_nothing_is_read_where_all_fits(self) -> None:
-        assert demo_layers.forecast(demo_layers.Timing(436_000_000, 0.83), 64 << 30).bytes_read == 0
+        tokens = demo_timing.forecast(TIMINGS, 64 << 30, COMPUTE)
+        assert (tokens.raw.bytes_read, tokens.packed.bytes_read) == (0, 0)
+        assert tokens.raw.seconds == 15_009_316_864 / COMPUTE.row_bytes_per_second
+        assert tokens.packed.seconds == pytest.approx(15_009_316_864 / COMPUTE.packed_row_bytes_per_second)
 
     def test_too_little_memory(self) -> None:
         with pytest.raises(MemoryCeilingError, match="too small"):
-            demo_layers.forecast(demo_layers.Timing(436_000_000, 0.83), 1 << 20)
+            demo_timing.forecast(TIMINGS, 1 << 20, COMPUTE)

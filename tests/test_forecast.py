@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from penstock import LLM
 from penstock.checkpoint import expected_tensors
 from penstock.config import ModelConfig, parse_config
-from penstock.forecast import Forecast, Rates, forecast_prompt, forecast_token, pass_flops, pass_weights
+from penstock.forecast import Forecast, Rates, bf16_bytes, forecast_prompt, forecast_token, pass_flops, pass_weights
 from penstock.plan import Plan
+from penstock.probe import ComputeSpeed
 from penstock.shapes import shape_config
+from penstock.stored_size import StoredSize
 
 RATES = Rates(disk_bytes=524e6, row_bytes=20e9, flops=100e9)
 LLAMA_8B = parse_config(shape_config("llama-3.1-8b"), "shape")
@@ -52,6 +54,28 @@ def test_weights_of_a_pass_are_those_of_the_model_once_it_is_here(tmp_path: Path
 
 def test_a_row_of_the_8b_takes_15_gigaflops() -> None:
     assert pass_flops(LLAMA_8B, 1, 1) == pytest.approx(15.0e9, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "row_bytes", "flops"),
+    [
+        (StoredSize(nbytes=1000, raw=1000), 20e9, 100e9),
+        (StoredSize(nbytes=670, raw=1000, decoded=1000), 0.67 * 10e9, 80e9),
+        (
+            StoredSize(nbytes=800, raw=1000, decoded=500),
+            0.8 / (0.5 / 10e9 + 0.5 / 20e9),
+            1 / (0.5 / 80e9 + 0.5 / 100e9),
+        ),
+    ],
+)
+def test_rates_with_packed_weights(size: StoredSize, row_bytes: float, flops: float) -> None:
+    """A second's worth of stored bytes is what they stand for, decoded or not."""
+    rates = Rates.of(size, 524e6, ComputeSpeed(20e9, 100e9, 10e9, 80e9))
+    assert rates == Rates(524e6, pytest.approx(row_bytes), pytest.approx(flops))
+
+
+def test_the_size_in_bf16() -> None:
+    assert bf16_bytes(LLAMA_8B) == 15_009_316_864
 
 
 def test_the_disk_decides() -> None:

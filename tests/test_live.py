@@ -20,9 +20,12 @@ import pytest
 from terminals import Terminal
 
 from penstock import LLM, SamplingParams
-from penstock.cli.live import Live
+from penstock.cli.live import ROUGH_FLOPS, Live
 from penstock.cli.show import _warnings_afterwards
 from penstock.cli.status_line import StatusLine
+from penstock.forecast import pass_weights
+from penstock.pack import pack
+from penstock.store import find_model
 
 RUN = ("run", "demo", "--raw", "def add(a, b):", "--temperature", "0", "--max-tokens", "60")
 PATIENCE = 120.0
@@ -248,3 +251,14 @@ def test_what_the_disk_promises(opened: Opened, monkeypatch: pytest.MonkeyPatch)
     opened.llm.weights.limit_resident(0)
     opened.answer([1, 2, 3])
     assert opened.seen[0].startswith("layer 1/6")
+
+
+def test_arithmetic_is_that_of_the_weights_however_they_are_stored(tmp_path: Path) -> None:
+    pack(find_model("demo"), tmp_path / "packed")
+    promised = []
+    for model in ("demo", tmp_path / "packed"):
+        with LLM.open(model, threads=1) as llm:
+            live = Live(llm, 4000, StatusLine(Terminal(80)))
+            promised.append(live._first_token_seconds(rate=1e30))
+            operations = 2 * 4000 * pass_weights(llm.config)
+    assert promised == [operations / ROUGH_FLOPS] * 2

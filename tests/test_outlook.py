@@ -14,11 +14,15 @@ from penstock.errors import CheckpointError, ContextError, MemoryCeilingError, U
 from penstock.forecast import Rates, forecast_prompt, forecast_token
 from penstock.machine import Footprint
 from penstock.outlook import Outlook, PlanSettings, look
+from penstock.pack import pack
 from penstock.plan import MIB, Demand
 from penstock.probe import ComputeSpeed, DiskSpeed, room_for_probe
 from penstock.shapes import SHAPES
+from penstock.store import find_model
+from penstock.stored_size import Matrix, StoredSize
 
 SPEEDS = Rates(disk_bytes=500e6, row_bytes=20e9, flops=100e9)
+COMPUTE = ComputeSpeed(20e9, 100e9, 10e9, 80e9)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +37,7 @@ def probes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, l
 
     def measure_compute(kernels: object, *, memory: float) -> ComputeSpeed:
         ran.append(("compute", [], memory))
-        return ComputeSpeed(SPEEDS.row_bytes, SPEEDS.flops)
+        return COMPUTE
 
     monkeypatch.setattr(outlook, "measure_disk", measure_disk)
     monkeypatch.setattr(outlook, "measure_compute", measure_compute)
@@ -43,7 +47,7 @@ def probes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, l
 
 
 def weights(found: Outlook) -> int:
-    return found.plan.resident + found.plan.streamed
+    return found.own.plan.resident + found.own.plan.streamed
 
 
 def config_of(**changes: Any) -> dict[str, Any]:
@@ -60,14 +64,14 @@ class TestModelsThatAreHere:
         path = CASES[name].write(tmp_path / "model")
         found = look(str(path), PlanSettings(memory="16GiB", threads=1, prompts=(16, 600)))
         with LLM.open(path, memory="16GiB", threads=1) as llm:
-            assert weights(found) == found.plan.resident == llm.weights.pass_bytes
-        assert (found.basis, found.threads, found.plan.ceiling) == ("the model's own files", 1, 16 << 30)
+            assert weights(found) == found.own.plan.resident == llm.weights.pass_bytes
+        assert (found.basis, found.threads, found.own.plan.ceiling) == ("the model's own files", 1, 16 << 30)
         assert (found.context, found.most_context) == (512, 512)
-        assert found.token == forecast_token(found.plan, SPEEDS)
-        first = found.prompts[16]
+        assert found.own.token == forecast_token(found.own.plan, SPEEDS)
+        first = found.own.prompts[16]
         assert first is not None
         assert first.bytes_read == weights(found)
-        assert found.prompts[600] is None  # of 512 positions
+        assert found.own.prompts[600] is None  # of 512 positions
 
     def test_the_probes_stay_within_the_ceiling(
         self, tmp_path: Path, probes: list[tuple[str, list[Path], float]]
@@ -79,7 +83,7 @@ class TestModelsThatAreHere:
         (disk, paths, disk_room), (compute, _, compute_room) = probes
         assert (disk, compute) == ("disk", "compute")
         assert [file.name for file in paths] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
-        plan = found.plan
+        plan = found.own.plan
         assert disk_room == compute_room == plan.ceiling - plan.process - plan.scratch - plan.allowance
         assert disk_room == pytest.approx(room, abs=64 * MIB)  # the process has grown meanwhile
 
@@ -88,7 +92,7 @@ class TestModelsThatAreHere:
         said = json.loads(json.dumps(found.as_object()))
         assert (said["disk_bytes_per_second"], said["probe_read_bytes"]) == (500e6, 12_288)
         assert (said["row_bytes_per_second"], said["flops_per_second"]) == (20e9, 100e9)
-        assert said["seconds_per_token"] == found.token.seconds
+        assert said["seconds_per_token"] == found.own.token.seconds
         assert said["first_token"]["9"]["passes"] == 1
         assert said["memory"]["tokenizer"] == found.tokenizer
 
@@ -99,7 +103,7 @@ class TestModelsThatAreNot:
         assert weights(found) == 15_009_316_864
         [(_, [file], room), _] = probes
         assert not file.exists()
-        plan = found.plan
+        plan = found.own.plan
         assert room == plan.ceiling - plan.process - plan.scratch - plan.allowance
 
     @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
@@ -130,13 +134,82 @@ class TestModelsThatAreNot:
 
     def test_long_prompts_go_in_chunks_where_memory_is_short(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(machine, "footprint", lambda: Footprint(100 * MIB, 0))
-        process = look("smollm2-135m", PlanSettings(memory="1GiB", threads=1)).plan.process
+        process = look("smollm2-135m", PlanSettings(memory="1GiB", threads=1)).own.plan.process
         found = look("smollm2-135m", PlanSettings(memory=process + 195 * MIB, threads=1, prompts=(16, 4096)))
-        short, long = found.prompts[16], found.prompts[4096]
+        short, long = found.own.prompts[16], found.own.prompts[4096]
         assert short is not None
         assert long is not None
         assert (short.passes, long.passes > 1) == (1, True)
         assert long.bytes_read > weights(found)
+
+
+class TestForms:
+    def test_a_shape_raw_and_packed(self) -> None:
+        found = look("llama-3.1-8b", PlanSettings(memory="3GiB", prompts=(16, 512)))
+        assert (found.form, found.place, found.packs) == ("raw", "shape", True)
+        assert found.own is found.raw
+        assert found.packed is not None
+        raw, packed = found.own, found.packed
+        assert (raw.size.estimated, packed.size.estimated) == (False, True)
+        assert raw.plan.resident + raw.plan.streamed == raw.size.nbytes == found.weight_bytes
+        assert packed.plan.resident + packed.plan.streamed == packed.size.nbytes
+        assert packed.size.nbytes == pytest.approx(0.6712 * raw.size.nbytes, rel=1e-3)
+        assert packed.plan.resident == pytest.approx(raw.plan.resident, rel=0.01)
+        assert packed.token == forecast_token(packed.plan, Rates.of(packed.size, 500e6, COMPUTE))
+        assert packed.token.compute_seconds == pytest.approx(found.weight_bytes / COMPUTE.packed_row_bytes_per_second)
+        for tokens in (16, 512):
+            first = packed.prompts[tokens]
+            assert first is not None
+            assert first.bytes_read == packed.size.nbytes
+
+    @pytest.mark.parametrize("name", ["f16", "f32", "gqa-4"])
+    def test_nothing_to_pack(self, tmp_path: Path, name: str) -> None:
+        found = look(str(CASES[name].write(tmp_path)), PlanSettings())
+        assert (found.form, found.packs, found.packed) == ("raw", False, None)
+        assert found.as_object()["packed"] is None
+
+    def test_types_that_do_not_pack_ahead(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        on_hub(monkeypatch, SHAPES["smollm2-135m"] | {"torch_dtype": "float16"})
+        found = look("owner/model", PlanSettings(memory="1GiB"))
+        assert (found.place, found.packs, found.packed) == ("hub", False, None)
+
+    def test_a_raw_model_and_its_packed_copy(self, tmp_path: Path) -> None:
+        """Either is exact about what it is, and tells the same of the raw one."""
+        pack(find_model("demo"), tmp_path / "packed")
+        before, after = (look(model, PlanSettings(memory="16GiB")) for model in ("demo", str(tmp_path / "packed")))
+        assert (before.form, before.place, after.form, after.place) == ("raw", "here", "packed", "here")
+        assert before.raw is not None
+        assert before.packed is not None
+        assert after.raw is not None
+        assert after.own is after.packed
+        assert before.raw.size == after.raw.size
+        assert before.weight_bytes == after.weight_bytes == before.raw.size.nbytes
+        assert (before.packed.size.estimated, after.own.size.estimated) == (True, False)
+        assert after.own.size.nbytes == pytest.approx(before.packed.size.nbytes, rel=0.02)
+        with LLM.open(tmp_path / "packed") as llm:
+            assert after.own.size.nbytes == llm.weights.pass_bytes == weights(after)
+            assert after.own.size.chunk == llm.memory.budget.chunk
+
+    def test_the_other_form_does_not_fit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def too_large(matrices: Sequence[Matrix]) -> StoredSize:
+            return StoredSize(10**6, 10**6, decoded=10**6, chunk=1 << 40)
+
+        monkeypatch.setattr(outlook, "packed_size", too_large)
+        found = look("demo", PlanSettings(memory="1GiB"))
+        assert (found.packs, found.packed) == (True, None)
+
+    def test_as_an_object(self) -> None:
+        said = json.loads(json.dumps(look("llama-3.1-8b", PlanSettings(memory="3GiB", prompts=(9,))).as_object()))
+        raw, packed = said["raw"], said["packed"]
+        assert (said["form"], said["weight_bytes"]) == ("raw", raw["stored_bytes"])
+        assert (raw["estimated"], packed["estimated"]) == (False, True)
+        assert {key: said[key] for key in ("seconds_per_token", "token", "first_token")}.items() <= raw.items()
+        assert raw["streamed_bytes_per_pass"] == said["memory"]["streamed"] == raw["token"]["bytes_read"]
+        for form in (raw, packed):
+            assert form["resident_bytes"] + form["streamed_bytes_per_pass"] == form["stored_bytes"]
+            assert form["first_token"]["9"]["bytes_read"] == form["stored_bytes"]
+        assert (raw["coarse_bytes"], packed["coarse_bytes"]) == (0, 15_009_316_864 * 3 // 16)
+        assert (said["packed_row_bytes_per_second"], said["packed_flops_per_second"]) == (10e9, 80e9)
 
 
 class TestFirstToken:
@@ -145,7 +218,7 @@ class TestFirstToken:
             budget = llm.memory.budget
             kv = llm.plan_pass(slots=100).kv
             plan = budget.plan(Demand(rows=100, kv=kv))
-            assert outlook._first_token(budget, "bf16", 100, SPEEDS) == forecast_prompt(
+            assert outlook._first_token(budget, PlanSettings(), 100, SPEEDS) == forecast_prompt(
                 llm.config, plan, 100, 100, SPEEDS
             )
 
@@ -157,7 +230,7 @@ class TestFirstToken:
                 raise MemoryCeilingError("no", "yes")
 
             monkeypatch.setattr(type(llm.memory.budget), "plan", refuse)
-            assert outlook._first_token(llm.memory.budget, "bf16", 100, SPEEDS) is None
+            assert outlook._first_token(llm.memory.budget, PlanSettings(), 100, SPEEDS) is None
 
 
 class TestFind:

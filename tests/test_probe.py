@@ -7,13 +7,17 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
+from checkpoints import to_float32
 
 from penstock import probe
+from penstock.codec import PackedRows, decode
 from penstock.config import parse_config
 from penstock.errors import PenstockError, ReadError
 from penstock.files import Extent, Files, buffer_bytes
@@ -142,13 +146,14 @@ class TestDisk:
 
 class CountingKernels:
     """A CPU that does FLOPS multiplications and additions a second, or gets BANDWIDTH bytes of weights, on a clock of
-    its own."""
+    its own; half as much with packed ones."""
 
     FLOPS, BANDWIDTH = 10**9, 4 * 10**9
 
     def __init__(self) -> None:
         self.now = 0.0
         self.weights: set[int] = set()
+        self.packed: dict[int, PackedRows] = {}
 
     def perf_counter(self) -> float:
         return self.now
@@ -160,10 +165,18 @@ class CountingKernels:
         self.weights.add(weight.ctypes.data)
         self.now += len(weight) / self.BANDWIDTH if rows == 1 else 2 * rows * n * columns / self.FLOPS
 
+    def matmul_packed(self, x: F32, packed: PackedRows, out: F32) -> None:
+        rows, n = out.shape
+        assert x.shape == (rows, packed.cols)
+        assert n == packed.rows
+        self.packed[packed.fine.ctypes.data] = packed
+        seconds = 2 * n * packed.cols / self.BANDWIDTH if rows == 1 else 2 * rows * n * packed.cols / self.FLOPS
+        self.now += 2 * seconds
+
 
 class TestCompute:
     @pytest.mark.parametrize(
-        ("memory", "weights"), [(math.inf, 56 * MIB), (58 * MIB, 56 * MIB), (24 * MIB, 20 * MIB), (-5, 4 * MIB)]
+        ("memory", "weights"), [(math.inf, 56 * MIB), (60 * MIB, 56 * MIB), (25 * MIB, 20 * MIB), (-5, 4 * MIB)]
     )
     def test_bytes_and_operations_are_counted(
         self, monkeypatch: pytest.MonkeyPatch, memory: float, weights: int
@@ -173,12 +186,22 @@ class TestCompute:
         speed = measure_compute(cast("Kernels", kernels), seconds=10, memory=memory)
         assert speed.row_bytes_per_second == pytest.approx(kernels.BANDWIDTH)
         assert speed.flops_per_second == pytest.approx(kernels.FLOPS)
-        assert len(kernels.weights) * SLICE_BYTES == weights
+        assert speed.packed_row_bytes_per_second == pytest.approx(kernels.BANDWIDTH / 2)
+        assert speed.packed_flops_per_second == pytest.approx(kernels.FLOPS / 2)
+        assert len(kernels.weights) * SLICE_BYTES == len(kernels.packed) * SLICE_BYTES == weights
+
+    def test_packed_weights_are_gaussian(self) -> None:
+        packed = probe._gaussian_slice()
+        assert 2 * packed.rows * packed.cols == SLICE_BYTES
+        assert (packed.coarse.nbytes + packed.fine.nbytes) / SLICE_BYTES == pytest.approx(0.67, abs=0.01)
+        weights = np.empty(SLICE_BYTES, np.uint8)
+        decode(packed, 0, packed.rows, weights)
+        values = to_float32(weights.view(np.uint16))
+        assert abs(values.mean()) < 0.01
+        assert values.std() == pytest.approx(1, abs=0.01)
 
     def test_with_real_kernels(self) -> None:
-        speed = measure_compute(Kernels(1), seconds=0)
-        assert speed.row_bytes_per_second > 0
-        assert speed.flops_per_second > 0
+        assert all(rate > 0 for rate in astuple(measure_compute(Kernels(1), seconds=0)))
 
 
 def test_room_within_a_ceiling() -> None:

@@ -60,8 +60,8 @@ struct UnpackArgs {
   std::int64_t* malformed;
 };
 
-// As MatmulArgs, with packed weights and any number of rows of x; w.cols == x.cols. The outputs of a row that breaks the
-// format are those of zeros; see UnpackArgs.
+// As MatmulArgs, with packed weights and any number of rows of x; w.cols == x.cols. The outputs of a row that breaks
+// the format are those of zeros; see UnpackArgs.
 struct MatmulPackedArgs {
   Rows<const float> x;
   PackedMatrix w;
@@ -162,7 +162,7 @@ struct Kernels {
   void (*store_kv)(const StoreKvArgs&, std::int64_t begin, std::int64_t end, Scratch);     // rows
   void (*attention)(const AttentionArgs&, std::int64_t begin, std::int64_t end, Scratch);  // kv_head * rows + row
   void (*matmul_packed)(const MatmulPackedArgs&, std::int64_t begin, std::int64_t end, Scratch);  // outputs
-  void (*unpack)(const UnpackArgs&, std::int64_t begin, std::int64_t end, Scratch);        // rows
+  void (*unpack)(const UnpackArgs&, std::int64_t begin, std::int64_t end, Scratch);               // rows
 };
 
 extern const Kernels kScalarKernels;

@@ -70,7 +70,7 @@ class Result:
     packed_ratio: float | None
     """stored_bytes to weight_bytes; None where none of them is packed."""
     decoded_bytes_per_second: float | None
-    """weight_bytes to compute_seconds: how fast a pass decodes and applies packed weights, in bytes of the BF16 that they
+    """weight_bytes to compute_seconds: how fast a pass decodes packed weights and applies them, by the BF16 that they
     stand for; None where none is packed."""
     resident_bytes: int
     """Those of the stored ones that are in memory after the last pass."""

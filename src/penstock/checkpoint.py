@@ -22,8 +22,17 @@ from penstock.config import (
     parse_generation_defaults,
 )
 from penstock.errors import CheckpointError, FormatError, UnsupportedError
-from penstock.format import DType, TensorInfo, read_header
-from penstock.layout import COMPLETE, INDEX, USE_ORIGINAL, Layout, canonical_name, check_directory, find_layout
+from penstock.format import DType, Header, TensorInfo, read_header
+from penstock.layout import (
+    COMPLETE,
+    INDEX,
+    USE_ORIGINAL,
+    Layout,
+    LocalFolder,
+    canonical_name,
+    check_directory,
+    find_layout,
+)
 from penstock.packed import PackedTensor, is_packed_file, read_packed
 from penstock.strict_json import Fields, listed, read_json_object, shown
 
@@ -38,6 +47,14 @@ _UNQUANTIZED_DTYPES = (DType.BOOL, DType.F64, DType.C64)
 
 
 Tensor: TypeAlias = TensorInfo | PackedTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a file holds: its header, and the tensors, which a packed file has in another form than the header says."""
+
+    header: Header
+    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +82,17 @@ def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     try:
         check_directory(path)
         config = parse_config(read_json_object(path / "config.json"), str(path / "config.json"))
-        layout = find_layout(path, config)
-        found = _read_headers(layout)
+        layout = find_layout(LocalFolder(path), config)
+        stored = {file: _read_tensors(file) for file in layout.prefixes}
     except OSError as error:
         problem = f"{path} cannot be read: {error.strerror or error}"
         raise CheckpointError(problem, "Check that you may read the directory and that its disk works.") from error
+    return assemble(path, config, layout, stored)
+
+
+def assemble(path: Path, config: ModelConfig, layout: Layout, stored: Mapping[Path, Stored]) -> Checkpoint:
+    """The checkpoint of these files, wherever they are; `path` is what messages call it. Raises as open_checkpoint."""
+    found = _by_name(layout, stored)
     _check_full_precision(found)
     tensors = _expected_of(found, config, path)
     _warn_unexpected(found, config, path)
@@ -93,22 +116,25 @@ def generation_defaults(path: str | PathLike[str]) -> GenerationDefaults:
     return parse_generation_defaults(mapping, str(generation), eos)
 
 
-def _read_headers(layout: Layout) -> dict[str, Tensor]:
+def _read_tensors(file: Path) -> Stored:
+    header = read_header(file)
+    return Stored(header, read_packed(file).tensors if is_packed_file(header) else header.tensors)
+
+
+def _by_name(layout: Layout, stored: Mapping[Path, Stored]) -> dict[str, Tensor]:
     """The tensors of all files by canonical name."""
     found: dict[str, Tensor] = {}
-    stored: set[tuple[str, Path]] = set()
+    places: set[tuple[str, Path]] = set()
     for file, prefix in layout.prefixes.items():
-        header = read_header(file)
-        stored |= {(canonical_name(name, prefix), file) for name in header.tensors}
-        tensors = read_packed(file).tensors if is_packed_file(header) else header.tensors
-        for tensor in tensors.values():
+        places |= {(canonical_name(name, prefix), file) for name in stored[file].header.tensors}
+        for tensor in stored[file].tensors.values():
             name = canonical_name(tensor.name, prefix)
             if name in found:
                 problem = f"The tensor {shown(name)} is there twice: in {found[name].path} and in {file}"
                 raise FormatError(problem, "Remove the file that does not belong to this checkpoint.")
             found[name] = replace(tensor, name=name)
     for name, file in layout.index.items():
-        if (name, file) not in stored:
+        if (name, file) not in places:
             raise FormatError(f"{file} lacks the tensor {shown(name)}, which {INDEX} places there", COMPLETE)
     return found
 
@@ -152,7 +178,7 @@ def _warn_unexpected(found: Mapping[str, Tensor], config: ModelConfig, path: Pat
     names = [name for name in found if name not in expected and not name.endswith(".rotary_emb.inv_freq")]
     if names:
         message = f"{path}: passing over tensors that are not part of the model: {listed(names)}"
-        warnings.warn(message, CheckpointWarning, stacklevel=3)
+        warnings.warn(message, CheckpointWarning, stacklevel=4)
 
 
 def _iter_expected(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

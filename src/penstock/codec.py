@@ -60,7 +60,7 @@ class PackedRows:
 
 
 def is_packed(shape: Sequence[int], dtype_name: str) -> bool:
-    """Whether a tensor is stored in two streams; all others are stored raw. dtype_name as safetensors has it: "BF16"."""
+    """Whether a tensor is stored in two streams; all others are stored raw. dtype_name is that of safetensors."""
     if dtype_name != "BF16" or len(shape) != 2:
         return False
     rows, cols = shape
@@ -100,9 +100,8 @@ def decode(packed: PackedRows, begin: int, end: int, out: U8) -> None:
     Runs in the calling thread, without the interpreter's lock. Raises MalformedRow for bytes that break the format,
     and ValueError for arrays of the wrong size.
     """
-    row = _core.decode_rows(
-        packed.rows, packed.cols, packed.rows_per_chunk, packed.coarse, packed.fine, packed.fine_offsets, begin, end, out
-    )
+    chunks = packed.coarse, packed.fine, packed.fine_offsets
+    row = _core.decode_rows(packed.rows, packed.cols, packed.rows_per_chunk, *chunks, begin, end, out)
     if row is not None:
         raise MalformedRow(row)
 

@@ -1,15 +1,9 @@
-"""What an 8B would take on this machine, from two layers of its true size: made, timed both ways, and deleted again.
-
-One way is the usual one: a file a layer, loaded whole, then run, with the page cache cold. The other is Penstock's: the
-same bytes, streamed past the same arithmetic.
-"""
+"""Layers of the true size of an 8B, for the demo: made, packed, and deleted again when they have been timed."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import statistics
 import tempfile
 import threading
 import time
@@ -18,19 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from penstock import machine
-from penstock.checkpoint import open_checkpoint
 from penstock.config import parse_config
 from penstock.errors import PenstockError
-from penstock.forecast import Rates, forecast_token, pass_weights
-from penstock.kernels import Kernels
-from penstock.kv_cache import KvShape
-from penstock.llm import LLM, Options
-from penstock.plan import Budget, Demand
-from penstock.probe import measure_compute
-from penstock.sampling import SamplingParams
+from penstock.pack import pack
 from penstock.shapes import shape_config
 from penstock.store import store_root
 from penstock.synth import plan_shards, synthesize
@@ -38,32 +22,24 @@ from penstock.synth import plan_shards, synthesize
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from penstock.forecast import Forecast
-    from penstock.format import TensorInfo
+    Progress = Callable[[str, int, int], None]
+    """Told what is being done, and how many bytes of how many are."""
 
 SHAPE = "llama-3.1-8b"
 LAYERS = 2
-ROOM_BYTES = 2_500_000_000
-"""Free disk that the layers are made in: their own size, and as much again to spare."""
-MAKE_SECONDS, BOTH_SECONDS, STREAM_SECONDS = 25.0, 15.0, 5.0
-ROUNDS = 3
-MOST_PASSES = 5
-CONTEXT = 512
-"""Positions that the forecast has keys and values for."""
+ROOM_BYTES = 3_000_000_000
+"""Free disk that the layers are made in: their size, raw and packed, and as much again to spare."""
+MAKE_SECONDS, PACK_SECONDS = 20.0, 20.0
 VOCABULARY = 256
 """Entries, so that embedding and head come to next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
-    """One way through the layers, with one row: bytes and seconds of a layer."""
+class Layers:
+    """The same layers twice: a checkpoint with a file for each, and one that is packed."""
 
-    layer_bytes: int
-    seconds: float
-
-    @property
-    def bytes_per_second(self) -> float:
-        return self.layer_bytes / self.seconds
+    raw: Path
+    packed: Path
 
 
 class TooSlowError(PenstockError):
@@ -85,24 +61,26 @@ def find_room(nbytes: int = ROOM_BYTES) -> Path:
 
 @contextmanager
 def made_layers(
-    folder: Path,
-    config: Mapping[str, Any],
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Iterator[Path]:
-    """A checkpoint of `config`'s layers, one file each, in a directory of its own in `folder`, gone in the end.
+    folder: Path, config: Mapping[str, Any], on_progress: Progress = lambda doing, done, total: None
+) -> Iterator[Layers]:
+    """Checkpoints of `config`'s layers in a directory of their own in `folder`, gone in the end.
 
-    Fewer layers on a disk that cannot take all of them in MAKE_SECONDS. Raises TooSlowError where not even one, and
-    PenstockError where the disk fails.
+    Fewer layers on a disk that cannot take all of them in MAKE_SECONDS and PACK_SECONDS. Raises TooSlowError where not
+    even one, and PenstockError where the disk fails.
     """
     with _termination_as_interrupt(), _own_directory(folder) as own:
         for layers in range(config["num_hidden_layers"], 0, -1):
+            made = Layers(own / f"{layers}", own / f"{layers}-packed")
             try:
-                _make(own / "layers", {**config, "num_hidden_layers": layers}, on_progress)
+                _make(made.raw, {**config, "num_hidden_layers": layers}, on_progress)
+                _pack(made, on_progress)
                 break
             except TooSlowError:
                 if layers == 1:
                     raise
-        yield own / "layers"
+                shutil.rmtree(made.raw, ignore_errors=True)
+                shutil.rmtree(made.packed, ignore_errors=True)
+        yield made
 
 
 def layers_config() -> dict[str, Any]:
@@ -110,109 +88,34 @@ def layers_config() -> dict[str, Any]:
     return {**shape_config(SHAPE, LAYERS), "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
 
 
-def time_both(path: Path) -> tuple[Timing, Timing]:
-    """Loading and streaming by turns, since disks drift: medians of up to ROUNDS, begun within BOTH_SECONDS.
-
-    Raises CheckpointError and ReadError.
-    """
-    rounds: list[tuple[Timing, Timing]] = []
-    begin = time.perf_counter()
-    while not rounds or (len(rounds) < ROUNDS and time.perf_counter() - begin < BOTH_SECONDS):
-        rounds.append((time_loading(path), time_streaming(path)))
-    loaded, streamed = (sorted(timings, key=lambda timing: timing.seconds) for timings in zip(*rounds, strict=True))
-    middle = (len(rounds) - 1) // 2
-    return loaded[middle], streamed[middle]
+def _make(out: Path, config: Mapping[str, Any], on_progress: Progress) -> None:
+    told = _within(MAKE_SECONDS, "making layers", on_progress)
+    synthesize(config, out, tokenizer=False, shard_bytes=_layer_file_bytes(config), on_progress=told)
 
 
-def time_loading(path: Path) -> Timing:
-    """A file a layer: read whole, by way of a cold page cache, then applied to one row. Raises CheckpointError."""
-    kernels, checkpoint = Kernels(), open_checkpoint(path)
-    by_file: dict[Path, list[TensorInfo]] = {}
-    for tensor in checkpoint.tensors.values():
-        if len(tensor.shape) == 2:
-            by_file.setdefault(tensor.path, []).append(tensor)
-    begin = time.perf_counter()
-    for file, tensors in by_file.items():
-        _load_and_run(file, tensors, kernels)
-    seconds, layers = time.perf_counter() - begin, checkpoint.config.num_hidden_layers
-    return Timing(sum(file.stat().st_size for file in by_file) // layers, seconds / layers)
+def _pack(layers: Layers, on_progress: Progress) -> None:
+    pack(layers.raw, layers.packed, on_progress=_within(PACK_SECONDS, "packing them", on_progress))
 
 
-def time_streaming(path: Path) -> Timing:
-    """Passes of one row that keep nothing in memory: the median after the first, if STREAM_SECONDS leave time for more.
-
-    Raises ReadError.
-    """
-    begin = time.perf_counter()
-    params = SamplingParams(temperature=0, max_tokens=MOST_PASSES, ignore_eos=True)
-    with LLM(path, Options(max_resident=0)) as llm:
-        for piece in llm.stream([0], params):
-            log = piece.stats.log
-            if time.perf_counter() - begin > STREAM_SECONDS:
-                break
-        typical = statistics.median(totals.seconds for totals in log[1:] or log)
-        layers = llm.config.num_hidden_layers
-        return Timing(llm.weights.pass_bytes // layers, typical / layers)
-
-
-def forecast(timing: Timing, ceiling: int) -> Forecast:
-    """A token of the whole model in a process of at most `ceiling` bytes, with its weights read as fast as `timing`'s.
-
-    Raises MemoryCeilingError, which names the least that works.
-    """
-    config, kernels = parse_config(shape_config(SHAPE), SHAPE), Kernels()
-    budget = Budget(
-        config=config,
-        weights=2 * pass_weights(config),
-        ceiling=ceiling,
-        process=machine.footprint().nbytes,
-        scratch=kernels.scratch_bytes * kernels.threads,
-    )
-    compute = measure_compute(kernels)
-    rates = Rates(timing.bytes_per_second, compute.row_bytes_per_second, compute.flops_per_second)
-    kv = KvShape.of(config, config.num_hidden_layers, "bf16").bytes_for(CONTEXT)
-    return forecast_token(budget.plan(Demand(kv=kv)), rates)
-
-
-def _make(out: Path, config: Mapping[str, Any], on_progress: Callable[[int, int], None] | None) -> None:
+def _within(seconds: float, doing: str, on_progress: Progress) -> Callable[[int, int], None]:
+    """What takes in how far something is, and raises TooSlowError once it is clear that it takes longer."""
     begin = time.perf_counter()
 
     def check(done: int, total: int) -> None:
-        if done > total // 8 and (time.perf_counter() - begin) * total / done > MAKE_SECONDS:
+        if done > total // 8 and (time.perf_counter() - begin) * total / done > seconds:
             raise TooSlowError(
-                f"Making layers would take more than {MAKE_SECONDS:.0f} s on this disk.",
+                f"{doing.capitalize()} would take more than {seconds:.0f} s on this disk.",
                 "Let PENSTOCK_HOME name a directory on a faster one.",
             )
-        if on_progress:
-            on_progress(done, total)
+        on_progress(doing, done, total)
 
-    synthesize(config, out, tokenizer=False, shard_bytes=_layer_file_bytes(config), on_progress=check)
+    return check
 
 
 def _layer_file_bytes(config: Mapping[str, Any]) -> int:
     """A size that makes shards of a layer each; the embedding goes with the first, norm and head with the last."""
     [whole] = plan_shards(parse_config({**config, "num_hidden_layers": 1}, "the layers' config"), 1 << 62)
     return whole.data_bytes
-
-
-def _load_and_run(file: Path, tensors: list[TensorInfo], kernels: Kernels) -> None:
-    """The file is out of the page cache before and after."""
-    with file.open("rb", buffering=0) as opened:
-        _drop_pages(opened.fileno())
-        data = np.empty(os.fstat(opened.fileno()).st_size, np.uint8)
-        done = 0
-        while done < len(data):  # one call reads at most 2 GiB
-            done += opened.readinto(data[done:].data)
-        for tensor in tensors:
-            n_out, n_in = tensor.shape
-            x, out = np.ones((1, n_in), np.float32), np.empty((1, n_out), np.float32)
-            kernels.matmul(x, data[tensor.begin : tensor.end], tensor.dtype.value, out)
-        _drop_pages(opened.fileno())
-
-
-def _drop_pages(descriptor: int) -> None:
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class Rates:
     @classmethod
     def of(cls, size: StoredSize, disk_bytes: float, compute: ComputeSpeed) -> Rates:
         """With weights of such a size, of which some may be decoded on the way."""
-        share = size.decoded / max(1, size.raw)
+        share = size.decoded / size.raw
         raw_bytes = _blend(share, compute.packed_row_bytes_per_second, compute.row_bytes_per_second)
         flops = _blend(share, compute.packed_flops_per_second, compute.flops_per_second)
         return cls(disk_bytes, raw_bytes * size.ratio, flops)

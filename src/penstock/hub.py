@@ -6,6 +6,7 @@ needed, so functions import it.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ MAIN = "main"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 NO_DIRECTORY = "there is no such directory here, and "
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -39,6 +40,16 @@ class HubFile:
     size: int
     sha256: str | None
     git_sha1: str | None
+
+    def hasher(self) -> hashlib._Hash:
+        """What makes `checksum` of the file's bytes."""
+        if self.sha256 is not None:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+
+    @property
+    def checksum(self) -> str:
+        return self.sha256 or self.git_sha1 or ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ def find_repository(repo: str, revision: str = MAIN, token: str | None = None) -
     with hub_errors(repo, revision=revision):
         info = HfApi(token=token).model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS)
     commit = info.sha
-    if commit is None or not _COMMIT.fullmatch(commit):
+    if commit is None or not _SHA1.fullmatch(commit):
         _fail_answer(repo, f"the commit {shown(commit)}")
     files = [_hub_file(repo, sibling) for sibling in info.siblings or ()]
     return Repository(repo, commit, MappingProxyType({file.name: file for file in files}), token)
@@ -160,11 +171,10 @@ def _hub_file(repo: str, sibling: RepoSibling) -> HubFile:
         _fail_answer(repo, f"the file name {shown(name)}")
     if type(size) is not int or size < 0:
         _fail_answer(repo, f"the size {shown(size)} of {shown(name)}")
-    if sibling.lfs is None:
-        return HubFile(name, size, None, sibling.blob_id)
-    if not isinstance(sibling.lfs.sha256, str) or not _SHA256.fullmatch(sibling.lfs.sha256):
-        _fail_answer(repo, f"the SHA-256 {shown(sibling.lfs.sha256)} of {shown(name)}")
-    return HubFile(name, size, sibling.lfs.sha256, None)
+    checksum, pattern = (sibling.lfs.sha256, _SHA256) if sibling.lfs else (sibling.blob_id, _SHA1)
+    if not isinstance(checksum, str) or not pattern.fullmatch(checksum):
+        _fail_answer(repo, f"the checksum {shown(checksum)} of {shown(name)}")
+    return HubFile(name, size, checksum, None) if sibling.lfs else HubFile(name, size, None, checksum)
 
 
 def _fail_answer(repo: str, what: str) -> NoReturn:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +72,11 @@ class HubSource:
         self._redirected: str | None = None
         """Where the Hub has sent us for the bytes; a permission that ends after a while."""
 
-    def ranges(self, ranges: Iterable[Range]) -> Iterator[U8]:
+    def read(self, begin: int, nbytes: int) -> bytes:
+        """As `ranges`, of a single one."""
+        return next(self.ranges([(begin, nbytes)])).tobytes()
+
+    def ranges(self, ranges: Iterable[Range]) -> Generator[U8, None, None]:
         """The bytes of each of these (begin, nbytes) of the file, in their order.
 
         Holds (CONNECTIONS + 1) * REQUEST_BYTES of memory beside the arrays that it has handed on. Raises

@@ -29,7 +29,7 @@ from penstock.plan import LEAST_CHUNK_ROWS, Budget, Demand, Plan, check_context,
 from penstock.probe import ComputeSpeed, DiskSpeed, measure_compute, measure_disk, probe_file, room_for_probe
 from penstock.shapes import SHAPES, shape_config
 from penstock.store import find_model, store_root
-from penstock.stored_size import Matrix, StoredSize, matrix_of, packed_size, raw_size, size_here
+from penstock.stored_size import StoredSize, matrix_of, packed_size, pass_matrices, raw_size, size_here
 from penstock.strict_json import shown
 
 PROBE_BYTES = 10**9
@@ -229,7 +229,7 @@ def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint
 
 def _look_ahead(model: str, described: _Described, settings: PlanSettings, process: Footprint) -> Outlook:
     config = parse_config(described.content, described.source)
-    matrices = _matrices(config, _dtype(described))
+    matrices = pass_matrices(config, _dtype(described))
     size, kernels = raw_size(matrices), Kernels(settings.threads)
     tokenizer = config.vocab_size * TOKENIZER_BYTES_PER_ENTRY + _vector_bytes(config)
     free = machine.available_bytes() + process.anonymous
@@ -256,12 +256,6 @@ def _look_ahead(model: str, described: _Described, settings: PlanSettings, proce
         disk = _measure_disk([path], budget)
         place = path.parent.parent
     return _outlook(subject, settings, disk, f"direct reads of a new file of random numbers in {place}")
-
-
-def _matrices(config: ModelConfig, dtype: str) -> list[Matrix]:
-    """Those of a pass."""
-    shapes = expected_tensors(config)
-    return [Matrix(name, shapes[name], dtype) for group in pass_order(config) for name in group]
 
 
 def _dtype(described: _Described) -> str:

@@ -116,6 +116,11 @@ class PackedTensor:
         return len(self.fine_hashes)
 
     @property
+    def streams(self) -> tuple[str, ...]:
+        """Their names in the file, the coarse one first."""
+        return stream_names(self.name, self.codec)
+
+    @property
     def nbytes(self) -> int:
         """Of both streams."""
         coarse = self.coarse_extent(0, self.n_chunks).nbytes if self.codec == "planes" else 0
@@ -216,15 +221,17 @@ def coarse_stream_bytes(rows: int, cols: int, rows_per_chunk: int) -> int:
     return padded(nbytes, STREAM_ALIGNMENT)
 
 
-def read_packed(path: Path) -> PackedFile:
+def read_packed(path: Path, check_seal: bool = True) -> PackedFile:
     """Read and check all of a packed file but its chunks.
 
-    Raises ChecksumError where the seal is broken, FormatError where a file of a sound seal breaks the format.
+    `check_seal=False` is for what wants to know of all damage. Raises ChecksumError where the seal is broken,
+    FormatError where a file of a sound seal breaks the format.
     """
     header = read_header(path)
     with open_regular(path) as file:
         parts = _read_service(file, header)
-        _check_seal(file, header, parts)
+        if check_seal:
+            _check_seal(file, header, parts)
     _check_version(header.metadata.get("version"), str(VERSION), path)
     index = Fields(parse_json_object(parts[INDEX], f"{path}: {INDEX}"), f"{path}: {INDEX}")
     _check_version(index.get("version"), VERSION, path)
@@ -335,12 +342,11 @@ class _Streams:
             _fail(f"{self._header.path}: {CHUNKS} is shorter than {INDEX} says")
         self._used += n_chunks
         sizes = records["fine_bytes"].astype(np.int64)
+        *coarse, fine = stream_names(tensor.name, how.codec)
         coarse_begin = 0
-        if how.codec == "planes":
-            coarse_begin = self._stream(
-                f"{tensor.name}.coarse", coarse_stream_bytes(how.rows, how.cols, rows_per_chunk)
-            )
-        fine_begin = self._stream(f"{tensor.name}.{fine_suffix(how.codec)}", int(sizes.sum()))
+        for stream in coarse:
+            coarse_begin = self._stream(stream, coarse_stream_bytes(how.rows, how.cols, rows_per_chunk))
+        fine_begin = self._stream(fine, int(sizes.sum()))
         self._check_sizes(tensor.name, how, rows_per_chunk, sizes, records)
         return place(tensor, self._header.path, rows_per_chunk, coarse_begin, fine_begin, records)
 
@@ -382,9 +388,9 @@ class _Streams:
             _fail(f"{path} holds tensors that {INDEX} does not call for")
 
 
-def fine_suffix(codec_name: Codec) -> str:
-    """What the name of a tensor's second, or only, stream ends in."""
-    return "fine" if codec_name == "planes" else "raw"
+def stream_names(tensor: str, how: Codec) -> tuple[str, ...]:
+    """The names of a tensor's streams in a packed file."""
+    return (f"{tensor}.coarse", f"{tensor}.fine") if how == "planes" else (f"{tensor}.raw",)
 
 
 def _check_stream(stream: TensorInfo, nbytes: int, path: Path) -> None:

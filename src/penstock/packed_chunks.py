@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,19 +11,24 @@ import numpy as np
 from penstock import codec
 from penstock.errors import ChecksumError, FormatError
 from penstock.files import aligned_buffer
+from penstock.in_order import in_order
 from penstock.packed import PACK_AGAIN
 from penstock.pages import page_array
 from penstock.strict_json import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import ThreadPoolExecutor
 
     from penstock.files import Extent, Files
     from penstock.kernels import U8
-    from penstock.packed import PackedTensor
+    from penstock.packed import PackedFile, PackedTensor
 
 RUN_BYTES = 4 << 20
 """Original bytes of the chunks that are worked on together."""
+
+RUNS_AHEAD = 16
+"""Runs that are worked on at once or wait for their turn, of 13 MiB of buffers at most, however many the threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +45,18 @@ class Run:
         return slice(self.begin * step, min(self.end * step, self.tensor.rows))
 
     @property
+    def n_rows(self) -> int:
+        rows = self.rows
+        return int(rows.stop - rows.start)
+
+    @property
     def original_begin(self) -> int:
         """Where the rows begin in the original file."""
-        return self.tensor.original_begin + self.rows.start * self.tensor.row_bytes
+        return self.tensor.original_begin + self.begin * self.tensor.rows_per_chunk * self.tensor.row_bytes
 
     @property
     def original_nbytes(self) -> int:
-        return (self.rows.stop - self.rows.start) * self.tensor.row_bytes
+        return self.n_rows * self.tensor.row_bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,6 +123,17 @@ def runs(tensor: PackedTensor) -> Iterator[Run]:
     step = max(1, RUN_BYTES // (tensor.rows_per_chunk * tensor.row_bytes))
     for begin in range(0, tensor.n_chunks, step):
         yield Run(tensor, begin, min(begin + step, tensor.n_chunks))
+
+
+def original_bytes(file: PackedFile, files: Files, pool: ThreadPoolExecutor) -> Iterator[U8]:
+    """All of the original file but its header, in order. Raises ReadError, FormatError."""
+    tensors = sorted(file.tensors.values(), key=lambda tensor: tensor.original_begin)
+    jobs = (partial(_original, files, run) for tensor in tensors for run in runs(tensor))
+    return in_order(pool, jobs, RUNS_AHEAD)
+
+
+def _original(files: Files, run: Run) -> U8:
+    return read_run(files, run).original()
 
 
 def read_run(files: Files, run: Run) -> RunData:

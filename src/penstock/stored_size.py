@@ -6,18 +6,21 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from penstock.checkpoint import expected_tensors
 from penstock.codec import is_packed, rows_per_chunk
-from penstock.packed import PackedTensor
+from penstock.models.llama import pass_order
+from penstock.packed import STREAM_ALIGNMENT, PackedTensor
 from penstock.pieces import largest_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from penstock.checkpoint import Tensor
+    from penstock.config import ModelConfig
 
-PACKED_RATIO = 0.672
-"""Bytes of packed weights to those of BF16, measured: weights of `penstock synth` in the shape of Llama-3.1-8B, whose
-exponents have the entropy that is published for its trained ones."""
+PACKED_RATIO, PACKED_ROW_BYTES = 0.670, 10.5
+"""Bytes of packed weights to those of BF16, and what every row takes besides. Measured: weights of `penstock synth`, whose
+exponents have the entropy that is published for the trained ones of Llama-3.1-8B, in rows of 576 to 14,336."""
 COARSE_RATIO = 3 / 16
 """Of them, those of the coarse tier: 3 of 16 bits, and a byte a row."""
 DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
@@ -41,6 +44,11 @@ class Matrix:
         """Whether a packed checkpoint has it packed."""
         return is_packed(self.shape, self.dtype)
 
+    @property
+    def packed_nbytes(self) -> int:
+        """What it takes then, about; each of its two streams is filled up."""
+        return int(self.nbytes * PACKED_RATIO + self.shape[0] * PACKED_ROW_BYTES) + STREAM_ALIGNMENT
+
 
 @dataclass(frozen=True, slots=True)
 class StoredSize:
@@ -60,7 +68,13 @@ class StoredSize:
 
     @property
     def ratio(self) -> float:
-        return self.nbytes / max(1, self.raw)
+        return self.nbytes / self.raw
+
+
+def pass_matrices(config: ModelConfig, dtype: str = "BF16") -> list[Matrix]:
+    """Those of a pass, in its order."""
+    shapes = expected_tensors(config)
+    return [Matrix(name, shapes[name], dtype) for group in pass_order(config) for name in group]
 
 
 def raw_size(matrices: Sequence[Matrix]) -> StoredSize:
@@ -69,19 +83,19 @@ def raw_size(matrices: Sequence[Matrix]) -> StoredSize:
     return StoredSize(nbytes, nbytes)
 
 
-def packed_size(matrices: Sequence[Matrix], ratio: float = PACKED_RATIO) -> StoredSize | None:
-    """Of a packed one, if `ratio` is that of the matrices that pack; None where none does."""
+def packed_size(matrices: Sequence[Matrix]) -> StoredSize | None:
+    """Of a packed one, estimated; None where no matrix packs."""
     packing = [matrix for matrix in matrices if matrix.packs]
     if not packing:
         return None
     raw, decoded = (sum(matrix.nbytes for matrix in some) for some in (matrices, packing))
     chunks = (rows_per_chunk(m.shape[1], m.name) * m.shape[1] * DTYPE_BYTES[m.dtype] for m in packing)
     return StoredSize(
-        nbytes=raw - decoded + int(decoded * ratio),
+        nbytes=raw - decoded + sum(matrix.packed_nbytes for matrix in packing),
         raw=raw,
         decoded=decoded,
         coarse=int(decoded * COARSE_RATIO),
-        chunk=int(max(chunks) * (ratio - COARSE_RATIO)),
+        chunk=int(max(chunks) * (PACKED_RATIO - COARSE_RATIO)),
         estimated=True,
     )
 

@@ -12,7 +12,8 @@ template <class V>
 void matmul_packed(const MatmulPackedArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
   const std::int64_t row_bytes = 2 * a.w.cols;
   const std::int64_t decoder = align_chunk(unpack_scratch(a.w.cols));
-  const std::int64_t room = (static_cast<std::int64_t>(scratch.bytes) - decoder - matmul_scratch(V::kTileOutputs)) / row_bytes;
+  const std::int64_t room =
+      (static_cast<std::int64_t>(scratch.bytes) - decoder - matmul_scratch(V::kTileOutputs)) / row_bytes;
   const std::int64_t wanted = kDecodedBytes / row_bytes;
   std::int64_t most = room < wanted ? room : wanted;
   most = most < V::kTileOutputs ? 1 : most / V::kTileOutputs * V::kTileOutputs;

@@ -49,7 +49,8 @@ PackedRow find_row(const PackedMatrix& w, std::int64_t row) {
   r.raw = (begin & kRawRow) != 0;
   r.data = fine + (begin & ~kRawRow);
   r.bytes = static_cast<std::int64_t>(end & ~kRawRow) - (begin & ~kRawRow);
-  const bool starts_well = index == 0 ? (begin & ~kRawRow) == offset_bytes(rows) : (begin & ~kRawRow) >= offset_bytes(rows);
+  const bool starts_well =
+      index == 0 ? (begin & ~kRawRow) == offset_bytes(rows) : (begin & ~kRawRow) >= offset_bytes(rows);
   const bool ends_well = (end & ~kRawRow) <= fine_bytes - kSpareBytes && !(index == rows - 1 && end_is_raw);
   r.sound = starts_well && ends_well && r.bytes >= 0 && (!r.raw || r.bytes == 2 * w.cols);
   return r;

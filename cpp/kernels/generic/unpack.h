@@ -56,8 +56,8 @@ bool unpack_row(const PackedRow& row, std::int64_t cols, std::uint8_t* out, Scra
         mantissa = 0;
         for (int j = 0; j < 7; ++j) mantissa |= mantissas[7 * (p - 56) + j] >> 7 << j;
       }
-      const std::uint16_t w = static_cast<std::uint16_t>((row.sign(g) >> p & 1) << 15 |
-                                                         exponents[g * kGroupWeights + p] << 7 | mantissa);
+      const std::uint16_t w =
+          static_cast<std::uint16_t>((row.sign(g) >> p & 1) << 15 | exponents[g * kGroupWeights + p] << 7 | mantissa);
       __builtin_memcpy(out + 2 * i, &w, 2);
     }
   }

@@ -9,9 +9,13 @@ import typer
 
 from penstock.cli.bench import bench
 from penstock.cli.demo import demo
+from penstock.cli.pack import pack
 from penstock.cli.plan import plan
+from penstock.cli.pull import pull
 from penstock.cli.run import run
 from penstock.cli.synth import synth
+from penstock.cli.unpack import unpack
+from penstock.cli.verify import verify
 from penstock.errors import PenstockError, UsageError
 
 app = typer.Typer(
@@ -21,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, run, plan, bench, synth):
+for command in (demo, run, pull, pack, unpack, verify, plan, bench, synth):
     app.command()(command)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from random import Random
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from rich.console import Console, Group
@@ -13,15 +14,20 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from penstock import demo as steps
-from penstock import demo_layers, machine
+from penstock import demo_layers, demo_timing, machine
 from penstock.cli.stats import layer_table
 from penstock.errors import MemoryCeilingError, PenstockError
+from penstock.kernels import Kernels
+from penstock.probe import measure_compute
+from penstock.store import DEMO, find_model
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import RenderableType
 
     from penstock.completion import Piece
-    from penstock.demo_layers import Timing
+    from penstock.demo_timing import Timing, Timings, Tokens
 
 TABLE_LINES = 17
 SIDE_BY_SIDE = 120
@@ -31,74 +37,109 @@ LITTLE_BYTES = 2 << 30
 
 
 def demo() -> None:
-    """See it work: a small model streamed from disk, and what an 8B would take on this machine."""
+    """See it work: a small model streamed from disk, damage found, and what an 8B would take on this machine."""
     console = Console(highlight=False)
-    _compare_bits(console)
+    with steps.packed_copy() as packed:
+        _compare_bits(console, packed)
+        console.print()
+        _find_damage(console, packed)
     console.print()
     _extrapolate(console)
 
 
-def _compare_bits(console: Console) -> None:
+def _compare_bits(console: Console, packed: Path) -> None:
     console.print(
         "[bold]1.[/] A small model (6.6 million weights) goes on writing code. For every token it reads four fifths of "
         "its weights from the disk again, as a model larger than the memory has to.\n"
     )
-    streamed = _show_streamed(console)
-    _summarise(console, "streamed", streamed)
-    resident = steps.complete(steps.RESIDENT, lambda piece: None)
-    _summarise(console, "in memory", resident)
-    if not streamed.same_bits(resident):
-        console.print("[bold red]different[/]: this is a defect, please report it.")
-        raise typer.Exit(1)
-    console.print(f"[bold green]identical[/]: every token, and every bit of all {streamed.logits.size:,} logits.")
+    path = find_model(DEMO)
+    streamed = _show_streamed(console, path)
+    ratio = steps.weight_file_bytes(packed) / steps.weight_file_bytes(path)
+    resident = steps.complete(path, steps.RESIDENT)
+    from_packed = steps.complete(packed, steps.STREAMED)
+    for name, run in (("streamed", streamed), ("in memory", resident), ("packed", from_packed)):
+        _summarise(console, name, run)
+    if not (streamed.same_bits(resident) and streamed.same_bits(from_packed)):
+        _defect(console, "different")
+    console.print(
+        f"[bold green]identical[/]: every token, and every bit of all {streamed.logits.size:,} logits. Packed, the "
+        f"weights take {ratio:.3f} of the bytes."
+    )
+
+
+def _find_damage(console: Console, packed: Path) -> None:
+    flipped = steps.flip_a_bit(packed, Random())
+    console.print(
+        f"[bold]2.[/] In the packed copy one bit is flipped, at random: bit {flipped.bit} of byte {flipped.offset:,} "
+        f"of {flipped.file.name}, in the {flipped.tier} tier of {flipped.tensor}. It is run again:\n"
+    )
+    error = steps.refusal(packed)
+    if error is None:
+        _defect(console, "not noticed")
+    console.print(f"error: {error}", markup=False, soft_wrap=True)
+    console.print("\n[bold green]refused[/]: not a single token came of it.")
+
+
+def _defect(console: Console, what: str) -> NoReturn:
+    console.print(f"[bold red]{what}[/]: this is a defect, please report it.")
+    raise typer.Exit(1)
 
 
 def _extrapolate(console: Console) -> None:
     """Time layers of the true size; a machine without the room for them misses only this."""
     console.print(
-        "[bold]2.[/] Layers of the true size of Llama-3.1-8B, random weights: made on this disk, timed, and deleted.\n"
+        "[bold]3.[/] Layers of the true size of Llama-3.1-8B, random weights: made on this disk, packed, timed, and "
+        "deleted.\n"
     )
     try:
-        loaded, streamed = _time_layers(console)
+        timings = _time_layers(console)
     except PenstockError as error:
         console.print(f"Left out: {error.problem} {error.remedy}")
         return
-    console.print(f"a file a layer, loaded, then run: {loaded.seconds:.2f} s a layer, {_rate(loaded)}")
-    console.print(f"the same bytes, streamed:         {streamed.seconds:.2f} s a layer, {_rate(streamed)}")
-    console.print(_forecast_line(streamed), soft_wrap=True)
+    for name, timing in (
+        ("a file a layer, loaded, then run:", timings.loaded),
+        ("the same bytes, streamed:", timings.streamed),
+        ("the same weights, packed:", timings.packed),
+    ):
+        console.print(f"{name:<33} {timing.seconds:.2f} s a layer, {_rate(timing)}")
+    console.print(_forecast_line(timings), soft_wrap=True)
 
 
-def _time_layers(console: Console) -> tuple[Timing, Timing]:
+def _time_layers(console: Console) -> Timings:
     folder, config = demo_layers.find_room(), demo_layers.layers_config()
-    columns = (TextColumn("making layers"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("", total=None)
-        with demo_layers.made_layers(
-            folder, config, lambda done, total: progress.update(task, completed=done, total=total)
-        ) as path:
+
+        def tell(doing: str, done: int, total: int) -> None:
+            progress.update(task, description=doing, completed=done, total=total)
+
+        with demo_layers.made_layers(folder, config, tell) as layers:
             progress.stop()
             with console.status("timing them"):
-                return demo_layers.time_both(path)
+                return demo_timing.time_all(layers)
 
 
-def _forecast_line(streamed: Timing) -> str:
+def _forecast_line(timings: Timings) -> str:
     """What the whole 8B would take in the memory that this machine has free, and in little."""
-    free = machine.available_bytes()
-    begin = f"Your disk: {_rate(streamed)}; {free / 2**30:.1f} GiB free: the 8B would"
+    compute, free = measure_compute(Kernels()), machine.available_bytes()
+    begin = f"Your disk: {_rate(timings.streamed)}; {free / 2**30:.1f} GiB free: the 8B would"
     try:
-        now = demo_layers.forecast(streamed, free + machine.footprint().anonymous)
-        if now.bytes_read:
-            return f"{begin} take [bold]{_seconds(now.seconds)} a token[/] (extrapolated)."
-        little = demo_layers.forecast(streamed, LITTLE_BYTES)
+        now = demo_timing.forecast(timings, free + machine.footprint().anonymous, compute)
+        if now.packed.bytes_read:
+            return f"{begin} take {_token(now)} (extrapolated)."
+        little = demo_timing.forecast(timings, LITTLE_BYTES, compute)
     except MemoryCeilingError:
         return f"{begin} need more memory than that."
-    return (
-        f"{begin} fit in and take {_seconds(now.seconds)} a token, or, in {LITTLE_BYTES / 2**30:.0f} GiB, "
-        f"[bold]{_seconds(little.seconds)} a token[/] (extrapolated)."
-    )
+    fits = "fit in packed" if now.raw.bytes_read else "fit in"
+    return f"{begin} {fits} and take {_token(now)}, or, in {LITTLE_BYTES >> 30} GiB, {_token(little)} (extrapolated)."
 
 
-def _show_streamed(console: Console) -> steps.Run:
+def _token(tokens: Tokens) -> str:
+    return f"[bold]{_seconds(tokens.packed.seconds)} a token packed[/], {_seconds(tokens.raw.seconds)} raw"
+
+
+def _show_streamed(console: Console, path: Path) -> steps.Run:
     """The streamed run, with its text and the layers of its latest pass as they come."""
     text = steps.PROMPT
     with Live(console=console, refresh_per_second=12, transient=True) as live:
@@ -109,7 +150,7 @@ def _show_streamed(console: Console) -> steps.Run:
             table = layer_table(piece.stats.parts, f"pass {piece.stats.passes}")
             live.update(_beside(console, text, table))
 
-        run = steps.complete(steps.STREAMED, on_piece)
+        run = steps.complete(path, steps.STREAMED, on_piece)
     console.print(_code(text), layer_table(run.pieces[-1].stats.parts, "the last pass"), "")
     return run
 

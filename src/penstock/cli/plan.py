@@ -45,9 +45,10 @@ def plan(
         print(json.dumps(outlook.as_object()))
         return
     console = Console(highlight=False)
-    for part in (memory_table, speed_table, forecast_table, form_table, _advice, _caveat):
-        console.print(part(outlook))
-        console.print()
+    console.print(memory_table(outlook), "", speed_table(outlook), "", forecast_table(outlook), "")
+    if outlook.packs:
+        console.print(form_table(outlook), "")
+    console.print(_advice(outlook), "", _caveat(outlook))
 
 
 def memory_table(outlook: Outlook) -> Table:
@@ -101,7 +102,7 @@ def speed_table(outlook: Outlook) -> Table:
 
 def forecast_table(outlook: Outlook) -> Table:
     """How long tokens take, with the model as it is."""
-    title = f"Forecast, {_form_name(outlook, outlook.form)}"
+    title = f"Forecast, {_form_name(outlook, outlook.form)}" if outlook.packs else "Forecast"
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
     table.add_column("")
     for heading in ("time", "disk", "compute", "GB read", "passes"):
@@ -113,10 +114,8 @@ def forecast_table(outlook: Outlook) -> Table:
     return table
 
 
-def form_table(outlook: Outlook) -> Table | str:
-    """The model raw and packed, side by side; what there is no packing for has no second side."""
-    if not outlook.packs:
-        return "Packing gains nothing here: only matrices of 65,536 or more BF16 weights are packed."
+def form_table(outlook: Outlook) -> Table:
+    """The model raw and packed, side by side."""
     table = Table(title="Raw and packed", title_justify="left", title_style="bold", box=None)
     names = ["weights of a pass", "that stay in memory", "read in every pass", "a further token"]
     names += [f"the first, after {tokens:,} tokens" for tokens in outlook.own.prompts]
@@ -133,7 +132,7 @@ def form_table(outlook: Outlook) -> Table | str:
 
 def _form_name(outlook: Outlook, form: Form) -> str:
     if form == outlook.form:
-        return f"{form}, as it is"
+        return f"{form}, as it is" if outlook.place == "here" else form
     return f"{form}, estimated" if form == "packed" else form
 
 
@@ -145,16 +144,16 @@ def _form_cells(prospect: Prospect) -> list[str]:
 
 
 def _advice(outlook: Outlook) -> str:
-    """The command that leads to the other form."""
+    """The command that leads to the other form, where there is one."""
     model = escape(shlex.quote(outlook.model))
     if not outlook.packs:
-        return ""
+        return "Packing gains nothing here: only matrices of 65,536 or more BF16 weights are packed."
     if outlook.form == "packed":
         return f"`penstock unpack {model} OUT` gives the original files back, byte for byte."
-    pull = {"hub": f"`penstock pull {model}`", "shape": "`penstock pull REPO`"}.get(outlook.place)
-    if pull:
-        return f"{pull} packs it losslessly while it downloads; `penstock pack SRC OUT` packs a copy that is here."
-    return f"`penstock pack {model} OUT` packs it losslessly."
+    if outlook.place == "here":
+        return f"`penstock pack {model} OUT` packs it, losslessly."
+    repo = model if outlook.place == "hub" else "REPO"
+    return f"`penstock pull {repo}` packs it losslessly while it downloads, `penstock pack SRC OUT` when it is here."
 
 
 def _cells(forecast: Forecast) -> tuple[str, ...]:

@@ -14,3 +14,8 @@ def format_seconds(seconds: float) -> str:
 def format_size(nbytes: float) -> str:
     """Decimal units, as disks have them: "15.01 GB", "250.0 MB"."""
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def format_rate(nbytes: float, seconds: float) -> str:
+    """Bytes a second: "0.52 GB/s"."""
+    return f"{nbytes / max(seconds, 1e-9) / 1e9:.2f} GB/s"

@@ -1,0 +1,76 @@
+"""`penstock pull`: a model from the Hugging Face Hub, packed on the way."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from penstock.cli import options as opt
+from penstock.cli.progress import seconds_in_words
+from penstock.cli.units import format_size
+from penstock.hub import MAIN
+from penstock.pull import PullWatcher
+from penstock.pull import pull as pull_model
+
+_JUMP = 64 << 20
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(help="The model on the Hugging Face Hub, as OWNER/NAME.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory to write to, a new or an empty one. (default: Penstock's store)"),
+    ] = None,
+    revision: Annotated[str, typer.Option(help="A branch, a tag or a commit.")] = MAIN,
+    token: Annotated[
+        str | None,
+        typer.Option(help="Of the Hub, for gated and private models. (default: HF_TOKEN, or that of `hf auth login`)"),
+    ] = None,
+    threads: opt.Threads = None,
+) -> None:
+    """Download a model from the Hugging Face Hub and pack it on the way; goes on where it was interrupted."""
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True)
+    try:
+        with bar:
+            watcher = _Watcher(bar)
+            result = pull_model(repo, out, revision=revision, token=token, threads=threads, watcher=watcher)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise
+    sizes = f"{format_size(result.original_bytes)} of weights, {format_size(result.packed_bytes)} packed"
+    print(f"{result.path}: {sizes}, in {seconds_in_words(result.seconds)}")
+    name = repo if out is None else result.path
+    print(f"Run it with: penstock run {name}")
+
+
+class _Watcher(PullWatcher):
+    """Shows it in a bar."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("asking the Hub", total=None)
+        self._done = 0
+        self._file = ""
+
+    def file(self, name: str, number: int, count: int) -> None:
+        self._file = f"file {number} of {count}"
+        self._bar.update(self._task, description=self._file)
+
+    def progress(self, done: int, total: int) -> None:
+        if done - self._done > _JUMP:  # an earlier call's work, which says nothing about the speed
+            self._bar.reset(self._task, total=total, completed=done)
+        self._bar.update(self._task, description=self._file, total=total, completed=done)
+        self._done = done
+
+    def checking(self, name: str) -> None:
+        self._bar.update(self._task, description=f"{self._file}, checking")
+
+    def notice(self, text: str) -> None:
+        self._bar.console.print(text, markup=False, soft_wrap=True)

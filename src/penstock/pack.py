@@ -1,0 +1,240 @@
+"""Packs a checkpoint of this machine: its weight files one by one, then what stands beside them, config.json last.
+
+A directory without config.json is no checkpoint, so that a half-packed model is never taken for a whole one. After an
+interruption the same call goes on where the last one stopped, and the result is the same.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from penstock.checkpoint import expected_tensors, open_checkpoint
+from penstock.config import CheckpointWarning, parse_config
+from penstock.errors import CheckpointError, UsageError
+from penstock.files import Files
+from penstock.format import read_header
+from penstock.free_original import check_may_free, free_original
+from penstock.kernels import default_threads
+from penstock.layout import COMPLETE, INDEX, SINGLE, SPLIT, LocalFolder, find_layout
+from penstock.machine import return_large_arrays
+from penstock.pack_file import pack_file
+from penstock.pack_folder import Original, PackFolder, open_pack_folder
+from penstock.pack_runs import PassOrder
+from penstock.packed import cut, is_packed_file, read_packed
+from penstock.side_files import CONFIG, ORIGINAL_INDEX, packed_index, side_files
+from penstock.sources import LocalSource
+from penstock.strict_json import read_json_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from penstock.config import ModelConfig
+    from penstock.format import Header
+
+Progress = Callable[[int, int], None]
+
+PACKED_SHARE = 0.70
+"""Of a BF16 matrix, with some to spare: what packing takes of it."""
+
+_SPARE_BYTES = 16 << 20  # what the file system itself needs
+_READ_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PackResult:
+    """What was packed, bytes and seconds."""
+
+    original_bytes: int
+    """Of the weight files."""
+    packed_bytes: int
+    encoded_bytes: int
+    """Those of the original that this call has encoded; an earlier one may have done the others."""
+    seconds: float
+
+
+def pack(
+    src: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    replace: bool = False,
+    threads: int | None = None,
+    on_progress: Progress | None = None,
+) -> PackResult:
+    """Pack the checkpoint in the directory `src` into the directory `out`.
+
+    `replace`: delete each original file once its packed copy has been read back from the disk and compared.
+    `threads`: None for every CPU. `on_progress` gets the original's bytes that are done, and all of them.
+    Raises UsageError for directories that do not go together, CheckpointError where `src` is no sound checkpoint in
+    full precision, PenstockError where the disk is too full or fails; the same call then goes on from there.
+    """
+    src, out, begin = Path(src), Path(out), time.perf_counter()
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads cannot do anything", "Give at least 1, or leave the number out.")
+    _check_places(src, out)
+    return_large_arrays()
+    with open_pack_folder(out) as folder, ThreadPoolExecutor(threads or default_threads()) as pool:
+        originals = _begin(src, folder, replace)
+        config = _config(src)
+        total = sum(original.size for original in originals)
+        meter = _Meter(total, on_progress)
+        encoded = sum(_pack_one(src, original, folder, config, pool, meter, replace) for original in originals)
+        _finish(src, folder, originals)
+    packed_bytes = sum((out / original.name).stat().st_size for original in originals)
+    return PackResult(total, packed_bytes, encoded, time.perf_counter() - begin)
+
+
+def pass_ranks(config: ModelConfig) -> dict[str, int]:
+    """When a pass uses each tensor, by canonical name."""
+    return {name: rank for rank, name in enumerate(expected_tensors(config))}
+
+
+def packed_size(header: Header) -> int:
+    """About what the packed form of a file takes, bytes; seldom more."""
+    tensors = header.tensors.values()
+    return int(sum(tensor.nbytes * (PACKED_SHARE if cut(tensor).codec == "planes" else 1) for tensor in tensors))
+
+
+class _Meter:
+    """Counts the bytes that are done, and tells."""
+
+    def __init__(self, total: int, on_progress: Progress | None) -> None:
+        self._total, self._on_progress = total, on_progress
+        self._done = 0
+
+    def add(self, nbytes: int) -> None:
+        self._done += nbytes
+        if self._on_progress is not None:
+            self._on_progress(self._done, self._total)
+
+
+def _check_places(src: Path, out: Path) -> None:
+    if not src.is_dir():
+        return  # what it is, opening it says
+    inner, outer = out.resolve(), src.resolve()
+    if inner == outer or outer in inner.parents:
+        problem = f"{out} is {'the same directory as' if inner == outer else 'inside'} {src}"
+        raise UsageError(problem, "Choose a directory beside it; --replace frees each original file when it is packed.")
+
+
+def _begin(src: Path, folder: PackFolder, replace: bool) -> Sequence[Original]:
+    """The files to pack: those of an earlier call that was interrupted, or those of the checkpoint."""
+    originals = folder.originals
+    if originals is None:
+        originals = tuple(_originals(src))
+    here = [_stamped(src, original) for original in originals if (src / original.name).exists()]
+    folder.begin(here if folder.originals is not None else originals)
+    for original in originals:
+        if not (src / original.name).exists() and folder.finished(original) is None:
+            raise CheckpointError(f"{src} lacks {original.name}, which has not been packed yet", COMPLETE)
+    if replace:
+        for original in here:
+            check_may_free(src / original.name)
+    _check_room(src, folder, here, replace)
+    return originals
+
+
+def _originals(src: Path) -> Iterator[Original]:
+    """The weight files of a checkpoint, after everything about it was checked."""
+    _check_not_packed(src)
+    with _no_warnings():
+        checkpoint = open_checkpoint(src)
+        layout = find_layout(LocalFolder(src), checkpoint.config)
+    for path, prefix in layout.prefixes.items():
+        yield _stamped(src, Original(path.relative_to(src).as_posix(), prefix, 0, ""))
+
+
+def _stamped(src: Path, original: Original) -> Original:
+    """The original with the size and time that its file has now."""
+    status = (src / original.name).stat()
+    return Original(original.name, original.prefix, status.st_size, str(status.st_mtime_ns))
+
+
+def _check_not_packed(src: Path) -> None:
+    for path in sorted([*src.glob("*.safetensors"), *(src / SPLIT).glob("*.safetensors")]):
+        if is_packed_file(read_header(path)):
+            problem = f"{src} is packed already ({path.name} is a packed file)"
+            raise UsageError(problem, "Use it as it is; `penstock unpack` gives the original files back.")
+
+
+def _check_room(src: Path, folder: PackFolder, originals: Sequence[Original], replace: bool) -> None:
+    """Raise PenstockError where the disk is too small for what is yet to be written."""
+    frees = replace and src.stat().st_dev == folder.path.stat().st_dev
+    need, most = sum(file.stat().st_size for file in side_files(src)) + _SPARE_BYTES - folder.bytes_written(), 0
+    for original in originals:
+        need += packed_size(read_header(src / original.name))
+        most = max(most, need)
+        need -= original.size if frees else 0
+    remedy = "Free some space or choose another disk" + ("." if frees else "; --replace frees originals on the way.")
+    folder.check_room(most, remedy)
+
+
+def _config(src: Path) -> ModelConfig:
+    with _no_warnings():
+        return parse_config(read_json_object(src / CONFIG), str(src / CONFIG))
+
+
+def _pack_one(
+    src: Path,
+    original: Original,
+    folder: PackFolder,
+    config: ModelConfig,
+    pool: ThreadPoolExecutor,
+    meter: _Meter,
+    replace: bool,
+) -> int:
+    """Pack a file that is not packed yet; how many bytes of it were encoded."""
+    path, encoded = src / original.name, 0
+    if folder.finished(original) is None:
+        encoded = original.size - _encode(path, original, folder, config, pool, meter)
+    else:
+        meter.add(original.size)
+    if replace and path.exists():
+        free_original(path, read_packed(folder.target(original.name)), pool)
+    return encoded
+
+
+def _encode(
+    path: Path, original: Original, folder: PackFolder, config: ModelConfig, pool: ThreadPoolExecutor, meter: _Meter
+) -> int:
+    files = Files()
+    try:
+        with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="penstock-read") as readers:
+            source = LocalSource(path, original.name, files, readers)
+            target, partial = folder.target(original.name), folder.partial(original.name)
+            order = PassOrder(original.prefix, pass_ranks(config))
+            return pack_file(source, source.header(), target, partial, order, pool, meter.add)
+    finally:
+        files.close()
+
+
+def _finish(src: Path, folder: PackFolder, originals: Sequence[Original]) -> None:
+    """Write what stands beside the weights, config.json last."""
+    for path in side_files(src):
+        name = ORIGINAL_INDEX if path.name == INDEX else path.name
+        if path.name == CONFIG and _has_index(src, originals):
+            with folder.new_file(INDEX) as file:
+                file.write(packed_index((o.name, read_packed(folder.path / o.name)) for o in originals))
+        with folder.new_file(name) as file:
+            file.write(path.read_bytes())
+    folder.finish()
+
+
+def _has_index(src: Path, originals: Sequence[Original]) -> bool:
+    """Whether the weights are found by the index: not where a whole file is there too, which comes first."""
+    return (src / INDEX).exists() and all(original.name != SINGLE for original in originals)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """What a pass would pass over is packed all the same."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)
+        yield

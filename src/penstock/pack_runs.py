@@ -1,0 +1,166 @@
+"""How a file is cut into runs of chunks, and how a run is encoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from penstock import codec
+from penstock.errors import PenstockError
+from penstock.layout import canonical_name
+from penstock.packed import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, coarse_stream_bytes, cut, padded, stream_names
+from penstock.packed_chunks import RUN_BYTES, same_bytes
+from penstock.pages import page_array
+from penstock.strict_json import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from penstock.format import Header, TensorInfo
+    from penstock.kernels import U8
+    from penstock.packed import Cut
+
+
+@dataclass(frozen=True)
+class PassOrder:
+    """When a pass uses each tensor: `ranks` has canonical names, whose `prefix` the file's names may lack."""
+
+    prefix: str
+    ranks: Mapping[str, int]
+
+    def canonical(self, name: str) -> str:
+        return canonical_name(name, self.prefix)
+
+    def rank(self, name: str) -> int:
+        return self.ranks.get(self.canonical(name), len(self.ranks))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor of the original file, and how it is going to be cut."""
+
+    tensor: TensorInfo
+    how: Cut
+    rows_per_chunk: int
+
+    @property
+    def n_chunks(self) -> int:
+        return self.how.n_chunks(self.rows_per_chunk)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of all chunks but the last, in the original file."""
+        return self.rows_per_chunk * self.how.row_bytes
+
+    @property
+    def coarse_chunk_bytes(self) -> int:
+        """Of all chunks of the coarse stream but the last; 0 where the tensor is stored raw."""
+        return codec.coarse_bytes(self.rows_per_chunk, self.how.cols) if self.how.codec == "planes" else 0
+
+    @property
+    def coarse_nbytes(self) -> int:
+        """Of the coarse stream."""
+        if self.how.codec == "raw":
+            return 0
+        return coarse_stream_bytes(self.how.rows, self.how.cols, self.rows_per_chunk)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Their names in the packed file."""
+        return stream_names(self.tensor.name, self.how.codec)
+
+    def runs(self, begin: int = 0) -> Iterator[PackRun]:
+        """The chunks from `begin` on, in runs of about RUN_BYTES."""
+        step = max(1, RUN_BYTES // self.chunk_bytes) if self.n_chunks else 1
+        for first in range(begin, self.n_chunks, step):
+            yield PackRun(self, first, min(first + step, self.n_chunks))
+
+
+def plan(header: Header, order: PassOrder) -> list[Planned]:
+    """The tensors in the order of the packed file: matrices as a pass uses them, then the others as they come."""
+    planned = []
+    for tensor in header.tensors.values():
+        how = cut(tensor)
+        planned.append(Planned(tensor, how, how.rows_per_chunk(order.canonical(tensor.name))))
+    planned.sort(key=lambda one: (1, 0) if one.how.codec == "raw" else (0, order.rank(one.tensor.name)))
+    return planned
+
+
+@dataclass(frozen=True)
+class PackRun:
+    """Chunks [begin, end) that are encoded together."""
+
+    planned: Planned
+    begin: int
+    end: int
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """Begin and size in the original file."""
+        begin = self.begin * self.planned.chunk_bytes
+        end = min(self.end * self.planned.chunk_bytes, self.planned.tensor.nbytes)
+        return self.planned.tensor.begin + begin, end - begin
+
+    def encode(self, data: U8, source: str) -> Encoded:
+        """`data`: the original bytes; `source`: their file, for messages. Raises PenstockError for a defect of ours."""
+        if self.planned.how.codec == "raw":
+            return self._padded(data)
+        encoded = self._planes(data)
+        if not same_bytes(self._decoded(encoded, data.nbytes), data):
+            problem = f"{source}: {shown(self.planned.tensor.name)} does not come back from its packed form as it was"
+            raise PenstockError(problem, "This is a defect of Penstock: nothing wrong was written. Please report it.")
+        return encoded
+
+    def _padded(self, data: U8) -> Encoded:
+        """Chunks that are stored as they are."""
+        step = self.planned.chunk_bytes
+        parts = [data[begin : begin + step] for begin in range(0, data.nbytes, step)]
+        sizes = [padded(part.nbytes, CHUNK_ALIGNMENT) for part in parts]
+        out = np.zeros(sum(sizes), np.uint8)
+        for part, size, end in zip(parts, sizes, accumulate(sizes), strict=True):
+            out[end - size : end - size + part.nbytes] = part
+        return Encoded(self, np.zeros(0, np.uint8), out, sizes)
+
+    def _planes(self, data: U8) -> Encoded:
+        cols, rows = self.planned.how.cols, self._rows()
+        coarse = page_array(sum(codec.coarse_bytes(n, cols) for n in rows) + STREAM_ALIGNMENT)
+        fine = page_array(sum(codec.most_fine_bytes(n, cols) for n in rows) + STREAM_ALIGNMENT)
+        begin = coarse_begin = fine_begin = 0
+        sizes = []
+        for n in rows:
+            weights = data[begin : begin + n * cols * 2]
+            size = codec.encode(weights, n, cols, coarse[coarse_begin:], fine[fine_begin:])
+            sizes.append(size)
+            begin, fine_begin = begin + weights.nbytes, fine_begin + size
+            coarse_begin += codec.coarse_bytes(n, cols)
+        return Encoded(self, coarse, fine, sizes)
+
+    def _decoded(self, encoded: Encoded, nbytes: int) -> U8:
+        how, n_rows = self.planned.how, sum(self._rows())
+        offsets = np.array([0, *accumulate(encoded.fine_sizes)], np.int64)
+        tiers = codec.PackedRows(n_rows, how.cols, self.planned.rows_per_chunk, encoded.coarse, encoded.fine, offsets)
+        out = page_array(nbytes)
+        codec.decode(tiers, 0, n_rows, out)
+        return out
+
+    def _rows(self) -> list[int]:
+        """Rows in each chunk."""
+        step = self.planned.rows_per_chunk
+        return [min(step, self.planned.how.rows - chunk * step) for chunk in range(self.begin, self.end)]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A run's chunks, one after the other.
+
+    Of two tiers both arrays have STREAM_ALIGNMENT bytes more, for the padding of a stream's end; `coarse` is empty
+    where the tensor is stored raw.
+    """
+
+    run: PackRun
+    coarse: U8
+    fine: U8
+    fine_sizes: list[int]

@@ -1,0 +1,230 @@
+"""Whether a model on the disk is what was written, and, beside the original, whether every bit of it is the same."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from penstock.config import parse_config
+from penstock.errors import ChecksumError, FormatError, UsageError
+from penstock.files import Extent, Files, aligned_buffer
+from penstock.format import TensorInfo, read_header
+from penstock.in_order import in_order
+from penstock.kernels import default_threads
+from penstock.layout import LocalFolder, canonical_name, check_directory, find_layout
+from penstock.machine import return_large_arrays
+from penstock.packed import PackedFile, PackedTensor, is_packed_file, read_packed
+from penstock.packed_chunks import RUN_BYTES, RUNS_AHEAD, Run, read_run, runs, same_bytes
+from penstock.side_files import CONFIG
+from penstock.strict_json import read_json_object, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from os import PathLike
+
+    from penstock.kernels import U8
+
+Tensor: TypeAlias = TensorInfo | PackedTensor
+Tensors: TypeAlias = "dict[str, Tensor]"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `verify` has found."""
+
+    damage: tuple[str, ...]
+    """Places that are not what was written."""
+    differences: tuple[str, ...]
+    """From the original."""
+    packed: bool
+    """Whether there are checksums."""
+    n_files: int
+    n_tensors: int
+    nbytes: int
+    """Of the weight files."""
+    seconds: float
+
+    @property
+    def sound(self) -> bool:
+        return not self.damage and not self.differences
+
+
+def verify(
+    model: str | PathLike[str],
+    against: str | PathLike[str] | None = None,
+    *,
+    threads: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Check all checksums of the model in the directory `model`, and that every tensor is that of `against`.
+
+    Goes on where it finds something. `threads`: None for every CPU. `on_progress` gets the bytes that are checked, and
+    all of them. Raises CheckpointError where there is no model, UsageError for wrong use, ReadError.
+    """
+    begin = time.perf_counter()
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads cannot do anything", "Give at least 1, or leave the number out.")
+    return_large_arrays()
+    files = Files()
+    try:
+        with ThreadPoolExecutor(threads or default_threads()) as pool:
+            check = _Check(Path(model), None if against is None else Path(against), files)
+            check.run(pool, on_progress)
+    finally:
+        files.close()
+    return check.report(time.perf_counter() - begin)
+
+
+class _Check:
+    def __init__(self, model: Path, against: Path | None, files: Files) -> None:
+        self._files = files
+        self._against = against
+        self._damage: list[str] = []
+        self._differences: list[str] = []
+        self._paths = _weight_files(model)
+        self._nbytes = sum(path.stat().st_size for path in self._paths)
+        self._packed: list[PackedFile] = []
+        self._tensors = self._open(model)
+        self._originals = {} if against is None else _original_tensors(against)
+        if against is not None:
+            self._compare_lists(against)
+            for file in self._packed:
+                self._compare_header(file, against / file.path.relative_to(model))
+
+    def run(self, pool: ThreadPoolExecutor, on_progress: Callable[[int, int], None] | None) -> None:
+        """Go through all tensors."""
+        jobs = [job for name, tensor in self._tensors.items() for job in self._jobs(name, tensor)]
+        done = self._nbytes - sum(nbytes for nbytes, _ in jobs)
+        for (nbytes, _), (damage, differences) in zip(
+            jobs, in_order(pool, [job for _, job in jobs], RUNS_AHEAD), strict=True
+        ):
+            self._damage += damage
+            self._differences += differences
+            done += nbytes
+            if on_progress is not None:
+                on_progress(done, self._nbytes)
+
+    def report(self, seconds: float) -> Report:
+        return Report(
+            damage=tuple(self._damage),
+            differences=tuple(self._differences),
+            packed=bool(self._packed),
+            n_files=len(self._paths),
+            n_tensors=len(self._tensors),
+            nbytes=self._nbytes,
+            seconds=seconds,
+        )
+
+    def _open(self, model: Path) -> Tensors:
+        """The tensors of all files by canonical name, as far as their files can be opened."""
+        tensors: Tensors = {}
+        for path, prefix in self._paths.items():
+            try:
+                header = read_header(path)
+                here: Mapping[str, Tensor] = header.tensors
+                if is_packed_file(header):
+                    self._packed.append(self._read_packed(path))
+                    here = self._packed[-1].tensors
+            except FormatError as error:
+                self._damage.append(error.problem)
+                continue
+            tensors |= {canonical_name(name, prefix): tensor for name, tensor in here.items()}
+        return tensors
+
+    def _read_packed(self, path: Path) -> PackedFile:
+        try:
+            return read_packed(path)
+        except ChecksumError as error:
+            self._damage.append(error.problem)
+            return read_packed(path, check_seal=False)
+
+    def _compare_lists(self, against: Path) -> None:
+        """Note tensors that only one side has, or that differ in dtype or shape."""
+        for name in self._originals.keys() - self._tensors.keys():
+            self._differences.append(f"{shown(name)} of {against} is missing")
+        for name, tensor in self._tensors.items():
+            original = self._originals.get(name)
+            if original is None:
+                self._differences.append(f"{against} has no {shown(name)}")
+            elif (original.dtype, original.shape) != (tensor.dtype, tensor.shape):
+                del self._originals[name]
+                is_, was = (f"{t.dtype.value} {list(t.shape)}" for t in (tensor, original))
+                self._differences.append(f"{tensor.path}: {shown(name)} is {is_}, but {was} in {original.path}")
+
+    def _compare_header(self, file: PackedFile, original: Path) -> None:
+        if not original.exists():
+            self._differences.append(f"{original} is missing, which {file.path} was made from")
+            return
+        with original.open("rb") as content:
+            same = content.read(len(file.original_header)) == file.original_header
+        if not same:
+            self._differences.append(f"{file.path}: the header that it keeps is not that of {original}")
+
+    def _jobs(self, name: str, tensor: Tensor) -> Iterator[tuple[int, Callable[[], _Found]]]:
+        """The checks of a tensor, with the bytes that each reads of it."""
+        original = self._originals.get(name)
+        if isinstance(tensor, PackedTensor):
+            for run in runs(tensor):
+                nbytes = tensor.fine_extent(run.begin, run.end).nbytes
+                nbytes += tensor.coarse_extent(run.begin, run.end).nbytes if tensor.codec == "planes" else 0
+                yield nbytes, partial(_check_run, self._files, run, original)
+        elif original is not None:
+            for begin in range(0, tensor.nbytes, RUN_BYTES):
+                nbytes = min(RUN_BYTES, tensor.nbytes - begin)
+                yield nbytes, partial(_compare_plain, self._files, tensor, original, begin, nbytes)
+
+
+_Found: TypeAlias = "tuple[list[str], list[str]]"
+"""Damage, and differences."""
+
+
+def _check_run(files: Files, run: Run, original: TensorInfo | None) -> _Found:
+    data = read_run(files, run)
+    damage = [fault.problem for chunk in range(run.begin, run.end) for fault in data.faults(chunk)]
+    if damage:
+        return damage, []
+    try:
+        decoded = data.original()
+    except FormatError as error:
+        return [error.problem], []
+    if original is None:
+        return [], []
+    begin = run.original_begin - run.tensor.original_begin
+    return [], _difference(files, run.tensor, original, begin, decoded)
+
+
+def _compare_plain(files: Files, tensor: TensorInfo, original: TensorInfo, begin: int, nbytes: int) -> _Found:
+    return [], _difference(files, tensor, original, begin, _read(files, tensor, begin, nbytes))
+
+
+def _difference(files: Files, tensor: Tensor, original: TensorInfo, begin: int, data: U8) -> list[str]:
+    """What to say of bytes [begin, begin + len(data)) of a tensor that are not those of the original."""
+    if same_bytes(data, _read(files, original, begin, data.nbytes)):
+        return []
+    place = f"bytes {begin:,} to {begin + data.nbytes:,}"
+    return [f"{tensor.path}: {shown(tensor.name)} is not that of {original.path} (within its {place})"]
+
+
+def _read(files: Files, tensor: TensorInfo, begin: int, nbytes: int) -> U8:
+    return files.read(Extent(tensor.path, tensor.begin + begin, nbytes), aligned_buffer(nbytes))
+
+
+def _weight_files(model: Path) -> Mapping[Path, str]:
+    """The weight files of a model, each with the prefix that its tensors' names may lack."""
+    check_directory(model)
+    config = parse_config(read_json_object(model / CONFIG), str(model / CONFIG))
+    return find_layout(LocalFolder(model), config).prefixes
+
+
+def _original_tensors(against: Path) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    for path, prefix in _weight_files(against).items():
+        header = read_header(path)
+        if is_packed_file(header):
+            raise UsageError(f"{against} is packed itself", "Give the directory of the original checkpoint.")
+        tensors |= {canonical_name(name, prefix): tensor for name, tensor in header.tensors.items()}
+    return tensors
