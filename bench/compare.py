@@ -70,7 +70,7 @@ class Comparison:
 
     def run_penstock(self) -> None:
         s = self.setting
-        result = measure(PENSTOCK, penstock_command(s.model, s.memory, s.threads, s.tokens), s.memory, s)
+        result = measure(PENSTOCK, penstock_command(s.packed or s.model, s.memory, s.threads, s.tokens), s.memory, s)
         self.add(replace(result, version=version("penstock")))
 
     def run_peer(self, peer: Peer, python: str) -> None:
@@ -107,6 +107,7 @@ def describe(setting: Setting) -> dict[str, Any]:
         "machine": {"cpu": cpu_name(), "cpus": psutil.cpu_count(), "memory_bytes": psutil.virtual_memory().total},
         "system": platform.platform(),
         "model": setting.model.name,
+        "packed": setting.packed is not None,
         "weight_bytes": setting.copy_bytes(),
         "read_cap_bytes_per_second": setting.read,
         "memory_bytes": setting.memory,
@@ -129,10 +130,13 @@ def setting_of(args: argparse.Namespace, scratch: Path) -> Setting:
     """Checks what the command line says. Raises UsageError."""
     if not any(args.model.glob("*.safetensors")):
         raise UsageError(f"{args.model} holds no *.safetensors.", "Name a checkpoint's directory.")
+    if args.packed and not any(args.packed.glob("*.safetensors")):
+        raise UsageError(f"{args.packed} holds no *.safetensors.", "Name a directory that `penstock pack` wrote.")
     if args.tokens < 1:
         raise UsageError(f"--tokens {args.tokens} leaves nothing to measure.", "Ask for at least 1.")
     return Setting(
         model=args.model,
+        packed=args.packed,
         scratch=scratch,
         device=device_of(args) if args.read else "",
         read=parse_bytes(args.read) if args.read else None,
@@ -160,6 +164,7 @@ def device_of(args: argparse.Namespace) -> str:
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
+    parser.add_argument("--packed", type=Path, help="MODEL packed, on the same disk: what Penstock runs")
     parser.add_argument("--read", help="most bytes a second from the disk, like 524MB (default: no cap)")
     parser.add_argument("--memory", default="3GiB", help="memory of Penstock's group")
     parser.add_argument("--peer-memory", help="memory of a peer's group (default: as --memory)")
@@ -179,7 +184,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 def title(setting: Setting) -> str:
     read = f"reads capped at {setting.read / 1e6:.0f} MB/s" if setting.read else "reads not capped"
     memory = f"Penstock in {setting.memory // MIB} MiB, peers in {setting.peer_memory // MIB} MiB"
-    return f"{setting.model.name}, {setting.threads} threads, {read}, {memory}"
+    packed = ", Penstock with packed weights" if setting.packed else ""
+    return f"{setting.model.name}{packed}, {setting.threads} threads, {read}, {memory}"
 
 
 def main() -> int:

@@ -18,9 +18,11 @@ PROBE = Path(__file__).resolve().with_name("probe.py")
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contestants share. `device` is the disk's "MAJOR:MINOR", `scratch` a directory of this run alone."""
+    """What all contestants share. `packed` is the same model packed, for Penstock; `device` the disk's "MAJOR:MINOR",
+    `scratch` a directory of this run alone."""
 
     model: Path
+    packed: Path | None
     scratch: Path
     device: str
     read: int | None

@@ -61,6 +61,8 @@ class Faults:
     """The Hub refuses the next requests so."""
     store_statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     """The host that has the weights does."""
+    stop_after: int | None = None
+    """Once so many bytes of weights have gone out, nothing more does."""
     bytes_per_second: float | None = None
     """Of each connection."""
     ignore_range: bool = False
@@ -294,6 +296,8 @@ class _StoreHandler(_Handler):
                 for place in faults.flip:
                     if begin <= place < begin + len(block):
                         block[place - begin] ^= 1
+                if faults.stop_after is not None and self.hub.sent >= faults.stop_after:
+                    break
                 self.wfile.write(block)
                 begin += len(block)
                 with faults.lock:

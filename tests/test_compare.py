@@ -59,7 +59,7 @@ def setting(tmp_path: Path) -> Setting:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/model.safetensors").write_bytes(bytes(1000))
     (tmp_path / "scratch").mkdir()
-    return Setting(tmp_path / "model", tmp_path / "scratch", "8:0", 10**6, 3 << 30, 4 << 30, 2, 3, 60.0)
+    return Setting(tmp_path / "model", None, tmp_path / "scratch", "8:0", 10**6, 3 << 30, 4 << 30, 2, 3, 60.0)
 
 
 @pytest.fixture

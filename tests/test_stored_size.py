@@ -58,7 +58,10 @@ def test_a_chunk_is_no_reason_for_a_larger_ring(name: str) -> None:
 def test_other_types_do_not_pack(dtype: str, raw: int) -> None:
     matrices = pass_matrices(parse_config(shape_config("smollm2-135m"), "shape"), dtype)
     assert packed_size(matrices) is None
-    assert raw_size(matrices).nbytes == raw * raw_size(pass_matrices(parse_config(shape_config("smollm2-135m"), ""))).nbytes // 2
+    assert (
+        raw_size(matrices).nbytes
+        == raw * raw_size(pass_matrices(parse_config(shape_config("smollm2-135m"), ""))).nbytes // 2
+    )
 
 
 def test_what_does_not_pack_stays_as_it_is() -> None:
@@ -90,7 +93,7 @@ def test_a_packed_checkpoint(tmp_path: Path) -> None:
     assert estimate is not None
     assert (size.raw, size.decoded, size.estimated) == (raw.nbytes, estimate.decoded, False)
     assert size.nbytes == pytest.approx(estimate.nbytes, rel=0.03)
-    assert size.coarse == pytest.approx(estimate.coarse, rel=0.03)
+    assert size.coarse == pytest.approx(estimate.coarse, rel=0.1)
     assert size.chunk == pytest.approx(estimate.chunk, rel=0.2)
     assert [holds_packed(open_checkpoint(tmp_path / of).tensors.values()) for of in ("raw", "packed")] == [False, True]
 

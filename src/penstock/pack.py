@@ -26,7 +26,7 @@ from penstock.kernels import default_threads
 from penstock.layout import COMPLETE, INDEX, SINGLE, SPLIT, LocalFolder, find_layout
 from penstock.machine import return_large_arrays
 from penstock.pack_file import pack_file
-from penstock.pack_folder import Original, PackFolder, open_pack_folder
+from penstock.pack_folder import Original, PackFolder, open_pack_folder, packed_files
 from penstock.pack_runs import PassOrder
 from penstock.packed import cut, is_packed_file, read_packed
 from penstock.side_files import CONFIG, ORIGINAL_INDEX, packed_index, side_files
@@ -81,14 +81,23 @@ def pack(
     _check_places(src, out)
     return_large_arrays()
     with open_pack_folder(out) as folder, ThreadPoolExecutor(threads or default_threads()) as pool:
-        originals = _begin(src, folder, replace)
-        config = _config(src)
-        total = sum(original.size for original in originals)
-        meter = _Meter(total, on_progress)
-        encoded = sum(_pack_one(src, original, folder, config, pool, meter, replace) for original in originals)
-        _finish(src, folder, originals)
-    packed_bytes = sum((out / original.name).stat().st_size for original in originals)
-    return PackResult(total, packed_bytes, encoded, time.perf_counter() - begin)
+        if folder.originals is None and (out / CONFIG).exists():
+            originals = _whole(src, folder, replace)
+            encoded = 0
+            for original in originals:
+                _free(src / original.name, folder, original, pool)
+        else:
+            originals = _begin(src, folder, replace)
+            packing = _Packing(src, folder, _config(src), pool, replace)
+            meter = _Meter(sum(original.size for original in originals), on_progress)
+            encoded = sum(packing.pack(original, meter) for original in originals)
+            _finish(src, folder, originals)
+    return PackResult(
+        original_bytes=sum(original.size for original in originals),
+        packed_bytes=sum((out / original.name).stat().st_size for original in originals),
+        encoded_bytes=encoded,
+        seconds=time.perf_counter() - begin,
+    )
 
 
 def pass_ranks(config: ModelConfig) -> dict[str, int]:
@@ -141,6 +150,18 @@ def _begin(src: Path, folder: PackFolder, replace: bool) -> Sequence[Original]:
     return originals
 
 
+def _whole(src: Path, folder: PackFolder, replace: bool) -> Sequence[Original]:
+    """The originals of a directory that was packed to the end, where they have yet to be deleted."""
+    if not replace:
+        problem = f"{folder.path} is there already, and complete"
+        remedy = f"To compare: `penstock verify {folder.path} --against {src}`. To pack again, delete it first."
+        raise UsageError(problem, remedy)
+    packed = packed_files(folder.path)
+    for name in packed:
+        check_may_free(src / name)
+    return [Original(name, "", file.original_size, "") for name, file in packed.items()]
+
+
 def _originals(src: Path) -> Iterator[Original]:
     """The weight files of a checkpoint, after everything about it was checked."""
     _check_not_packed(src)
@@ -181,38 +202,44 @@ def _config(src: Path) -> ModelConfig:
         return parse_config(read_json_object(src / CONFIG), str(src / CONFIG))
 
 
-def _pack_one(
-    src: Path,
-    original: Original,
-    folder: PackFolder,
-    config: ModelConfig,
-    pool: ThreadPoolExecutor,
-    meter: _Meter,
-    replace: bool,
-) -> int:
-    """Pack a file that is not packed yet; how many bytes of it were encoded."""
-    path, encoded = src / original.name, 0
-    if folder.finished(original) is None:
-        encoded = original.size - _encode(path, original, folder, config, pool, meter)
-    else:
-        meter.add(original.size)
-    if replace and path.exists():
+@dataclass(frozen=True, slots=True)
+class _Packing:
+    """One call of `pack`, once everything is known to be in order."""
+
+    src: Path
+    folder: PackFolder
+    config: ModelConfig
+    pool: ThreadPoolExecutor
+    replace: bool
+
+    def pack(self, original: Original, meter: _Meter) -> int:
+        """Pack a file, unless an earlier call has; how many bytes of it were encoded."""
+        encoded = 0
+        if self.folder.finished(original) is None:
+            encoded = original.size - self._encode(original, meter)
+        else:
+            meter.add(original.size)
+        if self.replace:
+            _free(self.src / original.name, self.folder, original, self.pool)
+        return encoded
+
+    def _encode(self, original: Original, meter: _Meter) -> int:
+        """Bytes that did not have to be encoded."""
+        target, partial = self.folder.target(original.name), self.folder.partial(original.name)
+        order = PassOrder(original.prefix, pass_ranks(self.config))
+        files = Files()
+        try:
+            with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="penstock-read") as readers:
+                source = LocalSource(self.src / original.name, original.name, files, readers)
+                return pack_file(source, source.header(), target, partial, order, self.pool, meter.add)
+        finally:
+            files.close()
+
+
+def _free(path: Path, folder: PackFolder, original: Original, pool: ThreadPoolExecutor) -> None:
+    """Delete an original, if it is still there and if its packed copy gives it back."""
+    if path.exists():
         free_original(path, read_packed(folder.target(original.name)), pool)
-    return encoded
-
-
-def _encode(
-    path: Path, original: Original, folder: PackFolder, config: ModelConfig, pool: ThreadPoolExecutor, meter: _Meter
-) -> int:
-    files = Files()
-    try:
-        with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="penstock-read") as readers:
-            source = LocalSource(path, original.name, files, readers)
-            target, partial = folder.target(original.name), folder.partial(original.name)
-            order = PassOrder(original.prefix, pass_ranks(config))
-            return pack_file(source, source.header(), target, partial, order, pool, meter.add)
-    finally:
-        files.close()
 
 
 def _finish(src: Path, folder: PackFolder, originals: Sequence[Original]) -> None:

@@ -15,10 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from penstock.config import parse_config
 from penstock.errors import FormatError, PenstockError, ReadError, UsageError
-from penstock.layout import UNFINISHED
+from penstock.format import read_header
+from penstock.layout import UNFINISHED, LocalFolder, check_directory, find_layout
 from penstock.new_files import new_file, sync_folder
-from penstock.packed import PackedFile, read_packed
+from penstock.packed import PackedFile, is_packed_file, read_packed
+from penstock.side_files import CONFIG
 from penstock.strict_json import read_json_object, shown
 
 if TYPE_CHECKING:
@@ -44,8 +47,21 @@ class PackFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.unfinished = path / UNFINISHED
-        self.originals = self._remembered()
+        self.originals: tuple[Original, ...] | None = None
         """What an earlier, unfinished call has begun with; None where there was none."""
+        self._expected = 0
+        """Bytes that the directory is going to take."""
+
+    def remember(self) -> None:
+        """Look what an earlier call has left."""
+        path = self.unfinished / _ORIGINALS
+        if not path.exists():
+            return
+        try:
+            self.originals = tuple(Original(**entry) for entry in read_json_object(path)["originals"])
+        except (FormatError, TypeError, KeyError) as error:
+            problem = f"{path} is damaged, so that it cannot be told what {self.path} was begun with"
+            raise UsageError(problem, f"Delete {self.path} and begin again.") from error
 
     def begin(self, originals: Sequence[Original]) -> None:
         """Remember the originals, or make sure that they are those of the earlier call.
@@ -108,20 +124,25 @@ class PackFolder:
         sync_folder(self.path)
 
     def check_room(self, need: int, remedy: str) -> None:
-        """Raise PenstockError where the disk has less than `need` bytes free."""
+        """Raise PenstockError where the disk has less than `need` bytes free, which are what is yet to be written."""
+        self._expected = self.bytes_written() + need
         free = shutil.disk_usage(self.path).free
         if free < need:
             raise PenstockError(f"{self.path} needs {need:,} more bytes of disk and has {free:,}", remedy)
 
-    def _remembered(self) -> tuple[Original, ...] | None:
-        path = self.unfinished / _ORIGINALS
-        if not path.exists():
-            return None
+    @contextmanager
+    def disk_errors(self) -> Iterator[None]:
+        """OSErrors as PenstockErrors."""
         try:
-            return tuple(Original(**entry) for entry in read_json_object(path)["originals"])
-        except (FormatError, TypeError, KeyError) as error:
-            problem = f"{path} is damaged, so that it cannot be told what {self.path} was begun with"
-            raise UsageError(problem, f"Delete {self.path} and begin again.") from error
+            yield
+        except OSError as error:
+            where, remedy = error.filename or self.path, "run the same command: it goes on from there."
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                problem = f"{where} cannot be read or written: {error.strerror or error}"
+                raise PenstockError(problem, f"Check the disk and your permissions there, then {remedy}") from error
+            more, free = max(0, self._expected - self.bytes_written()), shutil.disk_usage(self.path).free
+            problem = f"{self.path} needs about {more:,} more bytes of disk and has {free:,}: the disk is full"
+            raise PenstockError(problem, f"Free some space, then {remedy}") from error
 
 
 @contextmanager
@@ -132,15 +153,17 @@ def open_pack_folder(path: Path) -> Iterator[PackFolder]:
     then stays, for a later call to go on with, unless it is nothing.
     """
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    with _disk_errors(path):
-        (path / UNFINISHED).mkdir(parents=True, exist_ok=True)
+    folder = PackFolder(path)
+    with folder.disk_errors():
+        folder.unfinished.mkdir(parents=True, exist_ok=True)
         try:
-            with _locked(path / UNFINISHED / "lock", path):
-                yield PackFolder(path)
+            with _locked(folder.unfinished / "lock", path):
+                folder.remember()
+                yield folder
         finally:
             with suppress(OSError):  # those that are not empty stay
-                for folder in (path / UNFINISHED, *made):
-                    folder.rmdir()
+                for empty in (folder.unfinished, *made):
+                    empty.rmdir()
 
 
 @contextmanager
@@ -168,24 +191,20 @@ def _locked(lock: Path, path: Path) -> Iterator[None]:
                 lock.unlink()
 
 
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """OSErrors as PenstockErrors."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or path
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            problem = f"{where}: the disk is full ({shutil.disk_usage(path).free:,} bytes are free)"
-            raise PenstockError(
-                problem, "Free some space, then run the same command: it goes on from there."
-            ) from error
-        problem = f"{where} cannot be read or written: {error.strerror or error}"
-        remedy = "Check the disk and your permissions there, then run the same command: it goes on from there."
-        raise PenstockError(problem, remedy) from error
-
-
 def _allocated(file: Path) -> int:
     """Bytes that a file takes on the disk."""
     status = file.stat()
     return getattr(status, "st_blocks", -(-status.st_size // 512)) * 512
+
+
+def packed_files(packed: Path) -> dict[str, PackedFile]:
+    """The packed weight files of a model by their names.
+
+    Raises UsageError where it is not packed, CheckpointError where it is none, ChecksumError for damage.
+    """
+    check_directory(packed)
+    config = parse_config(read_json_object(packed / CONFIG), str(packed / CONFIG))
+    paths = list(find_layout(LocalFolder(packed), config).prefixes)
+    if not any(is_packed_file(read_header(path)) for path in paths):
+        raise UsageError(f"{packed} is not packed: its files are the original ones", "Use them as they are.")
+    return {path.relative_to(packed).as_posix(): read_packed(path) for path in paths}

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.errors import PenstockError
+from penstock.errors import CheckpointError, ChecksumError
 from penstock.files import Extent, Files, aligned_buffer
 from penstock.in_order import in_order
 from penstock.new_files import SYNC_BYTES, give_name, settle
 from penstock.pack_file import pack_file
 from penstock.pack_runs import PassOrder
 from penstock.packed import read_packed
-from penstock.packed_chunks import RUN_BYTES, read_run, runs
+from penstock.packed_chunks import RUN_BYTES, RUNS_AHEAD, original_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from penstock.hub_folder import HubFolder
     from penstock.kernels import U8
     from penstock.pack_folder import Original, PackFolder
-    from penstock.packed_chunks import Run
-
-_READS_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ class WeightFile:
                 hasher.update(block.data)
             self.hub.check(listed, hasher.hexdigest())
             read_packed(whole)
-        except PenstockError:
+        except (CheckpointError, ChecksumError):
             whole.unlink()
             raise
         finally:
@@ -129,21 +126,14 @@ def _original_blocks(path: Path, files: Files, pool: ThreadPoolExecutor) -> Iter
     """The original bytes of a packed file, in their order. Raises FormatError, ReadError."""
     packed = read_packed(path)
     yield np.frombuffer(packed.original_header, np.uint8)
-    tensors = sorted(packed.tensors.values(), key=lambda tensor: tensor.original_begin)
-    yield from in_order(
-        pool, (partial(_decode, files, run) for tensor in tensors for run in runs(tensor)), _READS_AHEAD
-    )
-
-
-def _decode(files: Files, run: Run) -> U8:
-    return read_run(files, run).original()
+    yield from original_bytes(packed, files, pool)
 
 
 def _blocks(path: Path, files: Files, pool: ThreadPoolExecutor) -> Iterator[U8]:
     """The bytes of a file. Raises ReadError."""
     size = path.stat().st_size
     extents = (Extent(path, begin, min(RUN_BYTES, size - begin)) for begin in range(0, size, RUN_BYTES))
-    return in_order(pool, (partial(_read, files, extent) for extent in extents), _READS_AHEAD)
+    return in_order(pool, (partial(_read, files, extent) for extent in extents), RUNS_AHEAD)
 
 
 def _read(files: Files, extent: Extent) -> U8:

@@ -8,20 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from penstock.config import parse_config
 from penstock.errors import UsageError
 from penstock.files import Files
-from penstock.format import read_header
 from penstock.free_original import is_original
 from penstock.kernels import default_threads
-from penstock.layout import INDEX, LocalFolder, check_directory, find_layout
+from penstock.layout import INDEX
 from penstock.machine import return_large_arrays
 from penstock.new_files import give_name, settle, write_through
-from penstock.pack_folder import PackFolder, open_pack_folder
-from penstock.packed import PackedFile, is_packed_file, read_packed
+from penstock.pack_folder import PackFolder, open_pack_folder, packed_files
+from penstock.packed import PackedFile
 from penstock.packed_chunks import original_bytes
-from penstock.side_files import CONFIG, ORIGINAL_INDEX, side_files
-from penstock.strict_json import listed, read_json_object
+from penstock.side_files import ORIGINAL_INDEX, side_files
+from penstock.strict_json import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -91,19 +89,6 @@ def unpack(
                 copy.write(path.read_bytes())
         folder.finish()
     return UnpackResult(tuple(out / name for name in files), total, restored, time.perf_counter() - begin)
-
-
-def packed_files(packed: Path) -> dict[str, PackedFile]:
-    """The packed weight files of a model by their names.
-
-    Raises UsageError where it is not packed, CheckpointError where it is none, ChecksumError for damage.
-    """
-    check_directory(packed)
-    config = parse_config(read_json_object(packed / CONFIG), str(packed / CONFIG))
-    paths = list(find_layout(LocalFolder(packed), config).prefixes)
-    if not any(is_packed_file(read_header(path)) for path in paths):
-        raise UsageError(f"{packed} is not packed: its files are the original ones", "Use them as they are.")
-    return {path.relative_to(packed).as_posix(): read_packed(path) for path in paths}
 
 
 def _select(files: Mapping[str, PackedFile], shard: str | None, packed: Path) -> Mapping[str, PackedFile]:
