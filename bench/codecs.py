@@ -24,6 +24,7 @@ import histogram
 import numpy as np
 import numpy.typing as npt
 from measure import last_line
+from safetensors_file import write
 
 PEERS = Path(__file__).resolve().parent / "peers"
 sys.path.append(str(PEERS))
@@ -68,32 +69,21 @@ def spread(chunks: list[Chunk], nbytes: int) -> list[Chunk]:
     return [chunks[index * len(chunks) // count] for index in range(count)]
 
 
-def save(folder: Path, matrices: Iterable[U16], shapes: list[tuple[int, int]]) -> None:
-    """A safetensors file in `folder`, one BF16 tensor for each of the matrices, whose `shapes` these are."""
-    header, offset = {}, 0
-    for index, shape in enumerate(shapes):
-        end = offset + 2 * shape[0] * shape[1]
-        header[f"chunk{index}"] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    folder.mkdir(parents=True)
-    with (folder / "sample.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for matrix in matrices:
-            file.write(matrix.data)
-
-
 def save_samples(model: Path, folder: Path, nbytes: int) -> dict[str, Path]:
     """The samples by name: of the checkpoint, and drawn from the histogram."""
     chunks = spread(list(chunks_of_a_pass(read_tensors(model))), nbytes)
     if not chunks:
         sys.exit(f"{model} holds no matrices of BF16 weights.")
-    shapes = [chunk.shape for chunk in chunks]
-    save(folder / "model", (chunk.words() for chunk in chunks), shapes)
-    drawn = (histogram.draw("all", shape, seed=seed) for seed, shape in enumerate(shapes))
-    save(folder / "histogram", drawn, shapes)
-    return {model.name: folder / "model", "histogram": folder / "histogram"}
+    shapes = {f"chunk{index}": chunk.shape for index, chunk in enumerate(chunks)}
+    law = histogram.law("all")
+    samples: dict[str, Iterable[U16]] = {
+        model.name: (chunk.words() for chunk in chunks),
+        "histogram": (histogram.draw(law, chunk.shape, seed=seed) for seed, chunk in enumerate(chunks)),
+    }
+    for name, matrices in samples.items():
+        (folder / name).mkdir()
+        write(folder / name / "sample.safetensors", "BF16", shapes, matrices)
+    return {name: folder / name for name in samples}
 
 
 def run(code: str, python: str, sample: Path, threads: int, seconds: float) -> dict[str, Any] | str:

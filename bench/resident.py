@@ -149,7 +149,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("original", type=Path, help="a BF16 checkpoint")
     parser.add_argument("packed", type=Path, help="the same, packed")
-    parser.add_argument("--llama-cpp-python", default=sys.executable, help="a Python that holds llama-cpp-python and gguf")
+    parser.add_argument(
+        "--llama-cpp-python", default=sys.executable, help="a Python that holds llama-cpp-python and gguf"
+    )
     parser.add_argument("--work", type=Path, required=True, help="a directory for the GGUF")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", default="8GiB", help="ceiling of each Penstock")

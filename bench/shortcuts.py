@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors_file import write
 
 from penstock import LLM
 from penstock.store import DEMO, find_model
@@ -109,17 +110,10 @@ def save(model: Path, folder: Path, shortcut: Shortcut) -> None:
         if not file.name.endswith(".index.json"):
             shutil.copy(file, folder)
     tensors = {name: tensor.floats() for name, tensor in read_tensors(model).items()}
-    header, offset = {}, 0
-    for name, values in tensors.items():
-        end = offset + values.nbytes
-        header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for name, values in tensors.items():
-            changed = shortcut(values) if values.ndim == 2 and "embed_tokens" not in name else values
-            out.write(np.ascontiguousarray(changed).data)
+    keep = {name: values.ndim < 2 or "embed_tokens" in name for name, values in tensors.items()}
+    shapes = {name: values.shape for name, values in tensors.items()}
+    arrays = (values if keep[name] else shortcut(values) for name, values in tensors.items())
+    write(folder / "model.safetensors", "F32", shapes, arrays)
 
 
 @contextmanager

@@ -189,7 +189,7 @@ class TestForms:
         pack(find_model("demo"), tmp_path / "a model")
         _, out, _ = plan(str(tmp_path / "a model"), "--memory", "1GiB")
         assert "raw  packed, as it is" in out
-        assert "Forecast, packed, as it is" in out
+        assert "Forecast: packed, as it is" in out
         assert f"`penstock unpack '{tmp_path / 'a model'}' OUT` gives the" in out.replace("\n", " ")
 
     def test_nothing_to_pack(self, plan: Terminal, tmp_path: Path) -> None:

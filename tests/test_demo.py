@@ -155,8 +155,8 @@ class TestCommand:
             (2 << 30, r"2\.0 GiB free: the 8B would take 15 s a token packed, 24 s raw \(extrapolated\)\."),
             (
                 13 << 30,
-                r"13\.0 GiB free: the 8B would fit in packed and take 1\.2 s a token packed, [\d.]+ s raw, or, in 2 GiB, "
-                r"15 s a token packed, 24 s raw \(extrapolated\)\.",
+                r"13\.0 GiB free: the 8B would fit in packed and take 1\.2 s a token packed, [\d.]+ s raw, "
+                r"or, in 2 GiB, 15 s a token packed, 24 s raw \(extrapolated\)\.",
             ),
             (
                 64 << 30,

@@ -154,7 +154,7 @@ class TestPackedRepositories:
 
     def test_they_go_on(self, hub: Hub, models: dict[str, Model], tmp_path: Path) -> None:
         hub.repos[REPO].commit(directory_files(models["single"].packed))
-        interrupt(hub, tmp_path / "out", 1 << 20)
+        interrupt(hub, tmp_path / "out", 3_200_000)
         watcher = Watcher()
         result = quickly(tmp_path / "out", watcher=watcher)
         assert watcher.bytes[0][0] > 0
@@ -323,14 +323,17 @@ class TestRefused:
         )
 
     def test_no_threads(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="^0 threads cannot do anything"):
+        with pytest.raises(UsageError, match=r"^0 threads cannot do anything"):
             quickly(tmp_path / "out", threads=0)
 
     @pytest.mark.parametrize(
         ("changes", "problem"),
         [
-            ({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, "mamba"),
-            ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+            (
+                {"model_type": "mamba", "architectures": ["MambaForCausalLM"]},
+                "^owner/model/config.json: the architecture is",
+            ),
+            ({"quantization_config": {"quant_method": "gptq"}}, "^owner/model/config.json: quantization_config is set"),
         ],
     )
     def test_models_that_penstock_does_not_run(

@@ -96,7 +96,7 @@ def load_and_copy(file: Path) -> list[torch.Tensor]:
     return [tensor.clone() for tensor in load(file, "mmap")]
 
 
-def ways(file: Path) -> dict[str, Callable[[], list[torch.Tensor]]]:
+def all_ways(file: Path) -> dict[str, Callable[[], list[torch.Tensor]]]:
     shapes = Shapes(file)
     return {
         "load_file": lambda: load(file, "mmap"),
@@ -117,9 +117,7 @@ def timing(file: Path, way: Callable[[], list[torch.Tensor]]) -> Timing:
     for matrix in matrices:
         linear(torch.ones(1, matrix.shape[1], dtype=matrix.dtype), matrix)
     end = time.perf_counter()
-    return Timing(
-        middle - begin, end - middle, time.process_time() - cpu, disk_bytes() - disk, cached_bytes(file)
-    )
+    return Timing(middle - begin, end - middle, time.process_time() - cpu, disk_bytes() - disk, cached_bytes(file))
 
 
 def drop(file: Path) -> None:
@@ -148,7 +146,7 @@ def cached_bytes(file: Path) -> int:
 def measure(file: Path, rounds: int) -> dict[str, Timing]:
     timings: dict[str, list[Timing]] = {}
     for _ in range(rounds):
-        for name, way in ways(file).items():
+        for name, way in all_ways(file).items():
             timings.setdefault(name, []).append(timing(file, way))
     fields = Timing.__dataclass_fields__
     return {
@@ -157,12 +155,14 @@ def measure(file: Path, rounds: int) -> dict[str, Timing]:
     }
 
 
-def show(results: dict[str, Timing], nbytes: int) -> None:
-    print(f"{nbytes / 1e6:.0f} MB{'':22s}{'call, s':>9s}{'use, s':>9s}{'both':>9s}{'GB/s':>7s}{'CPU, s':>8s}{'cached, MB':>12s}")
+def table(results: dict[str, Timing], nbytes: int) -> str:
+    heading = f"{'call, s':>9s}{'use, s':>9s}{'both':>9s}{'GB/s':>7s}{'CPU, s':>8s}{'cached, MB':>12s}"
+    lines = [f"{f'{nbytes / 1e6:.0f} MB':28s}{heading}"]
     for name, t in results.items():
         both = t.call_seconds + t.use_seconds
         seconds = f"{t.call_seconds:9.3f}{t.use_seconds:9.3f}{both:9.3f}{nbytes / both / 1e9:7.2f}{t.cpu_seconds:8.2f}"
-        print(f"{name:28s}{seconds}{t.cached_bytes / 1e6:12.0f}")
+        lines.append(f"{name:28s}{seconds}{t.cached_bytes / 1e6:12.0f}")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -173,11 +173,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    results = measure(args.file, args.rounds)
+    results, nbytes = measure(args.file, args.rounds), args.file.stat().st_size
     if not args.json:
-        return show(results, args.file.stat().st_size)
-    fields: dict[str, Any] = {name: asdict(result) for name, result in results.items()}
-    return print(json.dumps({"bytes": args.file.stat().st_size, "torch": torch.__version__, "ways": fields}, indent=1))
+        return print(table(results, nbytes))
+    ways: dict[str, Any] = {name: asdict(result) for name, result in results.items()}
+    shown = {"bytes": nbytes, "torch": torch.__version__, "ways": ways, "table": table(results, nbytes)}
+    return print(json.dumps(shown, indent=1))
 
 
 if __name__ == "__main__":

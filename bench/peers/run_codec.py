@@ -160,7 +160,10 @@ def load(sample: Path, at_once: int) -> list[U16]:
     words = [tensors[index].words() for index in order]
     if at_once == 1:
         return [np.array(chunk) for chunk in words]
-    flat = (np.concatenate([np.array(chunk).reshape(-1) for chunk in words[i : i + at_once]]) for i in range(0, len(words), at_once))
+    flat = (
+        np.concatenate([np.array(chunk).reshape(-1) for chunk in words[i : i + at_once]])
+        for i in range(0, len(words), at_once)
+    )
     return [chunk.reshape(1, -1) for chunk in flat]
 
 

@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 def in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], Result]], ahead: int) -> Iterator[Result]:
-    """The results of all jobs, in order, at most `ahead` of them, begun or done, before the one that is waited for.
+    """The results of all jobs, in order, as they are there; at most `ahead` of them, begun or done, wait for a turn.
 
     Jobs are taken from the iterable by the caller's thread. Where it stops early, those not yet begun are dropped.
     """
@@ -21,7 +21,7 @@ def in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], Result]], ahe
     try:
         for job in jobs:
             pending.append(pool.submit(job))
-            if len(pending) > ahead:
+            while len(pending) > ahead or (pending and pending[0].done()):
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

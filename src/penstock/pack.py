@@ -23,7 +23,7 @@ from penstock.files import Files
 from penstock.format import read_header
 from penstock.free_original import check_may_free, free_original
 from penstock.kernels import default_threads
-from penstock.layout import COMPLETE, INDEX, SINGLE, SPLIT, LocalFolder, find_layout
+from penstock.layout import COMPLETE, INDEX, SINGLE, LocalFolder, find_layout
 from penstock.machine import return_large_arrays
 from penstock.pack_file import pack_file
 from penstock.pack_folder import Original, PackFolder, open_pack_folder, packed_files
@@ -139,7 +139,7 @@ def _begin(src: Path, folder: PackFolder, replace: bool) -> Sequence[Original]:
     if originals is None:
         originals = tuple(_originals(src))
     here = [_stamped(src, original) for original in originals if (src / original.name).exists()]
-    folder.begin(here if folder.originals is not None else originals)
+    folder.check(here)
     for original in originals:
         if not (src / original.name).exists() and folder.finished(original) is None:
             raise CheckpointError(f"{src} lacks {original.name}, which has not been packed yet", COMPLETE)
@@ -147,6 +147,7 @@ def _begin(src: Path, folder: PackFolder, replace: bool) -> Sequence[Original]:
         for original in here:
             check_may_free(src / original.name)
     _check_room(src, folder, here, replace)
+    folder.begin(here)
     return originals
 
 
@@ -164,10 +165,13 @@ def _whole(src: Path, folder: PackFolder, replace: bool) -> Sequence[Original]:
 
 def _originals(src: Path) -> Iterator[Original]:
     """The weight files of a checkpoint, after everything about it was checked."""
-    _check_not_packed(src)
     with _no_warnings():
         checkpoint = open_checkpoint(src)
         layout = find_layout(LocalFolder(src), checkpoint.config)
+    for path in checkpoint.files:
+        if is_packed_file(read_header(path)):
+            problem = f"{src} is packed already ({path.name} is a packed file)"
+            raise UsageError(problem, "Use it as it is; `penstock unpack` gives the original files back.")
     for path, prefix in layout.prefixes.items():
         yield _stamped(src, Original(path.relative_to(src).as_posix(), prefix, 0, ""))
 
@@ -176,13 +180,6 @@ def _stamped(src: Path, original: Original) -> Original:
     """The original with the size and time that its file has now."""
     status = (src / original.name).stat()
     return Original(original.name, original.prefix, status.st_size, str(status.st_mtime_ns))
-
-
-def _check_not_packed(src: Path) -> None:
-    for path in sorted([*src.glob("*.safetensors"), *(src / SPLIT).glob("*.safetensors")]):
-        if is_packed_file(read_header(path)):
-            problem = f"{src} is packed already ({path.name} is a packed file)"
-            raise UsageError(problem, "Use it as it is; `penstock unpack` gives the original files back.")
 
 
 def _check_room(src: Path, folder: PackFolder, originals: Sequence[Original], replace: bool) -> None:

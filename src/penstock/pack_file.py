@@ -7,6 +7,7 @@ written.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -51,9 +52,14 @@ def pack_file(
         on_bytes(saved)
         data = source.ranges([run.range for run in runs])
         jobs = (partial(run.encode, next(data), source.name) for run in runs)
-        for encoded in in_order(pool, jobs, RUNS_AHEAD):
-            writer.write(encoded)
-            on_bytes(encoded.run.range[1])
+        try:
+            for encoded in in_order(pool, jobs, RUNS_AHEAD):
+                writer.write(encoded)
+                on_bytes(encoded.run.range[1])
+        except BaseException:
+            with suppress(OSError):  # as of a full disk, which has been raised already
+                writer.keep()
+            raise
         writer.finish(header[: original.data_begin])
     give_name(unfinished, target)
     journal_path.unlink()

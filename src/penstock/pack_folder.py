@@ -63,28 +63,31 @@ class PackFolder:
             problem = f"{path} is damaged, so that it cannot be told what {self.path} was begun with"
             raise UsageError(problem, f"Delete {self.path} and begin again.") from error
 
-    def begin(self, originals: Sequence[Original]) -> None:
-        """Remember the originals, or make sure that they are those of the earlier call.
+    def check(self, originals: Sequence[Original]) -> None:
+        """Make sure that the originals are those of the earlier call, if there was one.
 
-        Raises UsageError where the directory holds anything else.
+        Raises UsageError where they are not, or where the directory holds anything else.
         """
         if self.originals is None:
             others = sorted(file.name for file in self.path.iterdir() if file.name != UNFINISHED)
             if others:
                 problem = f"{self.path} is there already and is not an empty directory (it holds {shown(others[0])})"
                 raise UsageError(problem, "Choose a name that is not taken, or delete it first.")
-            self.originals = tuple(originals)
-            with self.new_file(_ORIGINALS, self.unfinished) as file:
-                entries = [asdict(original) for original in originals]
-                file.write(json.dumps({"originals": entries}).encode())
             return
         begun = {original.name: original for original in self.originals}
         changed = [original.name for original in originals if begun.get(original.name) != original]
         if changed:
-            problem = (
-                f"{self.path} was begun with another {changed[0]} than this one: its size, time or version differs"
-            )
+            problem = f"{self.path} was begun with another {changed[0]} than this one: its size, time or version differs"
             raise UsageError(problem, f"Delete {self.path} to begin again, or give the source that it was begun with.")
+
+    def begin(self, originals: Sequence[Original]) -> None:
+        """Check the originals and remember them, unless an earlier call has."""
+        self.check(originals)
+        if self.originals is None:
+            self.originals = tuple(originals)
+            with self.new_file(_ORIGINALS, self.unfinished) as file:
+                entries = [asdict(original) for original in originals]
+                file.write(json.dumps({"originals": entries}).encode())
 
     def target(self, name: str) -> Path:
         """Where a file goes."""

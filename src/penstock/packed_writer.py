@@ -127,7 +127,13 @@ class PackedWriter:
         self._write_at(self._position + planned.coarse_nbytes + self._fine_bytes, fine.data)
         self._take(planned, _records(coarse.data, coarse_step, fine.data, sizes))
         if self._unsettled >= SYNC_BYTES:
-            self._settle()
+            self.keep()
+
+    def keep(self) -> None:
+        """Have what was written on the disk and in the journal."""
+        settle(self._file)
+        self._journal.append(self._records[self._journaled : self._done])
+        self._journaled, self._unsettled = self._done, 0
 
     def finish(self, header: bytes) -> None:
         """Write all that is not a stream; `header`: the first bytes of the original file."""
@@ -206,11 +212,6 @@ class PackedWriter:
         self._file.seek(offset)
         _write_all(self._file, data)
         self._unsettled += data.nbytes
-
-    def _settle(self) -> None:
-        settle(self._file)
-        self._journal.append(self._records[self._journaled : self._done])
-        self._journaled, self._unsettled = self._done, 0
 
 
 def _records(coarse: memoryview, coarse_step: int, fine: memoryview, fine_sizes: list[int]) -> Records:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from penstock.config import ModelConfig
 
 PACKED_RATIO, PACKED_ROW_BYTES = 0.670, 10.5
-"""Bytes of packed weights to those of BF16, and what every row takes besides. Measured: weights of `penstock synth`, whose
-exponents have the entropy that is published for the trained ones of Llama-3.1-8B, in rows of 576 to 14,336."""
+"""Bytes of packed weights to those of BF16, and what every row takes besides. Measured on weights of `penstock synth`,
+whose exponents have the entropy that is published for those of Llama-3.1-8B, in rows of 576 to 14,336."""
 COARSE_RATIO = 3 / 16
 """Of them, those of the coarse tier: 3 of 16 bits, and a byte a row."""
 DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}

@@ -55,8 +55,9 @@ def _compare_bits(console: Console, packed: Path) -> None:
     path = find_model(DEMO)
     streamed = _show_streamed(console, path)
     ratio = steps.weight_file_bytes(packed) / steps.weight_file_bytes(path)
-    resident = steps.complete(path, steps.RESIDENT)
-    from_packed = steps.complete(packed, steps.STREAMED)
+    with console.status("the same from memory, then from the packed copy"):
+        resident = steps.complete(path, steps.RESIDENT)
+        from_packed = steps.complete(packed, steps.STREAMED)
     for name, run in (("streamed", streamed), ("in memory", resident), ("packed", from_packed)):
         _summarise(console, name, run)
     if not (streamed.same_bits(resident) and streamed.same_bits(from_packed)):
@@ -102,7 +103,7 @@ def _extrapolate(console: Console) -> None:
         ("the same weights, packed:", timings.packed),
     ):
         console.print(f"{name:<33} {timing.seconds:.2f} s a layer, {_rate(timing)}")
-    console.print(_forecast_line(timings), soft_wrap=True)
+    console.print(_forecast_line(timings))
 
 
 def _time_layers(console: Console) -> Timings:

@@ -48,7 +48,8 @@ def plan(
     console.print(memory_table(outlook), "", speed_table(outlook), "", forecast_table(outlook), "")
     if outlook.packs:
         console.print(form_table(outlook), "")
-    console.print(_advice(outlook), "", _caveat(outlook))
+    console.print(_advice(outlook), end="\n\n")
+    console.print(_caveat(outlook))
 
 
 def memory_table(outlook: Outlook) -> Table:
@@ -94,15 +95,15 @@ def speed_table(outlook: Outlook) -> Table:
     table.add_row("CPU, one row", f"{format_size(compute.row_bytes_per_second)}/s", f"of weights in memory; {cpu}")
     table.add_row("CPU, many rows", f"{compute.flops_per_second / 1e9:.0f} GFLOP/s", cpu)
     if outlook.packs:
-        decoding = "of the BF16 that packed weights were, decoded on the way"
-        table.add_row("one row, packed", f"{format_size(compute.packed_row_bytes_per_second)}/s", decoding)
-        table.add_row("many rows, packed", f"{compute.packed_flops_per_second / 1e9:.0f} GFLOP/s", "")
+        decoding = "of BF16, decoded on the way"
+        table.add_row("CPU, one row, packed", f"{format_size(compute.packed_row_bytes_per_second)}/s", decoding)
+        table.add_row("CPU, many rows, packed", f"{compute.packed_flops_per_second / 1e9:.0f} GFLOP/s", "")
     return table
 
 
 def forecast_table(outlook: Outlook) -> Table:
     """How long tokens take, with the model as it is."""
-    title = f"Forecast, {_form_name(outlook, outlook.form)}" if outlook.packs else "Forecast"
+    title = f"Forecast: {_form_name(outlook, outlook.form)}" if outlook.packs else "Forecast"
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
     table.add_column("")
     for heading in ("time", "disk", "compute", "GB read", "passes"):

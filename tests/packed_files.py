@@ -1,0 +1,106 @@
+"""Small checkpoints that are worth packing, and packed files of any content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from checkpoints import tiny_config
+
+from penstock.config import parse_config
+from penstock.files import Files
+from penstock.format import DType
+from penstock.kernels import U8
+from penstock.pack import pass_ranks
+from penstock.pack_file import pack_file
+from penstock.pack_runs import PassOrder
+from penstock.packed import PackedFile, read_packed
+from penstock.packed_chunks import original_bytes
+
+Entry = tuple[str, str, tuple[int, ...]]
+"""Name, dtype and shape of a tensor."""
+
+
+def packable_config(**changes: Any) -> dict[str, Any]:
+    """A Llama most of whose matrices are large enough to be packed: about 2 million weights."""
+    sizes = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 384, "head_dim": 64, "num_key_value_heads": 4}
+    return tiny_config(**sizes | changes)
+
+
+def file_content(
+    entries: Sequence[Entry], seed: int = 0, padding: int = 0, metadata: dict[str, str] | None = None
+) -> bytes:
+    """A safetensors file of random weights: bell-shaped BF16, all other dtypes noise."""
+    rng = np.random.default_rng(seed)
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    data: list[bytes] = []
+    end = 0
+    for name, dtype, shape in entries:
+        nbytes = prod(shape) * DType(dtype).bits // 8
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + nbytes]}
+        end += nbytes
+        data.append(_weights(rng, prod(shape)) if dtype == "BF16" else rng.bytes(nbytes))
+    text = json.dumps(header, ensure_ascii=False).encode() + b" " * padding
+    return len(text).to_bytes(8, "little") + text + b"".join(data)
+
+
+def _weights(rng: np.random.Generator, count: int) -> bytes:
+    values = rng.standard_normal(count, dtype=np.float32) * np.float32(0.02)
+    return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+
+
+class BytesSource:
+    """A file in memory."""
+
+    def __init__(self, content: bytes, name: str = "model.safetensors") -> None:
+        self.name = name
+        self.size = len(content)
+        self.content = content
+        self.asked: list[tuple[int, int]] = []
+
+    def ranges(self, ranges: Sequence[tuple[int, int]]) -> Iterator[U8]:
+        for begin, nbytes in ranges:
+            self.asked.append((begin, nbytes))
+            yield np.frombuffer(self.content[begin : begin + nbytes], np.uint8)
+
+    def header(self) -> bytes:
+        return self.content[: 8 + int.from_bytes(self.content[:8], "little")]
+
+
+def pack_bytes(
+    content: bytes, path: Path, *, threads: int = 2, config: dict[str, Any] | None = None, prefix: str = ""
+) -> PackedFile:
+    """Pack a safetensors file into the file `path`."""
+    source = BytesSource(content)
+    ranks = {} if config is None else pass_ranks(parse_config(config, "config"))
+    partial = path.with_name(f"{path.name}.partial")
+    with ThreadPoolExecutor(threads) as pool:
+        pack_file(source, source.header(), path, partial, PassOrder(prefix, ranks), pool, lambda nbytes: None)
+    return read_packed(path)
+
+
+def unpack_bytes(path: Path) -> bytes:
+    """The original of a packed file."""
+    file, files = read_packed(path), Files()
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            return file.original_header + b"".join(part.tobytes() for part in original_bytes(file, files, pool))
+    finally:
+        files.close()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files in a directory and below."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def flip(path: Path, offset: int, bit: int = 0) -> None:
+    """Flip one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1 << bit
+    path.write_bytes(content)
