@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ ROUNDS_OF_FITTING = 20
 
 @dataclass(frozen=True)
 class Law:
-    """How exponents are distributed: rows are Gaussian, log2 of their deviations is normal, and `factors` correct it."""
+    """How exponents are distributed: rows are Gaussian, log2 of their deviations is normal, `factors` correct it."""
 
     middle: float
     spread: float

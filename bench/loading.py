@@ -4,8 +4,8 @@
 
 DIR, on MODEL's disk, takes a copy of MODEL's first layers and its head, a file each, for the time of the run: more of
 them than --memory holds, so that every token reads them all. First, one layer's file in all the ways of
-peers/load_file.py; then tokens, in processes of their own, by turns: run from the mapping that `load_file` returns, copied into memory
-before they run, and copied by a thread while the layer before them runs.
+peers/load_file.py. Then tokens, by turns: layers run from the mapping that `load_file` returns, copied into memory
+before they run, and copied by a second thread while the layer before them runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from penstock.errors import PenstockError
 from penstock.plan import parse_bytes
 
 sys.path.append(str(PEERS))
-from checkpoint import Tensor, read_tensors  # noqa: E402
+from checkpoint import Tensor, read_tensors
 
 FOLDER = "separated_weights"
 WAYS = {"mapped": "one_file_a_layer.py", "copied": "load_copy.py", "copied ahead": "load_ahead.py"}

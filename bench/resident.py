@@ -3,9 +3,9 @@
     python bench/resident.py ORIGINAL PACKED --llama-cpp-python VENV/bin/python --work DIR [--json]
 
 PACKED is what `penstock pack ORIGINAL PACKED` wrote. DIR gets a BF16 GGUF of ORIGINAL, which the next run uses again.
-All three stay open in processes of their own; a turn is a prompt of --prompt-tokens random tokens, and --tokens more, one
-at a time. The first turn of each warms it up and does not count. Ratios are of turns next to each other: above 1 where
-Penstock is faster than llama.cpp.
+Both, and llama.cpp, stay open in processes of their own. A turn is a prompt of --prompt-tokens random tokens and
+--tokens more, one at a time; the first turn of each warms it up and does not count. Ratios are to llama.cpp's turn of
+the same round, above 1 where Penstock is faster.
 """
 
 from __future__ import annotations

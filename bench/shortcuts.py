@@ -2,10 +2,10 @@
 
     python bench/shortcuts.py --text FILE [--model demo] [--positions 8192] [--json]
 
-FILE is text that the model was not trained on (tools/train_demo.py writes heldout.txt). Every matrix but the embedding is
-replaced by what is left of it after a shortcut, in float32; told are the share of positions whose likeliest token stays
-the same, and how much worse the text is predicted. Then: how many inputs of the MLP's second half are zero, and how many
-rows of lm_head a bound could rule out, were the best logit known. Works on any Llama checkpoint of that size.
+FILE is text that the model was not trained on (tools/train_demo.py writes heldout.txt). Every matrix but the embedding
+is replaced by what a shortcut leaves of it, in float32; told are the share of positions whose likeliest token stays the
+same, and how much worse the text is predicted. Then, how many inputs of the MLP's second half are zero, and how many
+rows of lm_head a bound could rule out, were the best logit known.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from penstock import LLM
 from penstock.store import DEMO, find_model
 
 sys.path.append(str(Path(__file__).resolve().parent / "peers"))
-from checkpoint import read_tensors  # noqa: E402
+from checkpoint import read_tensors
 
 F32 = npt.NDArray[np.float32]
 Shortcut = Callable[[F32], F32]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from checkpoints import tiny_config
 
 from penstock.config import parse_config
 from penstock.files import Files
-from penstock.format import DType
+from penstock.format import DType, read_header
 from penstock.kernels import U8
 from penstock.pack import pass_ranks
 from penstock.pack_file import pack_file
 from penstock.pack_runs import PassOrder
-from penstock.packed import PackedFile, read_packed
+from penstock.packed import CHUNKS, HEADER, INDEX, RECORD, SEAL, SERVICE, PackedFile, read_packed, seal
 from penstock.packed_chunks import original_bytes
 
 Entry = tuple[str, str, tuple[int, ...]]
@@ -104,3 +105,46 @@ def flip(path: Path, offset: int, bit: int = 0) -> None:
     content = bytearray(path.read_bytes())
     content[offset] ^= 1 << bit
     path.write_bytes(content)
+
+
+@dataclass
+class Parts:
+    """A packed file in parts that may be changed, to be put together again under a seal that holds."""
+
+    metadata: dict[str, str]
+    streams: dict[str, bytes]
+    """In the order of the file, the last tensors but the seal included."""
+    index: dict[str, Any]
+    records: np.ndarray
+    """Of the chunks, in the order of the file."""
+
+    @classmethod
+    def of(cls, path: Path) -> Parts:
+        header, content = read_header(path), path.read_bytes()
+        streams = {name: content[tensor.begin : tensor.end] for name, tensor in header.tensors.items()}
+        index = json.loads(streams.pop(INDEX))
+        count = sum(entry["chunks"] for entry in index["tensors"])
+        records = np.frombuffer(streams.pop(CHUNKS), RECORD, count).copy()
+        del streams[SEAL]
+        return cls(dict(header.metadata), streams, index, records)
+
+    def write(self, path: Path) -> None:
+        """What was not changed in `streams` themselves comes from `index` and `records`."""
+        self.streams.setdefault(CHUNKS, _filled(self.records.tobytes(), b"\0"))
+        self.streams.setdefault(INDEX, _filled(json.dumps(self.index).encode(), b" "))
+        names = [name for name in self.streams if name not in SERVICE]
+        self.streams = {name: self.streams[name] for name in (*names, HEADER, CHUNKS, INDEX)}
+        entries: dict[str, Any] = {"__metadata__": self.metadata}
+        begin = 0
+        for name, size in [*((name, len(part)) for name, part in self.streams.items()), (SEAL, 64)]:
+            entries[name] = {"dtype": "U8", "shape": [size], "data_offsets": [begin, begin + size]}
+            begin += size
+        text = json.dumps(entries).encode()
+        text = text.ljust(-(-(len(text) + 8) // 4096) * 4096 - 8)
+        head = len(text).to_bytes(8, "little") + text
+        tail = [self.streams[name] for name in (HEADER, CHUNKS, INDEX)]
+        path.write_bytes(head + b"".join(self.streams.values()) + seal(head, *tail))
+
+
+def _filled(content: bytes, filler: bytes) -> bytes:
+    return content.ljust(-(-len(content) // 64) * 64, filler)

@@ -1,4 +1,4 @@
-"""One lossless code on the chunks of a sample (bench/codecs.py): how small, how fast; run by the Python that holds it.
+"""One lossless code on the chunks of a sample: how small, how fast. For bench/lossless.py, by the Python that holds it.
 
     python bench/peers/run_codec.py SAMPLE --code zstd-3 --threads 2 --seconds 10
 

@@ -1,4 +1,4 @@
-"""A model that stays open and draws tokens when it is its turn (bench/resident.py): requests in, seconds out, as JSON."""
+"""A model that stays open and draws tokens when it is its turn (bench/resident.py): JSON in, seconds out."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "codec/encode_group.h"
 #include "codec/encode_plan.h"
 #include "codec/layout.h"
 
@@ -12,8 +13,6 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little);
 
-using Bytes = std::uint8_t[kGroupWeights];  // one for each position
-
 std::uint64_t load64(const std::uint8_t* p) {
   std::uint64_t word;
   std::memcpy(&word, p, 8);
@@ -21,13 +20,6 @@ std::uint64_t load64(const std::uint8_t* p) {
 }
 void store64(std::uint8_t* p, std::uint64_t word) { std::memcpy(p, &word, 8); }
 void store32(std::uint8_t* p, std::uint32_t word) { std::memcpy(p, &word, 4); }
-
-// Bit p is that of byte p, which is 0 or 1.
-std::uint64_t bits_of(const Bytes& flags) {
-  std::uint64_t bits = 0;
-  for (int i = 0; i < 8; ++i) bits |= load64(flags + 8 * i) * 0x0102040810204080 >> 56 << 8 * i;
-  return bits;
-}
 
 // Writes a string of bits whose length is known, word by word; nothing past its last byte.
 class BitWriter {
@@ -62,37 +54,34 @@ class BitWriter {
 struct Group {
   std::uint64_t low, high, sign;
   std::uint64_t deeper[kLevels + 1];  // class 0, and those of it whose exponent is lower by at least 1, 2, ... 7
-  Bytes mantissa;
+  std::uint64_t patched;
+  Bytes exponent, mantissa;
 
   Group(const std::uint8_t* weights, std::int64_t count, int unit) {
-    std::uint16_t natural[kGroupWeights];
-    for (std::uint16_t& w : natural) w = static_cast<std::uint16_t>(((unit - 1) & 0xff) << 7);
-    std::memcpy(natural, weights, 2 * std::min(count, kGroupWeights));
-    std::uint16_t w[kGroupWeights];
-    for (int p = 0; p < kGroupWeights; ++p) w[p] = natural[weight_at(p)];
-
-    Bytes is_low, is_high, is_negative, depth;
-    const std::uint8_t s = static_cast<std::uint8_t>(unit);
+    Words w;
+    load_group(weights, count, unit, w);
+    patched = patched_exponents(w, unit, exponent);
+    Bytes is_low, is_high, depth, flags;
+    const std::uint8_t s = static_cast<std::uint8_t>(unit), least = static_cast<std::uint8_t>(unit - 9);
+    for (int p = 0; p < kGroupWeights; ++p) mantissa[p] = static_cast<std::uint8_t>(w[p] & 0x7f);
+    for (int p = 0; p < kGroupWeights; ++p) flags[p] = static_cast<std::uint8_t>(w[p] >> 8 & 0x80);
+    sign = top_bits(flags);
     for (int p = 0; p < kGroupWeights; ++p) {
-      const std::uint8_t e = static_cast<std::uint8_t>(w[p] >> 7);
-      const std::uint8_t over = static_cast<std::uint8_t>(e - s + 9);  // 0 to 10, of a weight that is not patched
-      const bool upper = over > 10 && e > s;
-      mantissa[p] = w[p] & 0x7f;
-      is_negative[p] = static_cast<std::uint8_t>(w[p] >> 15);
-      is_low[p] = over == 8 || over == 10 || upper;
-      is_high[p] = over == 9 || over == 10 || upper;
-      depth[p] = over < 8 ? 7 - over : 0;
+      const std::uint8_t over = static_cast<std::uint8_t>(exponent[p] - least);  // 0 to 10, of what is not patched
+      const std::uint8_t upper = over > 10 && exponent[p] > s ? 0x80 : 0;
+      is_low[p] = static_cast<std::uint8_t>((over == 8 || over == 10 ? 0x80 : 0) | upper);
+      is_high[p] = static_cast<std::uint8_t>((over == 9 || over == 10 ? 0x80 : 0) | upper);
+      depth[p] = static_cast<std::uint8_t>(over < 8 ? 7 - over : 0);
     }
-    low = bits_of(is_low);
-    high = bits_of(is_high);
-    sign = bits_of(is_negative);
+    low = top_bits(is_low);
+    high = top_bits(is_high);
     deeper[0] = ~(low | high);
     for (int level = 1; level <= kLevels; ++level) {
       deeper[level] = 0;
       if (deeper[level - 1] == 0) continue;
-      Bytes is_deeper;
-      for (int p = 0; p < kGroupWeights; ++p) is_deeper[p] = depth[p] >= level;
-      deeper[level] = bits_of(is_deeper);
+      const std::uint8_t at_least = static_cast<std::uint8_t>(level);
+      for (int p = 0; p < kGroupWeights; ++p) flags[p] = depth[p] >= at_least ? 0x80 : 0;
+      deeper[level] = top_bits(flags);
     }
   }
 };
@@ -132,8 +121,11 @@ int patch_value(int exponent, int unit) {
 // n, gaps, values, bytes.
 class PatchWriter {
  public:
-  PatchWriter(const RowPlan& plan, std::uint8_t* out)
-      : unit_(plan.unit), gaps_(out + 2), values_(gaps_ + plan.gaps), bytes_(values_ + divide_up(plan.patches, 4)) {
+  void start(const RowPlan& plan, std::uint8_t* out) {
+    unit_ = plan.unit;
+    gaps_ = out + 2;
+    values_ = gaps_ + plan.gaps;
+    bytes_ = values_ + divide_up(plan.patches, 4);
     const std::uint16_t n = static_cast<std::uint16_t>(plan.gaps);
     std::memcpy(out, &n, 2);
     std::memset(values_, 0, static_cast<std::size_t>(bytes_ - values_));
@@ -151,24 +143,18 @@ class PatchWriter {
   }
 
  private:
-  int unit_;
-  std::uint8_t* gaps_;
-  std::uint8_t* values_;
-  std::uint8_t* bytes_;
+  int unit_ = 0;
+  std::uint8_t* gaps_ = nullptr;
+  std::uint8_t* values_ = nullptr;
+  std::uint8_t* bytes_ = nullptr;
   std::int64_t next_ = 0;
   std::int64_t patches_ = 0;
 };
 
-void append_patches(const std::uint8_t* group, std::int64_t count, std::int64_t start, int unit, PatchWriter& patches) {
-  const int n = static_cast<int>(std::min(count, kGroupWeights));
-  bool any = false;
-  for (int j = 0; j < n; ++j) any |= is_patched(exponent_at(group + 2 * j), unit);
-  if (!any) return;
-  for (int p = 0; p < kGroupWeights; ++p) {
-    const int j = weight_at(p);
-    if (j >= n) continue;
-    const int exponent = exponent_at(group + 2 * j);
-    if (is_patched(exponent, unit)) patches.append(start + p, exponent);
+void append_patches(const Group& group, std::int64_t start, PatchWriter& patches) {
+  for (std::uint64_t left = group.patched; left != 0; left &= left - 1) {
+    const int p = std::countr_zero(left);
+    patches.append(start + p, group.exponent[p]);
   }
 }
 
@@ -185,6 +171,8 @@ std::int64_t encode_row(const std::uint8_t* row, std::int64_t cols, const RowPla
       end += divide_up(plan.level_bits[i], 8);
     }
   }
+  PatchWriter patches;
+  if (!raw) patches.start(plan, end);
   for (std::int64_t start = 0; start < cols; start += kGroupWeights, coarse += kGroupCoarseBytes) {
     const Group group(row + 2 * start, cols - start, plan.unit);
     store64(coarse, group.low);
@@ -197,18 +185,13 @@ std::int64_t encode_row(const std::uint8_t* row, std::int64_t cols, const RowPla
     for (int i = 0; i < kLevels && group.deeper[i] != 0; ++i) {
       levels[i].append(extract_bits(group.deeper[i + 1], group.deeper[i]), std::popcount(group.deeper[i]));
     }
+    append_patches(group, start, patches);
   }
   if (raw) {
     std::memcpy(fine, row, static_cast<std::size_t>(2 * cols));
     return 2 * cols;
   }
   for (const BitWriter& level : levels) level.finish();
-  PatchWriter patches(plan, end);
-  if (plan.patches != 0) {
-    for (std::int64_t start = 0; start < cols; start += kGroupWeights) {
-      append_patches(row + 2 * start, cols - start, start, plan.unit, patches);
-    }
-  }
   return plan.bytes;
 }
 

@@ -1,8 +1,10 @@
 #include "codec/encode_plan.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
-#include <limits>
+
+#include "codec/encode_group.h"
 
 namespace penstock {
 namespace {
@@ -25,16 +27,13 @@ void count_exponents(const std::uint8_t* row, std::int64_t cols, Histogram& coun
 std::int64_t count_gaps(const std::uint8_t* row, std::int64_t cols, int unit) {
   std::int64_t gaps = 0, next = 0;
   for (std::int64_t start = 0; start < cols; start += kGroupWeights) {
-    const int count = static_cast<int>(std::min(kGroupWeights, cols - start));
-    const std::uint8_t* group = row + 2 * start;
-    bool any = false;
-    for (int j = 0; j < count; ++j) any |= is_patched(exponent_at(group + 2 * j), unit);
-    if (!any) continue;
-    for (int p = 0; p < kGroupWeights; ++p) {
-      const int j = weight_at(p);
-      if (j >= count || !is_patched(exponent_at(group + 2 * j), unit)) continue;
-      gaps += (start + p - next) / 255 + 1;
-      next = start + p + 1;
+    Words weights;
+    Bytes exponents;
+    load_group(row + 2 * start, cols - start, unit, weights);
+    for (std::uint64_t left = patched_exponents(weights, unit, exponents); left != 0; left &= left - 1) {
+      const std::int64_t position = start + std::countr_zero(left);
+      gaps += (position - next) / 255 + 1;
+      next = position + 1;
     }
   }
   return gaps;
@@ -46,6 +45,13 @@ class Costs {
   Costs(const std::uint8_t* row, std::int64_t cols) : row_(row), cols_(cols) {
     count_exponents(row, cols, counts_);
     for (int e = 0; e < 256; ++e) below_[e + 1] = below_[e] + counts_[e];
+  }
+
+  // A unit with which no more weights are patched than with any other.
+  int fewest_patches() const {
+    int best = 0;
+    for (int unit = 1; unit < 256; ++unit) best = window(unit) > window(best) ? unit : best;
+    return best;
   }
 
   // What no row with so many patches stays below.
@@ -112,8 +118,7 @@ class Costs {
 RowPlan plan_row(const std::uint8_t* row, std::int64_t cols) {
   const Costs costs(row, cols);
   // What looks cheapest goes first, so that the exact costs of few others have to be found.
-  RowPlan best{};
-  best.bytes = std::numeric_limits<std::int64_t>::max();
+  RowPlan best = costs.without_gaps(costs.fewest_patches());
   for (int unit = 255; unit >= 0; --unit) {
     if (costs.least_bytes(unit) >= best.bytes) continue;
     const RowPlan plan = costs.without_gaps(unit);

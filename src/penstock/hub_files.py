@@ -251,11 +251,11 @@ def _get(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterator[b
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     session: Any = get_session()
-    if hasattr(session, "stream"):  # httpx, or a fork of it
+    if callable(session.stream):  # httpx, or a fork of it
         options = {"headers": headers, "timeout": TIMEOUT_SECONDS, "follow_redirects": True}
         with session.stream("GET", url, **options) as response:
             yield response, response.iter_raw()
-    else:  # requests, up to version 0.36 of the library
+    else:  # requests, up to version 0.36 of the library; there it is an option
         with session.get(url, headers=headers, timeout=TIMEOUT_SECONDS, stream=True) as response:
             yield response, response.iter_content(1 << 17)
 

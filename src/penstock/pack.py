@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from penstock.checkpoint import expected_tensors, open_checkpoint
 from penstock.config import CheckpointWarning, parse_config
+from penstock.cuts import cut
 from penstock.errors import CheckpointError, UsageError
 from penstock.files import Files
 from penstock.format import read_header
@@ -28,7 +29,7 @@ from penstock.machine import return_large_arrays
 from penstock.pack_file import pack_file
 from penstock.pack_folder import Original, PackFolder, open_pack_folder, packed_files
 from penstock.pack_runs import PassOrder
-from penstock.packed import cut, is_packed_file, read_packed
+from penstock.packed import is_packed_file, read_packed
 from penstock.side_files import CONFIG, ORIGINAL_INDEX, packed_index, side_files
 from penstock.sources import LocalSource
 from penstock.strict_json import read_json_object

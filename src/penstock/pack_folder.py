@@ -77,7 +77,7 @@ class PackFolder:
         begun = {original.name: original for original in self.originals}
         changed = [original.name for original in originals if begun.get(original.name) != original]
         if changed:
-            problem = f"{self.path} was begun with another {changed[0]} than this one: its size, time or version differs"
+            problem = f"{self.path} was begun with another {changed[0]}: its size, time or version was not this one's"
             raise UsageError(problem, f"Delete {self.path} to begin again, or give the source that it was begun with.")
 
     def begin(self, originals: Sequence[Original]) -> None:

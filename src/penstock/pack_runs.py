@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from penstock import codec
+from penstock.cuts import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, coarse_stream_bytes, cut, padded, stream_names
 from penstock.errors import PenstockError
 from penstock.layout import canonical_name
-from penstock.packed import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, coarse_stream_bytes, cut, padded, stream_names
 from penstock.packed_chunks import RUN_BYTES, same_bytes
 from penstock.pages import page_array
 from penstock.strict_json import shown
@@ -19,9 +19,9 @@ from penstock.strict_json import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from penstock.cuts import Cut
     from penstock.format import Header, TensorInfo
     from penstock.kernels import U8
-    from penstock.packed import Cut
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, BinaryIO, Literal, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 import numpy as np
 import xxhash
 
 from penstock import codec
+from penstock.cuts import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, Codec, Cut, coarse_stream_bytes, cut, padded, stream_names
 from penstock.errors import ChecksumError, FormatError
 from penstock.files import Extent
 from penstock.format import DType, Header, TensorInfo, parse_header, read_header
-from penstock.strict_json import GET_AGAIN, Fields, open_regular, parse_json_object, shown
+from penstock.strict_json import GET_AGAIN, MAX_JSON_BYTES, Fields, open_regular, parse_json_object, shown
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,12 +30,8 @@ if TYPE_CHECKING:
 
     U64 = npt.NDArray[np.uint64]
 
-Codec = Literal["planes", "raw"]
-
 FORMAT, VERSION = "penstock", 1
 HEADER, CHUNKS, INDEX, SEAL = SERVICE = ("penstock.header", "penstock.chunks", "penstock.index", "penstock.seal")
-CHUNK_ALIGNMENT = 64
-STREAM_ALIGNMENT = 4096
 SEAL_BYTES = 64
 RECORD = np.dtype([("fine_bytes", "<u4"), ("fine_hash", "<u8"), ("coarse_hash", "<u8")])
 """An entry of the table of chunks."""
@@ -44,46 +41,9 @@ PACK_AGAIN = (
 )
 
 
-def padded(nbytes: int, alignment: int) -> int:
-    """`nbytes`, rounded up to a multiple of `alignment`."""
-    return -(-nbytes // alignment) * alignment
-
-
 def is_packed_file(header: Header) -> bool:
     """Whether a safetensors file is a packed one, be it damaged."""
     return header.metadata.get("format") == FORMAT or SEAL in header.tensors
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """How a tensor is cut: into `rows` rows of `cols` elements, which are `row_bytes` bytes."""
-
-    codec: Codec
-    rows: int
-    cols: int
-    row_bytes: int
-
-    def rows_per_chunk(self, name: str) -> int:
-        """As the writer chooses it for a tensor of this canonical name; no reader takes more than for an empty one."""
-        return codec.rows_per_chunk(self.cols, name)
-
-    def n_chunks(self, rows_per_chunk: int) -> int:
-        return -(-self.rows // rows_per_chunk)
-
-    def most_fine_bytes(self, rows_per_chunk: int) -> int:
-        """What a chunk of the fine or raw stream may take at most, a stream's padding included."""
-        if self.codec == "raw":
-            return padded(rows_per_chunk * self.row_bytes, CHUNK_ALIGNMENT)
-        return codec.most_fine_bytes(rows_per_chunk, self.cols) + STREAM_ALIGNMENT - CHUNK_ALIGNMENT
-
-
-def cut(tensor: TensorInfo) -> Cut:
-    """How the format cuts a tensor of this dtype and shape."""
-    rows, cols = tensor.shape if len(tensor.shape) == 2 else (1, tensor.n_elements)
-    if not rows or not 0 < cols <= codec.MOST_COLUMNS or cols * tensor.dtype.bits % 8:
-        return Cut("raw", tensor.nbytes, 1, 1)
-    planes = codec.is_packed(tensor.shape, tensor.dtype.value)
-    return Cut("planes" if planes else "raw", rows, cols, cols * tensor.dtype.bits // 8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -214,13 +174,6 @@ def place(
     )
 
 
-def coarse_stream_bytes(rows: int, cols: int, rows_per_chunk: int) -> int:
-    """Size of a matrix's coarse stream."""
-    whole, rest = divmod(rows, rows_per_chunk)
-    nbytes = whole * codec.coarse_bytes(rows_per_chunk, cols) + (codec.coarse_bytes(rest, cols) if rest else 0)
-    return padded(nbytes, STREAM_ALIGNMENT)
-
-
 def read_packed(path: Path, check_seal: bool = True) -> PackedFile:
     """Read and check all of a packed file but its chunks.
 
@@ -245,11 +198,14 @@ def read_packed(path: Path, check_seal: bool = True) -> PackedFile:
 def _read_service(file: BinaryIO, header: Header) -> dict[str, bytes]:
     """The bytes of the last four tensors of a file."""
     if tuple(header.tensors)[-len(SERVICE) :] != SERVICE:
+        _check_version(header.metadata.get("version"), str(VERSION), header.path)
         _fail(f"{header.path} is a packed file, but its last tensors are not {', '.join(SERVICE)}")
     parts = {}
     for name in SERVICE:
         tensor = header.tensors[name]
         _check_stream(tensor, tensor.nbytes, header.path)
+        if tensor.nbytes > MAX_JSON_BYTES:
+            _fail(f"{header.path}: {name} has {tensor.nbytes:,} bytes, above the limit of {MAX_JSON_BYTES:,}")
         file.seek(tensor.begin)
         parts[name] = file.read(tensor.nbytes)
         if len(parts[name]) < tensor.nbytes:
@@ -288,7 +244,7 @@ def _original_header(index: Fields, content: bytes, path: Path) -> Header:
     nbytes = index.size("header_bytes")
     if padded(nbytes, CHUNK_ALIGNMENT) != len(content) or any(content[nbytes:]):
         _fail(f"{path}: {HEADER} does not hold header_bytes = {nbytes:,} bytes and zeros up to a multiple of 64")
-    original = parse_header(content[:nbytes], path)
+    original = parse_header(content[:nbytes], Path(f"{path} ({HEADER})"))
     if original.data_begin != nbytes:
         _fail(f"{path}: header_bytes is {nbytes:,}, but the original header takes {original.data_begin:,}")
     return original
@@ -386,11 +342,6 @@ class _Streams:
             _fail(f"{path}: {CHUNKS} has {len(chunks):,} bytes, not {size:,} and zeros up to a multiple of 64")
         if self._n_streams + len(SERVICE) != len(self._header.tensors) or self._position != end:
             _fail(f"{path} holds tensors that {INDEX} does not call for")
-
-
-def stream_names(tensor: str, how: Codec) -> tuple[str, ...]:
-    """The names of a tensor's streams in a packed file."""
-    return (f"{tensor}.coarse", f"{tensor}.fine") if how == "planes" else (f"{tensor}.raw",)
 
 
 def _check_stream(stream: TensorInfo, nbytes: int, path: Path) -> None:

@@ -15,12 +15,13 @@ import numpy as np
 import xxhash
 
 from penstock import packed
+from penstock.cuts import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, padded
 from penstock.errors import ReadError
 from penstock.files import Files
 from penstock.in_order import in_order
 from penstock.new_files import SYNC_BYTES, settle
 from penstock.pack_runs import plan
-from penstock.packed import CHUNK_ALIGNMENT, RECORD, STREAM_ALIGNMENT, padded
+from penstock.packed import RECORD
 from penstock.packed_chunks import RUNS_AHEAD, Run, read_run, runs
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from penstock.checkpoint import expected_tensors
 from penstock.codec import is_packed, rows_per_chunk
+from penstock.cuts import STREAM_ALIGNMENT
 from penstock.models.llama import pass_order
-from penstock.packed import STREAM_ALIGNMENT, PackedTensor
+from penstock.packed import PackedTensor
 from penstock.pieces import largest_chunk
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ PACKED_RATIO, PACKED_ROW_BYTES = 0.670, 10.5
 """Bytes of packed weights to those of BF16, and what every row takes besides. Measured on weights of `penstock synth`,
 whose exponents have the entropy that is published for those of Llama-3.1-8B, in rows of 576 to 14,336."""
 COARSE_RATIO = 3 / 16
-"""Of them, those of the coarse tier: 3 of 16 bits, and a byte a row."""
+"""Bytes of the coarse tier to those of BF16: 3 bits of 16; the byte a row that it has too is left out."""
 DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 
@@ -89,7 +90,7 @@ def packed_size(matrices: Sequence[Matrix]) -> StoredSize | None:
     if not packing:
         return None
     raw, decoded = (sum(matrix.nbytes for matrix in some) for some in (matrices, packing))
-    chunks = (rows_per_chunk(m.shape[1], m.name) * m.shape[1] * DTYPE_BYTES[m.dtype] for m in packing)
+    chunks = (min(m.nbytes, rows_per_chunk(m.shape[1], m.name) * m.nbytes // m.shape[0]) for m in packing)
     return StoredSize(
         nbytes=raw - decoded + sum(matrix.packed_nbytes for matrix in packing),
         raw=raw,

@@ -130,7 +130,7 @@ class _Check:
                     self._packed.append(self._read_packed(path))
                     here = self._packed[-1].tensors
             except FormatError as error:
-                self._damage.append(error.problem)
+                self._damage.append(f"{error.problem}; nothing else of this file could be checked")
                 continue
             tensors |= {canonical_name(name, prefix): tensor for name, tensor in here.items()}
         return tensors

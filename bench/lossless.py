@@ -1,11 +1,11 @@
 """Lossless codes beside each other on the same weights: gzip -9, zstd, ZipNN, and Penstock's packing.
 
-    python bench/codecs.py MODEL [--codecs-python VENV/bin/python] [--megabytes 256] [--threads 1,2] [--json]
+    python bench/lossless.py MODEL [--codecs-python VENV/bin/python] [--megabytes 256] [--threads 1,2] [--json]
 
-The sample is every n-th chunk (whole rows, up to 1 MiB) of the matrices of a pass over MODEL, and as many bytes of weights
-drawn from the published exponent histogram (bench/histogram.py). Sizes are of the weights' bytes, checksums and padding of
-ours included. Speeds are of BF16 bytes, in memory, on 1 and 2 threads, the fastest of three rounds; a slow code packs what
-it can in --seconds. VENV holds zstandard and zipnn (pip install zstandard zipnn); a code that is missing is left out.
+The samples are every n-th chunk (whole rows, up to 1 MiB) of the matrices of a pass over MODEL, and as many bytes of
+weights drawn from the published exponent histogram (bench/histogram.py). Ratios are to the bytes in BF16; checksums and
+padding of ours are counted. Speeds are of BF16 bytes, in memory, the fastest of three rounds; a slow code packs what it
+can in --seconds. VENV holds zstandard and zipnn (pip install zstandard zipnn); a code that is missing is left out.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ def spread(chunks: list[Chunk], nbytes: int) -> list[Chunk]:
 
 def save_samples(model: Path, folder: Path, nbytes: int) -> dict[str, Path]:
     """The samples by name: of the checkpoint, and drawn from the histogram."""
-    chunks = spread(list(chunks_of_a_pass(read_tensors(model))), nbytes)
-    if not chunks:
+    every = list(chunks_of_a_pass(read_tensors(model)))
+    if not every:
         sys.exit(f"{model} holds no matrices of BF16 weights.")
+    chunks = spread(every, nbytes)
     shapes = {f"chunk{index}": chunk.shape for index, chunk in enumerate(chunks)}
     law = histogram.law("all")
     samples: dict[str, Iterable[U16]] = {
@@ -124,7 +125,7 @@ def main() -> None:
     args = parser.parse_args()
     threads = list(map(int, args.threads.split(",")))
     results: dict[str, list[dict[str, Any]]] = {}
-    with tempfile.TemporaryDirectory(prefix="codecs-") as folder:
+    with tempfile.TemporaryDirectory(prefix="lossless-") as folder:
         samples = save_samples(args.model, Path(folder), args.megabytes * 10**6)
         if not args.json:
             print(heading(threads))
