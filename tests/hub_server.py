@@ -116,12 +116,12 @@ class Hub:
 
     def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Make it the hub of this process; the library has read the environment already."""
-        from huggingface_hub import constants
+        from huggingface_hub import constants, file_download
 
+        template = f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "ENDPOINT", self.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+        for module in (constants, file_download):  # some versions have a copy
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         for name, value in {"NO_PROXY": "*", "HF_TOKEN": TOKEN}.items():
             monkeypatch.setenv(name, value)

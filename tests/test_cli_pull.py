@@ -73,7 +73,16 @@ def test_offline(hub: Hub, tmp_path: Path) -> None:
     status, _, said = ended(hub, "--out", tmp_path / "out", HF_HUB_OFFLINE="1")
     assert status == 1
     problem = f"error: owner/model: {hub.url} cannot be reached: HF_HUB_OFFLINE is set"
-    assert said == f"{problem}\nUnset it, or give a model's directory.\n"
+    assert said == f"{problem}\nUnset it.\n"
+
+
+def test_no_hub(hub: Hub, tmp_path: Path) -> None:
+    with serve({}) as gone:
+        pass
+    status, _, said = ended(hub, "--out", tmp_path / "out", HF_ENDPOINT=gone.url)
+    assert status == 1
+    assert said.startswith(f"error: owner/model: {gone.url} cannot be reached: ")
+    assert said.endswith("\nCheck the network and HF_ENDPOINT.\n")
 
 
 def test_wrong_use(hub: Hub, tmp_path: Path) -> None:

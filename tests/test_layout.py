@@ -32,6 +32,15 @@ def test_links_are_followed(tmp_path: Path) -> None:
     check_same(tmp_path / "snapshot", tensors)
 
 
+@pytest.mark.parametrize("layout", ["indexed", "numbered"])
+def test_links_that_lead_nowhere(layout: str, tmp_path: Path) -> None:
+    """As where the Hub's cache lacks a file that was never downloaded."""
+    write_checkpoint(tmp_path, layout=layout)
+    (tmp_path / SHARD_2).unlink()
+    (tmp_path / SHARD_2).symlink_to(tmp_path / "blob")
+    check_refused(tmp_path, CheckpointError, f"lacks {SHARD_2}")
+
+
 def test_index_may_name_files_in_a_folder_below(tmp_path: Path) -> None:
     tensors = write_checkpoint(tmp_path, layout="indexed")
     (tmp_path / "parts").mkdir()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -7,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pytest
@@ -89,12 +90,12 @@ def weight_bytes(path: Path) -> int:
     return sum(len(content) for name, content in contents(path).items() if name.endswith(".safetensors"))
 
 
-def interrupt(hub: Hub, out: Path, after: int = 1 << 21) -> None:
+def interrupt(hub: Hub, out: Path, after: int = 1 << 21, **options: Any) -> None:
     """Have a pull fail after so many bytes of weights."""
     hub.sent = 0
     hub.faults.stop_after = after
     with pytest.raises(CheckpointError, match="tried 3 times in vain"):
-        quickly(out)
+        quickly(out, **options)
     hub.faults = Faults()
 
 
@@ -243,6 +244,23 @@ class TestGoingOn:
         assert killed >= 3
         assert contents(tmp_path / "out") == contents(model.packed)
 
+    def test_a_disk_that_is_full(self, hub: Hub, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        room, write_all = 2_000_000, packed_writer._write_all
+
+        def write(file: BinaryIO, view: memoryview) -> None:
+            nonlocal room
+            room -= len(view)
+            if room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write_all(file, view)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(packed_writer, "_write_all", write)
+            with pytest.raises(PenstockError, match="the disk is full"):
+                quickly(tmp_path / "out")
+        quickly(tmp_path / "out")
+        assert contents(tmp_path / "out") == contents(model.packed)
+
     def test_cut_connections_and_a_busy_hub(self, hub: Hub, model: Model, tmp_path: Path) -> None:
         generator = random.Random(0)
         hub.faults.cuts = [generator.randrange(200_000) for _ in range(40)]
@@ -282,6 +300,10 @@ class TestRevisions:
         assert quickly(tmp_path / "out", revision=moved[0], watcher=watcher).commit == moved[0]
         assert watcher.notices == []
         assert contents(tmp_path / "out") == contents(model.packed)
+
+    def test_the_first_name_of_the_revision_is_kept(self, hub: Hub, tmp_path: Path, moved: tuple[str, str]) -> None:
+        interrupt(hub, tmp_path / "out", 100_000, revision=moved[0])
+        assert quickly(tmp_path / "out", revision="main").commit == moved[0]
 
     def test_another_revision(self, tmp_path: Path, moved: tuple[str, str]) -> None:
         with pytest.raises(UsageError) as caught:

@@ -51,6 +51,7 @@ bool runs_avx512() {
 std::vector<const Kernels*> detect() {
   std::vector<const Kernels*> tables;
 #if defined(__x86_64__)
+  if (runs_avx512()) tables.push_back(&kAvx512Vbmi2Kernels);
   if (runs_avx512()) tables.push_back(&kAvx512Kernels);
   if (runs_avx2()) tables.push_back(&kAvx2Kernels);
 #endif

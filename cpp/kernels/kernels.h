@@ -169,6 +169,7 @@ extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512Vbmi2Kernels;
 #endif
 
 }  // namespace penstock

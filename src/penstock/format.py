@@ -121,7 +121,8 @@ def parse_header(content: bytes, path: Path, file_size: int | None = None) -> He
 
     `file_size`: of the whole file, bytes; None for what its tensors add up to. Raises FormatError as `read_header`.
     """
-    return _parse(_read_raw_header(BytesIO(content), len(content), path), file_size, path)
+    whole = len(content) if file_size is None else file_size
+    return _parse(_read_raw_header(BytesIO(content), whole, path), file_size, path)
 
 
 def _parse(raw: bytes, file_size: int | None, path: Path) -> Header:

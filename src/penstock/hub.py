@@ -125,7 +125,8 @@ def http_errors() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def hub_errors(repo: str, before: str = "", revision: str = MAIN, file: str = "config.json") -> Iterator[None]:
-    """Make the library's errors ours. `before` opens what is said of a repository that is not to be had."""
+    """Make the library's errors ours. `before` opens what is said of a repository that is not to be had: NO_DIRECTORY
+    where a directory would do as well."""
     from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -137,6 +138,7 @@ def hub_errors(repo: str, before: str = "", revision: str = MAIN, file: str = "c
         RevisionNotFoundError,
     )
 
+    instead = ", or give a model's directory." if before else "."
     try:
         yield
     except HFValidationError as error:
@@ -158,11 +160,11 @@ def hub_errors(repo: str, before: str = "", revision: str = MAIN, file: str = "c
         raise CheckpointError(problem, f"Try again later; if it is 401 or 403, {LOG_IN}.") from error
     except OfflineModeIsEnabled as error:
         problem = f"{repo}: {before}{ENDPOINT} cannot be reached: HF_HUB_OFFLINE is set"
-        raise CheckpointError(problem, "Unset it, or give a model's directory.") from error
+        raise CheckpointError(problem, f"Unset it{instead}") from error
     except http_errors() as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         problem = f"{repo}: {before}{ENDPOINT} cannot be reached: {reason}"
-        raise CheckpointError(problem, "Check the network and HF_ENDPOINT, or give a model's directory.") from error
+        raise CheckpointError(problem, f"Check the network and HF_ENDPOINT{instead}") from error
 
 
 def _hub_file(repo: str, sibling: RepoSibling) -> HubFile:

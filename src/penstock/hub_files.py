@@ -119,6 +119,8 @@ class HubSource:
     def _work(self, jobs: SimpleQueue[tuple[Range, Future[bytearray]] | None], stop: Event) -> None:
         while (job := jobs.get()) is not None:
             (begin, end), future = job
+            if stop.is_set():
+                continue
             try:
                 future.set_result(self._fetch(begin, end, stop))
             except BaseException as error:
@@ -257,7 +259,7 @@ def _get(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterator[b
             yield response, response.iter_raw()
     else:  # requests, up to version 0.36 of the library; there it is an option
         with session.get(url, headers=headers, timeout=TIMEOUT_SECONDS, stream=True) as response:
-            yield response, response.iter_content(1 << 17)
+            yield response, response.iter_content(1 << 15)
 
 
 def _requests(ranges: Iterable[Range]) -> list[Range]:

@@ -213,8 +213,9 @@ def _look(hub: HubFolder, pool: ThreadPoolExecutor) -> _Model:
 
 def _begin(folder: PackFolder, begun: _Begun, model: _Model) -> None:
     folder.begin(model.originals)
-    with folder.new_file(_PULL, folder.unfinished) as file:
-        file.write(json.dumps(asdict(begun)).encode())
+    if not (folder.unfinished / _PULL).exists():
+        with folder.new_file(_PULL, folder.unfinished) as file:
+            file.write(json.dumps(asdict(begun)).encode())
     need = model.size_here() + _SPARE_BYTES - folder.bytes_written()
     folder.check_room(need, "Free some space, or choose another disk with --out.")
 

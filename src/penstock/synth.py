@@ -15,11 +15,9 @@ NumPy's stream (stable in practice, not promised: NEP 19), not on the number of 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +33,9 @@ from numpy.typing import NDArray
 from penstock.checkpoint import expected_tensors
 from penstock.config import ModelConfig, parse_config
 from penstock.errors import PenstockError, UsageError
+from penstock.in_order import in_order
+from penstock.kernels import default_threads
+from penstock.new_files import new_file, write_through
 from penstock.synth_tokenizer import first_unused_id, tokenizer_config_json, tokenizer_json
 
 F32 = NDArray[np.float32]
@@ -43,7 +44,6 @@ U16 = NDArray[np.uint16]
 SHARD_BYTES = 5_000_000_000  # as the Hub's tools split checkpoints, into tensors of at most "5GB" together
 _BLOCK_WEIGHTS = 1 << 17  # drawn and rounded within a core's own cache
 _BLOCKS_AHEAD = 128  # finished blocks, a quarter of a megabyte each, that wait for the disk
-_SYNC_BYTES = 128 << 20
 _SPARE_BYTES = 64 << 20  # tokenizer, JSON and what the file system itself needs
 
 _ROW_SPREAD, _COLUMN_SPREAD, _TENSOR_SPREAD, _NORM_SPREAD = 0.14, 0.15, 0.05, 0.1
@@ -140,7 +140,7 @@ def synthesize(
         if tokenizer:
             directory.write_json("tokenizer.json", tokenizer_json(model))
             directory.write_json("tokenizer_config.json", tokenizer_config_json(model))
-        with ThreadPoolExecutor(threads or _cpus()) as pool:
+        with ThreadPoolExecutor(threads or default_threads()) as pool:
             _write_shards(directory, shards, pool, partial(_iter_blocks, model, seed), on_progress)
         if len(shards) > 1:
             directory.write_json("model.safetensors.index.json", _index(shards, total))
@@ -159,8 +159,8 @@ def _write_shards(
     for shard in shards:
         with directory.file(shard.name) as file:
             file.write(shard.header())
-            for block in _in_order(pool, iter_blocks(shard)):
-                _write_through(file, block)
+            for block in in_order(pool, iter_blocks(shard), _BLOCKS_AHEAD):
+                write_through(file, block.data)
                 written += block.nbytes
                 if on_progress:
                     on_progress(written, total)
@@ -230,36 +230,6 @@ def to_bf16(values: F32) -> U16:
     return (bits >> 16).astype(np.uint16)
 
 
-def _in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], U16]]) -> Iterator[U16]:
-    """The results of all jobs, in order, a bounded number of them ahead."""
-    pending: deque[Future[U16]] = deque()
-    for job in jobs:
-        pending.append(pool.submit(job))
-        if len(pending) > _BLOCKS_AHEAD:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
-
-
-def _write_through(file: BinaryIO, block: U16) -> None:
-    """Append a block; every so often, have all bytes on the disk and out of the page cache."""
-    file.write(block.data)
-    position = file.tell()
-    if position // _SYNC_BYTES != (position - block.nbytes) // _SYNC_BYTES:
-        _settle(file)
-
-
-def _settle(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Directory:
     """A directory that was empty, and the files written to it since."""
 
@@ -278,10 +248,8 @@ class _Directory:
         """A file that gets its name once its bytes are on the disk."""
         path, unfinished = self.path / name, self.path / f"{name}.partial"
         self.written += [path, unfinished]
-        with unfinished.open("wb") as file:
+        with new_file(path, unfinished) as file:
             yield file
-            _settle(file)
-        unfinished.replace(path)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         with self.file(name) as file:

@@ -22,24 +22,25 @@ void with_constant(int count, F f) {
   f.template operator()<N>();
 }
 
-template <class V, Dtype kDtype>
+// W is the source of weights.
+template <class V, class W>
 struct Matmul {
   static constexpr int kRows = V::kTileRows;
   static constexpr int kOutputs = V::kTileOutputs;
   static constexpr std::int64_t kMostOutputs = 32;   // the weights of a block take 64 KB as BF16
   static constexpr std::int64_t kBlockTerms = 1024;  // a tile's rows take 24 KB on AVX-512
-  static constexpr bool kWidensOnce = V::kWidensOnce && kDtype != Dtype::kF32;
+  static constexpr bool kWidensOnce = V::kWidensOnce && !W::kIsF32;
   static constexpr std::int64_t kWideRows = 16;  // so many rows repay the stores
   static constexpr std::int64_t kAheadBytes = 2048;
-  static constexpr std::int64_t kItem = item_size(kDtype);
-  using Weights = RawWeights<V, kDtype>;
+  static constexpr std::int64_t kItem = W::kStepBytes / 16;
 
   const MatmulArgs& a;
+  const std::int64_t row_bytes;  // from one row of weights to the next
   const bool widens_once = kWidensOnce && a.x.rows >= kWideRows;
 
   // Rows `first`, `first` + distance, ... of the weights.
-  Weights weights(std::int64_t first, std::int64_t distance) const {
-    return {a.w + first * a.x.cols * kItem, distance * a.x.cols * kItem};
+  W weights(std::int64_t first, std::int64_t distance) const {
+    return {a.w + first * row_bytes, distance * row_bytes};
   }
 
   void emit(std::int64_t row, std::int64_t output, float dot) const {
@@ -51,7 +52,7 @@ struct Matmul {
   // R rows times outputs first, first + distance, ... (O of them), straight from memory.
   template <int R, int O>
   void direct_tile(std::int64_t first, std::int64_t distance) const {
-    const Weights w = weights(first, distance);
+    const W w = weights(first, distance);
     Lanes<V, R, O> lanes;
     lanes.clear();
     lanes.add(a.x.data, a.x.stride, w, a.x.cols, {w.data + kAheadBytes, w.stride, O});
@@ -80,12 +81,12 @@ struct Matmul {
   // Adds `terms` terms from `start` on to the lanes of rows row .. row + R - 1 and of `tiles` tiles of O outputs each:
   // those of w, then their neighbours. The first rows fetch the weights of the next tile from memory.
   template <int R, int O>
-  void add_block(std::int64_t row, std::int64_t start, std::int64_t terms, Weights w, std::int64_t tiles,
+  void add_block(std::int64_t row, std::int64_t start, std::int64_t terms, W w, std::int64_t tiles,
                  float* scratch) const {
     const float* x = a.x.data + row * a.x.stride + start;
     const std::uint8_t* next_block = w.data + terms * kItem;
     for (std::int64_t i = 0; i < tiles; ++i, scratch += tile_floats(O)) {
-      const std::uint8_t* neighbour = w.data + a.x.cols * kItem;
+      const std::uint8_t* neighbour = w.data + row_bytes;
       const Ahead ahead{i + 1 < tiles ? neighbour : next_block, w.stride, row == 0 ? O : 0};
       float* own_lanes = scratch + row * O * 16;
       float* wide = scratch + lane_floats(O);
@@ -94,7 +95,7 @@ struct Matmul {
       if (!widens_once) {
         lanes.add(x, a.x.stride, w, terms, ahead);
       } else if constexpr (kWidensOnce) {
-        row == 0 ? lanes.add(x, a.x.stride, KeptWeights<V, kDtype, O>{w, wide}, terms, ahead)
+        row == 0 ? lanes.add(x, a.x.stride, KeptWeights<V, W, O>{w, wide}, terms, ahead)
                  : lanes.add(x, a.x.stride, WideWeights<V, O>{wide}, terms, ahead);
       }
       lanes.store(own_lanes);
@@ -116,7 +117,7 @@ struct Matmul {
     std::int64_t start = 0;
     do {
       const std::int64_t terms = a.x.cols - start < kBlockTerms ? a.x.cols - start : kBlockTerms;
-      Weights w = weights(first, distance);
+      W w = weights(first, distance);
       w.data += start * kItem;
       for (std::int64_t row = 0; row < a.x.rows; row += kRows) {
         const int rows = a.x.rows - row < kRows ? static_cast<int>(a.x.rows - row) : kRows;
@@ -140,15 +141,20 @@ struct Matmul {
   }
 };
 
+template <class V, Dtype kDtype>
+void matmul_as(const MatmulArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
+  Matmul<V, RawWeights<V, kDtype>>{a, a.x.cols * item_size(kDtype)}.run(begin, end, scratch);
+}
+
 template <class V>
 void matmul(const MatmulArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
   switch (a.dtype) {
     case Dtype::kBF16:
-      return Matmul<V, Dtype::kBF16>{a}.run(begin, end, scratch);
+      return matmul_as<V, Dtype::kBF16>(a, begin, end, scratch);
     case Dtype::kF16:
-      return Matmul<V, Dtype::kF16>{a}.run(begin, end, scratch);
+      return matmul_as<V, Dtype::kF16>(a, begin, end, scratch);
     case Dtype::kF32:
-      return Matmul<V, Dtype::kF32>{a}.run(begin, end, scratch);
+      return matmul_as<V, Dtype::kF32>(a, begin, end, scratch);
   }
 }
 

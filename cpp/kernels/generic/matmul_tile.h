@@ -25,6 +25,7 @@ struct Ahead {
 template <class V, Dtype kDtype>
 struct RawWeights {
   static constexpr int kStepBytes = 16 * item_size(kDtype);
+  static constexpr bool kIsF32 = kDtype == Dtype::kF32;
 
   const std::uint8_t* data;
   std::int64_t stride;
@@ -37,12 +38,34 @@ struct RawWeights {
   }
 };
 
-// The same, kept widened at `wide` as they are used: step after step, the 16 values of each of the O rows.
-template <class V, Dtype kDtype, int O>
-struct KeptWeights {
-  static constexpr int kStepBytes = RawWeights<V, kDtype>::kStepBytes;
+// BF16 weights of which those of two steps lie together: 16 words of 32 bits, the first step's in the low halves, the
+// other's in the high ones. So they are widened by one operation.
+template <class V, class G>
+struct PairWeights {
+  static constexpr int kStepBytes = 32;
+  static constexpr bool kIsF32 = false;
 
-  RawWeights<V, kDtype> raw;
+  const std::uint8_t* data;
+  std::int64_t stride;
+
+  typename V::Part load(std::int64_t step, int o, int part) const {
+    const std::uint8_t* p = data + o * stride + step / 2 * 64 + part * (64 / V::kParts);
+    return step % 2 == 0 ? G::part_low_halves(p) : G::part_high_halves(p);
+  }
+  V load_partial(std::int64_t step, int o, int) const {
+    V v;
+    PENSTOCK_UNROLL
+    for (int part = 0; part < V::kParts; ++part) v.part[part] = load(step, o, part);
+    return v;
+  }
+};
+
+// The same as W, kept widened at `wide` as they are used: step after step, the 16 values of each of the O rows.
+template <class V, class W, int O>
+struct KeptWeights {
+  static constexpr int kStepBytes = W::kStepBytes;
+
+  W raw;
   float* wide;
 
   typename V::Part load(std::int64_t step, int o, int part) const {
@@ -111,6 +134,26 @@ struct Lanes {
         PENSTOCK_UNROLL
         for (int o = 0; o < O; ++o) {
           lane[r][o].part[p] = V::accumulate(weight[o], value, lane[r][o].part[p]);
+        }
+      }
+    }
+  }
+
+  // Adds 64 terms to those of output o.
+  template <class G>
+  [[gnu::always_inline]] inline void add_group(const float* x, std::int64_t stride, const typename G::Pairs& w, int o) {
+    PENSTOCK_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      PENSTOCK_UNROLL
+      for (int b = 0; b < 2; ++b) {
+        PENSTOCK_UNROLL
+        for (int p = 0; p < V::kParts; ++p) {
+          const auto weight = b == 0 ? G::low_halves(w.part[h][p]) : G::high_halves(w.part[h][p]);
+          PENSTOCK_UNROLL
+          for (int r = 0; r < R; ++r) {
+            const auto value = V::load_part(x + r * stride + 32 * h + 16 * b + p * (16 / V::kParts));
+            lane[r][o].part[p] = V::accumulate(weight, value, lane[r][o].part[p]);
+          }
         }
       }
     }

@@ -15,7 +15,8 @@
 namespace penstock {
 namespace {
 
-template <class V>
+// G are the operations on groups of packed weights.
+template <class V, class G>
 constexpr Kernels make_kernels(const char* name) {
   return Kernels{
       .name = name,
@@ -28,8 +29,8 @@ constexpr Kernels make_kernels(const char* name) {
       .exp = exp<V>,
       .store_kv = store_kv<V>,
       .attention = attention<V>,
-      .matmul_packed = matmul_packed<V>,
-      .unpack = unpack<V>,
+      .matmul_packed = matmul_packed<V, G>,
+      .unpack = unpack<G>,
   };
 }
 

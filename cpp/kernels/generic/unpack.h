@@ -1,68 +1,14 @@
-// Packed rows back to BF16.
+// Packed rows back to weights, as pairs for the matrix product or as they were.
 #pragma once
 
+#include "kernels/generic/exponents.h"
 #include "kernels/generic/packed_row.h"
 #include "kernels/kernels.h"
 
 namespace penstock {
 namespace {
 
-// The exponents of all positions of a row, in `out`; false if the row breaks the format.
-bool unpack_exponents(const PackedRow& row, std::uint8_t* out) {
-  RowParts parts;
-  if (!find_parts(row, parts)) return false;
-  std::int64_t next[kLevels] = {};
-  for (std::int64_t i = 0; i < row.groups * kGroupWeights; ++i) {
-    const int c = (row.low(i / 64) >> i % 64 & 1) + 2 * (row.high(i / 64) >> i % 64 & 1);
-    int depth = 0;
-    if (c == 0) {
-      while (depth < kLevels) {
-        const std::int64_t n = next[depth]++;
-        if ((parts.level[depth].data[n / 8] >> n % 8 & 1) == 0) break;
-        ++depth;
-      }
-    }
-    out[i] = static_cast<std::uint8_t>(row.unit - 2 + c - depth);
-  }
-  std::int64_t position = 0, patch = 0;
-  for (std::int64_t i = 0; i < parts.n_gaps; ++i) {
-    position += parts.gaps[i];
-    if (parts.gaps[i] == 255) continue;
-    if (position >= row.groups * kGroupWeights) return false;
-    const int value = parts.values[patch / 4] >> patch % 4 * 2 & 3;
-    ++patch;
-    const int difference[] = {2, 3, -10};
-    out[position++] = static_cast<std::uint8_t>(value == 3 ? *parts.literals++ : row.unit + difference[value]);
-  }
-  return true;
-}
-
-template <class V>
-bool unpack_row(const PackedRow& row, std::int64_t cols, std::uint8_t* out, Scratch scratch) {
-  if (!row.sound) return false;
-  if (row.raw) {
-    __builtin_memcpy(out, row.data, static_cast<std::size_t>(2 * cols));
-    return true;
-  }
-  std::uint8_t* exponents = reinterpret_cast<std::uint8_t*>(scratch.data);
-  if (!unpack_exponents(row, exponents)) return false;
-  for (std::int64_t g = 0; g < row.groups; ++g) {
-    const std::uint8_t* mantissas = row.data + g * kGroupMantissaBytes;
-    for (int p = 0; p < kGroupWeights; ++p) {
-      const std::int64_t i = g * kGroupWeights + weight_at(p);
-      if (i >= cols) continue;
-      int mantissa = mantissas[p % 56] & 0x7f;
-      if (p >= kGroupMantissaBytes) {
-        mantissa = 0;
-        for (int j = 0; j < 7; ++j) mantissa |= mantissas[7 * (p - 56) + j] >> 7 << j;
-      }
-      const std::uint16_t w =
-          static_cast<std::uint16_t>((row.sign(g) >> p & 1) << 15 | exponents[g * kGroupWeights + p] << 7 | mantissa);
-      __builtin_memcpy(out + 2 * i, &w, 2);
-    }
-  }
-  return true;
-}
+constexpr std::int64_t kGroupPairBytes = 2 * kGroupWeights;
 
 // Keeps the least number.
 void report_malformed(std::int64_t* least, std::int64_t row) {
@@ -71,11 +17,58 @@ void report_malformed(std::int64_t* least, std::int64_t row) {
   }
 }
 
-template <class V>
+// Calls use(group, pairs) for all groups of a row; false, perhaps after some calls, if it breaks the format.
+template <class G, class Use>
+bool for_each_group(const PackedRow& row, std::int64_t cols, std::uint8_t* scratch, Use use) {
+  if (!row.sound) return false;
+  if (row.raw) {
+    for (std::int64_t g = 0; g < cols / kGroupWeights; ++g) use(g, G::pairs_of(row.data + g * kGroupPairBytes));
+    if (const std::int64_t rest = cols % kGroupWeights; rest != 0) {
+      std::uint8_t last[kGroupPairBytes] = {};
+      __builtin_memcpy(last, row.data + (row.groups - 1) * kGroupPairBytes, static_cast<std::size_t>(2 * rest));
+      use(row.groups - 1, G::pairs_of(last));
+    }
+    return true;
+  }
+  std::uint8_t* exponents = scratch;
+  if (!unpack_exponents<G>(row, exponents, scratch + row.groups * kGroupWeights)) return false;
+  for (std::int64_t g = 0; g < row.groups; ++g) {
+    use(g, G::compose(exponents + g * kGroupWeights, row.mantissas(g), row.sign(g)));
+  }
+  return true;
+}
+
+// Rows of weights as pairs, one row after the other: groups of 32 words of 32 bits, whose low and high halves are
+// weights 32 h + j and 32 h + 16 + j of the group, for word 16 h + j.
+template <class G>
+void unpack_pairs(const PackedMatrix& w, std::int64_t begin, std::int64_t end, std::uint8_t* out, std::uint8_t* scratch,
+                  std::int64_t* malformed) {
+  for (std::int64_t row = begin; row < end; ++row) {
+    const auto store = [&](std::int64_t g, const typename G::Pairs& pairs) {
+      G::store_pairs(out + g * kGroupPairBytes, pairs);
+    };
+    if (!for_each_group<G>(find_row(w, row), w.cols, scratch, store)) {
+      __builtin_memset(out, 0, static_cast<std::size_t>(groups_of(w.cols) * kGroupPairBytes));
+      report_malformed(malformed, row);
+    }
+    out += groups_of(w.cols) * kGroupPairBytes;
+  }
+}
+
+template <class G>
 void unpack(const UnpackArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
   for (std::int64_t i = begin; i < end; ++i) {
     std::uint8_t* out = a.out + i * a.w.cols * 2;
-    if (unpack_row<V>(find_row(a.w, a.first_row + i), a.w.cols, out, scratch)) continue;
+    const auto store = [&](std::int64_t g, const typename G::Pairs& pairs) {
+      const std::int64_t left = a.w.cols - g * kGroupWeights;
+      if (left >= kGroupWeights) return G::store_weights(out + g * kGroupPairBytes, pairs);
+      std::uint8_t last[kGroupPairBytes];
+      G::store_weights(last, pairs);
+      __builtin_memcpy(out + g * kGroupPairBytes, last, static_cast<std::size_t>(2 * left));
+    };
+    if (for_each_group<G>(find_row(a.w, a.first_row + i), a.w.cols, reinterpret_cast<std::uint8_t*>(scratch.data), store)) {
+      continue;
+    }
     __builtin_memset(out, 0, static_cast<std::size_t>(2 * a.w.cols));
     report_malformed(a.malformed, a.first_row + i);
   }

@@ -154,8 +154,93 @@ struct Vec {
   }
 };
 
+// Groups of 64 packed weights (generic/exponents.h, generic/unpack.h).
+struct GroupOps {
+  template <int O>
+  using Depths = DepthPlanes<GroupOps, O>;
+  using Words = __m256i;
+  struct Pairs {
+    Words part[2][Vec::kParts];
+  };
+
+  static __m256i load_bytes(const std::uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static void store_bytes(std::uint8_t* p, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  static std::uint64_t deposit(std::uint64_t bits, std::uint64_t mask) { return _pdep_u64(bits, mask); }
+
+  // Byte p is -1 where bit p is set, else 0.
+  static __m256i bytes_of(std::uint32_t bits) {
+    const __m256i spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i each = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
+    const __m256i copies = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), spread);
+    return _mm256_cmpeq_epi8(_mm256_and_si256(copies, each), each);
+  }
+  static void store_exponents(std::uint8_t* out, const std::uint8_t* table, std::uint64_t low, std::uint64_t high,
+                              std::uint64_t depth0, std::uint64_t depth1, std::uint64_t depth2) {
+    const __m256i entries = _mm256_broadcastsi128_si256(Vec::load_halves(table));
+    PENSTOCK_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const auto bytes = [&](std::uint64_t bits) { return bytes_of(static_cast<std::uint32_t>(bits >> 32 * i)); };
+      __m256i sum = bytes(depth2);
+      sum = _mm256_add_epi8(sum, sum);
+      sum = _mm256_add_epi8(sum, _mm256_sub_epi8(bytes(depth1), bytes(high)));
+      sum = _mm256_add_epi8(sum, sum);
+      sum = _mm256_add_epi8(sum, _mm256_sub_epi8(bytes(depth0), bytes(low)));
+      const __m256i index = _mm256_add_epi8(sum, _mm256_set1_epi8(7));
+      store_bytes(out + 32 * i, _mm256_shuffle_epi8(entries, index));
+    }
+  }
+  static Pairs compose(const std::uint8_t* exponents, const std::uint8_t* mantissas, std::uint64_t sign) {
+    const __m256i stored[2] = {load_bytes(mantissas), load_bytes(mantissas + 32)};
+    const std::uint64_t tops = static_cast<std::uint32_t>(_mm256_movemask_epi8(stored[0])) |
+                               static_cast<std::uint64_t>(_mm256_movemask_epi8(stored[1])) << 32;
+    const long long last = static_cast<long long>(_pdep_u64(tops, 0x7f7f7f7f7f7f7f7f));
+    const __m256i seven = _mm256_set1_epi8(0x7f);
+    const __m256i mantissa[2] = {stored[0], _mm256_blend_epi32(stored[1], _mm256_set1_epi64x(last), 0xc0)};
+    Pairs pairs;
+    PENSTOCK_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const __m256i exponent = load_bytes(exponents + 32 * i);
+      const __m256i negative = bytes_of(static_cast<std::uint32_t>(sign >> 32 * i));
+      const __m256i low = _mm256_or_si256(_mm256_and_si256(mantissa[i], seven), _mm256_andnot_si256(seven, exponent));
+      const __m256i high = _mm256_or_si256(_mm256_and_si256(exponent, seven), _mm256_andnot_si256(seven, negative));
+      pairs.part[0][i] = _mm256_unpacklo_epi8(low, high);
+      pairs.part[1][i] = _mm256_unpackhi_epi8(low, high);
+    }
+    return pairs;
+  }
+  static __m256i load_words(const std::uint8_t* p) { return _mm256_cvtepu16_epi32(Vec::load_halves(p)); }
+  static Pairs pairs_of(const std::uint8_t* p) {
+    Pairs pairs;
+    for (int h = 0; h < 2; ++h) {
+      for (int i = 0; i < 2; ++i) {
+        const std::uint8_t* first = p + 64 * h + 16 * i;
+        pairs.part[h][i] = _mm256_or_si256(load_words(first), _mm256_slli_epi32(load_words(first + 32), 16));
+      }
+    }
+    return pairs;
+  }
+  static void store_weights(std::uint8_t* p, const Pairs& pairs) {
+    for (int h = 0; h < 2; ++h) {
+      const __m256i a = pairs.part[h][0], b = pairs.part[h][1], low = _mm256_set1_epi32(0xffff);
+      const __m256i first = _mm256_packus_epi32(_mm256_and_si256(a, low), _mm256_and_si256(b, low));
+      const __m256i second = _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
+      store_bytes(p + 64 * h, _mm256_permute4x64_epi64(first, 0xd8));
+      store_bytes(p + 64 * h + 32, _mm256_permute4x64_epi64(second, 0xd8));
+    }
+  }
+  static void store_pairs(std::uint8_t* p, const Pairs& pairs) {
+    for (int i = 0; i < 4; ++i) store_bytes(p + 32 * i, pairs.part[i / 2][i % 2]);
+  }
+  static Vec::Part low_halves(Words w) { return _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)); }
+  static Vec::Part high_halves(Words w) {
+    return _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+  static Vec::Part part_low_halves(const std::uint8_t* p) { return low_halves(load_bytes(p)); }
+  static Vec::Part part_high_halves(const std::uint8_t* p) { return high_halves(load_bytes(p)); }
+};
+
 }  // namespace
 
-constinit const Kernels kAvx2Kernels = make_kernels<Vec>("avx2");
+constinit const Kernels kAvx2Kernels = make_kernels<Vec, GroupOps>("avx2");
 
 }  // namespace penstock

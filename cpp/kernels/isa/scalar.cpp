@@ -211,8 +211,86 @@ struct Vec {
   }
 };
 
+// Groups of 64 packed weights (generic/exponents.h, generic/unpack.h).
+struct GroupOps {
+  template <int O>
+  using Depths = DepthPlanes<GroupOps, O>;
+
+  // A group's weights: word 16 h + j has weight 32 h + j in its low half, 32 h + 16 + j in its high half.
+  struct Words {
+    std::uint32_t lane[16];
+  };
+  struct Pairs {
+    Words part[2][Vec::kParts];
+  };
+
+  // The lowest bits of `bits`, put where `mask` has ones.
+  static std::uint64_t deposit(std::uint64_t bits, std::uint64_t mask) {
+    std::uint64_t result = 0;
+    for (; mask != 0; mask &= mask - 1, bits >>= 1) result |= (mask & -mask) & -(bits & 1);
+    return result;
+  }
+  // For each of 64 positions, the entry of the table at 7 + low + 2 high - (depth0 + 2 depth1 + 4 depth2).
+  static void store_exponents(std::uint8_t* out, const std::uint8_t* table, std::uint64_t low, std::uint64_t high,
+                              std::uint64_t depth0, std::uint64_t depth1, std::uint64_t depth2) {
+    for (int p = 0; p < 64; ++p) {
+      const int c = static_cast<int>((low >> p & 1) + 2 * (high >> p & 1));
+      out[p] = table[7 + c - static_cast<int>((depth0 >> p & 1) + 2 * (depth1 >> p & 1) + 4 * (depth2 >> p & 1))];
+    }
+  }
+  // From rotated exponents, mantissas as they are stored, and signs.
+  static Pairs compose(const std::uint8_t* exponents, const std::uint8_t* mantissas, std::uint64_t sign) {
+    Pairs pairs;
+    for (int p = 0; p < 64; p += 2) {
+      std::uint32_t word = 0;
+      for (int b = 0; b < 2; ++b) {
+        const std::uint32_t low = (mantissa(mantissas, p + b)) | (exponents[p + b] & 0x80u);
+        const std::uint32_t high = (exponents[p + b] & 0x7fu) | static_cast<std::uint32_t>(sign >> (p + b) & 1) << 7;
+        word |= (low | high << 8) << 16 * b;
+      }
+      pairs.part[p >> 3 & 1][0].lane[p / 16 * 4 + p % 8 / 2] = word;
+    }
+    return pairs;
+  }
+  static std::uint32_t mantissa(const std::uint8_t* stored, int position) {
+    if (position < 56) return stored[position] & 0x7f;
+    std::uint32_t bits = 0;
+    for (int i = 0; i < 7; ++i) bits |= static_cast<std::uint32_t>(stored[7 * (position - 56) + i] >> 7) << i;
+    return bits;
+  }
+  // Of 64 BF16 weights in their order.
+  static Pairs pairs_of(const std::uint8_t* p) {
+    Pairs pairs;
+    for (int j = 0; j < 32; ++j) {
+      const int first = j / 16 * 32 + j % 16;
+      pairs.part[j / 16][0].lane[j % 16] = Vec::item<std::uint16_t>(p, first) | Vec::item<std::uint16_t>(p, first + 16) << 16;
+    }
+    return pairs;
+  }
+  static void store_weights(std::uint8_t* p, const Pairs& pairs) {
+    for (int i = 0; i < 64; ++i) {
+      const std::uint32_t word = pairs.part[i / 32][0].lane[i % 16];
+      const std::uint16_t h = static_cast<std::uint16_t>(i % 32 < 16 ? word : word >> 16);
+      __builtin_memcpy(p + 2 * i, &h, 2);
+    }
+  }
+  static void store_pairs(std::uint8_t* p, const Pairs& pairs) { __builtin_memcpy(p, &pairs, sizeof(pairs)); }
+  static Vec::Part low_halves(const Words& w) {
+    Vec::Part part;
+    for (int j = 0; j < 16; ++j) part.lane[j] = std::bit_cast<float>(w.lane[j] << 16);
+    return part;
+  }
+  static Vec::Part high_halves(const Words& w) {
+    Vec::Part part;
+    for (int j = 0; j < 16; ++j) part.lane[j] = std::bit_cast<float>(w.lane[j] & 0xffff0000);
+    return part;
+  }
+  static Vec::Part part_low_halves(const std::uint8_t* p) { return low_halves(Vec::item<Words>(p, 0)); }
+  static Vec::Part part_high_halves(const std::uint8_t* p) { return high_halves(Vec::item<Words>(p, 0)); }
+};
+
 }  // namespace
 
-constinit const Kernels kScalarKernels = make_kernels<Vec>("scalar");
+constinit const Kernels kScalarKernels = make_kernels<Vec, GroupOps>("scalar");
 
 }  // namespace penstock

@@ -31,7 +31,9 @@ def verify(
     for place in report.differences:
         print(f"different: {place}")
     what = f"{report.n_files} file{'s' * (report.n_files != 1)}, {format_size(report.nbytes)}"
-    rate = f"{format_seconds(report.seconds)}, {format_rate(report.nbytes, report.seconds)}"
+    rate = format_seconds(report.seconds)
+    if report.packed or against:
+        rate += f", {format_rate(report.nbytes, report.seconds)}"
     if not report.sound:
         print(f"{path}: {what}: {_count(report.damage, 'damaged')}, {_count(report.differences, 'different')} ({rate})")
         raise typer.Exit(1)
