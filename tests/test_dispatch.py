@@ -10,9 +10,11 @@ import pytest
 
 from penstock import _core
 
-BEST_FIRST = ["avx512", "avx2", "scalar"]
+BEST_FIRST = ["avx512vbmi2", "avx512", "avx2", "scalar"]
+AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c", "bmi1", "bmi2"}
 NEEDS = {
-    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c", "bmi1", "bmi2"},
+    "avx512vbmi2": AVX512 | {"avx512vbmi", "avx512_vbmi2", "avx512_vpopcntdq", "gfni"},
+    "avx512": AVX512,
     "avx2": {"avx2", "fma", "f16c", "bmi1", "bmi2"},
     "scalar": set[str](),
 }

@@ -46,12 +46,17 @@ bool runs_avx512() {
   return runs_avx2() && has_bits(saved_states(), kOpmaskZmm) && has_bits(cpuid(7).ebx, kF | kDq | kBw | kVl);
 }
 
+bool runs_avx512_vbmi2() {
+  constexpr unsigned kVbmi = 1u << 1, kVbmi2 = 1u << 6, kGfni = 1u << 8, kVpopcntdq = 1u << 14;
+  return runs_avx512() && has_bits(cpuid(7).ecx, kVbmi | kVbmi2 | kGfni | kVpopcntdq);
+}
+
 #endif
 
 std::vector<const Kernels*> detect() {
   std::vector<const Kernels*> tables;
 #if defined(__x86_64__)
-  if (runs_avx512()) tables.push_back(&kAvx512Vbmi2Kernels);
+  if (runs_avx512_vbmi2()) tables.push_back(&kAvx512Vbmi2Kernels);
   if (runs_avx512()) tables.push_back(&kAvx512Kernels);
   if (runs_avx2()) tables.push_back(&kAvx2Kernels);
 #endif
