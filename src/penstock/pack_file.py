@@ -7,6 +7,7 @@ written.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING
 from penstock.format import parse_header
 from penstock.in_order import in_order
 from penstock.new_files import give_name
+from penstock.pack_runs import Buffers
 from penstock.packed_chunks import RUNS_AHEAD
 from penstock.packed_writer import Journal, PackedWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
     from penstock.pack_runs import PassOrder
@@ -44,14 +45,15 @@ def pack_file(
     original = parse_header(header, target, source.size)
     journal_path = unfinished.with_name(f"{unfinished.name}.journal")
     unfinished.touch()
-    with unfinished.open("r+b", buffering=0) as file, Journal(journal_path) as journal:
-        writer = PackedWriter(file, unfinished, journal, original, order)
+    with unfinished.open("r+b", buffering=0) as file, Journal(journal_path) as journal, _one_thread() as settler:
+        writer = PackedWriter(file, unfinished, journal, original, order, settler)
         writer.resume(pool)
         runs = [*writer.remaining()]
         saved = source.size - sum(run.range[1] for run in runs)
         on_bytes(saved)
         data = source.ranges([run.range for run in runs])
-        jobs = (partial(run.encode, next(data), source.name) for run in runs)
+        buffers = Buffers()
+        jobs = (partial(run.encode, next(data), source.name, buffers) for run in runs)
         try:
             for encoded in in_order(pool, jobs, RUNS_AHEAD):
                 writer.write(encoded)
@@ -64,3 +66,7 @@ def pack_file(
     give_name(unfinished, target)
     journal_path.unlink()
     return saved
+
+
+def _one_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="penstock-write")

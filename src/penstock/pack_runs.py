@@ -13,7 +13,7 @@ from penstock.cuts import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, coarse_stream_bytes
 from penstock.errors import PenstockError
 from penstock.layout import canonical_name
 from penstock.packed_chunks import RUN_BYTES, same_bytes
-from penstock.pages import page_array
+from penstock.pages import HUGE_PAGE_BYTES, page_array
 from penstock.strict_json import shown
 
 if TYPE_CHECKING:
@@ -89,6 +89,26 @@ def plan(header: Header, order: PassOrder) -> list[Planned]:
     return planned
 
 
+class Buffers:
+    """Memory that runs are encoded into, over and over: a system takes long to find new pages."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[U8]] = {}
+
+    def take(self, nbytes: int) -> U8:
+        """At least so many bytes of anything. Threads may share it."""
+        size = padded(nbytes, HUGE_PAGE_BYTES)
+        try:
+            return self._free.setdefault(size, []).pop()
+        except IndexError:
+            return page_array(size)
+
+    def give_back(self, *arrays: U8) -> None:
+        """Let others take what `take` has returned."""
+        for array in arrays:
+            self._free.setdefault(array.nbytes, []).append(array)
+
+
 @dataclass(frozen=True)
 class PackRun:
     """Chunks [begin, end) that are encoded together."""
@@ -104,15 +124,35 @@ class PackRun:
         end = min(self.end * self.planned.chunk_bytes, self.planned.tensor.nbytes)
         return self.planned.tensor.begin + begin, end - begin
 
-    def encode(self, data: U8, source: str) -> Encoded:
+    def encode(self, data: U8, source: str, buffers: Buffers) -> Encoded:
         """`data`: the original bytes; `source`: their file, for messages. Raises PenstockError for a defect of ours."""
         if self.planned.how.codec == "raw":
             return self._padded(data)
-        encoded = self._planes(data)
-        if not same_bytes(self._decoded(encoded, data.nbytes), data):
+        cols, rows = self.planned.how.cols, self._rows()
+        coarse = buffers.take(sum(codec.coarse_bytes(n, cols) for n in rows) + STREAM_ALIGNMENT)
+        fine = buffers.take(sum(codec.most_fine_bytes(n, cols) for n in rows) + STREAM_ALIGNMENT)
+        again = buffers.take(rows[0] * cols * 2)
+        begin = coarse_begin = fine_begin = 0
+        sizes = []
+        for n in rows:
+            weights = data[begin : begin + n * cols * 2]
+            tiers = coarse[coarse_begin : coarse_begin + codec.coarse_bytes(n, cols)], fine[fine_begin:]
+            sizes.append(codec.encode(weights, n, cols, *tiers))
+            self._check(weights, n, tiers, sizes[-1], again[: weights.nbytes], source)
+            begin, coarse_begin, fine_begin = begin + weights.nbytes, coarse_begin + len(tiers[0]), sum(sizes)
+        buffers.give_back(again)
+        coarse[coarse_begin : coarse_begin + STREAM_ALIGNMENT] = 0
+        fine[fine_begin : fine_begin + STREAM_ALIGNMENT] = 0
+        return Encoded(self, coarse, fine, sizes, buffers)
+
+    def _check(self, weights: U8, n_rows: int, tiers: tuple[U8, U8], fine_bytes: int, again: U8, source: str) -> None:
+        """Make sure that a chunk comes back; `again` has room for it."""
+        coarse, fine = tiers
+        offsets = np.array([0, fine_bytes], np.int64)
+        codec.decode(codec.PackedRows(n_rows, self.planned.how.cols, n_rows, coarse, fine, offsets), 0, n_rows, again)
+        if not same_bytes(again, weights):
             problem = f"{source}: {shown(self.planned.tensor.name)} does not come back from its packed form as it was"
             raise PenstockError(problem, "This is a defect of Penstock: nothing wrong was written. Please report it.")
-        return encoded
 
     def _padded(self, data: U8) -> Encoded:
         """Chunks that are stored as they are."""
@@ -124,28 +164,6 @@ class PackRun:
             out[end - size : end - size + part.nbytes] = part
         return Encoded(self, np.zeros(0, np.uint8), out, sizes)
 
-    def _planes(self, data: U8) -> Encoded:
-        cols, rows = self.planned.how.cols, self._rows()
-        coarse = page_array(sum(codec.coarse_bytes(n, cols) for n in rows) + STREAM_ALIGNMENT)
-        fine = page_array(sum(codec.most_fine_bytes(n, cols) for n in rows) + STREAM_ALIGNMENT)
-        begin = coarse_begin = fine_begin = 0
-        sizes = []
-        for n in rows:
-            weights = data[begin : begin + n * cols * 2]
-            size = codec.encode(weights, n, cols, coarse[coarse_begin:], fine[fine_begin:])
-            sizes.append(size)
-            begin, fine_begin = begin + weights.nbytes, fine_begin + size
-            coarse_begin += codec.coarse_bytes(n, cols)
-        return Encoded(self, coarse, fine, sizes)
-
-    def _decoded(self, encoded: Encoded, nbytes: int) -> U8:
-        how, n_rows = self.planned.how, sum(self._rows())
-        offsets = np.array([0, *accumulate(encoded.fine_sizes)], np.int64)
-        tiers = codec.PackedRows(n_rows, how.cols, self.planned.rows_per_chunk, encoded.coarse, encoded.fine, offsets)
-        out = page_array(nbytes)
-        codec.decode(tiers, 0, n_rows, out)
-        return out
-
     def _rows(self) -> list[int]:
         """Rows in each chunk."""
         step = self.planned.rows_per_chunk
@@ -156,11 +174,18 @@ class PackRun:
 class Encoded:
     """A run's chunks, one after the other.
 
-    Of two tiers both arrays have STREAM_ALIGNMENT bytes more, for the padding of a stream's end; `coarse` is empty
-    where the tensor is stored raw.
+    In two tiers, STREAM_ALIGNMENT zeros follow in both arrays, for the padding of a stream's end, and then anything;
+    `coarse` is empty where the tensor is stored raw.
     """
 
     run: PackRun
     coarse: U8
     fine: U8
     fine_sizes: list[int]
+    buffers: Buffers | None = None
+    """Where the arrays are from."""
+
+    def release(self) -> None:
+        """Let others have the arrays' memory."""
+        if self.buffers is not None:
+            self.buffers.give_back(self.coarse, self.fine)

@@ -26,7 +26,7 @@ from penstock.packed_chunks import RUNS_AHEAD, Run, read_run, runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
     from pathlib import Path
     from typing import BinaryIO
 
@@ -70,9 +70,19 @@ class Journal:
 class PackedWriter:
     """Writes runs, which come in order, to their places in a file. Raises OSError where the disk is full or fails."""
 
-    def __init__(self, file: BinaryIO, path: Path, journal: Journal, header: Header, order: PassOrder) -> None:
-        """`file`: `path`, open for writing without a buffer; `header`: the original file's."""
+    def __init__(
+        self,
+        file: BinaryIO,
+        path: Path,
+        journal: Journal,
+        header: Header,
+        order: PassOrder,
+        settler: ThreadPoolExecutor,
+    ) -> None:
+        """`file`: `path`, open for writing without a buffer; `header`: the original file's; `settler`: one thread."""
         self._file, self._path, self._journal = file, path, journal
+        self._settler = settler
+        self._settling: Future[None] | None = None
         self._plan = plan(header, order)
         self._records = np.zeros(sum(planned.n_chunks for planned in self._plan), RECORD)
         names = [name for planned in self._plan for name in planned.streams]
@@ -120,9 +130,7 @@ class PackedWriter:
         coarse = encoded.coarse[: coarse_step * (run.end - run.begin)]
         if coarse_step and run.end == planned.n_chunks:
             coarse = encoded.coarse[: planned.coarse_nbytes - coarse_step * run.begin]
-            end = sum(sizes)
-            sizes[-1] += -(self._fine_bytes + end) % STREAM_ALIGNMENT
-            encoded.fine[end : sum(sizes)] = 0
+            sizes[-1] += -(self._fine_bytes + sum(sizes)) % STREAM_ALIGNMENT
         fine = encoded.fine[: sum(sizes)]
         self._write_at(self._position + run.begin * coarse_step, coarse.data)
         self._write_at(self._position + planned.coarse_nbytes + self._fine_bytes, fine.data)
@@ -150,6 +158,7 @@ class PackedWriter:
         self._write_at(0, memoryview(head))
         self._write_at(self._position, memoryview(b"".join((*tail, seal))))
         self._file.truncate(self._position + sum(sizes))
+        self._wait()
         settle(self._file)
 
     def _header(self, streams: Iterable[tuple[str, int]]) -> bytes:
