@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import random_tensors, write_checkpoint
 from packed_files import contents, flip, packable_config
 
-from penstock.errors import CheckpointError, ChecksumError, FormatError, PenstockError, UsageError
+from penstock.errors import CheckpointError, ChecksumError, FormatError, PenstockError, ReadError, UsageError
+from penstock.files import Extent, Files
 from penstock.format import read_header
 from penstock.llm import LLM
 from penstock.pack import pack
@@ -127,6 +129,22 @@ class TestChecksums:
             flip(packed / FILE, offset, offset % 8)
             found = tokens_or_error(packed)
             assert found == before or str(packed / FILE) in str(found), offset
+
+    def test_what_the_disk_cannot_read_is_damage(self, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        begin, end = place(packed, f"{UP}.fine")
+        read = Files.read
+
+        def fail(files: Files, extent: Extent, buffer: Any) -> Any:
+            if begin <= extent.offset < end:
+                raise ReadError(f"{extent.path}: reading at offset {extent.offset} failed: Input/output error.")
+            return read(files, extent, buffer)
+
+        flip(packed / FILE, place(packed, f"{NORM}.raw")[0])
+        monkeypatch.setattr(Files, "read", fail)
+        damage = verify(packed).damage
+        assert damage[0] == f"{packed / FILE}: reading at offset {begin} failed: Input/output error."
+        assert NORM in damage[1]
+        assert len(damage) == 2
 
     def test_other_files_are_checked_too(self, tmp_path: Path) -> None:
         write_checkpoint(tmp_path / "src", packable_config(), layout="indexed")

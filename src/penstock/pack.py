@@ -31,7 +31,7 @@ from penstock.pack_folder import Original, PackFolder, open_pack_folder, packed_
 from penstock.pack_runs import PassOrder
 from penstock.packed import is_packed_file, read_packed
 from penstock.side_files import CONFIG, ORIGINAL_INDEX, packed_index, side_files
-from penstock.sources import LocalSource
+from penstock.sources import READ_THREADS, LocalSource
 from penstock.strict_json import read_json_object
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ PACKED_SHARE = 0.70
 """Of a BF16 matrix, with some to spare: what packing takes of it."""
 
 _SPARE_BYTES = 16 << 20  # what the file system itself needs
-_READ_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +226,7 @@ class _Packing:
         order = PassOrder(original.prefix, pass_ranks(self.config))
         files = Files()
         try:
-            with ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="penstock-read") as readers:
+            with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="penstock-read") as readers:
                 source = LocalSource(self.src / original.name, original.name, files, readers)
                 return pack_file(source, source.header(), target, partial, order, self.pool, meter.add)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,11 +15,11 @@ from penstock.files import aligned_buffer
 from penstock.in_order import in_order
 from penstock.packed import PACK_AGAIN
 from penstock.pages import page_array
+from penstock.sources import READ_THREADS, READS_AHEAD
 from penstock.strict_json import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import ThreadPoolExecutor
 
     from penstock.files import Extent, Files
     from penstock.kernels import U8
@@ -128,12 +129,10 @@ def runs(tensor: PackedTensor) -> Iterator[Run]:
 def original_bytes(file: PackedFile, files: Files, pool: ThreadPoolExecutor) -> Iterator[U8]:
     """All of the original file but its header, in order. Raises ReadError, FormatError."""
     tensors = sorted(file.tensors.values(), key=lambda tensor: tensor.original_begin)
-    jobs = (partial(_original, files, run) for tensor in tensors for run in runs(tensor))
-    return in_order(pool, jobs, RUNS_AHEAD)
-
-
-def _original(files: Files, run: Run) -> U8:
-    return read_run(files, run).original()
+    reads = (partial(read_run, files, run) for tensor in tensors for run in runs(tensor))
+    with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="penstock-read") as readers:
+        data = in_order(readers, reads, READS_AHEAD)
+        yield from in_order(pool, (part.original for part in data), RUNS_AHEAD)
 
 
 def read_run(files: Files, run: Run) -> RunData:

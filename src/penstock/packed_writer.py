@@ -135,14 +135,14 @@ class PackedWriter:
         self._write_at(self._position + run.begin * coarse_step, coarse.data)
         self._write_at(self._position + planned.coarse_nbytes + self._fine_bytes, fine.data)
         self._take(planned, _records(coarse.data, coarse_step, fine.data, sizes))
-        if self._unsettled >= SYNC_BYTES:
-            self.keep()
+        encoded.release()
+        if self._unsettled >= SYNC_BYTES // 2:  # while one half is on its way to the disk, the other is filled
+            self._settle()
 
     def keep(self) -> None:
         """Have what was written on the disk and in the journal."""
-        settle(self._file)
-        self._journal.append(self._records[self._journaled : self._done])
-        self._journaled, self._unsettled = self._done, 0
+        self._settle()
+        self._wait()
 
     def finish(self, header: bytes) -> None:
         """Write all that is not a stream; `header`: the first bytes of the original file."""
@@ -222,6 +222,21 @@ class PackedWriter:
         self._file.seek(offset)
         _write_all(self._file, data)
         self._unsettled += data.nbytes
+
+    def _settle(self) -> None:
+        """Have what was written on the disk and in the journal soon, while more is written."""
+        self._wait()
+        records = self._records[self._journaled : self._done]
+        self._settling = self._settler.submit(self._settle_and_note, records)
+        self._journaled, self._unsettled = self._done, 0
+
+    def _settle_and_note(self, records: Records) -> None:
+        settle(self._file)
+        self._journal.append(records)
+
+    def _wait(self) -> None:
+        if self._settling is not None:
+            self._settling.result()
 
 
 def _records(coarse: memoryview, coarse_step: int, fine: memoryview, fine_sizes: list[int]) -> Records:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from penstock.kernels import U8
 
+READ_THREADS = 4
 READS_AHEAD = 6
 
 

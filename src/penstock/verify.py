@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from penstock.config import parse_config
-from penstock.errors import ChecksumError, FormatError, UsageError
+from penstock.errors import ChecksumError, FormatError, ReadError, UsageError
 from penstock.files import Extent, Files, aligned_buffer
 from penstock.format import TensorInfo, read_header
 from penstock.in_order import in_order
@@ -18,8 +18,9 @@ from penstock.kernels import default_threads
 from penstock.layout import LocalFolder, canonical_name, check_directory, find_layout
 from penstock.machine import return_large_arrays
 from penstock.packed import PackedFile, PackedTensor, is_packed_file, read_packed
-from penstock.packed_chunks import RUN_BYTES, RUNS_AHEAD, Run, read_run, runs, same_bytes
+from penstock.packed_chunks import RUN_BYTES, RUNS_AHEAD, Run, RunData, read_run, runs, same_bytes
 from penstock.side_files import CONFIG
+from penstock.sources import READ_THREADS, READS_AHEAD
 from penstock.strict_json import read_json_object, shown
 
 if TYPE_CHECKING:
@@ -97,16 +98,16 @@ class _Check:
 
     def run(self, pool: ThreadPoolExecutor, on_progress: Callable[[int, int], None] | None) -> None:
         """Go through all tensors."""
-        jobs = [job for name, tensor in self._tensors.items() for job in self._jobs(name, tensor)]
-        done = self._nbytes - sum(nbytes for nbytes, _ in jobs)
-        for (nbytes, _), (damage, differences) in zip(
-            jobs, in_order(pool, [job for _, job in jobs], RUNS_AHEAD), strict=True
-        ):
-            self._damage += damage
-            self._differences += differences
-            done += nbytes
-            if on_progress is not None:
-                on_progress(done, self._nbytes)
+        pieces = [piece for name, tensor in self._tensors.items() for piece in self._pieces(name, tensor)]
+        done = self._nbytes - sum(piece.nbytes for piece in pieces)
+        with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="penstock-read") as readers:
+            checks = in_order(readers, (partial(piece.read, self._files) for piece in pieces), READS_AHEAD)
+            for piece, (damage, differences) in zip(pieces, in_order(pool, checks, RUNS_AHEAD), strict=True):
+                self._damage += damage
+                self._differences += differences
+                done += piece.nbytes
+                if on_progress is not None:
+                    on_progress(done, self._nbytes)
 
     def report(self, seconds: float) -> Report:
         return Report(
@@ -164,46 +165,84 @@ class _Check:
         if not same:
             self._differences.append(f"{file.path}: the header that it keeps is not that of {original}")
 
-    def _jobs(self, name: str, tensor: Tensor) -> Iterator[tuple[int, Callable[[], _Found]]]:
-        """The checks of a tensor, with the bytes that each reads of it."""
+    def _pieces(self, name: str, tensor: Tensor) -> Iterator[_PackedPiece | _PlainPiece]:
+        """What is read and checked of a tensor."""
         original = self._originals.get(name)
         if isinstance(tensor, PackedTensor):
             for run in runs(tensor):
-                nbytes = tensor.fine_extent(run.begin, run.end).nbytes
-                nbytes += tensor.coarse_extent(run.begin, run.end).nbytes if tensor.codec == "planes" else 0
-                yield nbytes, partial(_check_run, self._files, run, original)
+                yield _PackedPiece(run, original)
         elif original is not None:
             for begin in range(0, tensor.nbytes, RUN_BYTES):
-                nbytes = min(RUN_BYTES, tensor.nbytes - begin)
-                yield nbytes, partial(_compare_plain, self._files, tensor, original, begin, nbytes)
+                yield _PlainPiece(tensor, original, begin, min(RUN_BYTES, tensor.nbytes - begin))
 
 
 _Found: TypeAlias = "tuple[list[str], list[str]]"
 """Damage, and differences."""
 
 
-def _check_run(files: Files, run: Run, original: TensorInfo | None) -> _Found:
-    data = read_run(files, run)
-    damage = [fault.problem for chunk in range(run.begin, run.end) for fault in data.faults(chunk)]
-    if damage:
-        return damage, []
-    try:
-        decoded = data.original()
-    except FormatError as error:
-        return [error.problem], []
-    if original is None:
-        return [], []
-    begin = run.original_begin - run.tensor.original_begin
-    return [], _difference(files, run.tensor, original, begin, decoded)
+@dataclass(frozen=True)
+class _PackedPiece:
+    """A run, and the original tensor if there is one."""
+
+    run: Run
+    original: TensorInfo | None
+
+    @property
+    def nbytes(self) -> int:
+        tensor, chunks = self.run.tensor, (self.run.begin, self.run.end)
+        return tensor.fine_extent(*chunks).nbytes + (
+            tensor.coarse_extent(*chunks).nbytes if tensor.codec == "planes" else 0
+        )
+
+    @property
+    def begin(self) -> int:
+        """Within the original tensor."""
+        return self.run.original_begin - self.run.tensor.original_begin
+
+    def read(self, files: Files) -> Callable[[], _Found]:
+        """What checks the bytes that this reads."""
+        original = self.original
+        expected = None if original is None else _read(files, original, self.begin, self.run.original_nbytes)
+        try:
+            return partial(self._check, read_run(files, self.run), expected)
+        except ReadError as error:  # a disk that has lost a block may still have the others
+            found = [error.problem], list[str]()
+            return lambda: found
+
+    def _check(self, data: RunData, expected: U8 | None) -> _Found:
+        damage = [fault.problem for chunk in range(self.run.begin, self.run.end) for fault in data.faults(chunk)]
+        if damage:
+            return damage, []
+        try:
+            decoded = data.original()
+        except FormatError as error:
+            return [error.problem], []
+        if self.original is None or expected is None:
+            return [], []
+        return [], _difference(self.run.tensor, self.original, self.begin, decoded, expected)
 
 
-def _compare_plain(files: Files, tensor: TensorInfo, original: TensorInfo, begin: int, nbytes: int) -> _Found:
-    return [], _difference(files, tensor, original, begin, _read(files, tensor, begin, nbytes))
+@dataclass(frozen=True)
+class _PlainPiece:
+    """Some bytes of a tensor that has no checksums."""
+
+    tensor: TensorInfo
+    original: TensorInfo
+    begin: int
+    nbytes: int
+
+    def read(self, files: Files) -> Callable[[], _Found]:
+        """What checks the bytes that this reads."""
+        places = (self.tensor, self.original)
+        return partial(self._check, *(_read(files, tensor, self.begin, self.nbytes) for tensor in places))
+
+    def _check(self, data: U8, expected: U8) -> _Found:
+        return [], _difference(self.tensor, self.original, self.begin, data, expected)
 
 
-def _difference(files: Files, tensor: Tensor, original: TensorInfo, begin: int, data: U8) -> list[str]:
-    """What to say of bytes [begin, begin + len(data)) of a tensor that are not those of the original."""
-    if same_bytes(data, _read(files, original, begin, data.nbytes)):
+def _difference(tensor: Tensor, original: TensorInfo, begin: int, data: U8, expected: U8) -> list[str]:
+    """What to say of bytes of a tensor, from `begin` on, that are not those of the original."""
+    if same_bytes(data, expected):
         return []
     place = f"bytes {begin:,} to {begin + data.nbytes:,}"
     return [f"{tensor.path}: {shown(tensor.name)} is not that of {original.path} (within its {place})"]
