@@ -13,9 +13,11 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "codec/encode.h"
 #include "codec/layout.h"
+#include "codec/index.h"
 #include "fp_environment.h"
 #include "kernels/attention_scratch.h"
 #include "kernels/dispatch.h"
@@ -221,6 +223,50 @@ std::optional<std::int64_t> bind_matmul_packed(ThreadPool& pool, const Matrix<co
   return malformed_row(malformed);
 }
 
+// Returns how many bytes index_rows will write, and leaves the running sum of the rows' exceptions behind.
+std::int64_t bind_indexed_bytes(ThreadPool& pool, const Vector<const std::uint8_t>& weights, std::int64_t cols,
+                                const Vector<std::int64_t>& exceptions) {
+  const std::int64_t rows = exceptions.shape(0);
+  require_packable(rows, cols);
+  require_equal(weights.shape(0), 2 * rows * cols, "bytes of weights");
+  const nb::gil_scoped_release release;
+  count_exceptions(pool, {weights.data(), rows, cols, exceptions.data(), nullptr});
+  std::int64_t sum = 0;
+  for (std::int64_t r = 0; r < rows; ++r) sum += std::exchange(exceptions.data()[r], sum);
+  return rows * indexed_row_bytes(cols) + sum * kExceptionBytes;
+}
+
+void bind_index_rows(ThreadPool& pool, const Vector<const std::uint8_t>& weights, std::int64_t cols,
+                     const Vector<std::int64_t>& exceptions, const Vector<std::uint8_t>& out) {
+  const std::int64_t rows = exceptions.shape(0);
+  require_packable(rows, cols);
+  require_equal(weights.shape(0), 2 * rows * cols, "bytes of weights");
+  require(static_cast<std::int64_t>(out.shape(0)) >= rows * indexed_row_bytes(cols), "out is too small");
+  const nb::gil_scoped_release release;
+  index_rows(pool, {weights.data(), rows, cols, exceptions.data(), out.data()});
+}
+
+void bind_matmul_indexed(ThreadPool& pool, const Matrix<const float>& x, const Vector<const std::uint8_t>& w,
+                         const Matrix<float>& out, const std::optional<Vector<const float>>& bias, bool accumulate) {
+  const auto x_rows = rows_of(x, "x");
+  const auto out_rows = rows_of(out, "out");
+  require_packable(out_rows.cols, x_rows.cols);
+  const MatmulIndexedArgs args{
+      .x = x_rows,
+      .w = {w.data(), out_rows.cols, x_rows.cols},
+      .bias = bias ? bias->data() : nullptr,
+      .accumulate = accumulate,
+      .out = out_rows,
+  };
+  require_equal(args.out.rows, args.x.rows, "rows of out");
+  require(static_cast<std::int64_t>(w.shape(0)) >= args.w.rows * indexed_row_bytes(args.w.cols), "w is too short");
+  if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
+  const std::int64_t needed = matmul_packed_least_scratch(args.x.cols);
+  require(needed <= static_cast<std::int64_t>(pool.scratch_bytes()), "too little scratch for such rows");
+  const nb::gil_scoped_release release;
+  matmul_indexed(pool, args);
+}
+
 void bind_rms_norm(ThreadPool& pool, const Matrix<const float>& x, const Vector<const float>& weight, float eps,
                    const Matrix<float>& out) {
   const RmsNormArgs args{rows_of(x, "x"), weight.data(), eps, rows_of(out, "out")};
@@ -392,6 +438,16 @@ NB_MODULE(_core, m) {
         nb::arg("coarse").noconvert(), nb::arg("fine").noconvert(), nb::arg("fine_offsets").noconvert(),
         nb::arg("out").noconvert(), nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
         "As matmul, with packed BF16 weights; returns the first of their rows that breaks the format, or None.");
+  m.def("indexed_row_bytes", &indexed_row_bytes, "cols"_a, "Bytes of an indexed row, without its exceptions.");
+  m.def("indexed_bytes", &bind_indexed_bytes, "pool"_a, nb::arg("weights").noconvert(), "cols"_a,
+        nb::arg("exceptions").noconvert(),
+        "Bytes that index_rows will write for BF16 weights [rows, cols]; fills exceptions int64[rows] for it.");
+  m.def("index_rows", &bind_index_rows, "pool"_a, nb::arg("weights").noconvert(), "cols"_a,
+        nb::arg("exceptions").noconvert(), nb::arg("out").noconvert(),
+        "Writes BF16 weights in the form that matmul_indexed takes; `out` must have indexed_bytes.");
+  m.def("matmul_indexed", &bind_matmul_indexed, "pool"_a, nb::arg("x").noconvert(), nb::arg("w").noconvert(),
+        nb::arg("out").noconvert(), nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
+        "As matmul, with all that index_rows wrote for as many weights; it is not checked.");
   m.def("rms_norm", &bind_rms_norm, "pool"_a, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), "eps"_a,
         nb::arg("out").noconvert(), "out = weight * x / sqrt(mean(x * x) + eps), row by row; out may be x.");
   m.def("silu_mul", &bind_silu_mul, "pool"_a, nb::arg("gate").noconvert(), nb::arg("up").noconvert(),

@@ -199,6 +199,30 @@ def test_what_does_not_come_back_is_not_written(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "x").exists()
 
 
+def test_nor_is_what_cannot_be_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where an earlier chunk of the same weights has come back into the same memory."""
+    encode, calls = codec.encode, 0
+
+    def wrong(weights: Any, rows: int, cols: int, coarse: Any, fine: Any) -> int:
+        nonlocal calls
+        size, calls = encode(weights, rows, cols, coarse, fine), calls + 1
+        if calls == 2:
+            fine[:4] = 255
+        return size
+
+    monkeypatch.setattr(codec, "encode", wrong)
+    weights = file_content([("w", "BF16", (512, 1024))])[-(1 << 20) :]
+    header = file_content([("w", "BF16", (1024, 1024))])[: -(2 << 20)]
+    with pytest.raises(PenstockError, match="'w' does not come back from its packed form as it was"):
+        pack_bytes(header + 2 * weights, tmp_path / "x", threads=1)
+
+
+def test_narrow_matrices_come_back_too(tmp_path: Path) -> None:
+    content = file_content([("w", "BF16", (1_200_000, 1)), ("x", "BF16", (30_000, 3))])
+    pack_bytes(content, tmp_path / "x")
+    assert unpack_bytes(tmp_path / "x") == content
+
+
 def test_the_index_says_how_tensors_are_stored(tmp_path: Path) -> None:
     pack_bytes(file_content([MATRIX, ("v", "F32", (5,))]), tmp_path / "x")
     header = read_header(tmp_path / "x")

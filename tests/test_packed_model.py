@@ -71,7 +71,9 @@ def test_it_is_packed(pair: tuple[Path, Path]) -> None:
     assert codecs["k_proj"] == codecs["norm"] == "raw"
 
 
-@pytest.mark.parametrize(("resident", "piece_bytes"), [(0, 1000), (0.3, 1 << 20), (0.7, 200_000), (1, 1 << 20)])
+@pytest.mark.parametrize(
+    ("resident", "piece_bytes"), [(0, 1000), (0.3, 1 << 20), (0.7, 200_000), (1, 1 << 20), (2, 200_000)]
+)
 def test_the_same_logits_however_much_is_resident(pair: tuple[Path, Path], piece_bytes: int, resident: float) -> None:
     raw, small = pair
     expected = logits(raw)
@@ -120,6 +122,45 @@ def test_the_coarse_tier_stays_in_memory_first(own: Path) -> None:
             assert budget - weights.resident_bytes < 0.2 * nbytes
             kept_only = weights._resident.keys() <= coarse
             assert kept_only if kept is not None else weights._resident.keys() > coarse
+
+
+def test_a_model_that_fits_is_kept_in_indexed_rows(pair: tuple[Path, Path]) -> None:
+    """With room enough, and as packed again when the room shrinks; matrices that are stored raw stay as they are."""
+    raw, small = pair
+    expected = logits(raw)
+    with open_engine(small) as engine:
+        weights = engine.stage.model.weights
+        assert weights.pass_bytes < weights.indexed_bytes < 1.3 * weights.pass_bytes
+        for budget, indexed in ((weights.indexed_bytes, True), (weights.indexed_bytes - 1, False), (1 << 30, True)):
+            weights.limit_resident(budget)
+            assert same_bits(commit(engine, new_cache(engine), TOKENS, 7), expected)
+            assert bool(weights._indexed) is indexed
+            assert weights.streamed_bytes == 0
+            assert weights.resident_bytes <= budget
+            before = weights.totals.bytes_read
+            assert same_bits(commit(engine, new_cache(engine), TOKENS), expected)
+            assert weights.totals.bytes_read == before, "a pass read what is in memory"
+        weights.limit_resident(0)
+        assert (weights.resident_bytes, weights.streamed_bytes) == (0, weights.pass_bytes)
+
+
+def test_exponents_too_wild_for_indexed_rows(tmp_path: Path) -> None:
+    """They would take more room than was planned for, so the model stays packed."""
+    config = tiny_config(**CONFIG)
+    tensors = random_tensors(config)
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2 and "embed" not in name:
+            tensor[:, ::40] ^= 0x1800  # other exponents in nearly every group
+    write_checkpoint(tmp_path / "raw", config, tensors=tensors)
+    pack(tmp_path / "raw", tmp_path / "packed")
+    with open_engine(tmp_path / "packed", resident=2) as engine:
+        weights = engine.stage.model.weights
+        budget = weights.indexed_bytes
+        weights.limit_resident(budget)
+        for _ in range(2):
+            assert same_bits(commit(engine, new_cache(engine), TOKENS), logits(tmp_path / "raw"))
+            assert weights.resident_bytes <= budget
+        assert not weights._indexed
 
 
 def streams(path: Path, kind: str) -> list[tuple[str, int, int]]:

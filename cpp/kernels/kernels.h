@@ -71,6 +71,22 @@ struct MatmulPackedArgs {
   std::int64_t* malformed;
 };
 
+// Indexed rows (codec/index.h), written by index_rows.
+struct IndexedMatrix {
+  const std::uint8_t* data;
+  std::int64_t rows;
+  std::int64_t cols;
+};
+
+// As MatmulArgs, with indexed weights and any number of rows of x; w.cols == x.cols.
+struct MatmulIndexedArgs {
+  Rows<const float> x;
+  IndexedMatrix w;
+  const float* bias;  // or null
+  bool accumulate;
+  Rows<float> out;
+};
+
 // So many rows of x are multiplied at a time: enough to hide the cost of the weights, few enough to stay in the cache.
 inline constexpr std::int64_t kMatmulRows = 64;
 
@@ -162,6 +178,7 @@ struct Kernels {
   void (*store_kv)(const StoreKvArgs&, std::int64_t begin, std::int64_t end, Scratch);     // rows
   void (*attention)(const AttentionArgs&, std::int64_t begin, std::int64_t end, Scratch);  // kv_head * rows + row
   void (*matmul_packed)(const MatmulPackedArgs&, std::int64_t begin, std::int64_t end, Scratch);  // outputs
+  void (*matmul_indexed)(const MatmulIndexedArgs&, std::int64_t begin, std::int64_t end, Scratch);  // outputs
   void (*unpack)(const UnpackArgs&, std::int64_t begin, std::int64_t end, Scratch);               // rows
 };
 

@@ -59,6 +59,30 @@ void matmul_packed(ThreadPool& pool, const MatmulPackedArgs& args) {
   split(pool, active_kernels().matmul_packed, args, outputs, std::max(share, least));
 }
 
+void matmul_indexed(ThreadPool& pool, const MatmulIndexedArgs& args) {
+  const auto lock = pool.acquire();
+  const std::int64_t outputs = args.out.cols;
+  const std::int64_t share = std::clamp<std::int64_t>(outputs / (8 * pool.threads()), 4, 64) / 4 * 4;
+  const std::int64_t least = kWorthwhileFloats / std::max<std::int64_t>(args.x.rows * args.x.cols, 1) + 1;
+  split(pool, active_kernels().matmul_indexed, args, outputs, std::max(share, least));
+}
+
+void count_exceptions(ThreadPool& pool, const IndexArgs& args) {
+  const auto lock = pool.acquire();
+  const auto kernel = [](const IndexArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
+    count_exceptions(a, begin, end);
+  };
+  split<IndexArgs>(pool, kernel, args, args.rows, grain_of(pool, args.rows, args.cols));
+}
+
+void index_rows(ThreadPool& pool, const IndexArgs& args) {
+  const auto lock = pool.acquire();
+  const auto kernel = [](const IndexArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
+    index_rows(a, begin, end);
+  };
+  split<IndexArgs>(pool, kernel, args, args.rows, grain_of(pool, args.rows, args.cols));
+}
+
 void rms_norm(ThreadPool& pool, const RmsNormArgs& args) {
   const auto lock = pool.acquire();
   split(pool, active_kernels().rms_norm, args, args.x.rows, grain_of(pool, args.x.rows, args.x.cols));

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from penstock import _core
 from penstock.codec import MalformedRow
 from penstock.errors import UsageError
+from penstock.indexed import IndexedRows
+from penstock.pages import page_array
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,6 +106,21 @@ class Kernels:
         row = _core.matmul_packed(self._pool, x, packed.rows_per_chunk, *chunks, out, bias, accumulate)
         if row is not None:
             raise MalformedRow(row)
+
+    def index(self, weights: U8, rows: int, cols: int) -> IndexedRows:
+        """BF16 weights [rows, cols], as bytes, in the form that is quickest to multiply with; in pages of its own."""
+        exceptions = np.empty(rows, np.int64)
+        data = page_array(_core.indexed_bytes(self._pool, weights, cols, exceptions))
+        _core.index_rows(self._pool, weights, cols, exceptions, data)
+        return IndexedRows(rows, cols, data)
+
+    def matmul_indexed(
+        self, x: F32, indexed: IndexedRows, out: F32, *, bias: F32 | None = None, accumulate: bool = False
+    ) -> None:
+        """As matmul, with indexed BF16 weights [n, k]: the same bits."""
+        if (indexed.rows, indexed.cols) != (out.shape[1], x.shape[1]):
+            raise ValueError(f"indexed weights are {indexed.rows} x {indexed.cols}, not {out.shape[1]} x {x.shape[1]}")
+        _core.matmul_indexed(self._pool, x, indexed.data, out, bias, accumulate)
 
     def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
         """Root-mean-square normalisation over the last axis of x[rows, n] (arXiv 1910.07467)."""

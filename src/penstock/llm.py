@@ -97,6 +97,7 @@ class LLM:
             process=machine.footprint().nbytes,
             scratch=self.kernels.scratch_bytes * self.kernels.threads,
             chunk=chunk,
+            indexed=self.weights.indexed_bytes,
         )
         self.memory = Memory(budget, self.weights, self._kv_shape, Relief(), options.max_resident)
         stage = Stage(self.model, range(self.config.num_hidden_layers), self._after_layer)

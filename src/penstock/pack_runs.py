@@ -73,8 +73,8 @@ class Planned:
         return stream_names(self.tensor.name, self.how.codec)
 
     def runs(self, begin: int = 0) -> Iterator[PackRun]:
-        """The chunks from `begin` on, in runs of about RUN_BYTES."""
-        step = max(1, RUN_BYTES // self.chunk_bytes) if self.n_chunks else 1
+        """The chunks from `begin` on, in runs of about RUN_BYTES, or of less where narrow rows grow in the packing."""
+        step = max(1, RUN_BYTES // max(1, self.chunk_bytes, self.coarse_chunk_bytes))
         for first in range(begin, self.n_chunks, step):
             yield PackRun(self, first, min(first + step, self.n_chunks))
 
@@ -147,10 +147,14 @@ class PackRun:
 
     def _check(self, weights: U8, n_rows: int, tiers: tuple[U8, U8], fine_bytes: int, again: U8, source: str) -> None:
         """Make sure that a chunk comes back; `again` has room for it."""
-        coarse, fine = tiers
         offsets = np.array([0, fine_bytes], np.int64)
-        codec.decode(codec.PackedRows(n_rows, self.planned.how.cols, n_rows, coarse, fine, offsets), 0, n_rows, again)
-        if not same_bytes(again, weights):
+        packed = codec.PackedRows(n_rows, self.planned.how.cols, n_rows, *tiers, offsets)
+        try:
+            codec.decode(packed, 0, n_rows, again)
+            same = same_bytes(again, weights)
+        except codec.MalformedRow:
+            same = False
+        if not same:
             problem = f"{source}: {shown(self.planned.tensor.name)} does not come back from its packed form as it was"
             raise PenstockError(problem, "This is a defect of Penstock: nothing wrong was written. Please report it.")
 

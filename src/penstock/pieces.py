@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
-from penstock.codec import MalformedRow, PackedRows
+from penstock.codec import MalformedRow, PackedRows, decode
 from penstock.errors import FormatError
 from penstock.files import Extent
+from penstock.indexed import IndexedRows, likely_bytes
 from penstock.packed import PackedTensor
+from penstock.pages import page_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,6 +39,13 @@ class Piece(Protocol):
 
     def loaded(self, parts: Sequence[U8]) -> PieceData:
         """The piece with its parts in memory."""
+
+    @property
+    def likely_indexed_bytes(self) -> int:
+        """What the piece will take in indexed rows; 0 where it stays as it is."""
+
+    def indexed(self, parts: Sequence[U8], kernels: Kernels) -> PieceData:
+        """The piece in indexed rows. Raises FormatError."""
 
 
 class PieceData(Protocol):
@@ -86,6 +95,21 @@ class PackedData:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexedData:
+    """Rows in the form that is quickest to multiply with."""
+
+    rows: slice
+    indexed: IndexedRows
+
+    @property
+    def nbytes(self) -> int:
+        return self.indexed.data.nbytes
+
+    def matmul(self, kernels: Kernels, x: F32, out: F32, bias: F32 | None, accumulate: bool) -> None:
+        kernels.matmul_indexed(x, self.indexed, out, bias=bias, accumulate=accumulate)
+
+
+@dataclass(frozen=True, slots=True)
 class PlainPiece:
     """Rows of a matrix in a plain safetensors file, which has no checksums."""
 
@@ -107,6 +131,13 @@ class PlainPiece:
 
     def loaded(self, parts: Sequence[U8]) -> PlainData:
         return PlainData(self.rows, parts[0], self.tensor.dtype.value)
+
+    @property
+    def likely_indexed_bytes(self) -> int:
+        return 0
+
+    def indexed(self, parts: Sequence[U8], kernels: Kernels) -> PlainData:
+        return self.loaded(parts)
 
 
 @dataclass(frozen=True)
@@ -147,6 +178,23 @@ class PackedPiece:
         coarse, fine = parts
         packed = PackedRows(count, tensor.cols, tensor.rows_per_chunk, coarse, fine, self._fine_offsets)
         return PackedData(tensor, self.rows, packed)
+
+    @property
+    def likely_indexed_bytes(self) -> int:
+        if self.tensor.codec == "raw":
+            return 0
+        return likely_bytes(self.rows.stop - self.rows.start, self.tensor.cols)
+
+    def indexed(self, parts: Sequence[U8], kernels: Kernels) -> PieceData:
+        data = self.loaded(parts)
+        if not isinstance(data, PackedData):
+            return data
+        plain = page_array(data.packed.rows * self.tensor.row_bytes)
+        try:
+            decode(data.packed, 0, data.packed.rows, plain)
+        except MalformedRow as error:
+            raise malformed(self.tensor, self.rows.start + error.row) from error
+        return IndexedData(self.rows, kernels.index(plain, data.packed.rows, self.tensor.cols))
 
     @cached_property
     def _fine_offsets(self) -> I64:

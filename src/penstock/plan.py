@@ -30,6 +30,9 @@ LEAST_CHUNK_ROWS = 32
 RAW_WEIGHT_BYTES, FINE_WEIGHT_BYTES = 2.0, 0.875
 """The least that a weight takes of a piece's larger part: as it is, and in the fine tier of packed weights."""
 
+UNPACKED_PIECES = 3
+"""Buffers of the ring that an unpacked piece takes the room of."""
+
 
 def parse_bytes(text: str | int) -> int:
     """Bytes of a size like "512MiB", "2GiB", "3 GB" or a plain number. Raises UsageError."""
@@ -81,6 +84,8 @@ class Budget:
     """Working memory of the kernels."""
     chunk: int = 0
     """The largest chunk of packed weights, which every buffer of the ring must hold; 0 where nothing is packed."""
+    indexed: int = 0
+    """What all weights take in the form that is quickest to multiply with; 0 where there is none."""
 
     @property
     def ring(self) -> Ring:
@@ -99,7 +104,10 @@ class Budget:
                 f"A memory ceiling of {self.ceiling // MIB} MiB is too small for this model and prompt.",
                 f"The least that works is {least}: raise --memory or shorten the prompt.",
             )
-        resident = min(self.weights, self._usable - needs)
+        room = self._usable - needs
+        # A piece is unpacked before it is indexed.
+        indexes = 0 < self.indexed <= room - UNPACKED_PIECES * self.ring.piece_bytes
+        resident = self.indexed if indexes else min(self.weights, room)
         return Plan(
             ceiling=self.ceiling,
             process=self.process,
@@ -109,7 +117,7 @@ class Budget:
             kv=demand.kv,
             activations=activations,
             resident=resident,
-            streamed=self.weights - resident,
+            streamed=0 if indexes else self.weights - resident,
         )
 
     def least_ceiling(self, missing: int) -> int:
@@ -149,7 +157,8 @@ class Budget:
 class Plan:
     """How a ceiling is shared out, in bytes: all but `streamed` is in memory, and at most `ceiling` together.
 
-    `resident` and `streamed` are the weights of a pass; the other parts are as in Budget and Demand.
+    `resident` and `streamed` are the weights of a pass, as stored or, where all are resident, in the form that is
+    quickest to multiply with; the other parts are as in Budget and Demand.
     """
 
     ceiling: int

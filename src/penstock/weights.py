@@ -76,6 +76,15 @@ class Weights:
         self._priority = _priority(self._parts)
         self._ends = [*accumulate(self._parts[index].nbytes for index in self._priority)]
         self._resident: dict[int, U8] = {}
+        self._indexed: dict[int, PieceData] = {}
+        """Pieces in indexed rows, by their first part."""
+        self._in_memory: set[int] = set()
+        """Parts that are, in whatever form."""
+        self._indexing = False
+        self._budget = 0
+        self._not_indexed = {i for i, part in enumerate(self._parts) if not part.piece.likely_indexed_bytes}
+        self.indexed_bytes = self._likely_indexed_bytes(pieces)
+        """What all pieces together likely take where those that can be are kept in indexed rows; 0 where none can."""
         self._files = Files()
         # The parts of a group's pieces are held together.
         held = max((sum(len(self._by_name[name][0]) for name in group) for group in order), default=0)
@@ -83,7 +92,7 @@ class Weights:
         self._stream = ReadAhead(
             self._files,
             [part.extent for part in self._parts],
-            self._resident.__contains__,
+            self._in_memory.__contains__,
             max(ring.depth, 1 + held),
             self._read_done,
             ring.reads,
@@ -104,7 +113,12 @@ class Weights:
     @property
     def resident_bytes(self) -> int:
         """Bytes of the pieces that are held in memory now."""
-        return sum(data.nbytes for data in self._resident.values())
+        return sum(data.nbytes for held in (self._resident, self._indexed) for data in held.values())
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes that the next pass would read."""
+        return self.pass_bytes - sum(self._parts[index].nbytes for index in self._in_memory)
 
     def prefetch(self) -> tuple[int, float]:
         """Fill the reader's ring with what the next pass streams first: bytes that came, and seconds they took.
@@ -115,20 +129,33 @@ class Weights:
         return self._stream.fill()
 
     def limit_resident(self, budget: int) -> None:
-        """Keep at most `budget` bytes of pieces in memory; they are kept as the next pass reads them."""
-        count = bisect_right(self._ends, budget)
-        if count == len(self._keep):
+        """Keep at most `budget` bytes of pieces in memory; they are kept as the next pass reads them.
+
+        Where that is enough for all of a packed model in indexed rows, they are kept so.
+        """
+        self._budget = budget
+        indexing = 0 < self.indexed_bytes <= budget
+        keep = self._not_indexed if indexing else set(self._priority[: bisect_right(self._ends, budget)])
+        if indexing == self._indexing and keep == self._keep:
             return
-        self._keep = set(self._priority[:count])
+        self._indexing, self._keep = indexing, keep
         for index in self._resident.keys() - self._keep:
             del self._resident[index]
+        self._indexed.clear()
+        self._in_memory.clear()
+        self._in_memory.update(self._resident)
 
     def pieces(self, name: str) -> Generator[PieceData]:
         """The pieces of a matrix, in order; each is valid until the next one is asked for. Raises ReadError."""
         for indices in self._by_name[name]:
+            if (indexed := self._indexed.get(indices[0])) is not None:
+                yield indexed
+                continue
             with ExitStack() as stack:
                 parts = [stack.enter_context(self._data(index)) for index in indices]
-                yield self._parts[indices[0]].piece.loaded(parts)
+                piece = self._parts[indices[0]].piece
+                index = self._indexing and indices[0] not in self._keep
+                yield self._index(indices, piece, parts) if index else piece.loaded(parts)
 
     def vector(self, name: str) -> F32:
         """A whole vector (norm weights, a bias), float32 [n]."""
@@ -155,6 +182,20 @@ class Weights:
         self._kernels.widen(rows.reshape(-1), tensor.dtype.value, out.reshape(-1))
         return out[inverse]
 
+    def _likely_indexed_bytes(self, pieces: Sequence[Piece]) -> int:
+        indexed = sum(piece.likely_indexed_bytes for piece in pieces)
+        return indexed + sum(self._parts[i].nbytes for i in self._not_indexed) if indexed else 0
+
+    def _index(self, indices: Sequence[int], piece: Piece, parts: Sequence[U8]) -> PieceData:
+        """The piece in indexed rows, which stay in memory."""
+        data = piece.indexed(parts, self._kernels)
+        self._indexed[indices[0]] = data
+        self._in_memory.update(indices)
+        if self.resident_bytes > self._budget:  # exponents that vary more than any trained model's
+            self.indexed_bytes = 0
+            self.limit_resident(self._budget)
+        return data
+
     def _check_open(self) -> None:
         if self._closed:
             raise UsageError("This model has been closed.", "Open it again.")
@@ -164,6 +205,7 @@ class Weights:
         self._stream.close()
         self._files.close()
         self._resident.clear()
+        self._indexed.clear()
 
     @contextmanager
     def _data(self, index: int) -> Iterator[U8]:
@@ -176,6 +218,7 @@ class Weights:
             self.events.tell("wait", name, begin, time.perf_counter(), data.nbytes)
             if index in self._keep:
                 self._resident[index] = _copy(data) if self._stream.in_ring(data) else data
+                self._in_memory.add(index)
             yield data
         except BaseException:
             # A walk that was dropped may be closed by the garbage collector, even amid the start of another read.

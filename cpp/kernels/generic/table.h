@@ -6,6 +6,7 @@
 #include "kernels/generic/exp.h"
 #include "kernels/generic/kv.h"
 #include "kernels/generic/matmul.h"
+#include "kernels/generic/matmul_indexed.h"
 #include "kernels/generic/matmul_packed.h"
 #include "kernels/generic/norm.h"
 #include "kernels/generic/rope.h"
@@ -30,6 +31,7 @@ constexpr Kernels make_kernels(const char* name) {
       .store_kv = store_kv<V>,
       .attention = attention<V>,
       .matmul_packed = matmul_packed<V, G>,
+      .matmul_indexed = matmul_indexed<V, G>,
       .unpack = unpack<G>,
   };
 }

@@ -208,6 +208,21 @@ struct GroupOps {
     }
     return pairs;
   }
+  static Pairs indexed(const std::uint8_t* table, const std::uint8_t* halves, const std::uint8_t* bytes) {
+    const __m256i entries = _mm256_broadcastsi128_si256(Vec::load_halves(table));
+    const __m256i seven = _mm256_set1_epi8(0x7f), four = _mm256_set1_epi8(0xf), both = load_bytes(halves);
+    const __m256i index[2] = {_mm256_and_si256(both, four), _mm256_and_si256(_mm256_srli_epi16(both, 4), four)};
+    Pairs pairs;
+    PENSTOCK_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const __m256i exponent = _mm256_shuffle_epi8(entries, index[i]), byte = load_bytes(bytes + 32 * i);
+      const __m256i low = _mm256_or_si256(_mm256_and_si256(byte, seven), _mm256_andnot_si256(seven, exponent));
+      const __m256i high = _mm256_or_si256(_mm256_and_si256(exponent, seven), _mm256_andnot_si256(seven, byte));
+      pairs.part[0][i] = _mm256_unpacklo_epi8(low, high);
+      pairs.part[1][i] = _mm256_unpackhi_epi8(low, high);
+    }
+    return pairs;
+  }
   static __m256i load_words(const std::uint8_t* p) { return _mm256_cvtepu16_epi32(Vec::load_halves(p)); }
   static Pairs pairs_of(const std::uint8_t* p) {
     Pairs pairs;

@@ -30,6 +30,7 @@ struct Vec {
 
   static Vec load_f32(const std::uint8_t* p) { return {_mm512_loadu_ps(p)}; }
   static Vec load_f32(const std::uint8_t* p, int count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }
+  static __m128i load_sixteen(const std::uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
   static __m256i load_halves(const std::uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static __m256i load_halves(const std::uint8_t* p, int count) { return _mm256_maskz_loadu_epi16(first(count), p); }
   static Part widen_bf16(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
@@ -149,6 +150,17 @@ struct GroupOps {
     const __m512i seven = _mm512_set1_epi8(0x7f);
     const __m512i low = _mm512_ternarylogic_epi32(mantissa, exponent, seven, 0xe4);                 // bit by bit, c ? a : b
     const __m512i high = _mm512_ternarylogic_epi32(_mm512_movm_epi8(sign), exponent, seven, 0xd8);  // c ? b : a
+    return {{{_mm512_unpacklo_epi8(low, high)}, {_mm512_unpackhi_epi8(low, high)}}};
+  }
+  static Pairs indexed(const std::uint8_t* table, const std::uint8_t* halves, const std::uint8_t* bytes) {
+    const __m512i entries = _mm512_broadcast_i32x4(Vec::load_sixteen(table));
+    const __m512i both = _mm512_broadcast_i64x4(Vec::load_halves(halves));
+    const __m512i shift = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
+    const __m512i index = _mm512_and_si512(_mm512_srlv_epi16(both, shift), _mm512_set1_epi8(0xf));
+    const __m512i exponent = _mm512_shuffle_epi8(entries, index), byte = _mm512_loadu_si512(bytes);
+    const __m512i seven = _mm512_set1_epi8(0x7f);
+    const __m512i low = _mm512_ternarylogic_epi32(byte, exponent, seven, 0xe4);
+    const __m512i high = _mm512_ternarylogic_epi32(byte, exponent, seven, 0xd8);
     return {{{_mm512_unpacklo_epi8(low, high)}, {_mm512_unpackhi_epi8(low, high)}}};
   }
   static Pairs pairs_of(const std::uint8_t* p) {

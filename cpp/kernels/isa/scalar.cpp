@@ -258,6 +258,19 @@ struct GroupOps {
     for (int i = 0; i < 7; ++i) bits |= static_cast<std::uint32_t>(stored[7 * (position - 56) + i] >> 7) << i;
     return bits;
   }
+  // From a table of rotated exponents, two indices a byte, and sign and mantissa (codec/index.h).
+  static Pairs indexed(const std::uint8_t* table, const std::uint8_t* halves, const std::uint8_t* bytes) {
+    Pairs pairs;
+    for (int p = 0; p < 64; p += 2) {
+      std::uint32_t word = 0;
+      for (int b = 0; b < 2; ++b) {
+        const std::uint32_t exponent = table[halves[(p + b) % 32] >> (p < 32 ? 0 : 4) & 0xf], byte = bytes[p + b];
+        word |= ((byte & 0x7f) | (exponent & 0x80) | ((exponent & 0x7f) | (byte & 0x80)) << 8) << 16 * b;
+      }
+      pairs.part[p >> 3 & 1][0].lane[p / 16 * 4 + p % 8 / 2] = word;
+    }
+    return pairs;
+  }
   // Of 64 BF16 weights in their order.
   static Pairs pairs_of(const std::uint8_t* p) {
     Pairs pairs;

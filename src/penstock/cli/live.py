@@ -84,7 +84,7 @@ class Live:
     def _first_token_seconds(self, rate: float) -> float | None:
         """By the disk or by arithmetic, whichever is slower; None where nothing is known of the disk."""
         weights = self._llm.weights
-        streamed = weights.pass_bytes - weights.resident_bytes
+        streamed = weights.streamed_bytes
         if streamed and not rate:
             return None
         operations = 2 * self._prompt_tokens * pass_weights(self._llm.config)
