@@ -29,7 +29,7 @@ class Terminal:
         self._capsys, self._monkeypatch = capsys, monkeypatch
         monkeypatch.setattr(outlook, "PROBE_BYTES", 4 * MIB)
         monkeypatch.setattr(outlook, "PROBE_FILE_BYTES", MIB)
-        monkeypatch.setattr(outlook, "measure_compute", lambda *_, **__: ComputeSpeed(20e9, 100e9, 10e9, 80e9))
+        monkeypatch.setattr(outlook, "measure_compute", lambda *_, **__: ComputeSpeed(20e9, 100e9, 10e9, 80e9, 15e9))
         monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
         monkeypatch.setenv("PENSTOCK_HOME", str(store))
         monkeypatch.setenv("COLUMNS", "120")

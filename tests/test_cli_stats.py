@@ -83,7 +83,7 @@ def test_packed_weights(packed_run: tuple[LLM, Stats], capsys: pytest.CaptureFix
     llm, stats = packed_run
     told = stats_object(llm, stats)
     assert told["weight_bytes"] == bf16_bytes(llm.config)
-    assert told["stored_bytes"] == llm.weights.pass_bytes == told["resident_bytes"]
+    assert told["stored_bytes"] == llm.weights.pass_bytes < told["resident_bytes"] == llm.weights.resident_bytes
     assert told["packed_ratio"] == told["stored_bytes"] / told["weight_bytes"] < 0.72
     seconds = statistics.median(totals.compute_seconds for totals in stats.log[1:])
     assert told["decoded_bytes_per_second"] == told["weight_bytes"] / seconds

@@ -127,7 +127,7 @@ def third_point(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 TIMINGS = Timings(loaded=Timing(436_000_000, 0.83), streamed=Timing(436_000_000, 0.8), packed=Timing(293_000_000, 0.54))
-COMPUTE = ComputeSpeed(20e9, 100e9, 13e9, 90e9)
+COMPUTE = ComputeSpeed(20e9, 100e9, 13e9, 90e9, 15e9)
 
 
 class TestCommand:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from penstock.probe import ComputeSpeed
 from penstock.shapes import shape_config
 from penstock.stored_size import StoredSize
 
-RATES = Rates(disk_bytes=524e6, row_bytes=20e9, flops=100e9)
+RATES = Rates(disk_bytes=524e6, row_bytes=20e9, flops=100e9, indexed_bytes=15e9)
 LLAMA_8B = parse_config(shape_config("llama-3.1-8b"), "shape")
 
 
@@ -70,8 +71,15 @@ def test_a_row_of_the_8b_takes_15_gigaflops() -> None:
 )
 def test_rates_with_packed_weights(size: StoredSize, row_bytes: float, flops: float) -> None:
     """A second's worth of stored bytes is what they stand for, decoded or not."""
-    rates = Rates.of(size, 524e6, ComputeSpeed(20e9, 100e9, 10e9, 80e9))
-    assert rates == Rates(524e6, pytest.approx(row_bytes), pytest.approx(flops))
+    rates = Rates.of(size, 524e6, ComputeSpeed(20e9, 100e9, 10e9, 80e9, 15e9))
+    assert rates == Rates(524e6, pytest.approx(row_bytes), pytest.approx(flops), 15e9)
+
+
+def test_indexed_rows_have_a_rate_of_their_own() -> None:
+    """And the first pass reads the weights as they are stored."""
+    shared = replace(plan(3_000_000_000, 0), indexed=2_600_000_000)
+    assert forecast_token(shared, RATES).seconds == 3e9 / 15e9
+    assert forecast_prompt(LLAMA_8B, shared, 1, 1, RATES).bytes_read == 2_600_000_000
 
 
 def test_the_size_in_bf16() -> None:

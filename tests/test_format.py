@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as st_numpy
 
 import penstock
 from penstock.errors import FormatError
-from penstock.format import DType, Header, TensorInfo, read_header
+from penstock.format import DType, Header, TensorInfo, parse_header, read_header
 
 DEMO = Path(penstock.__file__).parent / "data" / "demo"
 
@@ -71,6 +71,18 @@ def test_reads_offsets_shapes_and_metadata(tmp_path: Path) -> None:
     assert header.metadata == {"format": "pt"}
     assert (header.path, header.data_begin, header.file_size) == (path, begin, len(content))
     assert [(tensor.nbytes, tensor.n_elements) for tensor in header.tensors.values()] == [(24, 6), (8, 4)]
+
+
+def test_a_header_may_be_read_before_the_rest_is_there(tmp_path: Path) -> None:
+    content = safetensors_bytes({"w": np.arange(6, dtype=np.float32)}, {"format": "pt"})
+    whole = read_bytes(tmp_path / "x", content)
+    for first in (content[: whole.data_begin], content[: whole.data_begin + 5], content):
+        assert parse_header(first, tmp_path / "x") == whole
+        assert parse_header(first, tmp_path / "x", len(content)) == whole
+    with pytest.raises(FormatError, match="1 bytes that belong to no tensor"):
+        parse_header(content, tmp_path / "x", len(content) + 1)
+    with pytest.raises(FormatError, match="is truncated: the header is"):
+        parse_header(content[: whole.data_begin - 1], tmp_path / "x")
 
 
 def test_tensors_come_in_the_order_of_their_bytes(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from penstock.shapes import SHAPES
 from penstock.store import find_model
 from penstock.stored_size import Matrix, StoredSize
 
-SPEEDS = Rates(disk_bytes=500e6, row_bytes=20e9, flops=100e9)
-COMPUTE = ComputeSpeed(20e9, 100e9, 10e9, 80e9)
+SPEEDS = Rates(disk_bytes=500e6, row_bytes=20e9, flops=100e9, indexed_bytes=15e9)
+COMPUTE = ComputeSpeed(20e9, 100e9, 10e9, 80e9, 15e9)
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +187,8 @@ class TestForms:
         assert (before.packed.size.estimated, after.own.size.estimated) == (True, False)
         assert after.own.size.nbytes == pytest.approx(before.packed.size.nbytes, rel=0.02)
         with LLM.open(tmp_path / "packed") as llm:
-            assert after.own.size.nbytes == llm.weights.pass_bytes == weights(after)
+            assert after.own.size.nbytes == llm.weights.pass_bytes == after.own.plan.weights
+            assert after.own.size.indexed == pytest.approx(llm.weights.indexed_bytes, rel=1e-6)
             assert after.own.size.chunk == llm.memory.budget.chunk
 
     def test_the_other_form_does_not_fit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

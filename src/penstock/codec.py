@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 LEAST_WEIGHTS = 65_536
 """Smaller matrices are not worth two streams."""
 
+LEAST_COLUMNS = 256
+"""Rows of fewer weights would take more for what each row has once than packing saves."""
+
 MOST_COLUMNS = 1 << 18
 """Rows of more weights are not packed, so that decoders know how much memory one takes at most."""
 
@@ -64,7 +67,7 @@ def is_packed(shape: Sequence[int], dtype_name: str) -> bool:
     if dtype_name != "BF16" or len(shape) != 2:
         return False
     rows, cols = shape
-    return rows * cols >= LEAST_WEIGHTS and cols <= MOST_COLUMNS
+    return rows * cols >= LEAST_WEIGHTS and LEAST_COLUMNS <= cols <= MOST_COLUMNS
 
 
 def rows_per_chunk(cols: int, name: str) -> int:

@@ -29,6 +29,8 @@ class Rates:
     """Bytes of weights, as they are stored, that one row gets through, from memory."""
     flops: float
     """Multiplications and additions, each counted, of many rows."""
+    indexed_bytes: float
+    """Bytes of indexed rows that one row gets through."""
 
     @classmethod
     def of(cls, size: StoredSize, disk_bytes: float, compute: ComputeSpeed) -> Rates:
@@ -36,7 +38,11 @@ class Rates:
         share = size.decoded / size.raw
         raw_bytes = _blend(share, compute.packed_row_bytes_per_second, compute.row_bytes_per_second)
         flops = _blend(share, compute.packed_flops_per_second, compute.flops_per_second)
-        return cls(disk_bytes, raw_bytes * size.ratio, flops)
+        return cls(disk_bytes, raw_bytes * size.ratio, flops, compute.indexed_row_bytes_per_second)
+
+    def row_seconds(self, plan: Plan) -> float:
+        """One row's way through all weights, as far as arithmetic and memory decide."""
+        return plan.resident / self.indexed_bytes if plan.indexed else plan.weights / self.row_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ def pass_flops(config: ModelConfig, rows: int, positions: int) -> int:
 
 def forecast_token(plan: Plan, rates: Rates) -> Forecast:
     """A further token, by a pass of one row whose memory is shared out as `plan` says."""
-    return _in_turn([_pass(plan.streamed, (plan.resident + plan.streamed) / rates.row_bytes, rates)])
+    return _in_turn([_pass(plan.streamed, rates.row_seconds(plan), rates)])
 
 
 def forecast_prompt(config: ModelConfig, plan: Plan, tokens: int, chunk: int, rates: Rates) -> Forecast:
@@ -86,12 +92,12 @@ def forecast_prompt(config: ModelConfig, plan: Plan, tokens: int, chunk: int, ra
 
     `plan` is that of the longest of them. The first pass finds nothing in memory and reads all weights.
     """
-    weights = plan.resident + plan.streamed
     passes = []
     for begin in range(0, tokens, chunk):
         end = min(tokens, begin + chunk)
         arithmetic = pass_flops(config, end - begin, end) / rates.flops
-        passes.append(_pass(plan.streamed if begin else weights, max(arithmetic, weights / rates.row_bytes), rates))
+        compute_seconds = max(arithmetic, rates.row_seconds(plan))
+        passes.append(_pass(plan.streamed if begin else plan.weights, compute_seconds, rates))
     return _in_turn(passes)
 
 

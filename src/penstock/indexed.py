@@ -1,6 +1,5 @@
 """Indexed rows: weights in memory, about 12.3 bits each, in the form that is quickest to multiply with.
 
-(cpp/codec/index.h says how they lie.)
 One row waits for plain BF16 weights to come from memory, and longer for packed ones to be unpacked. This form lies
 between them in size, and is for models that fit in memory whole.
 """

@@ -286,7 +286,8 @@ def _outlook(subject: _Subject, settings: PlanSettings, disk: DiskSpeed, disk_ba
 
     def prospect(size: StoredSize) -> Prospect:
         rates = Rates.of(size, disk.bytes_per_second, compute)
-        return _prospect(replace(subject.budget, weights=size.nbytes, chunk=size.chunk), size, settings, context, rates)
+        budget = replace(subject.budget, weights=size.nbytes, chunk=size.chunk, indexed=size.indexed)
+        return _prospect(budget, size, settings, context, rates)
 
     return Outlook(
         model=subject.name,

@@ -118,6 +118,7 @@ class Budget:
             activations=activations,
             resident=resident,
             streamed=0 if indexes else self.weights - resident,
+            indexed=self.weights if indexes else 0,
         )
 
     def least_ceiling(self, missing: int) -> int:
@@ -170,6 +171,13 @@ class Plan:
     activations: int
     resident: int
     streamed: int
+    indexed: int = 0
+    """What the weights take as stored, where they are resident in the form that is quickest to multiply with; else 0."""
+
+    @property
+    def weights(self) -> int:
+        """All that a pass needs, as stored."""
+        return self.indexed or self.resident + self.streamed
 
     def __str__(self) -> str:
         parts = ("process", "scratch", "ring", "allowance", "kv", "activations", "resident")

@@ -76,6 +76,8 @@ class ComputeSpeed:
     """Multiplications and additions, each counted, of MANY_ROWS rows."""
     packed_row_bytes_per_second: float
     packed_flops_per_second: float
+    indexed_row_bytes_per_second: float
+    """Bytes of indexed rows that one row gets through in a second."""
 
 
 def room_for_probe(budget: Budget) -> int:
@@ -122,12 +124,13 @@ def measure_disk(
 
 def measure_compute(kernels: Kernels, seconds: float = PROBE_SECONDS, *, memory: float = math.inf) -> ComputeSpeed:
     """Matrix products of one row and of MANY_ROWS rows, each for about `seconds`, with WEIGHT_BYTES of raw weights, and
-    with as many packed ones.
+    with as many packed and indexed ones.
 
     With less than their 60 MiB of `memory` there are fewer weights, down to SLICE_BYTES, and more of them are cached.
     """
     n_slices = int(min(WEIGHT_BYTES, max(SLICE_BYTES, memory - BESIDE_BYTES))) // SLICE_BYTES
-    return ComputeSpeed(*_raw_speed(kernels, n_slices, seconds), *_packed_speed(kernels, n_slices, seconds))
+    raw, packed = _raw_speed(kernels, n_slices, seconds), _packed_speed(kernels, n_slices, seconds)
+    return ComputeSpeed(*raw, *packed, _indexed_speed(kernels, n_slices, seconds))
 
 
 def _raw_speed(kernels: Kernels, n_slices: int, seconds: float) -> tuple[float, float]:
@@ -142,6 +145,15 @@ def _packed_speed(kernels: Kernels, n_slices: int, seconds: float) -> tuple[floa
     first = _gaussian_slice()
     slices = cycle([first, *(_copy(first) for _ in range(n_slices - 1))])
     return _product_speed(lambda x, out: kernels.matmul_packed(x, next(slices), out), seconds)
+
+
+def _indexed_speed(kernels: Kernels, n_slices: int, seconds: float) -> float:
+    packed, plain = _gaussian_slice(), np.empty(SLICE_BYTES, np.uint8)
+    codec.decode(packed, 0, SLICE_ROWS, plain)
+    indexed = [kernels.index(plain, SLICE_ROWS, COLUMNS) for _ in range(n_slices)]
+    slices = cycle(indexed)
+    x, out = np.ones((1, COLUMNS), np.float32), np.empty((1, SLICE_ROWS), np.float32)
+    return indexed[0].data.nbytes / _typical_seconds(lambda: kernels.matmul_indexed(x, next(slices), out), seconds)
 
 
 def _product_speed(product: Callable[[F32, F32], None], seconds: float) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from penstock.checkpoint import expected_tensors
 from penstock.codec import is_packed, rows_per_chunk
 from penstock.cuts import STREAM_ALIGNMENT
+from penstock.indexed import likely_bytes
 from penstock.models.llama import pass_order
 from penstock.packed import PackedTensor
 from penstock.pieces import largest_chunk
@@ -65,6 +66,8 @@ class StoredSize:
     """Of `nbytes`, the coarse tier of packed ones."""
     chunk: int = 0
     """The largest chunk, as for Budget."""
+    indexed: int = 0
+    """What all take where packed ones are kept in indexed rows, as for Budget."""
     estimated: bool = False
 
     @property
@@ -97,6 +100,7 @@ def packed_size(matrices: Sequence[Matrix]) -> StoredSize | None:
         decoded=decoded,
         coarse=int(decoded * COARSE_RATIO),
         chunk=int(max(chunks) * (PACKED_RATIO - COARSE_RATIO)),
+        indexed=raw - decoded + sum(likely_bytes(*matrix.shape) for matrix in packing),
         estimated=True,
     )
 
@@ -110,7 +114,14 @@ def size_here(tensors: Sequence[Tensor]) -> StoredSize:
         decoded=sum(tensor.original_nbytes for tensor in packed),
         coarse=sum(tensor.coarse_extent(0, tensor.n_chunks).nbytes for tensor in packed),
         chunk=largest_chunk(tensors),
+        indexed=_indexed_bytes(tensors),
     )
+
+
+def _indexed_bytes(tensors: Sequence[Tensor]) -> int:
+    packed = _packed(tensors)
+    others = sum(tensor.nbytes for tensor in tensors) - sum(tensor.nbytes for tensor in packed)
+    return others + sum(likely_bytes(tensor.rows, tensor.cols) for tensor in packed) if packed else 0
 
 
 def matrix_of(tensor: Tensor) -> Matrix:

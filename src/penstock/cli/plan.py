@@ -55,7 +55,7 @@ def plan(
 def memory_table(outlook: Outlook) -> Table:
     """How the ceiling is shared out, with the model as it is."""
     shares = outlook.own.plan
-    weights = shares.resident + shares.streamed
+    weights = shares.weights
     used = shares.process + shares.ring + shares.scratch + shares.allowance + shares.kv + shares.activations
     rows = [
         ("interpreter and libraries", shares.process - outlook.tokenizer, ""),
@@ -65,7 +65,7 @@ def memory_table(outlook: Outlook) -> Table:
         (f"keys and values of {outlook.context:,} positions", shares.kv, f"room for {outlook.most_context:,} at most"),
         ("activations", shares.activations, ""),
         ("what is not counted one by one", shares.allowance, ""),
-        ("weights that stay in memory", shares.resident, _percent(shares.resident, weights)),
+        ("weights that stay in memory", shares.resident, _percent(weights - shares.streamed, weights)),
         ("unused", shares.ceiling - used - shares.resident, ""),
     ]
     table = Table(title=f"Memory of {escape(outlook.model)}", title_justify="left", title_style="bold", box=None)
