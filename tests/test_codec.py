@@ -184,7 +184,9 @@ def test_threads_may_share_the_codec() -> None:
     [
         ((256, 256), "BF16", True),
         ((256, 255), "BF16", False),
-        ((65536, 1), "BF16", True),
+        ((256, 256 * 256), "BF16", True),
+        ((65536, 1), "BF16", False),
+        ((512, 255), "BF16", False),
         ((1, 1 << 18), "BF16", True),
         ((1, (1 << 18) + 1), "BF16", False),
         ((256, 256), "F16", False),

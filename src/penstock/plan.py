@@ -172,7 +172,7 @@ class Plan:
     resident: int
     streamed: int
     indexed: int = 0
-    """What the weights take as stored, where they are resident in the form that is quickest to multiply with; else 0."""
+    """What the weights take as stored, where they are resident in the form quickest to multiply with; else 0."""
 
     @property
     def weights(self) -> int:
