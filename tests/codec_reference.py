@@ -186,7 +186,7 @@ class _Data:
         return bits[:count]
 
 
-def _patches(data: _Data, unit: int) -> Iterator[tuple[int, int]]:
+def _patches(data: _Data, unit: int, end: int) -> Iterator[tuple[int, int]]:
     gaps = data.take(int.from_bytes(data.take(2), "little"))
     bits = data.take_bits(2 * sum(gap != 255 for gap in gaps))
     values = [low + 2 * high for low, high in zip(bits[::2], bits[1::2], strict=True)]
@@ -200,6 +200,7 @@ def _patches(data: _Data, unit: int) -> Iterator[tuple[int, int]]:
         value = next(each)
         yield i, next(literals) if value == 3 else (unit + (2, 3, -10)[value]) % 256
         i += 1
+    _need(i <= end)
 
 
 def _decode_row(unit: int, coarse: bytes, bytes_: bytes, raw: bool, cols: int) -> U16:
@@ -226,8 +227,7 @@ def _decode_row(unit: int, coarse: bytes, bytes_: bytes, raw: bool, cols: int) -
         members = [i for i, bit in zip(members, bits, strict=True) if bit]
         for i in members:
             exponent[i] = (exponent[i] - 1) % 256
-    for i, value in _patches(data, unit):
-        _need(i < 64 * groups)
+    for i, value in list(_patches(data, unit, 64 * groups)):
         exponent[i] = value
     row = np.zeros(64 * groups, np.uint16)
     for i, (s, e, m) in enumerate(zip(sign, exponent, mantissa, strict=True)):

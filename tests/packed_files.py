@@ -17,11 +17,11 @@ from penstock.config import parse_config
 from penstock.files import Files
 from penstock.format import DType, read_header
 from penstock.kernels import U8
-from penstock.pack import pass_ranks
-from penstock.pack_file import pack_file
-from penstock.pack_runs import PassOrder
 from penstock.packed import CHUNKS, HEADER, INDEX, RECORD, SEAL, SERVICE, PackedFile, read_packed, seal
-from penstock.packed_chunks import original_bytes
+from penstock.packing.pack import pass_ranks
+from penstock.packing.pack_file import pack_file
+from penstock.packing.pack_runs import PassOrder
+from penstock.packing.packed_chunks import original_bytes
 
 Entry = tuple[str, str, tuple[int, ...]]
 """Name, dtype and shape of a tensor."""

@@ -17,7 +17,12 @@ SMALL = {"REQUEST_BYTES": 1 << 18, "RUN_BYTES": 1 << 18, "SYNC_BYTES": 1 << 19}
 
 SCRIPT = f"""
 import sys
-from penstock import cli, hub_files, pack_runs, packed_chunks, packed_writer, pull_weights
+from penstock import cli
+from penstock.hub import files as hub_files
+from penstock.packing import pack_runs
+from penstock.packing import packed_chunks
+from penstock.packing import packed_writer
+from penstock.hub import pull_weights
 for module in (hub_files, pack_runs, packed_chunks, packed_writer, pull_weights):
     for name, value in {SMALL!r}.items():
         if hasattr(module, name):

@@ -18,7 +18,7 @@ from penstock.completion import Stats
 from penstock.engine import Engine
 from penstock.errors import ContextError, MemoryCeilingError, UsageError
 from penstock.events import Event
-from penstock.pack import pack
+from penstock.packing.pack import pack
 from penstock.plan import MIB
 from penstock.probe import DiskSpeed, room_for_probe
 from penstock.stage import PassTotals

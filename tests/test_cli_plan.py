@@ -12,7 +12,7 @@ from cases import CASES
 from hub_server import serve
 
 from penstock import LLM, cli, outlook
-from penstock.pack import pack
+from penstock.packing.pack import pack
 from penstock.probe import ComputeSpeed, measure_disk
 from penstock.shapes import SHAPES
 from penstock.store import find_model

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from penstock.cli.pull import _Watcher
-from penstock.pack import pack
+from penstock.packing.pack import pack
 
 
 @pytest.fixture(scope="module")

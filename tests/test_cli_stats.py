@@ -17,7 +17,7 @@ from penstock.cli.stats import layer_table, print_layers, print_stats, stats_obj
 from penstock.completion import Stats
 from penstock.forecast import bf16_bytes
 from penstock.llm import Options
-from penstock.pack import pack
+from penstock.packing.pack import pack
 from penstock.stage import PartStats
 from penstock.store import find_model
 

@@ -11,12 +11,12 @@ import pytest
 from hub_server import Hub, Repo, serve
 
 from penstock.errors import CheckpointError, FormatError, PenstockError, UsageError
-from penstock.hub import find_repository, is_repo_id
+from penstock.hub.repository import find_repository, is_repo_id
 
 SCRIPT = """
 import json, sys
 from penstock.errors import PenstockError
-from penstock.hub import repo_config
+from penstock.hub.repository import repo_config
 try:
     print(json.dumps(repo_config(sys.argv[1])))
 except PenstockError as error:

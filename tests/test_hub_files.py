@@ -11,10 +11,10 @@ from hub_server import TOKEN, Faults, Hub, Repo, serve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock import hub_files
 from penstock.errors import CheckpointError
-from penstock.hub import find_repository
-from penstock.hub_files import HubSource, Patience, _asked_to_wait, _requests
+from penstock.hub import files as hub_files
+from penstock.hub.files import HubSource, Patience, _asked_to_wait, _requests
+from penstock.hub.repository import find_repository
 
 SIZE = 300_000
 DATA = np.random.default_rng(0).bytes(SIZE)

@@ -12,9 +12,9 @@ from hub_server import Content, Faults, Hub, Repo, directory_files, serve
 from penstock.config import parse_config
 from penstock.errors import CheckpointError, FormatError, PenstockError, UnsupportedError
 from penstock.format import read_header
-from penstock.hub import find_repository
-from penstock.hub_files import Patience
-from penstock.hub_folder import HubFolder
+from penstock.hub.files import Patience
+from penstock.hub.folder import HubFolder
+from penstock.hub.repository import find_repository
 from penstock.layout import check_folder, find_layout
 
 
@@ -51,7 +51,7 @@ def test_malformed_json(hub: Hub) -> None:
 
 
 def test_json_without_end(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock.hub_folder.MAX_JSON_BYTES", 5)
+    monkeypatch.setattr("penstock.hub.folder.MAX_JSON_BYTES", 5)
     with pytest.raises(FormatError, match=r"^owner/model/config.json is larger than 5 bytes"):
         folder(hub, {"config.json": b'{"a": 1}'}).read_json("config.json")
 

@@ -24,7 +24,7 @@ from penstock.cli.live import ROUGH_FLOPS, Live
 from penstock.cli.show import _warnings_afterwards
 from penstock.cli.status_line import StatusLine
 from penstock.forecast import pass_weights
-from penstock.pack import pack
+from penstock.packing.pack import pack
 from penstock.store import find_model
 
 RUN = ("run", "demo", "--raw", "def add(a, b):", "--temperature", "0", "--max-tokens", "60")

@@ -14,7 +14,7 @@ from penstock.errors import CheckpointError, ContextError, MemoryCeilingError, U
 from penstock.forecast import Rates, forecast_prompt, forecast_token
 from penstock.machine import Footprint
 from penstock.outlook import Outlook, PlanSettings, look
-from penstock.pack import pack
+from penstock.packing.pack import pack
 from penstock.plan import MIB, Demand
 from penstock.probe import ComputeSpeed, DiskSpeed, room_for_probe
 from penstock.shapes import SHAPES

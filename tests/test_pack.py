@@ -16,13 +16,13 @@ from checkpoint_checks import INDEX
 from checkpoints import Tensors, random_tensors, write_checkpoint
 from packed_files import contents, flip, packable_config
 
-from penstock import pack_folder
 from penstock.checkpoint import open_checkpoint
 from penstock.errors import CheckpointError, FormatError, PenstockError, UnsupportedError, UsageError
 from penstock.layout import UNFINISHED
-from penstock.pack import pack
 from penstock.packed import read_packed
-from penstock.unpack import unpack
+from penstock.packing import pack_folder
+from penstock.packing.pack import pack
+from penstock.packing.unpack import unpack
 
 LAYOUTS = [("single", "whole"), ("indexed", "whole"), ("numbered", "whole")]
 LAYOUTS += [("split", "whole"), ("split", "bare"), ("split", "no_model")]
@@ -55,8 +55,9 @@ def interrupted(src: Path, out: Path, share: float, replace: bool = False) -> No
 
 PACK_AND_TELL = """
 import sys
-from penstock import pack_runs, packed_writer
-from penstock.pack import pack
+from penstock.packing import pack_runs
+from penstock.packing import packed_writer
+from penstock.packing.pack import pack
 packed_writer.SYNC_BYTES, pack_runs.RUN_BYTES = 1 << 17, 1 << 16
 pack(sys.argv[1], sys.argv[2], on_progress=lambda done, total: print(done / total, flush=True))
 input()
@@ -261,7 +262,7 @@ class TestReplace:
         self, src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As it would be by a disk that does not keep what it was given."""
-        from penstock import pack_file
+        from penstock.packing import pack_file
 
         def lose(unfinished: Path, path: Path) -> None:
             unfinished.replace(path)
@@ -383,8 +384,8 @@ class TestFullDisk:
         pack(src, tmp_path / "whole")
         disk = small_disk(1 << 20)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("penstock.pack_folder.PackFolder.check_room", lambda *_: None)
-            patch.setattr("penstock.packed_writer.SYNC_BYTES", 1 << 17)
+            patch.setattr("penstock.packing.pack_folder.PackFolder.check_room", lambda *_: None)
+            patch.setattr("penstock.packing.packed_writer.SYNC_BYTES", 1 << 17)
             with pytest.raises(
                 PenstockError, match=r"needs about [\d,]+ more bytes of disk and has [\d,]+: the disk is"
             ):

@@ -7,11 +7,11 @@ import pytest
 import xxhash
 from packed_files import Parts, file_content, flip, pack_bytes
 
-from penstock import packed_chunks
 from penstock.errors import ChecksumError, FormatError
 from penstock.files import Files
 from penstock.packed import RECORD, read_packed
-from penstock.packed_chunks import read_run, runs, same_bytes
+from penstock.packing import packed_chunks
+from penstock.packing.packed_chunks import read_run, runs, same_bytes
 
 ENTRIES = [("w", "BF16", (1300, 1024)), ("v", "F32", (1200, 500))]
 

@@ -18,8 +18,8 @@ from penstock import LLM, SamplingParams, _core
 from penstock.checkpoint import open_checkpoint
 from penstock.errors import ChecksumError
 from penstock.kernels import F32
-from penstock.pack import pack
 from penstock.packed import PackedTensor
+from penstock.packing.pack import pack
 from penstock.rows import Rows, SequenceRows
 
 # Matrices large enough to be packed, but for keys and values; rows that end amid a group of 64.

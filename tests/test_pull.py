@@ -16,12 +16,14 @@ from checkpoints import safetensors_bytes, tiny_config, write_checkpoint
 from hub_server import Faults, Hub, Repo, directory_files, serve
 from pulling import REPO, SMALL, contents, start, write_model
 
-from penstock import hub_files, pack_runs, packed_chunks, packed_writer, pull_weights
 from penstock.checkpoint import open_checkpoint
 from penstock.errors import CheckpointError, PenstockError, UnsupportedError, UsageError
-from penstock.hub_files import Patience
-from penstock.pack import pack
-from penstock.pull import PullResult, PullWatcher, pull
+from penstock.hub import files as hub_files
+from penstock.hub import pull_weights
+from penstock.hub.files import Patience
+from penstock.hub.pull import PullResult, PullWatcher, pull
+from penstock.packing import pack_runs, packed_chunks, packed_writer
+from penstock.packing.pack import pack
 from penstock.store import find_model
 
 LAYOUTS = ("single", "indexed", "numbered", "split")

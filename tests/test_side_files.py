@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.side_files import MOST_BYTES, is_side_file, side_files
+from penstock.packing.side_files import MOST_BYTES, is_side_file, side_files
 
 
 @pytest.mark.parametrize(

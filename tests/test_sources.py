@@ -9,7 +9,7 @@ from packed_files import file_content
 
 from penstock.errors import ReadError
 from penstock.files import Files
-from penstock.sources import LocalSource
+from penstock.packing.sources import LocalSource
 
 
 def test_a_file_of_this_machine(tmp_path: Path) -> None:

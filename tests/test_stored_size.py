@@ -9,7 +9,7 @@ from checkpoints import tiny_config, write_checkpoint
 from penstock.checkpoint import open_checkpoint
 from penstock.config import parse_config
 from penstock.models.llama import pass_order
-from penstock.pack import pack
+from penstock.packing.pack import pack
 from penstock.plan import choose_ring
 from penstock.shapes import SHAPES, shape_config
 from penstock.stored_size import (

@@ -8,11 +8,11 @@ from checkpoint_checks import INDEX
 from checkpoints import write_checkpoint
 from packed_files import contents, flip, packable_config
 
-from penstock import pack_folder
 from penstock.errors import CheckpointError, ChecksumError, FormatError, PenstockError, UsageError
 from penstock.layout import UNFINISHED
-from penstock.pack import pack
-from penstock.unpack import unpack
+from penstock.packing import pack_folder
+from penstock.packing.pack import pack
+from penstock.packing.unpack import unpack
 
 SHARD = "model-00002-of-00003.safetensors"
 

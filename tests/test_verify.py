@@ -11,10 +11,10 @@ from penstock.errors import CheckpointError, ChecksumError, FormatError, Penstoc
 from penstock.files import Extent, Files
 from penstock.format import read_header
 from penstock.llm import LLM
-from penstock.pack import pack
 from penstock.packed import SERVICE, read_packed
+from penstock.packing.pack import pack
+from penstock.packing.verify import verify
 from penstock.sampling import SamplingParams
-from penstock.verify import verify
 
 FILE = "model.safetensors"
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -17,8 +17,8 @@ from penstock.checkpoint import open_checkpoint
 from penstock.errors import PenstockError
 from penstock.llm import LLM, Options
 from penstock.models.llama import pass_order
-from penstock.pack import pack
 from penstock.packed import PackedTensor
+from penstock.packing.pack import pack
 from penstock.sampling import SamplingParams
 from penstock.store import DEMO, find_model
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.config import parse_config
 from penstock.errors import PenstockError
-from penstock.pack import pack
+from penstock.packing.pack import pack
 from penstock.shapes import shape_config
 from penstock.store import store_root
 from penstock.synth import plan_shards, synthesize

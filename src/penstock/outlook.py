@@ -19,7 +19,7 @@ from penstock.config import ModelConfig, parse_config
 from penstock.engine import MAX_ROWS
 from penstock.errors import CheckpointError, MemoryCeilingError, UnsupportedError, UsageError
 from penstock.forecast import Forecast, Rates, bf16_bytes, forecast_prompt, forecast_token
-from penstock.hub import is_repo_id, repo_config
+from penstock.hub.repository import is_repo_id, repo_config
 from penstock.kernels import Kernels
 from penstock.kv_cache import BLOCK_SLOTS, KvShape
 from penstock.llm import LLM

@@ -22,7 +22,7 @@ def pack(
     threads: opt.Threads = None,
 ) -> None:
     """Pack the BF16 weights of a checkpoint, losslessly; after an interruption the same command goes on."""
-    from penstock.pack import pack as pack_model
+    from penstock.packing.pack import pack as pack_model
 
     with byte_bar("packing", resumes=True) as on_progress:
         result = pack_model(src, out, replace=replace, threads=threads, on_progress=on_progress)

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from penstock.cli import options as opt
 from penstock.cli.progress import seconds_in_words
 from penstock.cli.units import format_size
-from penstock.hub import MAIN
-from penstock.pull import PullWatcher
-from penstock.pull import pull as pull_model
+from penstock.hub.pull import PullWatcher
+from penstock.hub.pull import pull as pull_model
+from penstock.hub.repository import MAIN
 
 _JUMP = 64 << 20
 

@@ -24,23 +24,23 @@ from penstock.checkpoint import Stored, assemble
 from penstock.config import CheckpointWarning, ModelConfig, parse_config
 from penstock.errors import FormatError, UnsupportedError, UsageError
 from penstock.format import read_header
-from penstock.hub import MAIN, Repository, find_repository, is_repo_id
-from penstock.hub_folder import HubFolder
+from penstock.hub.folder import HubFolder
+from penstock.hub.pull_weights import WeightFile
+from penstock.hub.repository import MAIN, Repository, find_repository, is_repo_id
 from penstock.kernels import default_threads
 from penstock.layout import INDEX, UNFINISHED, Layout, check_folder, find_layout
 from penstock.machine import return_large_arrays
-from penstock.pack import packed_size, pass_ranks
-from penstock.pack_folder import Original, PackFolder, open_pack_folder
 from penstock.packed import is_packed_file, read_packed
-from penstock.pull_weights import WeightFile
-from penstock.side_files import CONFIG, ORIGINAL_INDEX, is_side_file, packed_index
+from penstock.packing.pack import packed_size, pass_ranks
+from penstock.packing.pack_folder import Original, PackFolder, open_pack_folder
+from penstock.packing.side_files import CONFIG, ORIGINAL_INDEX, is_side_file, packed_index
 from penstock.store import store_root
 from penstock.strict_json import read_json_object, shown
 
 if TYPE_CHECKING:
     from penstock.format import Header
-    from penstock.hub import HubFile
-    from penstock.hub_files import Patience
+    from penstock.hub.files import Patience
+    from penstock.hub.repository import HubFile
 
 _PULL = "pull.json"
 _SPARE_BYTES = 16 << 20  # what the file system itself needs

@@ -13,19 +13,19 @@ from penstock.errors import CheckpointError, ChecksumError
 from penstock.files import Extent, Files, aligned_buffer
 from penstock.in_order import in_order
 from penstock.new_files import SYNC_BYTES, give_name, settle
-from penstock.pack_file import pack_file
-from penstock.pack_runs import PassOrder
 from penstock.packed import read_packed
-from penstock.packed_chunks import RUN_BYTES, RUNS_AHEAD, original_bytes
+from penstock.packing.pack_file import pack_file
+from penstock.packing.pack_runs import PassOrder
+from penstock.packing.packed_chunks import RUN_BYTES, RUNS_AHEAD, original_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
-    from penstock.hub_folder import HubFolder
+    from penstock.hub.folder import HubFolder
     from penstock.kernels import U8
-    from penstock.pack_folder import Original, PackFolder
+    from penstock.packing.pack_folder import Original, PackFolder
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from penstock.errors import ReadError
 from penstock.files import Files
 from penstock.in_order import in_order
 from penstock.new_files import SYNC_BYTES, settle
-from penstock.pack_runs import plan
 from penstock.packed import RECORD
-from penstock.packed_chunks import RUNS_AHEAD, Run, read_run, runs
+from penstock.packing.pack_runs import plan
+from penstock.packing.packed_chunks import RUNS_AHEAD, Run, read_run, runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from penstock.format import Header
-    from penstock.pack_runs import Encoded, PackRun, PassOrder, Planned
+    from penstock.packing.pack_runs import Encoded, PackRun, PassOrder, Planned
 
     Records = npt.NDArray[np.void]
 

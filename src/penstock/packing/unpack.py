@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 from penstock.errors import UsageError
 from penstock.files import Files
-from penstock.free_original import is_original
 from penstock.kernels import default_threads
 from penstock.layout import INDEX
 from penstock.machine import return_large_arrays
 from penstock.new_files import give_name, settle, write_through
-from penstock.pack_folder import PackFolder, open_pack_folder, packed_files
 from penstock.packed import PackedFile
-from penstock.packed_chunks import original_bytes
-from penstock.side_files import ORIGINAL_INDEX, side_files
+from penstock.packing.free_original import is_original
+from penstock.packing.pack_folder import PackFolder, open_pack_folder, packed_files
+from penstock.packing.packed_chunks import original_bytes
+from penstock.packing.side_files import ORIGINAL_INDEX, side_files
 from penstock.strict_json import listed
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from penstock.errors import PenstockError, UsageError
 from penstock.files import Extent, Files, aligned_buffer
 from penstock.in_order import in_order
-from penstock.packed_chunks import RUNS_AHEAD, read_run, runs, same_bytes
+from penstock.packing.packed_chunks import RUNS_AHEAD, read_run, runs, same_bytes
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from penstock.kernels import U8
     from penstock.packed import PackedFile
-    from penstock.packed_chunks import Run
+    from penstock.packing.packed_chunks import Run
 
 
 def check_may_free(path: Path) -> None:

@@ -22,16 +22,16 @@ from penstock.cuts import cut
 from penstock.errors import CheckpointError, UsageError
 from penstock.files import Files
 from penstock.format import read_header
-from penstock.free_original import check_may_free, free_original
 from penstock.kernels import default_threads
 from penstock.layout import COMPLETE, INDEX, SINGLE, LocalFolder, find_layout
 from penstock.machine import return_large_arrays
-from penstock.pack_file import pack_file
-from penstock.pack_folder import Original, PackFolder, open_pack_folder, packed_files
-from penstock.pack_runs import PassOrder
 from penstock.packed import is_packed_file, read_packed
-from penstock.side_files import CONFIG, ORIGINAL_INDEX, packed_index, side_files
-from penstock.sources import READ_THREADS, LocalSource
+from penstock.packing.free_original import check_may_free, free_original
+from penstock.packing.pack_file import pack_file
+from penstock.packing.pack_folder import Original, PackFolder, open_pack_folder, packed_files
+from penstock.packing.pack_runs import PassOrder
+from penstock.packing.side_files import CONFIG, ORIGINAL_INDEX, packed_index, side_files
+from penstock.packing.sources import READ_THREADS, LocalSource
 from penstock.strict_json import read_json_object
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from penstock.format import read_header
 from penstock.layout import UNFINISHED, LocalFolder, check_directory, find_layout
 from penstock.new_files import new_file, sync_folder
 from penstock.packed import PackedFile, is_packed_file, read_packed
-from penstock.side_files import CONFIG
+from penstock.packing.side_files import CONFIG
 from penstock.strict_json import read_json_object, shown
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 
 from penstock.errors import CheckpointError, FormatError
 from penstock.format import Header, parse_header
-from penstock.hub import HubFile, Repository
-from penstock.hub_files import HubSource, Patience
+from penstock.hub.files import HubSource, Patience
+from penstock.hub.repository import HubFile, Repository
 from penstock.new_files import new_file
 from penstock.strict_json import MAX_JSON_BYTES, parse_json_object
 

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING
 from penstock.format import parse_header
 from penstock.in_order import in_order
 from penstock.new_files import give_name
-from penstock.pack_runs import Buffers
-from penstock.packed_chunks import RUNS_AHEAD
-from penstock.packed_writer import Journal, PackedWriter
+from penstock.packing.pack_runs import Buffers
+from penstock.packing.packed_chunks import RUNS_AHEAD
+from penstock.packing.packed_writer import Journal, PackedWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from penstock.pack_runs import PassOrder
-    from penstock.sources import Source
+    from penstock.packing.pack_runs import PassOrder
+    from penstock.packing.sources import Source
 
 
 def pack_file(

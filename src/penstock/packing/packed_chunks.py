@@ -14,8 +14,8 @@ from penstock.errors import ChecksumError, FormatError
 from penstock.files import aligned_buffer
 from penstock.in_order import in_order
 from penstock.packed import PACK_AGAIN
+from penstock.packing.sources import READ_THREADS, READS_AHEAD
 from penstock.pages import page_array
-from penstock.sources import READ_THREADS, READS_AHEAD
 from penstock.strict_json import shown
 
 if TYPE_CHECKING:

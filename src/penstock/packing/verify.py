@@ -18,9 +18,9 @@ from penstock.kernels import default_threads
 from penstock.layout import LocalFolder, canonical_name, check_directory, find_layout
 from penstock.machine import return_large_arrays
 from penstock.packed import PackedFile, PackedTensor, is_packed_file, read_packed
-from penstock.packed_chunks import RUN_BYTES, RUNS_AHEAD, Run, RunData, read_run, runs, same_bytes
-from penstock.side_files import CONFIG
-from penstock.sources import READ_THREADS, READS_AHEAD
+from penstock.packing.packed_chunks import RUN_BYTES, RUNS_AHEAD, Run, RunData, read_run, runs, same_bytes
+from penstock.packing.side_files import CONFIG
+from penstock.packing.sources import READ_THREADS, READS_AHEAD
 from penstock.strict_json import read_json_object, shown
 
 if TYPE_CHECKING:

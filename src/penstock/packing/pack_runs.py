@@ -12,7 +12,7 @@ from penstock import codec
 from penstock.cuts import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, coarse_stream_bytes, cut, padded, stream_names
 from penstock.errors import PenstockError
 from penstock.layout import canonical_name
-from penstock.packed_chunks import RUN_BYTES, same_bytes
+from penstock.packing.packed_chunks import RUN_BYTES, same_bytes
 from penstock.pages import HUGE_PAGE_BYTES, page_array
 from penstock.strict_json import shown
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from penstock.errors import CheckpointError
-from penstock.hub import TIMEOUT_SECONDS, HubFile, Repository, auth_headers, http_errors, hub_errors
+from penstock.hub.repository import TIMEOUT_SECONDS, HubFile, Repository, auth_headers, http_errors, hub_errors
 
 if TYPE_CHECKING:
     from penstock.kernels import U8

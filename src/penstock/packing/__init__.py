@@ -1,0 +1,1 @@
+"""Packing checkpoints, and getting the originals back: docs/format.md, written."""
