@@ -16,11 +16,12 @@
 #include <utility>
 
 #include "codec/encode.h"
-#include "codec/layout.h"
 #include "codec/index.h"
+#include "codec/layout.h"
 #include "fp_environment.h"
 #include "kernels/attention_scratch.h"
 #include "kernels/dispatch.h"
+#include "kernels/packed_scratch.h"
 #include "kernels/run.h"
 #include "numerics/gumbel.h"
 #include "numerics/rope_table.h"
@@ -190,7 +191,7 @@ std::optional<std::int64_t> bind_decode_rows(std::int64_t rows, std::int64_t col
   require(0 <= begin && begin <= end && end <= rows, "rows to decode lie outside the matrix");
   require_equal(out.shape(0), 2 * (end - begin) * cols, "bytes of out");
   const nb::gil_scoped_release release;
-  const std::size_t scratch_bytes = static_cast<std::size_t>(unpack_scratch(cols));
+  const std::size_t scratch_bytes = static_cast<std::size_t>(decoder_scratch(cols, kPackedRows));
   const std::unique_ptr<std::byte[]> scratch(new std::byte[scratch_bytes]);
   active_kernels().unpack(args, 0, end - begin, {scratch.get(), scratch_bytes});
   return malformed_row(malformed);
@@ -214,7 +215,7 @@ std::optional<std::int64_t> bind_matmul_packed(ThreadPool& pool, const Matrix<co
   };
   require_equal(args.out.rows, args.x.rows, "rows of out");
   if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
-  const std::int64_t needed = matmul_packed_least_scratch(args.x.cols);
+  const std::int64_t needed = least_packed_scratch(args.x.cols);
   require(needed <= static_cast<std::int64_t>(pool.scratch_bytes()), "packed rows of " + std::to_string(args.x.cols) +
                                                                          " weights need " + std::to_string(needed) +
                                                                          " bytes of scratch");
@@ -261,7 +262,7 @@ void bind_matmul_indexed(ThreadPool& pool, const Matrix<const float>& x, const V
   require_equal(args.out.rows, args.x.rows, "rows of out");
   require(static_cast<std::int64_t>(w.shape(0)) >= args.w.rows * indexed_row_bytes(args.w.cols), "w is too short");
   if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
-  const std::int64_t needed = matmul_packed_least_scratch(args.x.cols);
+  const std::int64_t needed = least_packed_scratch(args.x.cols);
   require(needed <= static_cast<std::int64_t>(pool.scratch_bytes()), "too little scratch for such rows");
   const nb::gil_scoped_release release;
   matmul_indexed(pool, args);

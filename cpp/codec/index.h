@@ -3,7 +3,7 @@
 // A BF16 weight is a byte of sign and mantissa, and a 4-bit index into its row's table of 16 exponents. A group of 64
 // weights in which an exponent is not in the table is kept whole elsewhere. A row, indexed_row_bytes(cols) long:
 //
-//   16 bytes        the table, rotated exponents (kernels/generic/exponents.h)
+//   16 bytes        the table, rotated exponents (kernels/generic/rotated.h)
 //   32-bit word     the first of the row's exceptions, counted in groups
 //   4 bytes         zeros
 //   64-bit words    a bit for each group that is an exception, then zeros up to a multiple of 64 bytes

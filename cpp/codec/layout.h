@@ -43,20 +43,6 @@ static constexpr std::int64_t most_fine_bytes(std::int64_t rows, std::int64_t co
   return align_chunk(offset_bytes(rows) + rows * cols * 2 + kSpareBytes);
 }
 
-// Scratch that decoding one row takes.
-static constexpr std::int64_t unpack_scratch(std::int64_t cols) {
-  return groups_of(cols) * (kGroupWeights + 2 * kMostClass0 + 49) + 1024;
-}
-
-// Decoded weights that stay in the second level of the cache.
-static constexpr std::int64_t kDecodedBytes = 256 << 10;
-// Scratch of the matrix product itself, for kMatmulRows rows of x and a tile of `outputs` rows of weights.
-static constexpr std::int64_t matmul_scratch(std::int64_t outputs) { return (64 * 16 + 1024) * outputs * 4; }
-// The least that the product with packed weights takes: one row, decoded.
-static constexpr std::int64_t matmul_packed_least_scratch(std::int64_t cols) {
-  return align_chunk(unpack_scratch(cols)) + groups_of(cols) * 128 + matmul_scratch(4);
-}
-
 // The weight at a position of its group.
 static constexpr int weight_at(int position) {
   const int l = position >> 4, h = position >> 3 & 1, q = position >> 1 & 3, b = position & 1;

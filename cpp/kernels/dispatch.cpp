@@ -47,8 +47,19 @@ bool runs_avx512() {
 }
 
 bool runs_avx512_vbmi2() {
-  constexpr unsigned kVbmi = 1u << 1, kVbmi2 = 1u << 6, kGfni = 1u << 8, kVpopcntdq = 1u << 14;
-  return runs_avx512() && has_bits(cpuid(7).ecx, kVbmi | kVbmi2 | kGfni | kVpopcntdq);
+  constexpr unsigned kVbmi2 = 1u << 6, kVpopcntdq = 1u << 14;
+  return runs_avx512() && has_bits(cpuid(7).ecx, kVbmi2 | kVpopcntdq);
+}
+
+const Kernels& avx512_vbmi2_kernels() {
+  static const Kernels table = [] {
+    Kernels t = kAvx512Kernels;
+    t.name = "avx512vbmi2";
+    t.matmul_packed = kAvx512Vbmi2PackedKernels.matmul_packed;
+    t.unpack = kAvx512Vbmi2PackedKernels.unpack;
+    return t;
+  }();
+  return table;
 }
 
 #endif
@@ -56,7 +67,7 @@ bool runs_avx512_vbmi2() {
 std::vector<const Kernels*> detect() {
   std::vector<const Kernels*> tables;
 #if defined(__x86_64__)
-  if (runs_avx512_vbmi2()) tables.push_back(&kAvx512Vbmi2Kernels);
+  if (runs_avx512_vbmi2()) tables.push_back(&avx512_vbmi2_kernels());
   if (runs_avx512()) tables.push_back(&kAvx512Kernels);
   if (runs_avx2()) tables.push_back(&kAvx2Kernels);
 #endif

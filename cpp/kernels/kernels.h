@@ -177,16 +177,22 @@ struct Kernels {
   void (*exp)(const ExpArgs&, std::int64_t begin, std::int64_t end, Scratch);              // elements
   void (*store_kv)(const StoreKvArgs&, std::int64_t begin, std::int64_t end, Scratch);     // rows
   void (*attention)(const AttentionArgs&, std::int64_t begin, std::int64_t end, Scratch);  // kv_head * rows + row
-  void (*matmul_packed)(const MatmulPackedArgs&, std::int64_t begin, std::int64_t end, Scratch);  // outputs
+  void (*matmul_packed)(const MatmulPackedArgs&, std::int64_t begin, std::int64_t end, Scratch);    // outputs
   void (*matmul_indexed)(const MatmulIndexedArgs&, std::int64_t begin, std::int64_t end, Scratch);  // outputs
-  void (*unpack)(const UnpackArgs&, std::int64_t begin, std::int64_t end, Scratch);               // rows
+  void (*unpack)(const UnpackArgs&, std::int64_t begin, std::int64_t end, Scratch);                 // rows
 };
 
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
-extern const Kernels kAvx512Vbmi2Kernels;
+
+// Faster packed weights for CPUs with more than that table asks for: all else is the same.
+struct PackedKernels {
+  void (*matmul_packed)(const MatmulPackedArgs&, std::int64_t begin, std::int64_t end, Scratch);
+  void (*unpack)(const UnpackArgs&, std::int64_t begin, std::int64_t end, Scratch);
+};
+extern const PackedKernels kAvx512Vbmi2PackedKernels;
 #endif
 
 }  // namespace penstock

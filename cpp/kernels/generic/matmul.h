@@ -22,6 +22,14 @@ void with_constant(int count, F f) {
   f.template operator()<N>();
 }
 
+// Ends a dot product.
+template <class Args>
+void emit(const Args& a, std::int64_t row, std::int64_t output, float dot) {
+  if (a.bias) dot = dot + a.bias[output];
+  float* out = a.out.data + row * a.out.stride + output;
+  *out = a.accumulate ? *out + dot : dot;
+}
+
 // W is the source of weights.
 template <class V, class W>
 struct Matmul {
@@ -39,15 +47,7 @@ struct Matmul {
   const bool widens_once = kWidensOnce && a.x.rows >= kWideRows;
 
   // Rows `first`, `first` + distance, ... of the weights.
-  W weights(std::int64_t first, std::int64_t distance) const {
-    return {a.w + first * row_bytes, distance * row_bytes};
-  }
-
-  void emit(std::int64_t row, std::int64_t output, float dot) const {
-    if (a.bias) dot = dot + a.bias[output];
-    float* out = a.out.data + row * a.out.stride + output;
-    *out = a.accumulate ? *out + dot : dot;
-  }
+  W weights(std::int64_t first, std::int64_t distance) const { return {a.w + first * row_bytes, distance * row_bytes}; }
 
   // R rows times outputs first, first + distance, ... (O of them), straight from memory.
   template <int R, int O>
@@ -59,7 +59,7 @@ struct Matmul {
     PENSTOCK_UNROLL
     for (int r = 0; r < R; ++r) {
       PENSTOCK_UNROLL
-      for (int o = 0; o < O; ++o) emit(r, first + o * distance, V::sum(lanes.lane[r][o]));
+      for (int o = 0; o < O; ++o) emit(a, r, first + o * distance, V::sum(lanes.lane[r][o]));
     }
   }
 
@@ -107,7 +107,7 @@ struct Matmul {
   void emit_tile(std::int64_t first, std::int64_t distance, const float* lanes) const {
     for (std::int64_t row = 0; row < a.x.rows; ++row) {
       PENSTOCK_UNROLL
-      for (int o = 0; o < O; ++o) emit(row, first + o * distance, V::sum(V::load(lanes + (row * O + o) * 16)));
+      for (int o = 0; o < O; ++o) emit(a, row, first + o * distance, V::sum(V::load(lanes + (row * O + o) * 16)));
     }
   }
 

@@ -43,12 +43,6 @@ struct MatmulIndexed {
   const std::int64_t groups = groups_of(a.w.cols);
   const std::int64_t pair_bytes = groups * kGroupPairBytes;
 
-  void emit(std::int64_t row, std::int64_t output, float dot) const {
-    if (a.bias) dot = dot + a.bias[output];
-    float* out = a.out.data + row * a.out.stride + output;
-    *out = a.accumulate ? *out + dot : dot;
-  }
-
   // R rows of x times O rows of weights, in registers.
   template <int R, int O, int... I>
   void tile(std::int64_t first, std::integer_sequence<int, I...>) const {
@@ -80,7 +74,7 @@ struct MatmulIndexed {
       lanes.add(x, a.x.stride, PairWeights<V, G>{last[0], kGroupPairBytes}, a.w.cols % kGroupWeights, {nullptr, 0, 0});
     }
     for (int r = 0; r < R; ++r) {
-      for (int o = 0; o < O; ++o) emit(r, first + o, V::sum(lanes.lane[r][o]));
+      for (int o = 0; o < O; ++o) emit(a, r, first + o, V::sum(lanes.lane[r][o]));
     }
   }
 
@@ -95,7 +89,8 @@ struct MatmulIndexed {
 
   // Many rows of x: runs of rows are decoded into scratch, then multiplied with all of them.
   void runs(std::int64_t begin, std::int64_t end, Scratch scratch) const {
-    const std::int64_t room = (static_cast<std::int64_t>(scratch.bytes) - matmul_scratch(V::kTileOutputs)) / pair_bytes;
+    const std::int64_t room =
+        (static_cast<std::int64_t>(scratch.bytes) - product_scratch(V::kTileOutputs)) / pair_bytes;
     const std::int64_t wanted = kDecodedBytes / pair_bytes;
     std::int64_t most = room < wanted ? room : wanted;
     most = most < V::kTileOutputs ? 1 : most / V::kTileOutputs * V::kTileOutputs;

@@ -1,6 +1,7 @@
 // AVX2, FMA and F16C: a Vec is two 256-bit registers. The operations are documented in scalar.cpp.
 #include <immintrin.h>
 
+#include "kernels/generic/depth_planes.h"
 #include "kernels/generic/table.h"
 
 namespace penstock {
@@ -167,26 +168,59 @@ struct GroupOps {
   static void store_bytes(std::uint8_t* p, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   static std::uint64_t deposit(std::uint64_t bits, std::uint64_t mask) { return _pdep_u64(bits, mask); }
 
-  // Byte p is -1 where bit p is set, else 0.
-  static __m256i bytes_of(std::uint32_t bits) {
+  // Of each byte, the number of bits that are set.
+  static __m256i count_bits(__m256i v) {
+    const __m256i counts = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
+                                            0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+    const __m256i low = _mm256_set1_epi8(15);
+    return _mm256_add_epi8(_mm256_shuffle_epi8(counts, _mm256_and_si256(v, low)),
+                           _mm256_shuffle_epi8(counts, _mm256_and_si256(_mm256_srli_epi16(v, 4), low)));
+  }
+  static std::int64_t copy_and_count(std::uint8_t* dst, std::int64_t stride, const std::uint8_t* src,
+                                     std::int64_t bytes, const std::uint8_t* readable_end) {
+    if (stride > readable_end - src) {
+      __builtin_memcpy(dst, src, static_cast<std::size_t>(bytes));
+      src = dst;
+    }
+    const __m256i index =
+        _mm256_setr_epi64x(0x0706050403020100, 0x0f0e0d0c0b0a0908, 0x1716151413121110, 0x1f1e1d1c1b1a1918);
+    __m256i ones = _mm256_setzero_si256();
+    for (std::int64_t i = 0; i < stride; i += 32) {
+      const std::int64_t left = bytes - i;
+      const char count = static_cast<char>(left < 0 ? 0 : left < 32 ? left : 32);
+      const __m256i v = _mm256_and_si256(load_bytes(src + i), _mm256_cmpgt_epi8(_mm256_set1_epi8(count), index));
+      store_bytes(dst + i, v);
+      ones = _mm256_add_epi64(ones, _mm256_sad_epu8(count_bits(v), _mm256_setzero_si256()));
+    }
+    const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(ones), _mm256_extracti128_si256(ones, 1));
+    return _mm_cvtsi128_si64(two) + _mm_extract_epi64(two, 1);
+  }
+
+  // Byte p is -1 where bit 32 half + p is set, else 0. `bits` is in every 64 bits.
+  static __m256i bytes_of(__m256i bits, int half) {
     const __m256i spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i each = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
-    const __m256i copies = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), spread);
-    return _mm256_cmpeq_epi8(_mm256_and_si256(copies, each), each);
+    const __m256i from = half == 0 ? spread : _mm256_add_epi8(spread, _mm256_set1_epi8(4));
+    return _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(bits, from), each), each);
   }
-  static void store_exponents(std::uint8_t* out, const std::uint8_t* table, std::uint64_t low, std::uint64_t high,
-                              std::uint64_t depth0, std::uint64_t depth1, std::uint64_t depth2) {
-    const __m256i entries = _mm256_broadcastsi128_si256(Vec::load_halves(table));
+  static __m256i broadcast(std::uint64_t bits) { return _mm256_set1_epi64x(static_cast<long long>(bits)); }
+
+  // Entry -i modulo 16 is that of number i.
+  using Table = __m256i;
+  static Table table_of(const std::uint8_t (&table)[16]) {
+    std::uint8_t negated[16];
+    for (int i = 0; i < 16; ++i) negated[-i & 15] = table[i];
+    return _mm256_broadcastsi128_si256(Vec::load_halves(negated));
+  }
+  static void store_entries(std::uint8_t* out, Table table, std::uint64_t bit0, std::uint64_t bit1, std::uint64_t bit2,
+                            std::uint64_t bit3) {
+    const __m256i bits[4] = {broadcast(bit0), broadcast(bit1), broadcast(bit2), broadcast(bit3)};
     PENSTOCK_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const auto bytes = [&](std::uint64_t bits) { return bytes_of(static_cast<std::uint32_t>(bits >> 32 * i)); };
-      __m256i sum = bytes(depth2);
-      sum = _mm256_add_epi8(sum, sum);
-      sum = _mm256_add_epi8(sum, _mm256_sub_epi8(bytes(depth1), bytes(high)));
-      sum = _mm256_add_epi8(sum, sum);
-      sum = _mm256_add_epi8(sum, _mm256_sub_epi8(bytes(depth0), bytes(low)));
-      const __m256i index = _mm256_add_epi8(sum, _mm256_set1_epi8(7));
-      store_bytes(out + 32 * i, _mm256_shuffle_epi8(entries, index));
+    for (int half = 0; half < 2; ++half) {
+      __m256i sum = bytes_of(bits[3], half);
+      PENSTOCK_UNROLL
+      for (int i = 2; i >= 0; --i) sum = _mm256_add_epi8(_mm256_add_epi8(sum, sum), bytes_of(bits[i], half));
+      store_bytes(out + 32 * half, _mm256_shuffle_epi8(table, _mm256_and_si256(sum, _mm256_set1_epi8(15))));
     }
   }
   static Pairs compose(const std::uint8_t* exponents, const std::uint8_t* mantissas, std::uint64_t sign) {
@@ -200,7 +234,7 @@ struct GroupOps {
     PENSTOCK_UNROLL
     for (int i = 0; i < 2; ++i) {
       const __m256i exponent = load_bytes(exponents + 32 * i);
-      const __m256i negative = bytes_of(static_cast<std::uint32_t>(sign >> 32 * i));
+      const __m256i negative = bytes_of(broadcast(sign), i);
       const __m256i low = _mm256_or_si256(_mm256_and_si256(mantissa[i], seven), _mm256_andnot_si256(seven, exponent));
       const __m256i high = _mm256_or_si256(_mm256_and_si256(exponent, seven), _mm256_andnot_si256(seven, negative));
       pairs.part[0][i] = _mm256_unpacklo_epi8(low, high);

@@ -2,6 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
+#include "kernels/generic/depth_planes.h"
 #include "kernels/generic/table.h"
 
 namespace penstock {
@@ -130,15 +131,37 @@ struct GroupOps {
     return v;
   }
   static std::uint64_t deposit(std::uint64_t bits, std::uint64_t mask) { return _pdep_u64(bits, mask); }
-  static void store_exponents(std::uint8_t* out, const std::uint8_t* table, std::uint64_t low, std::uint64_t high,
-                              std::uint64_t depth0, std::uint64_t depth1, std::uint64_t depth2) {
+  // Of each 64 bits, the number that is set.
+  static __m512i count_bits(__m512i v) {
+    const __m512i counts = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    const __m512i low = _mm512_set1_epi8(15);
+    const __m512i bytes = _mm512_add_epi8(_mm512_shuffle_epi8(counts, _mm512_and_si512(v, low)),
+                                          _mm512_shuffle_epi8(counts, _mm512_and_si512(_mm512_srli_epi16(v, 4), low)));
+    return _mm512_sad_epu8(bytes, _mm512_setzero_si512());
+  }
+  template <__m512i (*kCountBits)(__m512i) = count_bits>
+  static std::int64_t copy_and_count(std::uint8_t* dst, std::int64_t stride, const std::uint8_t* src,
+                                     std::int64_t bytes, const std::uint8_t*) {
+    __m512i ones = _mm512_setzero_si512();
+    for (std::int64_t i = 0; i < stride; i += 64) {
+      const std::int64_t left = bytes - i;
+      const __mmask64 some = _bzhi_u64(~std::uint64_t{0}, static_cast<unsigned>(left < 0 ? 0 : left < 64 ? left : 64));
+      const __m512i v = _mm512_maskz_loadu_epi8(some, src + i);
+      _mm512_storeu_si512(dst + i, v);
+      ones = _mm512_add_epi64(ones, kCountBits(v));
+    }
+    return _mm512_reduce_add_epi64(ones);
+  }
+
+  using Table = __m512i;
+  static Table table_of(const std::uint8_t (&table)[16]) { return _mm512_broadcast_i32x4(Vec::load_sixteen(table)); }
+  static void store_entries(std::uint8_t* out, Table table, std::uint64_t bit0, std::uint64_t bit1, std::uint64_t bit2,
+                            std::uint64_t bit3) {
     const auto add = [](__m512i v, __mmask64 where, char n) {
       return _mm512_mask_add_epi8(v, where, v, _mm512_set1_epi8(n));
     };
-    __m512i index = add(add(_mm512_set1_epi8(7), low, 1), high, 2);
-    index = add(add(add(index, depth0, -1), depth1, -2), depth2, -4);
-    const __m512i entries = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-    _mm512_storeu_si512(out, _mm512_shuffle_epi8(entries, index));
+    const __m512i number = add(add(add(_mm512_maskz_set1_epi8(bit0, 1), bit1, 2), bit2, 4), bit3, 8);
+    _mm512_storeu_si512(out, _mm512_shuffle_epi8(table, number));
   }
   static Pairs compose(const std::uint8_t* exponents, const std::uint8_t* mantissas, std::uint64_t sign) {
     const __m512i exponent = pinned(_mm512_loadu_si512(exponents)), stored = pinned(_mm512_loadu_si512(mantissas));
@@ -148,7 +171,7 @@ struct GroupOps {
   }
   static Pairs compose(__m512i exponent, __m512i mantissa, std::uint64_t sign) {
     const __m512i seven = _mm512_set1_epi8(0x7f);
-    const __m512i low = _mm512_ternarylogic_epi32(mantissa, exponent, seven, 0xe4);                 // bit by bit, c ? a : b
+    const __m512i low = _mm512_ternarylogic_epi32(mantissa, exponent, seven, 0xe4);  // bit by bit, c ? a : b
     const __m512i high = _mm512_ternarylogic_epi32(_mm512_movm_epi8(sign), exponent, seven, 0xd8);  // c ? b : a
     return {{{_mm512_unpacklo_epi8(low, high)}, {_mm512_unpackhi_epi8(low, high)}}};
   }
@@ -175,7 +198,8 @@ struct GroupOps {
     for (int h = 0; h < 2; ++h) {
       const __m512i words = pairs.part[h][0];
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 64 * h), _mm512_cvtepi32_epi16(words));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 64 * h + 32), _mm512_cvtepi32_epi16(_mm512_srli_epi32(words, 16)));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 64 * h + 32),
+                          _mm512_cvtepi32_epi16(_mm512_srli_epi32(words, 16)));
     }
   }
   static void store_pairs(std::uint8_t* p, const Pairs& pairs) {

@@ -1,6 +1,7 @@
 // Plain C++: the definition of every Vec operation, and the fallback for any CPU.
 #include <bit>
 
+#include "kernels/generic/depth_planes.h"
 #include "kernels/generic/table.h"
 
 namespace penstock {
@@ -230,12 +231,26 @@ struct GroupOps {
     for (; mask != 0; mask &= mask - 1, bits >>= 1) result |= (mask & -mask) & -(bits & 1);
     return result;
   }
-  // For each of 64 positions, the entry of the table at 7 + low + 2 high - (depth0 + 2 depth1 + 4 depth2).
-  static void store_exponents(std::uint8_t* out, const std::uint8_t* table, std::uint64_t low, std::uint64_t high,
-                              std::uint64_t depth0, std::uint64_t depth1, std::uint64_t depth2) {
+  // Copies `bytes` bytes to dst and fills up with zeros to `stride`, a multiple of 64; returns the bits set. Bytes from
+  // src to readable_end may be read.
+  static std::int64_t copy_and_count(std::uint8_t* dst, std::int64_t stride, const std::uint8_t* src,
+                                     std::int64_t bytes, const std::uint8_t*) {
+    __builtin_memcpy(dst, src, static_cast<std::size_t>(bytes));
+    __builtin_memset(dst + bytes, 0, static_cast<std::size_t>(stride - bytes));
+    std::int64_t ones = 0;
+    for (std::int64_t i = 0; i < stride; i += 8) ones += __builtin_popcountll(load_word<std::uint64_t>(dst + i));
+    return ones;
+  }
+
+  // For each of 64 positions, the entry of a table of 16 whose number the four words' bits are, the lowest first.
+  struct Table {
+    std::uint8_t at[16];
+  };
+  static Table table_of(const std::uint8_t (&table)[16]) { return Vec::item<Table>(table, 0); }
+  static void store_entries(std::uint8_t* out, const Table& table, std::uint64_t bit0, std::uint64_t bit1,
+                            std::uint64_t bit2, std::uint64_t bit3) {
     for (int p = 0; p < 64; ++p) {
-      const int c = static_cast<int>((low >> p & 1) + 2 * (high >> p & 1));
-      out[p] = table[7 + c - static_cast<int>((depth0 >> p & 1) + 2 * (depth1 >> p & 1) + 4 * (depth2 >> p & 1))];
+      out[p] = table.at[(bit0 >> p & 1) | (bit1 >> p & 1) << 1 | (bit2 >> p & 1) << 2 | (bit3 >> p & 1) << 3];
     }
   }
   // From rotated exponents, mantissas as they are stored, and signs.
@@ -276,7 +291,8 @@ struct GroupOps {
     Pairs pairs;
     for (int j = 0; j < 32; ++j) {
       const int first = j / 16 * 32 + j % 16;
-      pairs.part[j / 16][0].lane[j % 16] = Vec::item<std::uint16_t>(p, first) | Vec::item<std::uint16_t>(p, first + 16) << 16;
+      pairs.part[j / 16][0].lane[j % 16] = Vec::item<std::uint16_t>(p, first) | Vec::item<std::uint16_t>(p, first + 16)
+                                                                                    << 16;
     }
     return pairs;
   }
