@@ -49,9 +49,9 @@ std::string encoded(const Weights& weights, std::int64_t rows, std::int64_t cols
     const std::int64_t n = rows - first < step ? rows - first : step;
     std::string c(static_cast<std::size_t>(coarse_bytes(n, cols)), '\0');
     std::string f(static_cast<std::size_t>(most_fine_bytes(n, cols)), '\0');
-    const std::int64_t size = encode_chunk(reinterpret_cast<const std::uint8_t*>(weights.data() + first * cols), n, cols,
-                                           reinterpret_cast<std::uint8_t*>(c.data()),
-                                           reinterpret_cast<std::uint8_t*>(f.data()));
+    const std::int64_t size =
+        encode_chunk(reinterpret_cast<const std::uint8_t*>(weights.data() + first * cols), n, cols,
+                     reinterpret_cast<std::uint8_t*>(c.data()), reinterpret_cast<std::uint8_t*>(f.data()));
     if (first + n == rows) c.resize(static_cast<std::size_t>(bare_coarse_bytes(n, cols)));
     append(sizes, size, 2);
     coarse += c;
