@@ -12,12 +12,13 @@ import pytest
 from cases import CASES
 from checkpoints import tensor_shapes, tiny_config, write_checkpoint
 
-from penstock import LLM, benchmark
+from penstock import LLM, benchmark, machine
 from penstock.benchmark import BenchSettings, Result, run
 from penstock.completion import Stats
 from penstock.engine import Engine
 from penstock.errors import ContextError, MemoryCeilingError, UsageError
 from penstock.events import Event
+from penstock.machine import Footprint
 from penstock.packing.pack import pack
 from penstock.plan import MIB
 from penstock.probe import DiskSpeed, room_for_probe
@@ -37,6 +38,12 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(benchmark, "measure_disk", measure_disk)
     return asked
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose size stays, so that ceilings a little above the least mean the same from run to run."""
+    monkeypatch.setattr(machine, "footprint", lambda: Footprint(1000 * MIB, 0))
 
 
 def least_ceiling() -> int:
@@ -94,6 +101,7 @@ class TestRun:
         assert packed.packed_ratio == packed.stored_bytes / packed.weight_bytes
         assert packed.decoded_bytes_per_second == packed.weight_bytes / packed.compute_seconds
 
+    @pytest.mark.usefixtures("steady")
     def test_a_model_that_streams(self) -> None:
         settings = BenchSettings(passes=3, memory=least_ceiling() + 6 * MIB)
         result = run("demo", settings)
@@ -160,6 +168,7 @@ class TestRun:
         assert [event.name for event in events if event.kind == "pass"] == ["4096 rows", "2324 rows", *["32 rows"] * 4]
         assert result.prompt_passes == 2
 
+    @pytest.mark.usefixtures("steady")
     def test_a_long_prompt_takes_several_passes_where_memory_is_short(self) -> None:
         settings = BenchSettings(passes=3, prompt_tokens=2500, memory=least_ceiling() + 6 * MIB)
         result = run("demo", settings)

@@ -60,11 +60,11 @@ def plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, st
 
 class TestModelsThatAreHere:
     def test_shares_of_the_ceiling(self, plan: Terminal) -> None:
-        said = plan.json("demo", "--memory", "1GiB", "--threads", "1")
+        said = plan.json("demo", "--memory", "4GiB", "--threads", "1")
         memory = said["memory"]
-        assert memory["ceiling"] == 1 << 30
+        assert memory["ceiling"] == 4 << 30
         assert sum(memory[name] for name in SHARES) <= memory["ceiling"]
-        with LLM.open("demo", memory="1GiB") as llm:
+        with LLM.open("demo", memory="4GiB") as llm:
             assert (memory["resident"], memory["streamed"]) == (llm.weights.pass_bytes, 0)
             assert said["context"] == min(2048, llm.context)
         assert 0 <= memory["tokenizer"] < memory["process"]
@@ -102,9 +102,9 @@ class TestModelsThatAreHere:
         assert (large, wide) == (10 * small, 2 * small)
 
     def test_tables(self, plan: Terminal) -> None:
-        code, out, err = plan("demo", "--memory", "1GiB", "--prompt-tokens", "9")
+        code, out, err = plan("demo", "--memory", "4GiB", "--prompt-tokens", "9")
         assert (code, err) == (0, "")
-        for words in ("the ceiling", "1,024", "tokenizer", "keys and values of", "a further token", "after 9 tokens"):
+        for words in ("the ceiling", "4,096", "tokenizer", "keys and values of", "a further token", "after 9 tokens"):
             assert words in out
         assert "GB/s" in out
         assert "The sizes rest on the model's own files" in out
@@ -121,7 +121,7 @@ class TestModelsThatAreNot:
         (tmp_path / "[b]x[/b]").mkdir(parents=True)
         monkeypatch.setenv("PENSTOCK_HOME", str(tmp_path / "[b]x[/b]"))
         monkeypatch.setenv("COLUMNS", "400")
-        code, out, _ = plan("smollm2-135m", "--memory", "1GiB")
+        code, out, _ = plan("smollm2-135m", "--memory", "4GiB")
         assert code == 0
         assert f"random numbers in {tmp_path / '[b]x[/b]'}" in out
 
@@ -138,13 +138,13 @@ class TestModelsThatAreNot:
         assert str(store.parent.parent) in said["disk_basis"]
 
     def test_nothing_stays_on_the_disk(self, plan: Terminal, tmp_path: Path) -> None:
-        plan.json("smollm2-135m", "--memory", "1GiB")
+        plan.json("smollm2-135m", "--memory", "4GiB")
         assert list(tmp_path.iterdir()) == []
 
     def test_room_for_a_long_context(self, plan: Terminal) -> None:
-        most = plan.json("llama-3.1-8b", "--memory", "1GiB")["most_context"]
-        assert plan.json("llama-3.1-8b", "--memory", "1GiB", "--context", str(most - 64))["context"] == most - 64
-        code, _, err = plan("llama-3.1-8b", "--memory", "1GiB", "--context", str(most + 2048))
+        most = plan.json("llama-3.1-8b", "--memory", "4GiB")["most_context"]
+        assert plan.json("llama-3.1-8b", "--memory", "4GiB", "--context", str(most - 64))["context"] == most - 64
+        code, _, err = plan("llama-3.1-8b", "--memory", "4GiB", "--context", str(most + 2048))
         assert code == 2
         assert "The least that works is" in err
 
@@ -180,14 +180,14 @@ class TestForms:
 
     def test_on_the_hub(self, plan: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(outlook, "repo_config", lambda repo: dict(SHAPES["smollm2-135m"]))
-        assert "`penstock pull owner/model` packs it" in plan("owner/model", "--memory", "1GiB")[1]
+        assert "`penstock pull owner/model` packs it" in plan("owner/model", "--memory", "4GiB")[1]
 
     def test_here_and_packed(self, plan: Terminal, tmp_path: Path) -> None:
-        _, out, _ = plan("demo", "--memory", "1GiB")
+        _, out, _ = plan("demo", "--memory", "4GiB")
         assert "raw, as it is  packed, estimated" in out
         assert "`penstock pack demo OUT` packs it, losslessly." in out
         pack(find_model("demo"), tmp_path / "a model")
-        _, out, _ = plan(str(tmp_path / "a model"), "--memory", "1GiB")
+        _, out, _ = plan(str(tmp_path / "a model"), "--memory", "4GiB")
         assert "raw  packed, as it is" in out
         assert "Forecast: packed, as it is" in out
         assert f"`penstock unpack '{tmp_path / 'a model'}' OUT` gives the" in out.replace("\n", " ")
@@ -200,7 +200,7 @@ class TestForms:
 
     def test_one_form_does_not_fit(self, plan: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(outlook, "packed_size", lambda matrices: StoredSize(10**6, 10**6, 10**6, chunk=1 << 40))
-        _, out, _ = plan("demo", "--memory", "1GiB")
+        _, out, _ = plan("demo", "--memory", "4GiB")
         [line] = [line for line in out.splitlines() if "weights of a pass" in line]
         assert line.split()[-3:] == ["does", "not", "fit"]
 

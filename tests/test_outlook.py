@@ -170,7 +170,7 @@ class TestForms:
 
     def test_types_that_do_not_pack_ahead(self, monkeypatch: pytest.MonkeyPatch) -> None:
         on_hub(monkeypatch, SHAPES["smollm2-135m"] | {"torch_dtype": "float16"})
-        found = look("owner/model", PlanSettings(memory="1GiB"))
+        found = look("owner/model", PlanSettings(memory="4GiB"))
         assert (found.place, found.packs, found.packed) == ("hub", False, None)
 
     def test_a_raw_model_and_its_packed_copy(self, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ class TestForms:
             return StoredSize(10**6, 10**6, decoded=10**6, chunk=1 << 40)
 
         monkeypatch.setattr(outlook, "packed_size", too_large)
-        found = look("demo", PlanSettings(memory="1GiB"))
+        found = look("demo", PlanSettings(memory="4GiB"))
         assert (found.packs, found.packed) == (True, None)
 
     def test_as_an_object(self) -> None:
@@ -215,7 +215,7 @@ class TestForms:
 
 class TestFirstToken:
     def test_a_chunk_is_what_a_pass_has_room_for(self, tmp_path: Path) -> None:
-        with LLM.open(CASES["gqa-4"].write(tmp_path), memory="1GiB") as llm:
+        with LLM.open(CASES["gqa-4"].write(tmp_path), memory="4GiB") as llm:
             budget = llm.memory.budget
             kv = llm.plan_pass(slots=100).kv
             plan = budget.plan(Demand(rows=100, kv=kv))
@@ -225,7 +225,7 @@ class TestFirstToken:
 
     def test_no_room(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """For the least chunk, though for one row there is."""
-        with LLM.open(CASES["gqa-4"].write(tmp_path), memory="1GiB") as llm:
+        with LLM.open(CASES["gqa-4"].write(tmp_path), memory="4GiB") as llm:
 
             def refuse(self: object, demand: Demand) -> None:
                 raise MemoryCeilingError("no", "yes")

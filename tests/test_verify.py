@@ -158,7 +158,7 @@ class TestChecksums:
 
 
 def tokens(path: Path) -> list[int]:
-    with LLM.open(path, memory="600MiB", threads=1) as llm:
+    with LLM.open(path, memory="16GiB", threads=1) as llm:
         [output] = llm.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=3))
     return output.token_ids
 
