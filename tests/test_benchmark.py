@@ -220,7 +220,7 @@ class TestErrors:
     def test_too_few_passes_that_all_sequences_share(self) -> None:
         """As where the first sequences end before the last ones' prompts are done."""
         costs = {"seconds": 1.0, "read_seconds": 0.0, "wait_seconds": 0.0, "compute_seconds": 1.0}
-        totals = PassTotals(rows=2, logits=True, bytes_read=0, **costs)
+        totals = PassTotals(rows=2, logits=True, bytes_read=0, draft_seconds=0.0, guesses=0, **costs)
         stats = [Stats(9, 0, tokens=tokens, log=[totals] * tokens) for tokens in (5, 3)]
         with pytest.raises(UsageError) as caught:
             benchmark._split_log(stats, BenchSettings(passes=4, batch=2))

@@ -95,20 +95,34 @@ class Completion:
     def _take(self, stats: PassStats) -> None:
         """Take in what a pass drew; ends the generation at a stop string."""
         generation = self.generation
+        ended_by_token = generation.finish_reason == "stop"
+        text = self._push(generation.token_ids[self._taken :])
         new = generation.token_ids[self._taken :]
         self._taken += len(new)
-        self._count(stats, drawn=len(new) + (generation.finish_reason == "stop"))
-        text = self._new_text(new)
+        self._count(stats, drawn=len(new) + (ended_by_token and self._stops.met is None))
+        text += self._end()
         self._parts.append(text)
         if new or generation.finish_reason is not None:
             self.pieces.append(Piece(text, new, generation.finish_reason, self.stats))
 
-    def _new_text(self, tokens: list[int]) -> str:
+    def _push(self, tokens: list[int]) -> str:
+        """The text of new tokens; what follows a stop string is taken back, as if it had never been drawn."""
         if self._text is None:
             return ""
-        text = "".join(self._stops.push(self._text.push(token)) for token in tokens)
-        if self.generation.finish_reason is not None:
-            text += self._stops.push(self._text.finish()) + self._stops.finish()
+        parts = []
+        for count, token in enumerate(tokens, self._taken + 1):
+            parts.append(self._stops.push(self._text.push(token)))
+            if self._stops.met is not None:
+                del self.generation.token_ids[count:]
+                self.generation.finish_reason = "stop"
+                break
+        return "".join(parts)
+
+    def _end(self) -> str:
+        """What was held back, if the generation has ended."""
+        if self._text is None or self.generation.finish_reason is None:
+            return ""
+        text = self._stops.push(self._text.finish()) + self._stops.finish()
         if self._stops.met is not None:
             self.generation.finish_reason = "stop"
         return text

@@ -1,7 +1,7 @@
-"""The generation loop: sequences in, passes over the weights, one token a sequence and pass out.
+"""The generation loop: sequences in, passes over the weights, one token or several a sequence and pass out.
 
-Every pass serves all active sequences at once, prefill chunks and single tokens alike. What a sequence yields
-depends on nothing but its own prompt and parameters.
+Every pass serves all active sequences at once, prefill chunks, single tokens and trees of guesses alike. What a
+sequence yields depends on nothing but its own prompt and parameters.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from penstock.errors import ContextError, NumericsError
 from penstock.kv_cache import KvCache
 from penstock.rows import Rows, SequenceRows
 from penstock.sampling import Sampler
+from penstock.speculate.speculator import Record, walk
+from penstock.speculate.tree import Tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,13 +28,14 @@ if TYPE_CHECKING:
     from penstock.kv_cache import KvShape
     from penstock.memory import Memory
     from penstock.sampling import SamplingParams
+    from penstock.speculate.speculator import Speculator
     from penstock.stage import PassStats, Stage
 
 MAX_ROWS = 4096
 """Rows of one pass: prompts up to this length cost one pass over the disk."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Generation:
     """One sequence on its way: its prompt, what was drawn so far, and why it ended."""
 
@@ -44,6 +49,9 @@ class Generation:
     """"stop" after a stop token or string, "length" at max_tokens or the end of the context, "error"."""
     error: NumericsError | None = None
 
+    guesses: Record = field(default_factory=Record)
+    """What became of the guesses at its tokens."""
+
     after_pass: Callable[[PassStats], None] = lambda stats: None
     """Told of every pass that this generation took part in."""
 
@@ -53,16 +61,35 @@ class Generation:
         done, prompt = self.cache.length, len(self.prompt)
         return self.prompt[done:] + self.token_ids if done < prompt else self.token_ids[done - prompt :]
 
-    def accept(self, logits: F32) -> None:
-        """Draw the next token from the logits after the last one."""
-        position = len(self.prompt) + len(self.token_ids)
-        token = self.sampler(logits, position, self.prompt + self.token_ids)
+    @property
+    def tokens(self) -> list[int]:
+        """The prompt's and those drawn so far."""
+        return self.prompt + self.token_ids
+
+    def root(self) -> Tree:
+        """A tree of no guesses yet, after the last token."""
+        return Tree(self, self.tokens, self.sampler, self.cache, self.max_tokens - len(self.token_ids) - 1)
+
+    def draw(self, logits: F32) -> int | None:
+        """The next token, from the logits after the last one; None where that ends the sequence."""
+        tokens = self.tokens
+        token = self.sampler(logits, len(tokens), tokens)
         if token in self.stop_ids:
             self.finish_reason = "stop"
-            return
+            return None
         self.token_ids.append(token)
         if len(self.token_ids) >= self.max_tokens:
             self.finish_reason = "length"
+            return None
+        return token
+
+
+def _rows(generation: Generation, tokens: list[int], tree: Tree | None) -> SequenceRows:
+    """What one sequence adds to a pass."""
+    if tree is not None:
+        return SequenceRows.tree(generation.cache, tree.tokens, tree.parents)
+    ends = len(tokens) == len(generation.pending)
+    return SequenceRows.plain(generation.cache, tokens, wanted=(-1,) if ends else ())
 
 
 class Engine:
@@ -77,10 +104,13 @@ class Engine:
         defaults: GenerationDefaults,
         max_rows: int = MAX_ROWS,
         memory: Memory | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         """`context`: positions that a sequence may have; `defaults`: for parameters that are left open; `memory`:
-        makes room for each pass, and says how many rows it may have."""
+        makes room for each pass, and says how many rows it may have; `speculator`: guesses tokens for passes to check.
+        """
         self.stage = stage
+        self.speculator = speculator
         self.context = context
         self.active: list[Generation] = []
         self._kernels = kernels
@@ -120,31 +150,63 @@ class Engine:
         for ended in [g for g in self.active if g.finish_reason is not None]:
             self.cancel(ended)
         chunks = self._chunks()
-        parts = [
-            SequenceRows.plain(g.cache, tokens, wanted=(-1,) if len(tokens) == len(g.pending) else ())
-            for g, tokens in chunks
-        ]
-        rows = Rows(parts)
+        trees = self._guess(chunks)
+        draft_seconds = time.perf_counter() - begin
+        rows = Rows([_rows(generation, tokens, trees.get(generation)) for generation, tokens in chunks])
         if self._memory is not None:
             self._memory.before_pass(rows)
         logits, stats = self.stage.run(rows)
-        following = iter(logits)
-        for (generation, tokens), part in zip(chunks, parts, strict=True):
-            generation.cache.truncate(generation.cache.length + len(tokens))
-            if len(part.wanted):
-                self._accept(generation, next(following))
-        stats = replace(stats, seconds=time.perf_counter() - begin)
+        first = 0
+        for (generation, tokens), part in zip(chunks, rows.sequences, strict=True):
+            own = logits[first : first + len(part.wanted)]
+            first += len(part.wanted)
+            self._take(generation, tokens, trees.get(generation), own)
+        guesses = sum(len(tree) - 1 for tree in trees.values())
+        stats = replace(
+            stats, seconds=time.perf_counter() - begin, draft_seconds=draft_seconds * bool(trees), guesses=guesses
+        )
+        if self.speculator is not None:
+            self.speculator.learn_pass(stats)
         for generation, _ in chunks:
             generation.after_pass(stats)
         return stats
 
-    def _accept(self, generation: Generation, logits: F32) -> None:
-        """Let a generation draw; one that cannot ends with its error, and the others go on."""
+    def _guess(self, chunks: Sequence[tuple[Generation, list[int]]]) -> dict[Generation, Tree]:
+        """Trees for those sequences of a pass whose next token would be all that it brings."""
+        ready = [g for g, tokens in chunks if len(tokens) == len(g.pending) == 1]
+        if self.speculator is None or not ready:
+            return {}
+        begin, rows = time.perf_counter(), sum(len(tokens) for _, tokens in chunks)
+        most = min(self.speculator.most_nodes, self._max_rows - rows)
+        if self._memory is not None:
+            slots = {g.cache: g.cache.length + len(tokens) for g, tokens in chunks}
+            most = min(most, self._memory.most_guesses(slots, rows, len(chunks)))
+        trees = self.speculator.guess([g.root() for g in ready], rows - len(ready), most)
+        nodes = sum(len(tree) - 1 for tree in trees)
+        self.stage.weights.events.tell("draft", f"{nodes} guess{'es' * (nodes != 1)}", begin, time.perf_counter())
+        return dict(zip(ready, trees, strict=True))
+
+    def _take(self, generation: Generation, tokens: list[int], tree: Tree | None, logits: F32) -> None:
+        """What a pass told one sequence: draw as far as it goes, and commit what will be needed.
+
+        A sequence that cannot draw ends with its error, and the others go on.
+        """
+        cache, before = generation.cache, len(generation.token_ids)
+        if tree is None:
+            cache.truncate(cache.length + len(tokens))
+        if not len(logits):
+            return
         try:
-            generation.accept(logits)
+            nodes = walk(tree or generation.root(), logits, generation.draw)
         except NumericsError as error:
             generation.error = error
             self.cancel(generation, "error")
+            return
+        if tree is not None and self.speculator is not None:
+            cache.keep(np.array(nodes) + cache.length)
+            drawn = generation.token_ids[before:]
+            generation.guesses.take(tree, drawn)
+            self.speculator.learn(tree, nodes, drawn, logits)
 
     def cancel(self, generation: Generation, reason: str = "stop") -> None:
         """Take a generation out of the passes, ended for `reason` unless it had ended already, and free its cache."""

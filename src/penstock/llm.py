@@ -88,7 +88,7 @@ class LLM:
 
     def _set_up(self, options: Options, ceiling: int, chunk: int) -> None:
         """What needs the weights."""
-        self.model = Llama(self.config, self.weights, self.kernels)
+        self.model = Llama(self.config, self.weights, self.kernels, self.weights.vectors())
         self._kv_shape = KvShape.of(self.config, self.config.num_hidden_layers, options.kv_dtype)
         budget = Budget(
             config=self.config,
@@ -100,7 +100,7 @@ class LLM:
             indexed=self.weights.indexed_bytes,
         )
         self.memory = Memory(budget, self.weights, self._kv_shape, Relief(), options.max_resident)
-        stage = Stage(self.model, range(self.config.num_hidden_layers), self._after_layer)
+        stage = Stage(self.model, self.weights, range(self.config.num_hidden_layers), self._after_layer)
         self._engine = Engine(stage, self.kernels, self._kv_shape, self.context, self.defaults, memory=self.memory)
 
     @classmethod

@@ -73,6 +73,14 @@ class Memory:
         """
         return max(LEAST_CHUNK_ROWS, self.budget.most_rows(self._kv_bytes(slots), logit_rows, all_logits))
 
+    def most_guesses(self, slots: Mapping[KvCache, int], rows: int, logit_rows: int) -> int:
+        """Guesses that a pass of so many rows may check besides, without taking more than GUESS_SHARE of the ceiling.
+
+        Each takes a row, its logits, and slots in a cache, perhaps once more than there are guesses in the end.
+        """
+        slot_bytes = -(-self._kv_shape.block_bytes // BLOCK_SLOTS)
+        return self.budget.most_guesses(self._kv_bytes(slots), rows, logit_rows, slot_bytes)
+
     def most_tokens(self, prompts: Sequence[int], wanted: int | None, context: int) -> int:
         """How many tokens each of these sequences may yield: `wanted`, or, for None, what half of the room is enough
         for, so that others may follow.

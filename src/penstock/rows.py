@@ -60,12 +60,20 @@ class SequenceRows:
         paths: list[list[int]] = []
         for node, parent in enumerate(parents):
             paths.append([*(paths[parent] if parent >= 0 else []), cache.length + node])
+        return cls.nodes(cache, tokens, paths)
+
+    @classmethod
+    def nodes(cls, cache: KvCache, tokens: Sequence[int], paths: Sequence[Sequence[int]]) -> SequenceRows:
+        """Some nodes of a tree: paths[i] are the slots of row i's ancestors after the committed positions, and its own.
+
+        Own slots ascend. Logits are wanted of every row.
+        """
         n = len(tokens)
         return cls(
             cache=cache,
             tokens=np.asarray(tokens, np.int64),
             positions=np.array([cache.length + len(path) - 1 for path in paths], np.int64),
-            slots=np.arange(cache.length, cache.length + n, dtype=np.int32),
+            slots=np.array([path[-1] for path in paths], np.int32),
             prefix=np.full(n, cache.length, np.int32),
             tail_offsets=np.cumsum([0, *map(len, paths)], dtype=np.int32),
             tail_slots=np.array([slot for path in paths for slot in path], np.int32),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from penstock.kernels import F32
     from penstock.models.llama import Llama
     from penstock.rows import Rows
+    from penstock.weights import Weights
 
     OnLayer = Callable[[int, float, float, float], None]
     """(layer, read_seconds, wait_seconds, compute_seconds)"""
@@ -41,7 +42,13 @@ class PassStats:
     rows: int
     parts: tuple[PartStats, ...]
     seconds: float
-    """From its beginning to its end, which the parts are most of."""
+    """From its beginning to its end, which the parts are most of, guessing and drawing included."""
+    stage_seconds: float
+    """Of them, those from the embedding to the head."""
+    draft_seconds: float = 0.0
+    """And those of guessing."""
+    guesses: int = 0
+    """How many of the rows are."""
 
     @property
     def bytes_read(self) -> int:
@@ -52,6 +59,8 @@ class PassStats:
         return PassTotals(
             rows=self.rows,
             seconds=self.seconds,
+            draft_seconds=self.draft_seconds,
+            guesses=self.guesses,
             logits=self.parts[-1].name == "head",
             bytes_read=self.bytes_read,
             read_seconds=sum(part.read_seconds for part in self.parts),
@@ -66,6 +75,8 @@ class PassTotals:
 
     rows: int
     seconds: float
+    draft_seconds: float
+    guesses: int
     logits: bool
     bytes_read: int
     read_seconds: float
@@ -74,10 +85,11 @@ class PassTotals:
 
 
 class Stage:
-    """Layers `layers` of a model."""
+    """Layers `layers` of a model whose matrices are `weights`."""
 
-    def __init__(self, model: Llama, layers: range, on_layer: OnLayer | None = None) -> None:
+    def __init__(self, model: Llama, weights: Weights, layers: range, on_layer: OnLayer | None = None) -> None:
         self.model = model
+        self.weights = weights
         self.layers = layers
         self.on_layer = on_layer
 
@@ -93,8 +105,8 @@ class Stage:
             logits = self._run(rows, parts)
         finally:
             end = time.perf_counter()
-            self.model.weights.events.tell("pass", f"{len(rows)} row{'s' * (len(rows) != 1)}", begin, end)
-        return logits, PassStats(len(rows), tuple(parts), end - begin)
+            self.weights.events.tell("pass", f"{len(rows)} row{'s' * (len(rows) != 1)}", begin, end)
+        return logits, PassStats(len(rows), tuple(parts), end - begin, end - begin)
 
     def _run(self, rows: Rows, parts: list[PartStats]) -> F32:
         model = self.model
@@ -114,11 +126,11 @@ class Stage:
 
     @contextmanager
     def _part(self, name: str, parts: list[PartStats]) -> Iterator[None]:
-        totals = self.model.weights.totals
+        totals = self.weights.totals
         begin, nbytes, read, waited = time.perf_counter(), totals.bytes_read, totals.read_seconds, totals.wait_seconds
         yield
         wait = totals.wait_seconds - waited
         end = time.perf_counter()
         compute = end - begin - wait
-        self.model.weights.events.tell("part", name, begin, end, totals.bytes_read - nbytes)
+        self.weights.events.tell("part", name, begin, end, totals.bytes_read - nbytes)
         parts.append(PartStats(name, totals.bytes_read - nbytes, totals.read_seconds - read, wait, compute))

@@ -157,6 +157,10 @@ class Weights:
                 index = self._indexing and indices[0] not in self._keep
                 yield self._index(indices, piece, parts) if index else piece.loaded(parts)
 
+    def vectors(self) -> dict[str, F32]:
+        """All tensors of one dimension, which are small."""
+        return {name: self.vector(name) for name, tensor in self.tensors.items() if len(tensor.shape) == 1}
+
     def vector(self, name: str) -> F32:
         """A whole vector (norm weights, a bias), float32 [n]."""
         tensor = self.tensors[name]

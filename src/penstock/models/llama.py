@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -18,13 +18,14 @@ from penstock.models.rope import inverse_frequencies
 from penstock.rows import Rows, SequenceRows
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
+    from penstock.checkpoint import Tensor
     from penstock.config import ModelConfig
-    from penstock.kernels import F32, Kernels
+    from penstock.events import Events
+    from penstock.kernels import F32, I64, Kernels
     from penstock.kv_cache import KvCache
     from penstock.pieces import PieceData
-    from penstock.weights import Weights
 
 EMBEDDING = "model.embed_tokens.weight"
 LAYER_PARTS = (
@@ -52,17 +53,31 @@ def pass_order(config: ModelConfig) -> list[tuple[str, ...]]:
     return [*layers, (head_name(config),)]
 
 
+class Matrices(Protocol):
+    """Where a model's matrices come from: its weights, or some stand-in for them."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]: ...
+    @property
+    def events(self) -> Events: ...
+    def pieces(self, name: str) -> Generator[PieceData]: ...
+    def rows(self, name: str, indices: I64) -> F32: ...
+
+
 class Llama:
     """A decoder whose weights may be anywhere."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, kernels: Kernels) -> None:
+    def __init__(self, config: ModelConfig, weights: Matrices, kernels: Kernels, vectors: Mapping[str, F32]) -> None:
+        """`vectors`: the tensors of one dimension (norms, biases), each float32 [n]."""
         self.config = config
         self.weights = weights
         self.kernels = kernels
         self._inv_freq = inverse_frequencies(config.rope, config.head_dim)
-        self._vectors = {
-            name: weights.vector(name) for name, tensor in weights.tensors.items() if len(tensor.shape) == 1
-        }
+        self._vectors = vectors
+
+    def over(self, weights: Matrices) -> Llama:
+        """The same model with its matrices from elsewhere."""
+        return Llama(self.config, weights, self.kernels, self._vectors)
 
     def forward(self, tokens: Sequence[int], position: int, cache: KvCache) -> F32:
         """Logits float32 [len(tokens), vocab_size] of tokens at `position` and after; their keys and values are kept.

@@ -1,0 +1,181 @@
+"""Growing the trees of a pass, best nodes first, as long as that makes tokens come faster.
+
+Free drafters are asked about every node. A drafter that takes time is asked about the nodes that are likeliest to be
+reached, many at once, while the tokens that its guesses are likely to bring, relative to those expected, outweigh its
+seconds, relative to the pass's (best first, as in arXiv 2406.02532; the price of a node and calibrated chances are
+ours). With a fixed number of nodes, it is asked until no node is left that could have a child among the best.
+"""
+
+from __future__ import annotations
+
+import time
+from heapq import heappop, heappush, nlargest
+from typing import TYPE_CHECKING
+
+from penstock.speculate.tree import Claim
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from penstock.speculate.calibration import Calibration
+    from penstock.speculate.costs import Costs
+    from penstock.speculate.drafter import Drafter, Guess
+    from penstock.speculate.tree import Tree
+
+MOST_NODES = 256
+"""Nodes of all trees of a pass together, where their number is the engine's choice."""
+LEAST_CHANCE = 1e-3
+"""Of a node that is worth a row."""
+BATCH = 16
+"""Nodes that a drafter which takes time is asked about at once."""
+
+Spot = tuple["Tree", int]
+
+
+class Growth:
+    """The trees of one pass while they grow."""
+
+    def __init__(
+        self,
+        trees: Sequence[Tree],
+        drafters: Sequence[Drafter],
+        calibrations: Mapping[bool, Calibration],
+        costs: Costs,
+        other_rows: int = 0,
+        fixed: int | None = None,
+        most_nodes: int = MOST_NODES,
+    ) -> None:
+        """`calibrations`: of greedy (False) and of sampled text; `other_rows`: rows of the pass besides those of the
+        trees; `fixed`: nodes of each tree, None for as many as pay; `most_nodes`: that all trees together may have."""
+        self.trees = trees
+        self._free = [drafter for drafter in drafters if drafter.free]
+        self._paid = [drafter for drafter in drafters if not drafter.free]
+        self._calibrations = calibrations
+        self._costs = costs
+        self._other_rows = other_rows + len(trees)
+        self._fixed = fixed
+        self._most_nodes = most_nodes if fixed is None else min(most_nodes, fixed * len(trees))
+        self._open: dict[str, list[Spot]] = {drafter.name: [(tree, 0) for tree in trees] for drafter in self._paid}
+        """What each drafter that takes time has not been asked about."""
+        self._begin = time.perf_counter()
+
+    def run(self) -> list[Tree]:
+        """The trees, grown and cut to the nodes that a pass should have."""
+        for tree in self.trees:
+            self._ask_free([(tree, 0)])
+        for drafter in self._paid:
+            while batch := self._batch(drafter):
+                self._ask(drafter, batch)
+        return self._cut()
+
+    def _ask(self, drafter: Drafter, batch: list[Spot]) -> None:
+        asked = {(id(tree), node) for tree, node in batch}
+        left = [spot for spot in self._open[drafter.name] if (id(spot[0]), spot[1]) not in asked]
+        self._open[drafter.name] = left
+        begin = time.perf_counter()
+        guesses = drafter.expand(batch)
+        self._costs.learn_draft(drafter.name, len(batch), time.perf_counter() - begin)
+        new = [spot for spot, some in zip(batch, guesses, strict=True) for spot in self._add(drafter, *spot, some)]
+        self._ask_free(new)
+
+    def _ask_free(self, spots: Sequence[Spot]) -> None:
+        """Let the free drafters go on from these nodes, likeliest first, as far as guesses are worth a row."""
+        heap: list[tuple[float, int, int, Tree]] = []
+        for tree, node in spots:
+            heappush(heap, (-tree.chances[node], id(tree), node, tree))
+        for _ in range(2 * self._most_nodes):
+            if not heap:
+                return
+            _, _, node, tree = heappop(heap)
+            for drafter in self._free:
+                for _, new in self._add(drafter, tree, node, drafter.expand([(tree, node)])[0]):
+                    heappush(heap, (-tree.chances[new], id(tree), new, tree))
+
+    def _add(self, drafter: Drafter, tree: Tree, node: int, guesses: Sequence[Guess]) -> list[Spot]:
+        """The new nodes among a drafter's guesses; those that are there already become likelier."""
+        depth, new = tree.depth(node) + 1, []
+        if depth > tree.deepest:
+            return []
+        for guess in guesses:
+            claim = Claim(drafter.name, guess.score)
+            chance = tree.chances[node] * self._calibrations[tree.sampled].chance(claim, depth)
+            known = tree.child(node, guess.token)
+            if known is not None:
+                tree.claims[known] += (claim,)
+                if chance > tree.chances[known]:
+                    tree.raise_chance(known, chance)
+            elif chance >= LEAST_CHANCE or self._fixed is not None:
+                new.append((tree, tree.add(node, guess.token, chance, (claim,))))
+        for spots in self._open.values():
+            spots += new
+        return new
+
+    def _batch(self, drafter: Drafter) -> list[Spot]:
+        """What to ask a drafter about next; nothing where that is not worth its time."""
+        spots = [(tree, node) for tree, node in self._open[drafter.name] if tree.depth(node) < tree.deepest]
+        spots = nlargest(BATCH, spots, key=lambda spot: spot[0].chances[spot[1]])
+        if self._fixed is not None:
+            return [(tree, node) for tree, node in spots if tree.chances[node] > self._bar(tree)]
+        return self._worthwhile(drafter, spots)
+
+    def _bar(self, tree: Tree) -> float:
+        """What a node's chance has to exceed to be among the tree's best, if their number is fixed."""
+        best = nlargest(self._fixed or 0, tree.chances[1:])
+        return best[-1] if len(best) == self._fixed else 0.0
+
+    def _worthwhile(self, drafter: Drafter, spots: list[Spot]) -> list[Spot]:
+        tokens, seconds = self._expected()
+        if not seconds:
+            return spots  # nothing was ever measured
+        worth, gain = seconds / tokens, 0.0
+        batch: list[Spot] = []
+        for tree, node in spots:
+            more = self._gain(drafter, tree, node)
+            price = self._costs.draft_seconds(drafter.name, len(batch) + 1)
+            price -= self._costs.draft_seconds(drafter.name, len(batch)) if batch else 0.0
+            if batch and more * worth <= price:
+                break
+            batch.append((tree, node))
+            gain += more
+        price = self._costs.draft_seconds(drafter.name, len(batch))
+        return batch if gain * worth > price else []
+
+    def _gain(self, drafter: Drafter, tree: Tree, node: int) -> float:
+        """Tokens that a drafter's guesses after a node are likely to bring beside those that are there."""
+        known = sum(tree.chances[child] for child in tree.children(node))
+        chance = self._calibrations[tree.sampled].chance_of_any(drafter.name, tree.depth(node) + 1)
+        return max(0.0, tree.chances[node] * chance - known)
+
+    def _expected(self) -> tuple[float, float]:
+        """Tokens and seconds of this pass with the best of the nodes so far."""
+        tokens, count = self._best_count()
+        return tokens, self._seconds(count)
+
+    def _seconds(self, nodes: int) -> float:
+        pass_seconds = self._costs.pass_seconds(self._other_rows + nodes)
+        return pass_seconds + time.perf_counter() - self._begin if pass_seconds else 0.0
+
+    def _best_count(self) -> tuple[float, int]:
+        """How many of the nodes, likeliest first, make tokens come fastest, and how many tokens that is."""
+        chances = nlargest(self._most_nodes, (chance for tree in self.trees for chance in tree.chances[1:]))
+        tokens = best_tokens = float(len(self.trees))
+        best, best_rate = 0, tokens / max(self._seconds(0), 1e-9)
+        for count, chance in enumerate(chances, 1):
+            tokens += chance
+            rate = tokens / max(self._seconds(count), 1e-9)
+            if rate >= best_rate:
+                best, best_rate, best_tokens = count, rate, tokens
+        return best_tokens, best
+
+    def _cut(self) -> list[Tree]:
+        if self._fixed is not None:
+            each = min(self._fixed, self._most_nodes // max(1, len(self.trees)))
+            return [tree.largest(each) for tree in self.trees]
+        _, count = self._best_count()
+        every = (
+            (tree.chances[node], -node, index) for index, tree in enumerate(self.trees) for node in range(1, len(tree))
+        )
+        kept = [0] * len(self.trees)
+        for _, _, index in nlargest(count, every):
+            kept[index] += 1
+        return [tree.largest(count) for tree, count in zip(self.trees, kept, strict=True)]

@@ -1,0 +1,110 @@
+"""Guessing for all sequences of a pass, and learning from what it tells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from penstock.speculate.calibration import Calibration
+from penstock.speculate.grow import MOST_NODES, Growth
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from penstock.kernels import F32
+    from penstock.speculate.costs import Costs
+    from penstock.speculate.drafter import Drafter
+    from penstock.speculate.tree import Tree
+    from penstock.stage import PassStats
+
+MOST_FIXED_NODES = 4096
+
+
+@dataclass(slots=True)
+class Record:
+    """What became of one sequence's guesses. Counters by depth (1: right after the root), and by drafter."""
+
+    walks: int = 0
+    """Passes that checked guesses."""
+    nodes: int = 0
+    """Guesses that were checked."""
+    accepted: int = 0
+    """Guesses that were right, with all before them."""
+    reached: Counter[int] = field(default_factory=Counter)
+    """By depth: passes that came to a node with guesses of that depth behind it."""
+    right: Counter[int] = field(default_factory=Counter)
+    """Of them, those in which one was right."""
+    drafter_reached: Counter[str] = field(default_factory=Counter)
+    drafter_right: Counter[str] = field(default_factory=Counter)
+
+    def take(self, tree: Tree, drawn: Sequence[int]) -> None:
+        """Count a pass over a tree, after which `drawn` was drawn."""
+        self.walks += 1
+        self.nodes += len(tree) - 1
+        node: int | None = 0
+        for depth, token in enumerate(drawn, 1):
+            if node is None or not tree.children(node):
+                return
+            self.reached[depth] += 1
+            drafters = {claim.drafter for child in tree.children(node) for claim in tree.claims[child]}
+            self.drafter_reached.update(drafters)
+            node = tree.child(node, token)
+            if node is not None:
+                self.accepted += 1
+                self.right[depth] += 1
+                self.drafter_right.update({claim.drafter for claim in tree.claims[node]})
+
+
+def walk(tree: Tree, logits: F32, draw: Callable[[F32], int | None]) -> list[int]:
+    """Follow the target's own choices, drawn from the logits [len(tree), vocab_size]: the nodes they come to.
+
+    `draw` gives a token, or None where the sequence ends. All that it emits are the target's draws, so guesses change
+    nothing but the number of passes.
+    """
+    node: int | None = 0
+    nodes = []
+    while node is not None:
+        nodes.append(node)
+        token = draw(logits[node])
+        node = None if token is None else tree.child(node, token)
+    return nodes
+
+
+class Speculator:
+    """The drafters of one model, and what is known of their worth."""
+
+    def __init__(self, drafters: Sequence[Drafter], costs: Costs, fixed: int | None = None) -> None:
+        """`fixed`: guesses a sequence and pass; None lets measured costs decide."""
+        self.drafters = list(drafters)
+        self.costs = costs
+        self.fixed = fixed
+        self._calibrations = {False: Calibration(), True: Calibration()}
+        """For greedy and for sampled text."""
+        self._grown: dict[object, Tree] = {}
+
+    @property
+    def most_nodes(self) -> int:
+        """Guesses that a pass may have at most, for all sequences together."""
+        return MOST_NODES if self.fixed is None else MOST_FIXED_NODES
+
+    def guess(self, roots: Sequence[Tree], other_rows: int, most_nodes: int) -> list[Tree]:
+        """The trees that a pass should check, in the order of their roots; a tree may be a root alone."""
+        if not self.drafters or self.fixed == 0 or not any(root.deepest for root in roots):
+            return list(roots)
+        for drafter in self.drafters:
+            drafter.begin(roots)
+        growth = Growth(roots, self.drafters, self._calibrations, self.costs, other_rows, self.fixed, most_nodes)
+        trees = growth.run()
+        self._grown = {root.key: root for root in roots}
+        return trees
+
+    def learn(self, tree: Tree, nodes: Sequence[int], drawn: Sequence[int], logits: F32) -> None:
+        """Take in one tree's walk."""
+        grown = self._grown.pop(tree.key, tree)
+        self._calibrations[tree.sampled].learn(grown, drawn)
+        for drafter in self.drafters:
+            drafter.learn(tree, nodes, logits)
+
+    def learn_pass(self, stats: PassStats) -> None:
+        self.costs.learn_pass(stats)
