@@ -212,6 +212,8 @@ class Engine:
         """Take a generation out of the passes, ended for `reason` unless it had ended already, and free its cache."""
         generation.finish_reason = generation.finish_reason or reason
         generation.cache.truncate(0)
+        if self.speculator is not None:
+            self.speculator.forget(generation)
         self.active = [g for g in self.active if g is not generation]
 
     def _chunks(self) -> list[tuple[Generation, list[int]]]:

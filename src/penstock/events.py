@@ -18,8 +18,8 @@ class Event(NamedTuple):
 
     kind: Kind
     """"read": an extent came from the disk; "wait": the pass stood still for it; "compute": a piece of weights was
-    applied to the rows; "part": the embedding, a layer or the head of a pass; "pass": the whole of it; "draft": guessing
-    what it is going to check."""
+    applied to the rows; "part": the embedding, a layer or the head of a pass; "pass": the whole of it; "draft":
+    guessing what it is going to check."""
     name: str
     """The tensor, for the first three; "embedding", "layer 7", "head"; for a pass, how many rows it has; for a
     draft, how many guesses came of it."""

@@ -38,3 +38,6 @@ class Drafter(Protocol):
 
     def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
         """After a pass over `tree`: the nodes that the walk came to, and the logits [len(tree), vocab_size]."""
+
+    def forget(self, key: object) -> None:
+        """The sequence whose trees have this key has ended."""

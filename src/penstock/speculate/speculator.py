@@ -106,5 +106,11 @@ class Speculator:
         for drafter in self.drafters:
             drafter.learn(tree, nodes, logits)
 
+    def forget(self, key: object) -> None:
+        """A sequence has ended."""
+        self._grown.pop(key, None)
+        for drafter in self.drafters:
+            drafter.forget(key)
+
     def learn_pass(self, stats: PassStats) -> None:
         self.costs.learn_pass(stats)

@@ -1,0 +1,172 @@
+"""Guesses by a model that is quicker than the target: its own coarse tier, or a smaller model of the same tokenizer.
+
+A tree's nodes go through the drafting model when it is asked about them, many at once, after their ancestors. Their
+keys and values lie in slots behind the committed ones of a cache. The target's own cache will do where both models have
+the same layers: the drafting model then attends to exact keys and values of all that was said, and the pass that checks
+the tree writes exact ones over its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from penstock.rows import Rows, SequenceRows
+from penstock.speculate.drafter import MOST_GUESSES, Guess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from penstock.kernels import F32, I64
+    from penstock.kv_cache import KvCache
+    from penstock.models.llama import Llama
+    from penstock.speculate.tree import Tree
+
+CANDIDATES = 32
+"""Tokens with the highest logits, among which the guesses are."""
+CHUNK_ROWS = 64
+"""Rows of the prompt that go through a model with a cache of its own at a time."""
+
+
+class Head(Protocol):
+    """Turns normalised hidden rows [n, hidden_size] into logits."""
+
+    def __call__(self, x: F32) -> tuple[I64, F32]:
+        """For each row CANDIDATES tokens, ascending, int64 [n, m], and their logits, float32 [n, m]."""
+
+
+@dataclass(eq=False)
+class _Draft:
+    """One tree, as far as it has gone through the drafting model."""
+
+    tree: Tree
+    cache: KvCache
+    slots: dict[int, int] = field(default_factory=dict)
+    hidden: dict[int, F32] = field(default_factory=dict)
+    """By node: its slot, and its normalised hidden row."""
+
+    def enter(self, node: int) -> list[int]:
+        """Give slots to a node and its ancestors, and tell those that had none, parents first."""
+        new = [n for n in (0, *self.tree.lineage(node)) if n not in self.slots]
+        for n in new:
+            self.slots[n] = self.cache.length + len(self.slots)
+        return new
+
+    def path(self, node: int) -> list[int]:
+        """Slots from the root's to the node's."""
+        return [self.slots[n] for n in (0, *self.tree.lineage(node))]
+
+
+class ModelDrafter:
+    """Asks a model what it would choose."""
+
+    free = False
+
+    def __init__(
+        self,
+        name: str,
+        model: Llama,
+        layers: Sequence[int],
+        new_cache: Callable[[], KvCache] | None = None,
+        head: Head | None = None,
+    ) -> None:
+        """`layers`: those of the model to run, in order; `new_cache`: for a model that cannot use the target's cache;
+        `head`: instead of the model's own."""
+        self.name = name
+        self._model = model
+        self._layers = layers
+        self._new_cache = new_cache
+        self._head = head or self._whole_head
+        self._drafts: dict[object, _Draft] = {}
+
+    def begin(self, trees: Sequence[Tree]) -> None:
+        """Where the model has a cache of its own, bring it up to the roots."""
+        for tree in trees:
+            cache = tree.cache if self._new_cache is None else self._caught_up(tree, self._new_cache)
+            self._drafts[tree.key] = _Draft(tree, cache)
+
+    def expand(self, nodes: Sequence[tuple[Tree, int]]) -> list[list[Guess]]:
+        drafts = [self._drafts[tree.key] for tree, _ in nodes]
+        self._run(list(zip(drafts, (node for _, node in nodes), strict=True)))
+        x = np.stack([draft.hidden[node] for draft, (_, node) in zip(drafts, nodes, strict=True)])
+        tokens, logits = self._head(x)
+        return [_guesses(*spot, *row) for spot, row in zip(nodes, zip(tokens, logits, strict=True), strict=True)]
+
+    def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
+        pass
+
+    def forget(self, key: object) -> None:
+        self._drafts.pop(key, None)
+
+    def _run(self, spots: Sequence[tuple[_Draft, int]]) -> None:
+        """Let nodes through the model that have not been, with their ancestors."""
+        entering: dict[_Draft, list[int]] = {}
+        for draft, node in spots:
+            entering.setdefault(draft, []).extend(draft.enter(node))
+        entering = {draft: new for draft, new in entering.items() if new}
+        if not entering:
+            return
+        rows = Rows(
+            [
+                SequenceRows.nodes(d.cache, [d.tree.tokens[n] for n in new], [d.path(n) for n in new])
+                for d, new in entering.items()
+            ]
+        )
+        x = self._through(rows)
+        owners = [(draft, node) for draft, new in entering.items() for node in new]
+        for (draft, node), row in zip(owners, self._model.final_norm(x), strict=True):
+            draft.hidden[node] = row
+
+    def _through(self, rows: Rows) -> F32:
+        """Hidden rows [n, hidden_size] after the layers."""
+        rows.reserve()
+        x, angles = self._model.embed(rows), self._model.angles(rows)
+        for layer in self._layers:
+            self._model.layer(layer, x, rows, angles)
+        return x
+
+    def _caught_up(self, tree: Tree, new_cache: Callable[[], KvCache]) -> KvCache:
+        """A cache of the model's own with all tokens before the root: what of the last tree was right is kept."""
+        last = self._drafts.get(tree.key)
+        if last is None:
+            cache = new_cache()
+        else:
+            cache = last.cache
+            cache.keep(np.array(_kept_slots(last, tree.context), np.int64))
+        begin, end = cache.length, len(tree.context) - 1
+        for start in range(begin, end, CHUNK_ROWS):
+            tokens = tree.context[start : min(start + CHUNK_ROWS, end)]
+            self._through(Rows([SequenceRows.plain(cache, tokens)]))
+            cache.truncate(start + len(tokens))
+        return cache
+
+    def _whole_head(self, x: F32) -> tuple[I64, F32]:
+        logits = self._model.head(x)
+        return best_of(logits)
+
+
+def best_of(logits: F32) -> tuple[I64, F32]:
+    """The CANDIDATES highest logits of each row, and their tokens, ascending."""
+    count = min(CANDIDATES, logits.shape[1])
+    tokens = np.sort(np.argpartition(logits, -count, axis=1)[:, -count:], axis=1)
+    return tokens, np.take_along_axis(logits, tokens, axis=1)
+
+
+def _guesses(tree: Tree, node: int, tokens: I64, logits: F32) -> list[Guess]:
+    seen = tree.context + tree.path(node)
+    ranked = tree.sampler.rank(tokens, logits, len(seen), seen, MOST_GUESSES)
+    return [Guess(int(token), float(chance)) for token, chance in zip(*ranked, strict=True)]
+
+
+def _kept_slots(draft: _Draft, context: list[int]) -> list[int]:
+    """Slots of the nodes that turned out to be in `context`, which begins as the draft's tree did."""
+    kept: list[int] = []
+    node: int | None = 0
+    for token in context[len(draft.tree.context) :]:
+        if node is None or node not in draft.slots:
+            break
+        kept.append(draft.slots[node])
+        node = draft.tree.child(node, token)
+    return kept
