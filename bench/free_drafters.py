@@ -1,8 +1,9 @@
 """Tokens a pass of the drafters that cost nothing: lookup in the sequence's own text, token recycling, and both.
 
     python bench/free_drafters.py TEXT [--prompts 60] [--prompt-tokens 200] [--tokens 128] [--nodes 1 4 16 64]
+        [--temperature 0]
 
-Greedy, on the demo model, from prompts cut from TEXT at even distances. Trees grow best first by calibrated chances.
+On the demo model, from prompts cut from TEXT at even distances. Trees grow best first by calibrated chances.
 Recycling starts anew with each prompt, or (kept) with what all prompts before it taught.
 """
 
@@ -17,9 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from penstock import LLM, SamplingParams
-from penstock.kv_cache import KvCache
 from penstock.rows import Rows, SequenceRows
-from penstock.sampling import Sampler, SamplingRule
+from penstock.sampling import Sampler
 from penstock.speculate.calibration import Calibration
 from penstock.speculate.drafter import Drafter
 from penstock.speculate.lookup import Lookup
@@ -29,6 +29,7 @@ from penstock.stage import Stage
 from penstock.store import DEMO
 
 Drafters = list[Drafter]
+SEED = 0
 
 
 class Key:
@@ -36,12 +37,12 @@ class Key:
 
 
 class Bench:
-    """Greedy decoding with trees of guesses."""
+    """Decoding with trees of guesses."""
 
-    def __init__(self, llm: LLM, tokens: int, nodes: int) -> None:
+    def __init__(self, llm: LLM, sampler: Sampler, tokens: int, nodes: int) -> None:
         self._llm = llm
-        self._stage = Stage(llm.model, range(llm.config.num_hidden_layers))
-        self._sampler = Sampler(SamplingRule(temperature=0.0), 0, llm.kernels)
+        self._stage = Stage(llm.model, llm.weights, range(llm.config.num_hidden_layers))
+        self._sampler = sampler
         self._tokens = tokens
         self._nodes = nodes
         self._calibration = Calibration()
@@ -101,11 +102,12 @@ class Bench:
 
 def follow(tree: Tree, logits: np.ndarray) -> tuple[list[int], list[int]]:
     """The nodes that the target's choices lead to, and the choices."""
-    walk, drawn = [], []
+    walk: list[int] = []
+    drawn: list[int] = []
     node: int | None = 0
     while node is not None:
         walk.append(node)
-        drawn.append(int(logits[node].argmax()))
+        drawn.append(tree.sampler(logits[node], len(tree.context) + len(drawn), ()))
         node = tree.child(node, drawn[-1])
     return walk, drawn
 
@@ -134,14 +136,16 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--temperature", type=float, default=0)
     args = parser.parse_args()
     with LLM.open(DEMO) as llm:
         prompts = cut(llm, args.text.read_text(encoding="utf-8"), args.prompts, args.prompt_tokens)
-        greedy = SamplingParams(temperature=0, repetition_penalty=1, max_tokens=args.tokens, ignore_eos=True)
-        plain = [list(output.token_ids) for output in llm.generate(prompts, greedy)]
+        params = SamplingParams(args.temperature, 1, 0, 0, 1, seed=SEED, max_tokens=args.tokens, ignore_eos=True)
+        plain = [list(output.token_ids) for output in llm.generate(prompts, params)]
+        sampler = Sampler(params.rule(llm.defaults), SEED, llm.kernels)
         for nodes in args.nodes:
             for name, make in contestants(llm.config.vocab_size).items():
-                bench = Bench(llm, args.tokens, nodes)
+                bench = Bench(llm, sampler, args.tokens, nodes)
                 assert [bench.decode(prompt, make()) for prompt in prompts] == plain
                 rate = args.tokens * len(prompts) / bench.passes
                 print(

@@ -46,7 +46,8 @@ def open_engine(
     weights = Weights(checkpoint.tensors, pass_order(checkpoint.config), kernels, ring=Ring(4, piece_bytes))
     weights.limit_resident(int(resident * weights.pass_bytes))
     config = checkpoint.config
-    stage = Stage(Llama(config, weights, kernels, weights.vectors()), weights, range(config.num_hidden_layers), on_layer)
+    model = Llama(config, weights, kernels, weights.vectors())
+    stage = Stage(model, weights, range(config.num_hidden_layers), on_layer)
     shape = KvShape.of(config, config.num_hidden_layers, kv)
     try:
         yield Engine(stage, kernels, shape, context, GenerationDefaults(eos_token_ids=tuple(eos)), max_rows)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from penstock import _core
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
     U8 = npt.NDArray[np.uint8]
@@ -35,6 +36,7 @@ ALIGNMENT = 64
 _CHUNK_BYTES = 1 << 20
 _EMBEDDING_CHUNK_BYTES = 32 << 10
 _GROUP = 64
+_RAW_ROW = 1 << 31
 
 
 class MalformedRow(ValueError):  # noqa: N818
@@ -85,6 +87,28 @@ def coarse_bytes(rows: int, cols: int) -> int:
 def most_fine_bytes(rows: int, cols: int) -> int:
     """Bytes that a fine chunk may take at most, with padding."""
     return _aligned(4 * (rows + 1) + 2 * rows * cols + 8)
+
+
+def row_offsets_bytes(rows: int) -> int:
+    """How much of a fine chunk, from its beginning on, says where its rows are."""
+    return 4 * (rows + 1)
+
+
+def row_extent(offsets: npt.NDArray[np.uint32], row: int) -> tuple[int, int]:
+    """The bytes [begin, end) of a fine chunk that hold a row's data; `offsets` as the chunk has them."""
+    return int(offsets[row]) & ~_RAW_ROW, int(offsets[row + 1]) & ~_RAW_ROW
+
+
+def single_row(coarse: U8, rows: int, cols: int, row: int, offsets: npt.NDArray[np.uint32], data: U8) -> PackedRows:
+    """One row of a chunk as a chunk of its own, from the coarse chunk and the row's own data of the fine one."""
+    words = -(-cols // _GROUP) * 24
+    begin = _up(rows, 8) + row * words
+    own_coarse = np.zeros(8 + words, np.uint8)
+    own_coarse[0], own_coarse[8:] = coarse[row], coarse[begin : begin + words]
+    fine = np.zeros(8 + len(data) + 8, np.uint8)
+    fine[:8].view(np.uint32)[:] = 8 | (int(offsets[row]) & _RAW_ROW), 8 + len(data)
+    fine[8 : 8 + len(data)] = data
+    return PackedRows(1, cols, 1, own_coarse, fine, np.array([0, len(fine)], np.int64))
 
 
 def encode(weights: U8, rows: int, cols: int, coarse: U8, fine: U8) -> int:

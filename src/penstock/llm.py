@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,15 +13,20 @@ from penstock.completion import Completion, Output, Piece
 from penstock.engine import MAX_ROWS, Engine
 from penstock.errors import ContextError, TokenizerError, UsageError
 from penstock.events import Events
+from penstock.forecast import pass_weights
 from penstock.kernels import Kernels
 from penstock.kv_cache import KvShape
 from penstock.memory import Memory
-from penstock.models.llama import Llama, pass_order
+from penstock.models.llama import Llama, draft_order, pass_order
 from penstock.pieces import largest_chunk
 from penstock.plan import Budget, Demand, check_context, choose_ring, parse_bytes
 from penstock.pressure import Relief
 from penstock.rows import Rows, SequenceRows
 from penstock.sampling import SamplingParams
+from penstock.speculate.costs import Costs
+from penstock.speculate.draft_model import DraftModel
+from penstock.speculate.drafters import draft_drafter, free_drafters, working_bytes
+from penstock.speculate.speculator import MOST_FIXED_NODES, Speculator
 from penstock.stage import Stage
 from penstock.store import find_model
 from penstock.tokenizer import Tokenizer
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     from penstock.kernels import F32
     from penstock.kv_cache import KvCache
     from penstock.plan import Plan
+    from penstock.speculate.drafter import Drafter
     from penstock.stage import OnLayer
 
     Prompt = str | Sequence[int]
@@ -54,6 +60,12 @@ class Options:
     threads: int | None = None
     context: int | None = None
     kv_dtype: str = "bf16"
+    guesses: bool = True
+    """Whether to guess tokens, for passes to check several at once."""
+    draft: Path | None = None
+    """A smaller model that guesses too."""
+    draft_nodes: int | None = None
+    """Guesses a sequence and pass; None for as many as pay."""
     max_resident: int | None = None
     """Most bytes of weights to keep in memory; None keeps what the ceiling allows."""
 
@@ -78,11 +90,13 @@ class LLM:
         order = pass_order(self.config)
         chunk = largest_chunk([checkpoint.tensors[name] for group in order for name in group])
         ring = choose_ring(ceiling, chunk)
-        self.weights = Weights(checkpoint.tensors, order, self.kernels, ring=ring, events=self.events)
+        drafts = draft_order(self.config) if options.guesses else ()
+        self.weights = Weights(checkpoint.tensors, order, self.kernels, ring, self.events, drafts)
+        self._draft: DraftModel | None = None
         try:
             self._set_up(options, ceiling, chunk)
         except BaseException:
-            self.weights.close()
+            self._free()
             raise
         self._on_layer = on_layer
 
@@ -98,10 +112,39 @@ class LLM:
             scratch=self.kernels.scratch_bytes * self.kernels.threads,
             chunk=chunk,
             indexed=self.weights.indexed_bytes,
+            draft=working_bytes(self.config, self.weights),
         )
-        self.memory = Memory(budget, self.weights, self._kv_shape, Relief(), options.max_resident)
+        drafters = free_drafters(self.model, self.weights) if options.guesses else []
+        if options.draft is not None:
+            self._draft = DraftModel(options.draft, self.kernels, options.kv_dtype)
+            drafters.append(self._load_draft(self._draft, budget))
+            budget = replace(budget, draft=budget.draft + self._draft.nbytes)
+        draft_kv = None if self._draft is None else self._draft.kv_shape
+        self.memory = Memory(budget, self.weights, self._kv_shape, Relief(), options.max_resident, draft_kv)
         stage = Stage(self.model, self.weights, range(self.config.num_hidden_layers), self._after_layer)
-        self._engine = Engine(stage, self.kernels, self._kv_shape, self.context, self.defaults, memory=self.memory)
+        speculator = Speculator(drafters, Costs(pass_weights(self.config)), options.draft_nodes, self._drop_draft)
+        self._engine = Engine(
+            stage,
+            self.kernels,
+            self._kv_shape,
+            self.context,
+            self.defaults,
+            memory=self.memory,
+            speculator=speculator if drafters else None,
+        )
+
+    def _load_draft(self, draft: DraftModel, budget: Budget) -> Drafter:
+        """A draft model as it is where all of both models stays in memory, else in 4 bits a weight."""
+        draft.check_tokens_of(self.path, self.config)
+        with_whole = replace(budget, draft=budget.draft + draft.likely_bytes("whole"))
+        return draft_drafter(draft, "whole" if with_whole.holds_all() else "4 bits")
+
+    def _drop_draft(self) -> None:
+        """The draft model does not pay: give its memory back to the weights."""
+        if self._draft is not None:
+            self._draft.close()
+            self.memory.drop_draft(self._draft.nbytes)
+            self._draft = None
 
     @classmethod
     def open(
@@ -120,17 +163,29 @@ class LLM:
 
         memory: a ceiling on the whole process, like "2GiB"; None takes what the machine has free.
         context: the most positions of a sequence; None is what the model was trained for.
+        draft: what guesses tokens, for a pass to check many at once, which changes no token: None for the model's own
+        text and, of a packed model, its own coarse weights where memory has room for them; a smaller MODEL with the
+        same tokenizer, besides; "none" for nothing.
+        draft_nodes: guesses a pass; None for as many as pay, by what passes and guesses are seen to take.
         kv_dtype: "bf16" or "f32", the type that keys and values are rounded to.
         on_layer: called as (layer, read_seconds, wait_seconds, compute_seconds) after each layer of each pass.
 
         Reads headers and small tensors only. Raises CheckpointError and its kin, UsageError, MemoryCeilingError.
         """
-        if draft not in (None, "none") or draft_nodes not in (None, 0):
+        if draft_nodes is not None and not (isinstance(draft_nodes, int) and 0 <= draft_nodes <= MOST_FIXED_NODES):
             raise UsageError(
-                "This version has no drafters.", 'Leave `draft` and `draft_nodes` out, or give "none" and 0.'
+                f"draft_nodes={draft_nodes!r} is out of range.", f"Give a whole number from 0 to {MOST_FIXED_NODES}."
             )
-        ceiling = None if memory is None else parse_bytes(memory)
-        return cls(find_model(model), Options(ceiling, threads, context, kv_dtype), on_layer)
+        options = Options(
+            memory=None if memory is None else parse_bytes(memory),
+            threads=threads,
+            context=context,
+            kv_dtype=kv_dtype,
+            guesses=draft != "none" and draft_nodes != 0,
+            draft=None if draft in (None, "none") or draft_nodes == 0 else find_model(draft),
+            draft_nodes=draft_nodes,
+        )
+        return cls(find_model(model), options, on_layer)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
         """Complete one prompt (text, or token ids), a piece after every pass that drew something.
@@ -218,7 +273,12 @@ class LLM:
     def close(self) -> None:
         """End the reader and free the weights; the model is of no use afterwards."""
         self._engine.stage.on_layer = None  # it refers to this model, which would be left to the garbage collector
+        self._free()
+
+    def _free(self) -> None:
         self.weights.close()
+        if self._draft is not None:
+            self._draft.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -29,13 +30,16 @@ class Memory:
         kv_shape: KvShape,
         relief: Relief | None = None,
         max_resident: int | None = None,
+        draft_kv: KvShape | None = None,
     ) -> None:
-        """`relief`: gives weights back under pressure; `max_resident`: most bytes of weights to keep in any case."""
+        """`relief`: gives weights back under pressure; `max_resident`: most bytes of weights to keep in any case;
+        `draft_kv`: of a draft model, which has a cache for each of the target's."""
         self.budget = budget
         self.plan: Plan = budget.plan(Demand(LEAST_CHUNK_ROWS, 1, kv_shape.bytes_for(1)))
         """Of the latest pass."""
         self._weights = weights
         self._kv_shape = kv_shape
+        self._draft_kv = draft_kv
         self._relief = relief
         self._max_resident = max_resident
         self._caches: WeakKeyDictionary[KvCache, int] = WeakKeyDictionary()
@@ -55,6 +59,10 @@ class Memory:
         slots = {s.cache: int(s.slots[-1]) + 1 for s in rows.sequences}
         self.plan = self.budget.plan(Demand(len(rows), len(rows.wanted) + held_logits, self._kv_bytes(slots)))
         self._limit()
+
+    def drop_draft(self, nbytes: int) -> None:
+        """A draft model has gone, and its keys and values with it: leave its bytes to the weights."""
+        self.budget, self._draft_kv = replace(self.budget, draft=self.budget.draft - nbytes), None
 
     def check(self, cache: KvCache, slots: int, rows: int, logit_rows: int) -> None:
         """Raise MemoryCeilingError unless passes of `rows` rows, each with its logits, may fill a cache so far, beside
@@ -108,7 +116,12 @@ class Memory:
     def _kv_bytes(self, slots: Mapping[KvCache, int]) -> int:
         """Bytes of every cache, with so many slots in those that are named."""
         growing = sum(max(cache.nbytes, self._kv_shape.bytes_for(count)) for cache, count in slots.items())
-        return growing + sum(cache.nbytes for cache in self._caches if cache not in slots)
+        others = [cache for cache in self._caches if cache not in slots]
+        own = growing + sum(cache.nbytes for cache in others)
+        if self._draft_kv is None:
+            return own
+        counts = [*slots.values(), *(cache.nbytes // self._kv_shape.block_bytes * BLOCK_SLOTS for cache in others)]
+        return own + sum(self._draft_kv.bytes_for(count) for count in counts)
 
     def _limit(self) -> None:
         limits = [self.plan.resident, self._max_resident, self._relief.limit if self._relief is not None else None]

@@ -29,6 +29,10 @@ class Piece(Protocol):
     """Rows `rows` of the matrix `name`; `extents` are its parts' places, the coarse tier first where there is one."""
 
     @property
+    def drafts(self) -> bool:
+        """Whether the first part alone is enough to guess with: the coarse tier, or a small matrix as it is."""
+
+    @property
     def name(self) -> str: ...
     @property
     def rows(self) -> slice: ...
@@ -37,8 +41,11 @@ class Piece(Protocol):
     def check(self, part: int, data: U8) -> None:
         """Raise ChecksumError if these are not the part's bytes."""
 
-    def loaded(self, parts: Sequence[U8]) -> PieceData:
+    def loaded(self, parts: Sequence[U8]) -> StoredData:
         """The piece with its parts in memory."""
+
+    def draft(self, part: U8) -> CoarseBytes | PlainData:
+        """The first part of a piece that `drafts`, in memory."""
 
     @property
     def likely_indexed_bytes(self) -> int:
@@ -59,6 +66,13 @@ class PieceData(Protocol):
         """out[n, rows] = x[n, k] @ weights.T (+ bias) (+ out). Raises FormatError for packed bytes without meaning."""
 
 
+class StoredData(PieceData, Protocol):
+    """A piece as it is stored."""
+
+    def plain(self) -> tuple[U8, str]:
+        """The weights as the checkpoint has them, row by row, and their type. Raises FormatError."""
+
+
 @dataclass(frozen=True, slots=True)
 class PlainData:
     """Rows as they are, in `dtype`."""
@@ -73,6 +87,9 @@ class PlainData:
 
     def matmul(self, kernels: Kernels, x: F32, out: F32, bias: F32 | None, accumulate: bool) -> None:
         kernels.matmul(x, self.bytes, self.dtype, out, bias=bias, accumulate=accumulate)
+
+    def plain(self) -> tuple[U8, str]:
+        return self.bytes, self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +110,14 @@ class PackedData:
         except MalformedRow as error:
             raise malformed(self.tensor, self.rows.start + error.row) from error
 
+    def plain(self) -> tuple[U8, str]:
+        out = page_array(self.packed.rows * self.tensor.row_bytes)
+        try:
+            decode(self.packed, 0, self.packed.rows, out)
+        except MalformedRow as error:
+            raise malformed(self.tensor, self.rows.start + error.row) from error
+        return out, self.tensor.dtype.value
+
 
 @dataclass(frozen=True, slots=True)
 class IndexedData:
@@ -109,12 +134,23 @@ class IndexedData:
         kernels.matmul_indexed(x, self.indexed, out, bias=bias, accumulate=accumulate)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CoarseBytes:
+    """The coarse chunks of rows `rows` of a matrix with `cols` columns."""
+
+    rows: slice
+    cols: int
+    rows_per_chunk: int
+    bytes: U8
+
+
 @dataclass(frozen=True, slots=True)
 class PlainPiece:
     """Rows of a matrix in a plain safetensors file, which has no checksums."""
 
     tensor: TensorInfo
     rows: slice
+    drafts = False
 
     @property
     def name(self) -> str:
@@ -132,6 +168,9 @@ class PlainPiece:
     def loaded(self, parts: Sequence[U8]) -> PlainData:
         return PlainData(self.rows, parts[0], self.tensor.dtype.value)
 
+    def draft(self, part: U8) -> PlainData:
+        return self.loaded([part])
+
     @property
     def likely_indexed_bytes(self) -> int:
         return 0
@@ -147,6 +186,7 @@ class PackedPiece:
     tensor: PackedTensor
     begin: int
     end: int
+    drafts = True
 
     @property
     def name(self) -> str:
@@ -179,6 +219,14 @@ class PackedPiece:
         packed = PackedRows(count, tensor.cols, tensor.rows_per_chunk, coarse, fine, self._fine_offsets)
         return PackedData(tensor, self.rows, packed)
 
+    def draft(self, part: U8) -> CoarseBytes | PlainData:
+        tensor = self.tensor
+        if tensor.codec == "raw":
+            return PlainData(
+                self.rows, part[: (self.rows.stop - self.rows.start) * tensor.row_bytes], tensor.dtype.value
+            )
+        return CoarseBytes(self.rows, tensor.cols, tensor.rows_per_chunk, part)
+
     @property
     def likely_indexed_bytes(self) -> int:
         if self.tensor.codec == "raw":
@@ -189,11 +237,7 @@ class PackedPiece:
         data = self.loaded(parts)
         if not isinstance(data, PackedData):
             return data
-        plain = page_array(data.packed.rows * self.tensor.row_bytes)
-        try:
-            decode(data.packed, 0, data.packed.rows, plain)
-        except MalformedRow as error:
-            raise malformed(self.tensor, self.rows.start + error.row) from error
+        plain, _ = data.plain()
         return IndexedData(self.rows, kernels.index(plain, data.packed.rows, self.tensor.cols))
 
     @cached_property

@@ -88,6 +88,8 @@ class Budget:
     """The largest chunk of packed weights, which every buffer of the ring must hold; 0 where nothing is packed."""
     indexed: int = 0
     """What all weights take in the form that is quickest to multiply with; 0 where there is none."""
+    draft: int = 0
+    """What guessing takes: a draft model, tables, and the rows that go through it."""
 
     @property
     def ring(self) -> Ring:
@@ -99,7 +101,7 @@ class Budget:
         Raises MemoryCeilingError, naming the least ceiling that works, where the rest alone is more than the ceiling.
         """
         activations = self._activations(demand.rows, demand.logit_rows)
-        needs = self.process + self.scratch + demand.kv + activations
+        needs = self.process + self.scratch + self.draft + demand.kv + activations
         if needs > self._usable:
             least = format_bytes(self._least_ceiling(needs))
             raise MemoryCeilingError(
@@ -114,6 +116,7 @@ class Budget:
             ceiling=self.ceiling,
             process=self.process,
             scratch=self.scratch,
+            draft=self.draft,
             ring=self.ring.nbytes,
             allowance=allowance(self.ceiling),
             kv=demand.kv,
@@ -123,6 +126,13 @@ class Budget:
             indexed=self.weights if indexes else 0,
         )
 
+    def holds_all(self) -> bool:
+        """Whether all weights stay in memory in a pass of one row. False, too, where nothing fits."""
+        try:
+            return self.plan(Demand()).streamed == 0
+        except MemoryCeilingError:
+            return False
+
     def least_ceiling(self, missing: int) -> int:
         """The least ceiling under which there are `missing` bytes more than under this one."""
         return self._least_ceiling(self._usable + missing)
@@ -130,21 +140,21 @@ class Budget:
     def most_rows(self, kv: int, logit_rows: int, all_logits: bool = False) -> int:
         """The longest chunk, in rows, that fits beside `kv` bytes and the logits of `logit_rows` rows, and with its own
         logits where `all_logits`; 0 or less where none does."""
-        without = self.process + self.scratch + kv + self._activations(0, logit_rows)
+        without = self.process + self.scratch + self.draft + kv + self._activations(0, logit_rows)
         row = self._activations(1, int(all_logits)) - self._activations(0, 0)
         return (self._usable - without) // row
 
     def most_guesses(self, kv: int, rows: int, logit_rows: int, slot_bytes: int) -> int:
         """Rows with logits that fit beside a pass of `rows` rows, each with a slot of the KV cache; of the ceiling they
         may take GUESS_SHARE."""
-        room = self._usable - self.process - self.scratch - kv - self._activations(rows, logit_rows)
+        room = self._usable - self.process - self.scratch - self.draft - kv - self._activations(rows, logit_rows)
         each = self._activations(1, 1) - self._activations(0, 0) + 2 * slot_bytes
         return max(0, min(room, int(self.ceiling * GUESS_SHARE))) // each
 
     def most_kv(self, sequences: int) -> int:
         """Bytes of KV that fit beside a chunk of LEAST_CHUNK_ROWS and the logits of so many sequences."""
         activations = self._activations(max(LEAST_CHUNK_ROWS, sequences), sequences)
-        return max(0, self._usable - self.process - self.scratch - activations)
+        return max(0, self._usable - self.process - self.scratch - self.draft - activations)
 
     def _activations(self, rows: int, logit_rows: int) -> int:
         weight_bytes = FINE_WEIGHT_BYTES if self.chunk else RAW_WEIGHT_BYTES
@@ -174,6 +184,7 @@ class Plan:
     ceiling: int
     process: int
     scratch: int
+    draft: int
     ring: int
     allowance: int
     kv: int
@@ -189,7 +200,7 @@ class Plan:
         return self.indexed or self.resident + self.streamed
 
     def __str__(self) -> str:
-        parts = ("process", "scratch", "ring", "allowance", "kv", "activations", "resident")
+        parts = ("process", "scratch", "draft", "ring", "allowance", "kv", "activations", "resident")
         shares = "\n".join(f"{name:>12} {format_bytes(getattr(self, name)):>11}" for name in parts)
         whole, streamed = format_bytes(self.ceiling), format_bytes(self.streamed)
         return f"{shares}\n{'of':>12} {whole:>11}\n{'streamed':>12} {streamed:>11}"

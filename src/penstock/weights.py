@@ -19,7 +19,7 @@ import numpy as np
 
 from penstock.errors import UsageError
 from penstock.events import Events
-from penstock.files import Files
+from penstock.files import Files, aligned_buffer
 from penstock.pages import page_array
 from penstock.pieces import split
 from penstock.reader import ReadAhead, ReadTotals
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from penstock.checkpoint import Tensor
     from penstock.files import Extent
     from penstock.kernels import F32, I64, U8, Kernels
-    from penstock.pieces import Piece, PieceData
+    from penstock.pieces import CoarseBytes, Piece, PieceData, PlainData, StoredData
     from penstock.reader import Ring
 
 ROW_READS = 8
@@ -61,8 +61,10 @@ class Weights:
         kernels: Kernels,
         ring: Ring,
         events: Events | None = None,
+        draft_order: Sequence[str] = (),
     ) -> None:
-        """None of the pieces stay in memory, until `limit_resident` says how many may."""
+        """None of the pieces stay in memory, until `limit_resident` says how many may. `draft_order`: matrices that
+        guesses are made with, those first that they need most; without any, nothing is kept for guesses alone."""
         self.tensors = tensors
         self._kernels = kernels
         self.events = events or Events()
@@ -73,7 +75,11 @@ class Weights:
         for index, part in enumerate(self._parts):
             of_tensor = self._by_name.setdefault(part.piece.name, [])
             of_tensor[-1].append(index) if part.index else of_tensor.append([index])
-        self._priority = _priority(self._parts)
+        ranks = {name: rank for rank, name in enumerate(draft_order)}
+        self.draft_names = tuple(draft_order)
+        self._draft = {i: ranks[p.piece.name] for i, p in enumerate(self._parts) if p.drafts and p.piece.name in ranks}
+        """Parts that guesses are made with, and how much they are needed: the lower the more."""
+        self._priority = _priority(self._parts, self._draft)
         self._ends = [*accumulate(self._parts[index].nbytes for index in self._priority)]
         self._resident: dict[int, U8] = {}
         self._indexed: dict[int, PieceData] = {}
@@ -83,6 +89,7 @@ class Weights:
         self._indexing = False
         self._budget = 0
         self._not_indexed = {i for i, part in enumerate(self._parts) if not part.piece.likely_indexed_bytes}
+        """What is kept as it is beside indexed rows."""
         self.indexed_bytes = self._likely_indexed_bytes(pieces)
         """What all pieces together likely take where those that can be are kept in indexed rows; 0 where none can."""
         self._files = Files()
@@ -135,7 +142,11 @@ class Weights:
         """
         self._budget = budget
         indexing = 0 < self.indexed_bytes <= budget
-        keep = self._not_indexed if indexing else set(self._priority[: bisect_right(self._ends, budget)])
+        keep = (
+            self._not_indexed | self._draft.keys()
+            if indexing
+            else set(self._priority[: bisect_right(self._ends, budget)])
+        )
         if indexing == self._indexing and keep == self._keep:
             return
         self._indexing, self._keep = indexing, keep
@@ -154,8 +165,15 @@ class Weights:
             with ExitStack() as stack:
                 parts = [stack.enter_context(self._data(index)) for index in indices]
                 piece = self._parts[indices[0]].piece
-                index = self._indexing and indices[0] not in self._keep
+                index = self._indexing and indices[0] not in self._not_indexed
                 yield self._index(indices, piece, parts) if index else piece.loaded(parts)
+
+    def stored(self, name: str) -> Generator[StoredData]:
+        """As `pieces`, read anew and in the form that the checkpoint has them."""
+        for indices in self._by_name[name]:
+            with ExitStack() as stack:
+                parts = [stack.enter_context(self._data(index)) for index in indices]
+                yield self._parts[indices[0]].piece.loaded(parts)
 
     def vectors(self) -> dict[str, F32]:
         """All tensors of one dimension, which are small."""
@@ -188,7 +206,24 @@ class Weights:
 
     def _likely_indexed_bytes(self, pieces: Sequence[Piece]) -> int:
         indexed = sum(piece.likely_indexed_bytes for piece in pieces)
-        return indexed + sum(self._parts[i].nbytes for i in self._not_indexed) if indexed else 0
+        beside = sum(self._parts[i].nbytes for i in self._not_indexed | self._draft.keys())
+        return indexed + beside if indexed else 0
+
+    @property
+    def draft_bytes(self) -> int:
+        """What all that guesses are made with takes; 0 where there is nothing of the kind."""
+        return sum(self._parts[index].nbytes for index in self._draft)
+
+    def read_single(self, extent: Extent) -> U8:
+        """Some bytes of a file, read by themselves and not checked: for guesses. Raises ReadError."""
+        return self._files.read(extent, aligned_buffer(extent.nbytes))
+
+    def draft(self, name: str) -> list[CoarseBytes | PlainData] | None:
+        """What is in memory of a matrix to guess with, in order; None where some of it is not."""
+        indices = [of_piece[0] for of_piece in self._by_name[name]]
+        if not all(index in self._draft and index in self._resident for index in indices):
+            return None
+        return [self._parts[index].piece.draft(self._resident[index]) for index in indices]
 
     def _index(self, indices: Sequence[int], piece: Piece, parts: Sequence[U8]) -> PieceData:
         """The piece in indexed rows, which stay in memory."""
@@ -271,12 +306,17 @@ class _Part:
     def coarse(self) -> bool:
         return self.index == 0 and len(self.piece.extents) == 2
 
+    @property
+    def drafts(self) -> bool:
+        return self.index == 0 and self.piece.drafts
 
-def _priority(parts: Sequence[_Part]) -> list[int]:
-    """The order in which parts become resident: the coarse tier first, which is a draft of the model, then the rest;
-    every prefix of either is spread evenly."""
-    tiers = ([i for i, part in enumerate(parts) if part.coarse is coarse] for coarse in (True, False))
-    return [tier[i] for tier in tiers for i in residency_order(len(tier))]
+
+def _priority(parts: Sequence[_Part], draft: Mapping[int, int]) -> list[int]:
+    """The order in which parts become resident: first those that guesses are made with, by need; then what is left of
+    the coarse tier, and of the rest, every prefix of either spread evenly."""
+    needed = sorted(draft, key=lambda index: (draft[index], index))
+    tiers = ([i for i, p in enumerate(parts) if i not in draft and p.coarse is coarse] for coarse in (True, False))
+    return [*needed, *(tier[i] for tier in tiers for i in residency_order(len(tier)))]
 
 
 def _copy(data: U8) -> U8:

@@ -16,6 +16,7 @@ import numpy as np
 from penstock.errors import UsageError
 from penstock.models.rope import inverse_frequencies
 from penstock.rows import Rows, SequenceRows
+from penstock.weights import residency_order
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -45,12 +46,31 @@ def head_name(config: ModelConfig) -> str:
 
 def pass_order(config: ModelConfig) -> list[tuple[str, ...]]:
     """The matrices in the order in which a pass needs them; those of a group are walked together."""
-    layers = [
-        tuple(f"model.layers.{layer}.{part}.weight" for part in group)
-        for layer in range(config.num_hidden_layers)
-        for group in LAYER_PARTS
-    ]
+    layers = [group for layer in range(config.num_hidden_layers) for group in _groups(layer)]
     return [*layers, (head_name(config),)]
+
+
+def layer_matrices(layer: int) -> list[str]:
+    """All matrices of a layer."""
+    return [name for group in _groups(layer) for name in group]
+
+
+def draft_order(config: ModelConfig) -> list[str]:
+    """The matrices by how much a guess at the next token suffers without them, the most first.
+
+    Without its head a model says nothing; of the layers, those in the middle are missed least (arXiv 2403.03853), and
+    least of all where they are far from one another.
+    """
+    last = config.num_hidden_layers - 1
+    inner = list(range(2, last))
+    outer = [layer for layer in (0, 1, last) if 0 <= layer <= last]
+    spread = [inner[i] for i in residency_order(len(inner))]
+    layers = dict.fromkeys([*outer, *spread])
+    return [head_name(config), *(name for layer in layers for name in layer_matrices(layer))]
+
+
+def _groups(layer: int) -> list[tuple[str, ...]]:
+    return [tuple(f"model.layers.{layer}.{part}.weight" for part in group) for group in LAYER_PARTS]
 
 
 class Matrices(Protocol):

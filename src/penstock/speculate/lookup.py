@@ -9,19 +9,18 @@ from __future__ import annotations
 from array import array
 from itertools import islice
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from penstock.speculate.drafter import Guess
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from penstock.kernels import F32
     from penstock.speculate.tree import Tree
 
-ORDERS = {1: 4.0, 2: 3.0, 3: 2.0, 4: 1.5, 6: 1.0, 8: 0.5}
+ORDERS = {1: 2.0, 2: 1.5, 3: 1.0, 4: 0.75, 6: 0.5, 8: 0.25}
 """Lengths of matches, and how many occurrences the opinion of shorter matches counts for beside each."""
-OCCURRENCES = 16
+OCCURRENCES = 8
 """The latest of each length are looked at."""
 MOST_GUESSES = 4
 
@@ -33,7 +32,7 @@ class Lookup:
     free = True
 
     def __init__(self) -> None:
-        self._texts: MutableMapping[object, Text] = WeakKeyDictionary()
+        self._texts: dict[object, Text] = {}
 
     def begin(self, trees: Sequence[Tree]) -> None:
         for tree in trees:
@@ -44,6 +43,9 @@ class Lookup:
 
     def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
         """Nothing: the text tells."""
+
+    def forget(self, key: object) -> None:
+        self._texts.pop(key, None)
 
 
 class Text:
@@ -95,7 +97,7 @@ class Chain:
         """Index the tokens that are new."""
         n = len(self._tokens)
         if n >= len(self._latest):
-            self._latest = array("i", [0]) * (2 << n.bit_length())
+            self._latest = array("i", [0]) * (1 << n.bit_length())
             self._before = array("i", [0]) * min(self._order, n + 1)
         for end in range(len(self._before), n + 1):
             slot = self._slot(self._tokens[end - self._order : end])

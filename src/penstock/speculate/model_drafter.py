@@ -143,13 +143,12 @@ class ModelDrafter:
         return cache
 
     def _whole_head(self, x: F32) -> tuple[I64, F32]:
-        logits = self._model.head(x)
-        return best_of(logits)
+        return best_of(self._model.head(x), CANDIDATES)
 
 
-def best_of(logits: F32) -> tuple[I64, F32]:
-    """The CANDIDATES highest logits of each row, and their tokens, ascending."""
-    count = min(CANDIDATES, logits.shape[1])
+def best_of(logits: F32, count: int) -> tuple[I64, F32]:
+    """The `count` tokens of each row with the highest logits, ascending, and these."""
+    count = min(count, logits.shape[1])
     tokens = np.sort(np.argpartition(logits, -count, axis=1)[:, -count:], axis=1)
     return tokens, np.take_along_axis(logits, tokens, axis=1)
 

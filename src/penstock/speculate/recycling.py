@@ -14,7 +14,7 @@ from penstock.speculate.drafter import MOST_GUESSES, Guess
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from penstock.kernels import F32, I64
+    from penstock.kernels import F32, F64, I64
     from penstock.speculate.tree import Tree
 
 BLOCK = 256
@@ -38,18 +38,37 @@ class Recycling:
         """Nothing: every pass taught."""
 
     def expand(self, nodes: Sequence[tuple[Tree, int]]) -> list[list[Guess]]:
-        return [self._guesses(tree.tokens[node]) for tree, node in nodes]
+        return [self._guesses(tree, node) for tree, node in nodes]
 
     def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
-        for token, row in zip(tree.tokens, logits, strict=True):
+        # The walk's rows last: what follows the true text counts for more than what follows wrong guesses.
+        for node in sorted(range(len(tree)), key=set(walk).__contains__):
+            row, token = logits[node], tree.tokens[node]
             best = largest(row, MOST_GUESSES)
+            with np.errstate(invalid="ignore"):
+                weights = np.exp(row - row[best[0]])
             self._tokens[token, : len(best)] = best
-            chances = np.exp(row[best] - row[best[0]])
-            self._chances[token, : len(best)] = chances / np.exp(row - row[best[0]]).sum()
+            self._chances[token, : len(best)] = weights[best] / weights.sum()
 
-    def _guesses(self, token: int) -> list[Guess]:
-        pairs = zip(self._tokens[token].tolist(), self._chances[token].tolist(), strict=True)
-        return [Guess(token, chance) for token, chance in pairs if chance > 0]
+    def forget(self, key: object) -> None:
+        """Nothing: what one sequence taught is of use to others."""
+
+    def _guesses(self, tree: Tree, node: int) -> list[Guess]:
+        token = tree.tokens[node]
+        known = self._chances[token] > 0
+        tokens, chances = self._tokens[token, known], self._chances[token, known]
+        if len(tokens) and (tree.sampled or tree.sampler.rule.repetition_penalty != 1):
+            tokens, chances = _as_drawn(tree, node, tokens.astype(np.int64), chances.astype(np.float32))
+        return [Guess(*pair) for pair in zip(tokens.tolist(), chances.tolist(), strict=True) if pair[1] > 0]
+
+
+def _as_drawn(tree: Tree, node: int, tokens: I64, chances: F32) -> tuple[I64, F64]:
+    """Ranked as the sampler would draw them after `node`; together they remain as likely as they were."""
+    order = np.argsort(tokens)
+    position = len(tree.context) + tree.depth(node)
+    seen = () if tree.sampler.rule.repetition_penalty == 1 else tree.context + tree.path(node)
+    ranked, shares = tree.sampler.rank(tokens[order], np.log(chances[order]), position, seen, len(tokens))
+    return ranked, shares * float(chances.sum())
 
 
 def largest(row: F32, count: int) -> I64:

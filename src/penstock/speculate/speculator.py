@@ -74,11 +74,19 @@ def walk(tree: Tree, logits: F32, draw: Callable[[F32], int | None]) -> list[int
 class Speculator:
     """The drafters of one model, and what is known of their worth."""
 
-    def __init__(self, drafters: Sequence[Drafter], costs: Costs, fixed: int | None = None) -> None:
-        """`fixed`: guesses a sequence and pass; None lets measured costs decide."""
+    def __init__(
+        self,
+        drafters: Sequence[Drafter],
+        costs: Costs,
+        fixed: int | None = None,
+        drop_draft: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`fixed`: guesses a sequence and pass; None lets measured costs decide. `drop_draft`: called when the draft
+        model turned out not to be worth its memory, and is asked no more."""
         self.drafters = list(drafters)
         self.costs = costs
         self.fixed = fixed
+        self._drop_draft = drop_draft
         self._calibrations = {False: Calibration(), True: Calibration()}
         """For greedy and for sampled text."""
         self._grown: dict[object, Tree] = {}

@@ -1,0 +1,148 @@
+"""A second, smaller model that guesses for the first: whole in memory, as it is or with 4 bits a weight.
+
+What a draft's weights are rounded to changes how often its guesses are right, and nothing else.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from penstock.checkpoint import open_checkpoint
+from penstock.errors import UsageError
+from penstock.events import Events
+from penstock.kv_cache import KvShape
+from penstock.levels import nibble_bytes
+from penstock.models.llama import Llama, pass_order
+from penstock.pieces import PlainData, largest_chunk
+from penstock.reader import Ring
+from penstock.tokenizer import Tokenizer
+from penstock.weights import Weights
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+    from pathlib import Path
+
+    from penstock.checkpoint import Tensor
+    from penstock.config import ModelConfig
+    from penstock.kernels import F32, I64, Kernels
+    from penstock.levels import NibbleRows
+    from penstock.pieces import PieceData, StoredData
+
+Form = Literal["whole", "4 bits"]
+LOADING = Ring(depth=4, piece_bytes=4 << 20, reads=4)
+
+
+@dataclass(frozen=True, slots=True)
+class NibbleData:
+    """A piece in 4 bits a weight."""
+
+    rows: slice
+    nibbles: NibbleRows
+
+    @property
+    def nbytes(self) -> int:
+        return self.nibbles.data.nbytes
+
+    def matmul(self, kernels: Kernels, x: F32, out: F32, bias: F32 | None, accumulate: bool) -> None:
+        kernels.matmul_nibbles(x, self.nibbles, out, bias=bias, accumulate=accumulate)
+
+
+class NibbleWeights:
+    """A model's matrices, those in BF16 in 4 bits a weight; the embedding's rows come from the files."""
+
+    def __init__(self, weights: Weights, order: Sequence[tuple[str, ...]], kernels: Kernels) -> None:
+        """Reads all matrices, in `order`. Raises ReadError, FormatError."""
+        self.events = Events()
+        self._weights = weights
+        self._pieces: dict[str, list[NibbleData | PlainData]] = {name: [] for group in order for name in group}
+        for group in order:
+            with ExitStack() as stack:
+                walks = [stack.enter_context(closing(weights.stored(name))) for name in group]
+                for pieces in zip(*walks, strict=True):
+                    for name, piece in zip(group, pieces, strict=True):
+                        self._pieces[name].append(_rounded(piece, weights.tensors[name].shape[1], kernels))
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self._weights.tensors
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for pieces in self._pieces.values() for piece in pieces)
+
+    def pieces(self, name: str) -> Generator[PieceData]:
+        yield from self._pieces[name]
+
+    def rows(self, name: str, indices: I64) -> F32:
+        return self._weights.rows(name, indices)
+
+
+class DraftModel:
+    """An open draft model."""
+
+    def __init__(self, path: Path, kernels: Kernels, kv_dtype: str) -> None:
+        """Opens the checkpoint and reads its headers; `load` reads the rest. Raises CheckpointError and its kin."""
+        checkpoint = open_checkpoint(path)
+        self.path, self.config = checkpoint.path, checkpoint.config
+        self._order = pass_order(self.config)
+        self._kernels = kernels
+        names = [name for group in self._order for name in group]
+        chunk = largest_chunk([checkpoint.tensors[name] for name in names])
+        self._ring = Ring(LOADING.depth, max(LOADING.piece_bytes, chunk), LOADING.reads)
+        self._weights = Weights(checkpoint.tensors, self._order, kernels, self._ring)
+        self._shapes = [checkpoint.tensors[name].shape for name in names]
+        self.kv_shape = KvShape.of(self.config, self.config.num_hidden_layers, kv_dtype)
+        self.nbytes = 0
+        """What it takes in memory, once it is loaded."""
+
+    def check_tokens_of(self, path: Path, config: ModelConfig) -> None:
+        """Raise UsageError unless this model has the tokens of the one at `path`."""
+        remedy = "A draft has to have the target's tokenizer: give a smaller model of the same family."
+        if self.config.vocab_size != config.vocab_size:
+            sizes = f"{self.config.vocab_size} tokens, and the model has {config.vocab_size}"
+            raise UsageError(f"The draft {self.path} has a vocabulary of {sizes}.", remedy)
+        files = [folder / "tokenizer.json" for folder in (self.path, path)]
+        if not all(file.exists() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+            return
+        own, other = (Tokenizer.open(folder) for folder in (self.path, path))
+        if own is None or other is None or not own.has_same_tokens(other):
+            raise UsageError(f"The draft {self.path} has another tokenizer than the model.", remedy)
+
+    def likely_bytes(self, form: Form) -> int:
+        """What it will take in memory."""
+        if form == "whole":
+            return (self._weights.indexed_bytes or self._weights.pass_bytes) + self._ring.nbytes
+        return sum(nibble_bytes(*shape) for shape in self._shapes) + self._ring.nbytes
+
+    def load(self, form: Form) -> Llama:
+        """The model, with its matrices in memory. Raises ReadError, FormatError."""
+        matrices: Weights | NibbleWeights
+        if form == "whole":
+            self._weights.limit_resident(self.likely_bytes("whole"))
+            for group in self._order:
+                self._read(group)
+            matrices, self.nbytes = self._weights, self._weights.resident_bytes + self._ring.nbytes
+        else:
+            matrices = NibbleWeights(self._weights, self._order, self._kernels)
+            self.nbytes = matrices.nbytes + self._ring.nbytes
+        return Llama(self.config, matrices, self._kernels, self._weights.vectors())
+
+    def _read(self, group: tuple[str, ...]) -> None:
+        """Walk over matrices, so that they stay in memory."""
+        with ExitStack() as stack:
+            walks = [stack.enter_context(closing(self._weights.pieces(name))) for name in group]
+            for _ in zip(*walks, strict=True):
+                pass
+
+    def close(self) -> None:
+        self._weights.close()
+
+
+def _rounded(piece: StoredData, cols: int, kernels: Kernels) -> NibbleData | PlainData:
+    """4 bits a weight of a piece in BF16; another one as it is."""
+    plain, dtype = piece.plain()
+    if dtype != "BF16":
+        return PlainData(piece.rows, plain.copy(), dtype)
+    return NibbleData(piece.rows, kernels.quantize_nibbles(plain, piece.rows.stop - piece.rows.start, cols))

@@ -1,0 +1,43 @@
+"""The drafters of an open model: free ones, its own coarse tier, and a draft model where one was named."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from penstock.kv_cache import KvCache
+from penstock.plan import activation_bytes
+from penstock.speculate.coarse import LEVEL_BYTES, CoarseDrafter
+from penstock.speculate.exact_head import KEPT_BYTES
+from penstock.speculate.grow import BATCH
+from penstock.speculate.lookup import Lookup
+from penstock.speculate.model_drafter import ModelDrafter
+
+if TYPE_CHECKING:
+    from penstock.config import ModelConfig
+    from penstock.models.llama import Llama
+    from penstock.speculate.draft_model import DraftModel, Form
+    from penstock.speculate.drafter import Drafter
+    from penstock.weights import Weights
+
+
+def free_drafters(model: Llama, weights: Weights) -> list[Drafter]:
+    """Those that need nothing but the model: its own coarse tier only where its weights are packed."""
+    drafters: list[Drafter] = [Lookup()]
+    if weights.draft_bytes:
+        drafters.append(CoarseDrafter(model, weights))
+    return drafters
+
+
+def draft_drafter(draft: DraftModel, form: Form) -> ModelDrafter:
+    """Load a draft model, and ask it."""
+    model = draft.load(form)
+    layers = range(model.config.num_hidden_layers)
+    return ModelDrafter("draft", model, layers, new_cache=lambda: KvCache(draft.kv_shape))
+
+
+def working_bytes(config: ModelConfig, weights: Weights) -> int:
+    """What the free drafters take beside the weights: tables, rows that are kept, and a batch on its way."""
+    if not weights.draft_bytes:
+        return 0
+    rows = sum(weights.tensors[name].shape[0] for name in weights.draft_names)
+    return rows * LEVEL_BYTES + KEPT_BYTES + activation_bytes(config, BATCH, BATCH, 0)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.speculate.drafter import MOST_GUESSES
+from penstock.speculate.recycling import BLOCK, Recycling, largest
+from penstock.speculate.tree import Tree
+
+VOCAB = 50
+
+
+def tree(*tokens: int) -> Tree:
+    """A root with children."""
+    nothing: Any = SimpleNamespace()
+    result = Tree(object(), [1, 2, tokens[0]], nothing, nothing, deepest=99)
+    for token in tokens[1:]:
+        result.add(0, token, 0.5)
+    return result
+
+
+def logits(*likely: list[int]) -> npt.NDArray[np.float32]:
+    """For each row the tokens that it finds likely, the likeliest first."""
+    rows = np.full((len(likely), VOCAB), -5, np.float32)
+    for row, tokens in zip(rows, likely, strict=True):
+        row[tokens] = np.arange(len(tokens), 0, -1)
+    return rows
+
+
+@given(st.integers(1, 6 * BLOCK), st.integers(1, 9), st.integers(0, 2**32 - 1), st.booleans())
+def test_largest_are_the_largest_in_order(size: int, count: int, seed: int, ties: bool) -> None:
+    row = np.random.default_rng(seed).normal(size=size).astype(np.float32)
+    row = np.round(row) if ties else row
+    found = largest(row, count)
+    assert len(set(found.tolist())) == len(found) == min(size, count)
+    np.testing.assert_array_equal(row[found], -np.sort(-row)[:count])
+
+
+def test_a_row_teaches_what_follows_its_token() -> None:
+    drafter = Recycling(VOCAB)
+    before = tree(7)
+    rows = logits([30, 20, 10])
+    drafter.learn(before, [0], rows)
+    (guesses,) = drafter.expand([(before, 0)])
+    assert [guess.token for guess in guesses[:3]] == [30, 20, 10]
+    assert len(guesses) == MOST_GUESSES
+    chances = np.exp(rows[0]) / np.exp(rows[0]).sum()
+    assert [guess.score for guess in guesses] == pytest.approx([chances[g.token] for g in guesses], rel=1e-3)
+
+
+def test_wrong_guesses_teach_too() -> None:
+    drafter = Recycling(VOCAB)
+    drafter.learn(tree(7, 8, 9), [0, 1], logits([8], [3], [4]))
+    (guesses,) = drafter.expand([(tree(9), 0)])
+    assert guesses[0].token == 4
+
+
+def test_the_last_time_counts() -> None:
+    drafter = Recycling(VOCAB)
+    drafter.learn(tree(7), [0], logits([8]))
+    drafter.learn(tree(7), [0], logits([9]))
+    assert drafter.expand([(tree(7), 0)])[0][0].token == 9
+
+
+def test_nodes_are_expanded_by_their_own_tokens() -> None:
+    drafter = Recycling(VOCAB)
+    known = tree(7, 8)
+    drafter.begin([known])
+    drafter.learn(known, [0], logits([8], [3]))
+    assert [guesses[0].token for guesses in drafter.expand([(known, 1), (known, 0)])] == [3, 8]
+
+
+def test_an_unknown_token_has_no_guesses() -> None:
+    assert Recycling(VOCAB).expand([(tree(7), 0)]) == [[]]
+
+
+def test_a_small_vocabulary_has_fewer_guesses() -> None:
+    drafter = Recycling(3)
+    drafter.learn(tree(2), [0], np.array([[0, 2, 1]], np.float32))
+    assert [guess.token for guess in drafter.expand([(tree(2), 0)])[0]] == [1, 2, 0]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_teach_nothing(value: float) -> None:
+    drafter = Recycling(VOCAB)
+    drafter.learn(tree(7), [0], np.full((1, VOCAB), value, np.float32))
+    assert drafter.expand([(tree(7), 0)]) == [[]]
