@@ -1,6 +1,5 @@
 // penstock._core: checks shapes, releases the GIL, calls the kernels; nothing else.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
@@ -15,6 +14,8 @@
 #include <string_view>
 #include <utility>
 
+#include "arrays.h"
+#include "bindings_draft.h"
 #include "codec/encode.h"
 #include "codec/index.h"
 #include "codec/layout.h"
@@ -32,45 +33,6 @@ using namespace nb::literals;
 
 namespace penstock {
 namespace {
-
-template <typename T>
-using Vector = nb::ndarray<nb::numpy, T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <typename T>
-using Matrix = nb::ndarray<nb::numpy, T, nb::ndim<2>, nb::device::cpu>;
-template <typename T>
-using Tensor3 = nb::ndarray<nb::numpy, T, nb::ndim<3>, nb::device::cpu>;
-
-void require(bool condition, const std::string& problem) {
-  if (!condition) throw std::invalid_argument(problem);
-}
-
-void require_equal(std::int64_t actual, std::int64_t expected, const char* what) {
-  if (actual != expected) {
-    throw std::invalid_argument(std::string(what) + " is " + std::to_string(actual) + ", expected " +
-                                std::to_string(expected));
-  }
-}
-
-// Elements of a row must be adjacent and rows must not overlap; the distance between rows is free.
-template <typename Array>
-auto rows_of(const Array& array, const char* name) {
-  const std::int64_t rows = array.shape(0);
-  std::int64_t cols = 1;
-  bool adjacent = true;
-  for (int axis = static_cast<int>(array.ndim()) - 1; axis > 0; --axis) {
-    adjacent = adjacent && (array.shape(axis) <= 1 || array.stride(axis) == cols);
-    cols *= array.shape(axis);
-  }
-  require(adjacent || rows == 0 || cols == 0, std::string(name) + ": the elements of a row are not adjacent");
-  const std::int64_t stride = rows > 1 ? array.stride(0) : cols;
-  require(stride >= cols, std::string(name) + ": rows overlap or run backwards");
-  return Rows<typename Array::Scalar>{array.data(), rows, cols, stride};
-}
-
-template <typename A, typename B>
-void require_same_shape(const Rows<A>& a, const Rows<B>& b, const char* what) {
-  require(a.rows == b.rows && a.cols == b.cols, std::string(what) + " differ in shape");
-}
 
 Dtype parse_dtype(std::string_view name) {
   if (name == "BF16") return Dtype::kBF16;
@@ -132,12 +94,6 @@ void bind_matmul(ThreadPool& pool, const Matrix<const float>& x, const Vector<co
   if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
   const nb::gil_scoped_release release;
   matmul(pool, args);
-}
-
-void require_packable(std::int64_t rows, std::int64_t cols) {
-  require(rows > 0 && cols > 0 && cols <= kMostColumns,
-          "a packed matrix has at least one row, and rows of 1 to " + std::to_string(kMostColumns) + " weights");
-  require(rows <= std::numeric_limits<std::int64_t>::max() / (4 * kMostColumns), "too many rows");
 }
 
 std::int64_t bind_encode_chunk(const Vector<const std::uint8_t>& weights, std::int64_t rows, std::int64_t cols,
@@ -477,6 +433,7 @@ NB_MODULE(_core, m) {
         nb::arg("out").noconvert(),
         "Rows [begin, end) of a packed matrix as BF16 bytes; returns the first row that breaks the format, or None.\n"
         "Such a row becomes zeros.");
+  bind_draft(m);
   m.def("gumbel", &bind_gumbel, "seed"_a, "choice"_a, "position"_a, nb::arg("tokens").noconvert(),
         nb::arg("out").noconvert(), "out[n] float64 = Gumbel noise keyed by (seed, choice, position, tokens[n]).");
 }

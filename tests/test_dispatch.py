@@ -13,7 +13,7 @@ from penstock import _core
 BEST_FIRST = ["avx512vbmi2", "avx512", "avx2", "scalar"]
 AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c", "bmi1", "bmi2"}
 NEEDS = {
-    "avx512vbmi2": AVX512 | {"avx512_vbmi2", "avx512_vpopcntdq"},
+    "avx512vbmi2": AVX512 | {"avx512_vbmi2", "avx512_vpopcntdq", "avx512_vnni"},
     "avx512": AVX512,
     "avx2": {"avx2", "fma", "f16c", "bmi1", "bmi2"},
     "scalar": set[str](),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,17 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.kernels import Kernels
+from penstock.sampling import Sampler, SamplingRule
 from penstock.speculate.drafter import MOST_GUESSES
-from penstock.speculate.recycling import BLOCK, Recycling, largest
+from penstock.speculate.recycling import GROUP, Recycling, largest
 from penstock.speculate.tree import Tree
 
+KERNELS = Kernels(1)
 VOCAB = 50
 
 
-def tree(*tokens: int) -> Tree:
+def tree(*tokens: int, rule: SamplingRule = SamplingRule(temperature=0)) -> Tree:  # noqa: B008
     """A root with children."""
-    nothing: Any = SimpleNamespace()
-    result = Tree(object(), [1, 2, tokens[0]], nothing, nothing, deepest=99)
+    cache: Any = None
+    result = Tree(object(), [1, 2, tokens[0]], Sampler(rule, 5, KERNELS), cache, deepest=99)
     for token in tokens[1:]:
         result.add(0, token, 0.5)
     return result
@@ -33,13 +35,14 @@ def logits(*likely: list[int]) -> npt.NDArray[np.float32]:
     return rows
 
 
-@given(st.integers(1, 6 * BLOCK), st.integers(1, 9), st.integers(0, 2**32 - 1), st.booleans())
-def test_largest_are_the_largest_in_order(size: int, count: int, seed: int, ties: bool) -> None:
-    row = np.random.default_rng(seed).normal(size=size).astype(np.float32)
-    row = np.round(row) if ties else row
-    found = largest(row, count)
-    assert len(set(found.tolist())) == len(found) == min(size, count)
-    np.testing.assert_array_equal(row[found], -np.sort(-row)[:count])
+@given(st.integers(1, 3), st.integers(1, 12 * GROUP), st.integers(1, 9), st.integers(0, 2**32 - 1), st.booleans())
+def test_largest_are_the_largest_in_order(n: int, m: int, count: int, seed: int, ties: bool) -> None:
+    rows = np.random.default_rng(seed).normal(size=(n, m)).astype(np.float32)
+    rows = np.round(rows) if ties else rows
+    found = largest(rows, count)
+    assert found.shape == (n, min(count, m))
+    assert all(len(set(row)) == len(row) for row in found.tolist())
+    np.testing.assert_array_equal(np.take_along_axis(rows, found, axis=1), -np.sort(-rows, axis=1)[:, :count])
 
 
 def test_a_row_teaches_what_follows_its_token() -> None:
@@ -74,6 +77,31 @@ def test_nodes_are_expanded_by_their_own_tokens() -> None:
     drafter.begin([known])
     drafter.learn(known, [0], logits([8], [3]))
     assert [guesses[0].token for guesses in drafter.expand([(known, 1), (known, 0)])] == [3, 8]
+
+
+def test_sampled_guesses_share_the_noise_of_the_draw() -> None:
+    """The best guess after each of many positions, from the very logits of the draw, is the draw."""
+    drafter = Recycling(VOCAB)
+    rows = logits([30, 31, 32, 33, 34, 35, 36, 37])
+    drafter.learn(tree(7), [0], rows)
+    sampled = tree(7, rule=SamplingRule(temperature=1))
+    nodes = [0]
+    for _ in range(40):
+        nodes.append(sampled.add(nodes[-1], 7, 0.5))
+    drawn = [sampled.sampler(rows[0], len(sampled.context) + depth, ()) for depth in range(len(nodes))]
+    all_guesses = drafter.expand([(sampled, node) for node in nodes])
+    assert len(set(drawn)) > 2
+    assert [guesses[0].token for guesses in all_guesses] == drawn
+    (greedy,) = drafter.expand([(tree(7), 0)])
+    for guesses in all_guesses:
+        assert sum(guess.score for guess in guesses) == pytest.approx(sum(guess.score for guess in greedy), rel=1e-3)
+
+
+def test_a_penalty_on_what_was_seen_counts() -> None:
+    drafter = Recycling(VOCAB)
+    drafter.learn(tree(7), [0], logits([1, 30]))
+    penalised = tree(7, rule=SamplingRule(temperature=0, repetition_penalty=10))
+    assert [drafter.expand([(t, 0)])[0][0].token for t in (tree(7), penalised)] == [1, 30]
 
 
 def test_an_unknown_token_has_no_guesses() -> None:

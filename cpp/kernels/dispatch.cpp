@@ -47,8 +47,8 @@ bool runs_avx512() {
 }
 
 bool runs_avx512_vbmi2() {
-  constexpr unsigned kVbmi2 = 1u << 6, kVpopcntdq = 1u << 14;
-  return runs_avx512() && has_bits(cpuid(7).ecx, kVbmi2 | kVpopcntdq);
+  constexpr unsigned kVbmi2 = 1u << 6, kVnni = 1u << 11, kVpopcntdq = 1u << 14;
+  return runs_avx512() && has_bits(cpuid(7).ecx, kVbmi2 | kVnni | kVpopcntdq);
 }
 
 const Kernels& avx512_vbmi2_kernels() {
@@ -57,6 +57,7 @@ const Kernels& avx512_vbmi2_kernels() {
     t.name = "avx512vbmi2";
     t.matmul_packed = kAvx512Vbmi2PackedKernels.matmul_packed;
     t.unpack = kAvx512Vbmi2PackedKernels.unpack;
+    t.draft = kAvx512VnniDraftKernels;
     return t;
   }();
   return table;

@@ -10,6 +10,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/draft.h"
+#include "kernels/rows.h"
+
 namespace penstock {
 
 enum class Dtype { kBF16, kF16, kF32 };
@@ -18,15 +21,6 @@ enum class Dtype { kBF16, kF16, kF32 };
 struct Scratch {
   std::byte* data;
   std::size_t bytes;
-};
-
-// Rows of `cols` adjacent floats; row r starts at data + r * stride.
-template <typename T>
-struct Rows {
-  T* data;
-  std::int64_t rows;
-  std::int64_t cols;
-  std::int64_t stride;
 };
 
 // out[r, i] = dot(x[r], w[i]) (+ bias[i]) (+ out[r, i]); w is [out.cols][x.cols], row-major, at any
@@ -166,6 +160,15 @@ struct AttentionArgs {
 };
 
 // One table an instruction set. The comment names the unit of [begin, end).
+struct DraftKernels {
+  void (*quantize_rows)(const QuantizeRowsArgs&, std::int64_t begin, std::int64_t end,
+                        Scratch);  // row * blocks + block
+  void (*matmul_coarse)(const MatmulCoarseArgs&, std::int64_t begin, std::int64_t end, Scratch);        // outputs
+  void (*matmul_nibbles)(const MatmulNibblesArgs&, std::int64_t begin, std::int64_t end, Scratch);      // outputs
+  void (*count_classes)(const CountClassesArgs&, std::int64_t begin, std::int64_t end, Scratch);        // rows
+  void (*quantize_nibbles)(const QuantizeNibblesArgs&, std::int64_t begin, std::int64_t end, Scratch);  // rows
+};
+
 struct Kernels {
   const char* name;
   bool emulates_fma;
@@ -180,6 +183,7 @@ struct Kernels {
   void (*matmul_packed)(const MatmulPackedArgs&, std::int64_t begin, std::int64_t end, Scratch);    // outputs
   void (*matmul_indexed)(const MatmulIndexedArgs&, std::int64_t begin, std::int64_t end, Scratch);  // outputs
   void (*unpack)(const UnpackArgs&, std::int64_t begin, std::int64_t end, Scratch);                 // rows
+  DraftKernels draft;
 };
 
 extern const Kernels kScalarKernels;
@@ -193,6 +197,9 @@ struct PackedKernels {
   void (*unpack)(const UnpackArgs&, std::int64_t begin, std::int64_t end, Scratch);
 };
 extern const PackedKernels kAvx512Vbmi2PackedKernels;
+
+// Likewise for drafting, with VNNI.
+extern const DraftKernels kAvx512VnniDraftKernels;
 #endif
 
 }  // namespace penstock

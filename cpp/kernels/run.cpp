@@ -83,6 +83,51 @@ void index_rows(ThreadPool& pool, const IndexArgs& args) {
   split<IndexArgs>(pool, kernel, args, args.rows, grain_of(pool, args.rows, args.cols));
 }
 
+namespace {
+
+// Products with int8 activations, kDraftRows rows of x at a time.
+template <typename Args>
+void draft_product(ThreadPool& pool, Kernel<Args> kernel, const Rows<const float>& x, std::uint8_t* quantized,
+                   const Args& args) {
+  const auto lock = pool.acquire();
+  const std::int64_t blocks = blocks_of(x.cols), outputs = args.out.cols;
+  for (std::int64_t row = 0; row < x.rows; row += kDraftRows) {
+    const std::int64_t rows = std::min(kDraftRows, x.rows - row);
+    const QuantizeRowsArgs source{{x.data + row * x.stride, rows, x.cols, x.stride}, quantized};
+    const std::int64_t quantize_grain = grain_of(pool, rows * blocks, kBlockColumns / 4);
+    split(pool, active_kernels().draft.quantize_rows, source, rows * blocks, quantize_grain);
+    Args chunk = args;
+    chunk.x = {quantized, rows, x.cols};
+    chunk.out.data += row * args.out.stride;
+    chunk.out.rows = rows;
+    const std::int64_t share = std::clamp<std::int64_t>(outputs / (8 * pool.threads()), 12, 96) / 12 * 12;
+    const std::int64_t least = 8 * kWorthwhileFloats / (rows * x.cols) + 1;
+    split(pool, kernel, chunk, outputs, std::max(share, least));
+  }
+}
+
+}  // namespace
+
+void matmul_coarse(ThreadPool& pool, const Rows<const float>& x, std::uint8_t* quantized,
+                   const MatmulCoarseArgs& args) {
+  draft_product(pool, active_kernels().draft.matmul_coarse, x, quantized, args);
+}
+
+void matmul_nibbles(ThreadPool& pool, const Rows<const float>& x, std::uint8_t* quantized,
+                    const MatmulNibblesArgs& args) {
+  draft_product(pool, active_kernels().draft.matmul_nibbles, x, quantized, args);
+}
+
+void count_classes(ThreadPool& pool, const CountClassesArgs& args) {
+  const auto lock = pool.acquire();
+  split(pool, active_kernels().draft.count_classes, args, args.w.rows, grain_of(pool, args.w.rows, args.w.cols / 16));
+}
+
+void quantize_nibbles(ThreadPool& pool, const QuantizeNibblesArgs& args) {
+  const auto lock = pool.acquire();
+  split(pool, active_kernels().draft.quantize_nibbles, args, args.rows, grain_of(pool, args.rows, args.cols));
+}
+
 void rms_norm(ThreadPool& pool, const RmsNormArgs& args) {
   const auto lock = pool.acquire();
   split(pool, active_kernels().rms_norm, args, args.x.rows, grain_of(pool, args.x.rows, args.x.cols));

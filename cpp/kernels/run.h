@@ -13,6 +13,13 @@ void matmul_indexed(ThreadPool& pool, const MatmulIndexedArgs& args);
 // count_exceptions and index_rows (codec/index.h) for all rows.
 void count_exceptions(ThreadPool& pool, const IndexArgs& args);
 void index_rows(ThreadPool& pool, const IndexArgs& args);
+// With int8 activations (kernels/draft.h): any number of rows of x, which replace args.x. `quantized` has room for
+// kDraftRows of them, or all if fewer, in kBlockBytes a block, 64-byte aligned.
+void matmul_coarse(ThreadPool& pool, const Rows<const float>& x, std::uint8_t* quantized, const MatmulCoarseArgs& args);
+void matmul_nibbles(ThreadPool& pool, const Rows<const float>& x, std::uint8_t* quantized,
+                    const MatmulNibblesArgs& args);
+void count_classes(ThreadPool& pool, const CountClassesArgs& args);
+void quantize_nibbles(ThreadPool& pool, const QuantizeNibblesArgs& args);
 void rms_norm(ThreadPool& pool, const RmsNormArgs& args);
 void silu_mul(ThreadPool& pool, const SiluMulArgs& args);
 void rope(ThreadPool& pool, const RopeArgs& args);

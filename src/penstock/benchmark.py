@@ -124,7 +124,12 @@ def run(
     progress = _Progress(settings.passes, tell)
     begin = time.perf_counter()
     with LLM.open(
-        model, memory=settings.memory, threads=settings.threads, kv_dtype=settings.kv_dtype, on_layer=progress
+        model,
+        memory=settings.memory,
+        threads=settings.threads,
+        draft="none",
+        kv_dtype=settings.kv_dtype,
+        on_layer=progress,
     ) as llm:
         open_seconds = time.perf_counter() - begin
         _check_context(llm, settings)

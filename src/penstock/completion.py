@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from penstock.speculate.speculator import Record
 from penstock.text_stream import StopStrings, TextStream
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Stats:
     """Every pass that this took part in."""
     parts: tuple[PartStats, ...] = ()
     """Of the latest pass."""
+    guesses: Record = field(default_factory=Record)
+    """What became of guesses at its tokens."""
 
     @property
     def passes(self) -> int:
@@ -46,6 +49,11 @@ class Stats:
     def bytes_read(self) -> int:
         """Bytes of streamed weights, over all passes."""
         return sum(totals.bytes_read for totals in self.log)
+
+    @property
+    def draft_seconds(self) -> float:
+        """Seconds of guessing, over all passes."""
+        return sum(totals.draft_seconds for totals in self.log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,7 @@ class Completion:
 
     def __init__(self, generation: Generation, tokenizer: Tokenizer | None, stops: Sequence[str] = ()) -> None:
         self.generation = generation
-        self.stats = Stats(len(generation.prompt), generation.sampler.seed)
+        self.stats = Stats(len(generation.prompt), generation.sampler.seed, guesses=generation.guesses)
         self.pieces: deque[Piece] = deque()
         """What the passes brought that nobody has taken yet."""
         self._text = TextStream(tokenizer) if tokenizer is not None else None

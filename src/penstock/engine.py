@@ -153,7 +153,7 @@ class Engine:
         trees = self._guess(chunks)
         draft_seconds = time.perf_counter() - begin
         rows = Rows([_rows(generation, tokens, trees.get(generation)) for generation, tokens in chunks])
-        if self._memory is not None:
+        if self._memory is not None and not trees:
             self._memory.before_pass(rows)
         logits, stats = self.stage.run(rows)
         first = 0
@@ -180,7 +180,8 @@ class Engine:
         most = min(self.speculator.most_nodes, self._max_rows - rows)
         if self._memory is not None:
             slots = {g.cache: g.cache.length + len(tokens) for g, tokens in chunks}
-            most = min(most, self._memory.most_guesses(slots, rows, len(chunks)))
+            most = min(most, self._memory.most_guesses(slots, rows))
+            self._memory.before_guessing(slots, rows, most)
         trees = self.speculator.guess([g.root() for g in ready], rows - len(ready), most)
         nodes = sum(len(tree) - 1 for tree in trees)
         self.stage.weights.events.tell("draft", f"{nodes} guess{'es' * (nodes != 1)}", begin, time.perf_counter())

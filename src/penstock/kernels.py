@@ -17,6 +17,7 @@ from penstock import _core
 from penstock.codec import MalformedRow
 from penstock.errors import UsageError
 from penstock.indexed import IndexedRows
+from penstock.levels import BLOCK, GROUP, CoarseRows, NibbleRows, likely_levels
 from penstock.pages import page_array
 
 if TYPE_CHECKING:
@@ -100,8 +101,7 @@ class Kernels:
 
         Raises MalformedRow for packed bytes that break the format; `out` then holds garbage.
         """
-        if (packed.rows, packed.cols) != (out.shape[1], x.shape[1]):
-            raise ValueError(f"packed weights are {packed.rows} x {packed.cols}, not {out.shape[1]} x {x.shape[1]}")
+        _require_shape("packed", packed.rows, packed.cols, x, out)
         chunks = packed.coarse, packed.fine, packed.fine_offsets
         row = _core.matmul_packed(self._pool, x, packed.rows_per_chunk, *chunks, out, bias, accumulate)
         if row is not None:
@@ -118,9 +118,39 @@ class Kernels:
         self, x: F32, indexed: IndexedRows, out: F32, *, bias: F32 | None = None, accumulate: bool = False
     ) -> None:
         """As matmul, with indexed BF16 weights [n, k]: the same bits."""
-        if (indexed.rows, indexed.cols) != (out.shape[1], x.shape[1]):
-            raise ValueError(f"indexed weights are {indexed.rows} x {indexed.cols}, not {out.shape[1]} x {x.shape[1]}")
+        _require_shape("indexed", indexed.rows, indexed.cols, x, out)
         _core.matmul_indexed(self._pool, x, indexed.data, out, bias, accumulate)
+
+    def matmul_coarse(
+        self, x: F32, coarse: CoarseRows, out: F32, *, bias: F32 | None = None, accumulate: bool = False
+    ) -> None:
+        """As matmul, but a draft: x as int8, weights [n, k] by their coarse tier alone."""
+        _require_shape("coarse", coarse.rows, coarse.cols, x, out)
+        classes = coarse.coarse, coarse.magnitudes, coarse.scales
+        _core.matmul_coarse(self._pool, x, coarse.rows_per_chunk, *classes, out, bias, accumulate)
+
+    def coarse_levels(self, coarse: U8, rows: int, cols: int, rows_per_chunk: int) -> tuple[U8, F32]:
+        """What the classes of coarse chunks likely stand for: magnitudes uint8 [rows, 4], scales float32 [rows]."""
+        counts, units = np.empty((rows, 4), np.int32), np.empty(rows, np.uint8)
+        _core.count_classes(self._pool, coarse, cols, rows_per_chunk, counts, units)
+        return likely_levels(counts, units)
+
+    def quantize_nibbles(self, weights: U8, rows: int, cols: int) -> NibbleRows:
+        """The 4-bit weights nearest to BF16 ones [rows, cols], given as bytes; in pages of their own.
+
+        Levels suit a normal distribution; the scale of each block is fitted by least squares.
+        """
+        data = page_array(rows * -(-cols // GROUP) * (GROUP // 2))
+        scales = np.empty(rows * -(-cols // BLOCK), np.float32)
+        _core.quantize_nibbles(self._pool, weights, rows, cols, data, scales)
+        return NibbleRows(rows, cols, data, scales)
+
+    def matmul_nibbles(
+        self, x: F32, nibbles: NibbleRows, out: F32, *, bias: F32 | None = None, accumulate: bool = False
+    ) -> None:
+        """As matmul, but a draft: x as int8, weights [n, k] as 4-bit ones."""
+        _require_shape("4-bit", nibbles.rows, nibbles.cols, x, out)
+        _core.matmul_nibbles(self._pool, x, nibbles.data, nibbles.scales, out, bias, accumulate)
 
     def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
         """Root-mean-square normalisation over the last axis of x[rows, n] (arXiv 1910.07467)."""
@@ -159,6 +189,11 @@ class Kernels:
         out = np.empty_like(x)
         _core.exp(self._pool, x, out)
         return out
+
+
+def _require_shape(kind: str, rows: int, cols: int, x: F32, out: F32) -> None:
+    if (rows, cols) != (out.shape[1], x.shape[1]):
+        raise ValueError(f"{kind} weights are {rows} x {cols}, not {out.shape[1]} x {x.shape[1]}")
 
 
 def gumbel(seed: int, choice: int, position: int, tokens: Sequence[int] | npt.NDArray[Any]) -> F64:

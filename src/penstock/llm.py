@@ -27,6 +27,7 @@ from penstock.speculate.costs import Costs
 from penstock.speculate.draft_model import DraftModel
 from penstock.speculate.drafters import draft_drafter, free_drafters, working_bytes
 from penstock.speculate.speculator import MOST_FIXED_NODES, Speculator
+from penstock.speculate.worth import Worth
 from penstock.stage import Stage
 from penstock.store import find_model
 from penstock.tokenizer import Tokenizer
@@ -122,7 +123,9 @@ class LLM:
         draft_kv = None if self._draft is None else self._draft.kv_shape
         self.memory = Memory(budget, self.weights, self._kv_shape, Relief(), options.max_resident, draft_kv)
         stage = Stage(self.model, self.weights, range(self.config.num_hidden_layers), self._after_layer)
-        speculator = Speculator(drafters, Costs(pass_weights(self.config)), options.draft_nodes, self._drop_draft)
+        worth = None if self._draft is None else Worth("draft", self._draft.nbytes)
+        costs = Costs(pass_weights(self.config))
+        speculator = Speculator(drafters, costs, options.draft_nodes, worth, self._drop_draft)
         self._engine = Engine(
             stage,
             self.kernels,

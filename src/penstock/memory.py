@@ -57,8 +57,7 @@ class Memory:
         Raises MemoryCeilingError where there is none, even without resident weights.
         """
         slots = {s.cache: int(s.slots[-1]) + 1 for s in rows.sequences}
-        self.plan = self.budget.plan(Demand(len(rows), len(rows.wanted) + held_logits, self._kv_bytes(slots)))
-        self._limit()
+        self._share_out(Demand(len(rows), len(rows.wanted) + held_logits, self._kv_bytes(slots)))
 
     def drop_draft(self, nbytes: int) -> None:
         """A draft model has gone, and its keys and values with it: leave its bytes to the weights."""
@@ -81,13 +80,26 @@ class Memory:
         """
         return max(LEAST_CHUNK_ROWS, self.budget.most_rows(self._kv_bytes(slots), logit_rows, all_logits))
 
-    def most_guesses(self, slots: Mapping[KvCache, int], rows: int, logit_rows: int) -> int:
-        """Guesses that a pass of so many rows may check besides, without taking more than GUESS_SHARE of the ceiling.
+    def most_guesses(self, slots: Mapping[KvCache, int], rows: int) -> int:
+        """Guesses that a pass has room for, which ends with so many slots a cache without them, and has `rows` rows."""
+        kv = self._kv_bytes(slots) + len(slots) * self._kv_shape.block_bytes
+        wanted = self._weights.draft_bytes
+        return self.budget.most_guesses(kv, rows, len(slots), self._guess_bytes, wanted)
 
-        Each takes a row, its logits, and slots in a cache, perhaps once more than there are guesses in the end.
-        """
-        slot_bytes = -(-self._kv_shape.block_bytes // BLOCK_SLOTS)
-        return self.budget.most_guesses(self._kv_bytes(slots), rows, logit_rows, slot_bytes)
+    def before_guessing(self, slots: Mapping[KvCache, int], rows: int, guesses: int) -> None:
+        """Make room for a pass with so many guesses besides, and for making them. Raises as before_pass does."""
+        kv = self._kv_bytes(slots) + len(slots) * self._kv_shape.block_bytes + guesses * self._guess_bytes
+        self._share_out(Demand(rows + guesses, len(slots) + guesses, kv))
+
+    @property
+    def _guess_bytes(self) -> int:
+        """Slots of a guess: one while it is made, of nodes some of which are dropped, and one while it is checked."""
+        slot_bytes = self._kv_shape.block_bytes + (self._draft_kv.block_bytes if self._draft_kv else 0)
+        return 2 * slot_bytes // BLOCK_SLOTS
+
+    def _share_out(self, demand: Demand) -> None:
+        self.plan = self.budget.plan(demand)
+        self._limit()
 
     def most_tokens(self, prompts: Sequence[int], wanted: int | None, context: int) -> int:
         """How many tokens each of these sequences may yield: `wanted`, or, for None, what half of the room is enough

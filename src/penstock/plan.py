@@ -23,9 +23,10 @@ ALLOWANCE_BYTES = 24 * MIB
 RING_DEPTH, RING_READS = 12, 8
 RING_SHARE = 6
 """The reader's ring takes this part of the ceiling, up to MOST_RING_BYTES."""
-LEAST_RING_BYTES, MOST_RING_BYTES = 6 * MIB, 128 * MIB
+LEAST_RING_BYTES, MOST_RING_BYTES = 6 * MIB, 96 * MIB
 GUESS_SHARE = 0.05
 """Of the ceiling: what guesses may take of the weights' room, which a pass then reads besides."""
+ENOUGH_GUESSES = 64
 LEAST_CHUNK_ROWS = 32
 """Rows of a prompt that a pass has room for at least: in smaller chunks it would cost too many passes."""
 
@@ -144,12 +145,17 @@ class Budget:
         row = self._activations(1, int(all_logits)) - self._activations(0, 0)
         return (self._usable - without) // row
 
-    def most_guesses(self, kv: int, rows: int, logit_rows: int, slot_bytes: int) -> int:
-        """Rows with logits that fit beside a pass of `rows` rows, each with a slot of the KV cache; of the ceiling they
-        may take GUESS_SHARE."""
+    def most_guesses(self, kv: int, rows: int, logit_rows: int, slot_bytes: int, wanted: int) -> int:
+        """Rows with logits that fit beside a pass of `rows` rows, each with a slot of the KV cache.
+
+        Of the ceiling they may take GUESS_SHARE; and more than ENOUGH_GUESSES do not displace what guesses are made
+        with, `wanted` bytes, where that fits without.
+        """
         room = self._usable - self.process - self.scratch - self.draft - kv - self._activations(rows, logit_rows)
-        each = self._activations(1, 1) - self._activations(0, 0) + 2 * slot_bytes
-        return max(0, min(room, int(self.ceiling * GUESS_SHARE))) // each
+        each = self._activations(1, 1) - self._activations(0, 0) + slot_bytes
+        beside = (room - wanted) // each
+        most = min(room, int(self.ceiling * GUESS_SHARE)) // each
+        return max(0, min(most, max(beside, ENOUGH_GUESSES)) if room > wanted else most)
 
     def most_kv(self, sequences: int) -> int:
         """Bytes of KV that fit beside a chunk of LEAST_CHUNK_ROWS and the logits of so many sequences."""

@@ -116,19 +116,21 @@ class Sampler:
             kept = self._kept(scores)
         return int(kept[(scores[kept] + gumbel(self.seed, self.choice, position, kept)).argmax()])
 
-    def rank(self, tokens: I64, logits: F32, position: int, seen: Sequence[int], count: int) -> tuple[I64, F64]:
+    def rank(
+        self, tokens: I64, logits: F32, position: int, seen: Sequence[int], count: int, *, filters: bool = True
+    ) -> tuple[I64, F64]:
         """The `count` of `tokens` that are likeliest to be drawn at `position`, and how likely each is, best first.
 
         For guessing a draw from logits that are not quite the model's own: the noise is that of the draw itself, so
         guesses are right more often than by the distribution alone (arXiv 2408.07978). `tokens` ascend; all others
-        count as unlikely.
+        count as unlikely. `filters`: leave out what top-k, top-p and min-p would.
         """
         scores = self._penalised(logits.astype(np.float64), seen, tokens)
         kept = np.arange(len(tokens))
         if self.rule.temperature != 0:
             with np.errstate(over="ignore"):
                 scores = (scores - scores.max()) / self.rule.temperature
-                kept = self._kept(scores)
+                kept = self._kept(scores) if filters else kept
             scores = scores[kept] + gumbel(self.seed, self.choice, position, tokens[kept])
         chances = self._kernels.exp((scores - scores.max()).astype(np.float32)).astype(np.float64)
         best = np.argsort(-scores, kind="stable")[:count]

@@ -55,6 +55,8 @@ class Trace:
         self._lock = threading.Lock()
         self._events: list[Event] = []
         self._threads: dict[int, str] = {}
+        self._guesses: str | None = None
+        """Those that the next pass checks."""
         self._error: OSError | None = None
         self._end = 0
         self._put(_HEAD + _json(self._metadata("process_name", 0, name=title)))
@@ -113,7 +115,7 @@ class Trace:
             yield self._metadata("thread_sort_index", event.thread, sort_index=len(self._threads) * (name != "passes"))
         begin, end = (round((seconds - self._origin) * 1e9) for seconds in (event.begin, event.end))
         yield {
-            "name": event.name if event.kind == "part" else event.kind,
+            "name": self._slice_name(event),
             "cat": event.kind,
             "ph": "X",
             "ts": begin / 1e3,
@@ -122,6 +124,16 @@ class Trace:
             "tid": event.thread,
             "args": _arguments(event),
         }
+
+    def _slice_name(self, event: Event) -> str:
+        """The kind, but for parts; guesses are counted where they are made and where they are checked."""
+        if event.kind == "draft":
+            self._guesses = None if event.name.startswith("0 ") else event.name
+            return f"draft {event.name}"
+        if event.kind == "pass" and self._guesses is not None:
+            guesses, self._guesses = self._guesses, None
+            return f"verify {guesses}"
+        return event.name if event.kind == "part" else event.kind
 
     def _thread_name(self, event: Event) -> str:
         if event.kind != "read":
@@ -133,7 +145,7 @@ class Trace:
 
 
 def _arguments(event: Event) -> dict[str, Any]:
-    key = {"pass": "of", "part": None}.get(event.kind, "tensor")
+    key = {"pass": "of", "part": None, "draft": None}.get(event.kind, "tensor")
     arguments: dict[str, Any] = {key: event.name} if key else {}
     if event.nbytes:
         arguments["bytes"] = event.nbytes

@@ -3,12 +3,16 @@
 
 #include "kernels/generic/activation.h"
 #include "kernels/generic/attention.h"
+#include "kernels/generic/coarse.h"
 #include "kernels/generic/exp.h"
 #include "kernels/generic/kv.h"
 #include "kernels/generic/matmul.h"
 #include "kernels/generic/matmul_indexed.h"
+#include "kernels/generic/matmul_levels.h"
 #include "kernels/generic/matmul_packed.h"
+#include "kernels/generic/nibbles.h"
 #include "kernels/generic/norm.h"
+#include "kernels/generic/quantize_rows.h"
 #include "kernels/generic/rope.h"
 #include "kernels/generic/unpack.h"
 #include "kernels/generic/widen.h"
@@ -16,8 +20,20 @@
 namespace penstock {
 namespace {
 
+// D are the operations on levels (generic/matmul_levels.h).
+template <class V, class D>
+constexpr DraftKernels make_draft_kernels() {
+  return DraftKernels{
+      .quantize_rows = quantize_rows<D>,
+      .matmul_coarse = matmul_coarse<V, D>,
+      .matmul_nibbles = matmul_nibbles<V, D>,
+      .count_classes = count_classes,
+      .quantize_nibbles = quantize_nibbles,
+  };
+}
+
 // G are the operations on groups of packed weights.
-template <class V, class G>
+template <class V, class G, class D>
 constexpr Kernels make_kernels(const char* name) {
   return Kernels{
       .name = name,
@@ -33,6 +49,7 @@ constexpr Kernels make_kernels(const char* name) {
       .matmul_packed = matmul_packed<V, G>,
       .matmul_indexed = matmul_indexed<V, G>,
       .unpack = unpack<G>,
+      .draft = make_draft_kernels<V, D>(),
   };
 }
 

@@ -288,8 +288,71 @@ struct GroupOps {
   static Vec::Part part_high_halves(const std::uint8_t* p) { return high_halves(load_bytes(p)); }
 };
 
+// Levels of 64 weights (scalar.cpp). Sums of two products fit into 16 bits: 2 * 127 * 127.
+struct LevelOps {
+  static constexpr int kDirectRows = 4;
+  static constexpr int kDirectSums = 4;
+  static constexpr int kTileRows = 2;
+  static constexpr int kTileOutputs = 2;
+
+  struct Bytes {
+    __m256i part[2];
+  };
+  using Sums = Bytes;
+  using Table = __m256i;
+
+  static Bytes load(const std::uint8_t* p) { return {{GroupOps::load_bytes(p), GroupOps::load_bytes(p + 32)}}; }
+  static void store(std::uint8_t* p, Bytes v) {
+    GroupOps::store_bytes(p, v.part[0]);
+    GroupOps::store_bytes(p + 32, v.part[1]);
+  }
+  static Bytes splat(std::uint8_t value) {
+    const __m256i v = _mm256_set1_epi8(static_cast<char>(value));
+    return {{v, v}};
+  }
+  static Sums zero_sums() { return splat(0); }
+  static Sums load_sums(const std::uint8_t* p) { return load(p); }
+  static void store_negated(std::uint8_t* p, Sums v) {
+    const __m256i zero = _mm256_setzero_si256();
+    store(p, {{_mm256_sub_epi32(zero, v.part[0]), _mm256_sub_epi32(zero, v.part[1])}});
+  }
+  static Vec to_floats(Sums v) { return {{_mm256_cvtepi32_ps(v.part[0]), _mm256_cvtepi32_ps(v.part[1])}}; }
+  static __m256i dot(__m256i sums, __m256i weights, __m256i x) {
+    const __m256i pairs = _mm256_maddubs_epi16(weights, x);
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static Sums dot(Sums sums, Bytes weights, Bytes x) {
+    return {{dot(sums.part[0], weights.part[0], x.part[0]), dot(sums.part[1], weights.part[1], x.part[1])}};
+  }
+
+  static Table table_of(const std::uint8_t (&table)[16]) {
+    return _mm256_broadcastsi128_si256(Vec::load_halves(table));
+  }
+  static __m256i bit(std::uint64_t bits, int half, char value) {
+    return _mm256_and_si256(GroupOps::bytes_of(GroupOps::broadcast(bits), half), _mm256_set1_epi8(value));
+  }
+  static Bytes coarse(Table table, const std::uint8_t* words) {
+    const auto low = load_word<std::uint64_t>(words), high = load_word<std::uint64_t>(words + 8),
+               sign = load_word<std::uint64_t>(words + 16);
+    Bytes v;
+    PENSTOCK_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const __m256i number =
+          _mm256_or_si256(_mm256_or_si256(bit(low, half, 1), bit(high, half, 2)), bit(sign, half, 4));
+      v.part[half] = _mm256_shuffle_epi8(table, number);
+    }
+    return v;
+  }
+  static Bytes nibbles(Table table, const std::uint8_t* halves) {
+    const __m256i both = GroupOps::load_bytes(halves), four = _mm256_set1_epi8(0xf);
+    const __m256i upper = _mm256_srli_epi16(both, 4);
+    return {{_mm256_shuffle_epi8(table, _mm256_and_si256(both, four)),
+             _mm256_shuffle_epi8(table, _mm256_and_si256(upper, four))}};
+  }
+};
+
 }  // namespace
 
-constinit const Kernels kAvx2Kernels = make_kernels<Vec, GroupOps>("avx2");
+constinit const Kernels kAvx2Kernels = make_kernels<Vec, GroupOps, LevelOps>("avx2");
 
 }  // namespace penstock

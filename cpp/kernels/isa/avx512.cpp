@@ -3,6 +3,6 @@
 
 namespace penstock {
 
-constinit const Kernels kAvx512Kernels = make_kernels<Vec, GroupOps>("avx512");
+constinit const Kernels kAvx512Kernels = make_kernels<Vec, GroupOps, LevelOps>("avx512");
 
 }  // namespace penstock

@@ -214,6 +214,45 @@ struct GroupOps {
   static Vec::Part part_high_halves(const std::uint8_t* p) { return high_halves(_mm512_loadu_si512(p)); }
 };
 
+// Levels of 64 weights (scalar.cpp). Sums of two products fit into 16 bits: 2 * 127 * 127.
+struct LevelOps {
+  static constexpr int kDirectRows = 8;
+  static constexpr int kDirectSums = 16;
+  static constexpr int kTileRows = 4;
+  static constexpr int kTileOutputs = 6;
+
+  using Bytes = __m512i;
+  using Sums = __m512i;
+  using Table = __m512i;
+
+  static Bytes load(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
+  static void store(std::uint8_t* p, Bytes v) { _mm512_storeu_si512(p, v); }
+  static Bytes splat(std::uint8_t value) { return _mm512_set1_epi8(static_cast<char>(value)); }
+  static Sums zero_sums() { return _mm512_setzero_si512(); }
+  static Sums load_sums(const std::uint8_t* p) { return load(p); }
+  static void store_negated(std::uint8_t* p, Sums v) { store(p, _mm512_sub_epi32(zero_sums(), v)); }
+  static Vec to_floats(Sums v) { return {_mm512_cvtepi32_ps(v)}; }
+  static Sums dot(Sums sums, Bytes weights, Bytes x) {
+    const __m512i pairs = _mm512_maddubs_epi16(weights, x);
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
+
+  static Table table_of(const std::uint8_t (&table)[16]) { return _mm512_broadcast_i32x4(Vec::load_sixteen(table)); }
+  static Bytes coarse(Table table, const std::uint8_t* words) {
+    const __mmask64 low = load_word<std::uint64_t>(words), high = load_word<std::uint64_t>(words + 8),
+                    sign = load_word<std::uint64_t>(words + 16);
+    const auto add = [](__m512i v, __mmask64 where, char n) {
+      return _mm512_mask_add_epi8(v, where, v, _mm512_set1_epi8(n));
+    };
+    return _mm512_shuffle_epi8(table, add(add(_mm512_maskz_set1_epi8(low, 1), high, 2), sign, 4));
+  }
+  static Bytes nibbles(Table table, const std::uint8_t* halves) {
+    const __m512i both = _mm512_broadcast_i64x4(Vec::load_halves(halves));
+    const __m512i shift = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
+    return _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srlv_epi16(both, shift), _mm512_set1_epi8(0xf)));
+  }
+};
+
 }  // namespace
 
 }  // namespace penstock

@@ -1,4 +1,5 @@
-// Packed weights with VBMI2 and VPOPCNTDQ beside the rest of AVX-512 (Intel since Ice Lake, AMD since Zen 4).
+// Packed weights with VBMI2 and VPOPCNTDQ beside the rest of AVX-512, and drafting with VNNI (Intel since Ice Lake, AMD
+// since Zen 4).
 #include "kernels/isa/avx512.h"
 
 namespace penstock {
@@ -92,7 +93,17 @@ struct Vbmi2Ops : GroupOps {
   }
 };
 
+struct VnniOps : LevelOps {
+  // By GCC 12's intrinsic, tiles of sums would wander from register to register.
+  static Sums dot(Sums sums, Bytes weights, Bytes x) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(x));
+    return sums;
+  }
+};
+
 }  // namespace
+
+constinit const DraftKernels kAvx512VnniDraftKernels = make_draft_kernels<Vec, VnniOps>();
 
 constinit const PackedKernels kAvx512Vbmi2PackedKernels{
     .matmul_packed = matmul_packed<Vec, Vbmi2Ops>,

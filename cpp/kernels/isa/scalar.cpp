@@ -318,8 +318,64 @@ struct GroupOps {
   static Vec::Part part_high_halves(const std::uint8_t* p) { return high_halves(Vec::item<Words>(p, 0)); }
 };
 
+// Levels of 64 weights in the order of positions, and their products with int8 activations (generic/matmul_levels.h).
+struct LevelOps {
+  static constexpr int kDirectRows = 2;  // so many rows of x take weights from registers
+  static constexpr int kDirectSums = 2;  // of one tile
+  static constexpr int kTileRows = 2;    // for weights that are kept
+  static constexpr int kTileOutputs = 2;
+
+  struct Bytes {
+    std::uint8_t at[64];
+  };
+  // Lane j has the bytes 4 j .. 4 j + 3.
+  struct Sums {
+    std::int32_t lane[16];
+  };
+  struct Table {
+    std::uint8_t at[16];
+  };
+
+  static Bytes load(const std::uint8_t* p) { return Vec::item<Bytes>(p, 0); }
+  static void store(std::uint8_t* p, const Bytes& v) { __builtin_memcpy(p, &v, sizeof(v)); }
+  static Bytes splat(std::uint8_t value) {
+    Bytes v;
+    for (std::uint8_t& byte : v.at) byte = value;
+    return v;
+  }
+  static Sums zero_sums() { return {}; }
+  static Sums load_sums(const std::uint8_t* p) { return Vec::item<Sums>(p, 0); }
+  static void store_negated(std::uint8_t* p, Sums v) {
+    for (std::int32_t& sum : v.lane) sum = -sum;
+    __builtin_memcpy(p, &v, sizeof(v));
+  }
+  static Vec to_floats(const Sums& v) {
+    return Vec::each([&](int j) { return static_cast<float>(v.lane[j]); });
+  }
+  // sums + weights, unsigned, times x, signed.
+  static Sums dot(Sums sums, const Bytes& weights, const Bytes& x) {
+    for (int i = 0; i < 64; ++i) sums.lane[i / 4] += weights.at[i] * static_cast<std::int8_t>(x.at[i]);
+    return sums;
+  }
+
+  static Table table_of(const std::uint8_t (&table)[16]) { return Vec::item<Table>(table, 0); }
+  // Entry low + 2 high + 4 sign of the table, from the three words of a group.
+  static Bytes coarse(const Table& table, const std::uint8_t* words) {
+    const auto low = Vec::item<std::uint64_t>(words, 0), high = Vec::item<std::uint64_t>(words, 1),
+               sign = Vec::item<std::uint64_t>(words, 2);
+    Bytes v;
+    for (int p = 0; p < 64; ++p) v.at[p] = table.at[(low >> p & 1) | (high >> p & 1) << 1 | (sign >> p & 1) << 2];
+    return v;
+  }
+  static Bytes nibbles(const Table& table, const std::uint8_t* halves) {
+    Bytes v;
+    for (int p = 0; p < 64; ++p) v.at[p] = table.at[halves[p % 32] >> (p < 32 ? 0 : 4) & 0xf];
+    return v;
+  }
+};
+
 }  // namespace
 
-constinit const Kernels kScalarKernels = make_kernels<Vec, GroupOps>("scalar");
+constinit const Kernels kScalarKernels = make_kernels<Vec, GroupOps, LevelOps>("scalar");
 
 }  // namespace penstock

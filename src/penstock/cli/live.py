@@ -73,7 +73,7 @@ class Live:
         if event.kind == "read":  # from threads that must not draw
             return
         self._progress.take(event)
-        if event.end >= self._due:
+        if event.end >= self._due or (event.kind == "pass" and self._progress.guessing):
             self._line.show(self._status(event.end))
 
     def _status(self, now: float) -> str:

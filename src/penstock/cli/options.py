@@ -26,4 +26,15 @@ MinP = Annotated[float | None, typer.Option(help="Keep tokens at least this like
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1, tokens already there become less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Draw the same tokens again. (default: a fresh one)")]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be given several times.")]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        help="What guesses tokens for a pass to check, which changes no token: a smaller MODEL with the same tokenizer, "
+        "or `none`. (default: the text so far, and a packed model's own coarse weights)",
+        metavar="MODEL|none",
+    ),
+]
+DraftNodes = Annotated[
+    int | None, typer.Option(help="Guesses a sequence and pass; 0 for none. (default: as many as pay)", metavar="K")
+]
 KvDtype = Annotated[str, typer.Option(help="What keys and values are rounded to: bf16 or f32.")]

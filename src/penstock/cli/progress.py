@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 RATE_SECONDS = 2.0
 """How far back the shown bytes a second look."""
+TOLD_SECONDS = 0.05
+"""Guessing that takes less is not told."""
 
 
 class Progress:
@@ -28,6 +30,11 @@ class Progress:
         self._begin = 0.0
         self._forecast: float | None = None
         self._token_seconds = 0.0
+        self._tokens_per_pass = 0.0
+        self._draft_seconds = 0.0
+        """Of the latest guessing."""
+        self.guessing = False
+        """Whether guesses are being made, and take long enough to be told."""
         self._samples: deque[tuple[float, int]] = deque()
         self.tokens = 0
         """How many have come."""
@@ -44,10 +51,14 @@ class Progress:
             self._parts += 1
         elif event.kind == "pass":
             self._parts = 0
+            self.guessing = self._draft_seconds >= TOLD_SECONDS
+        elif event.kind == "draft":
+            self._draft_seconds, self.guessing = event.end - event.begin, False
 
     def count(self, stats: Stats) -> None:
         """Tokens have come."""
         self.tokens = stats.tokens
+        self._tokens_per_pass = stats.tokens_per_pass if stats.guesses.nodes else 0.0
         if stats.tokens > 1:
             self._token_seconds = (stats.seconds - stats.first_token_seconds) / (stats.tokens - 1)
 
@@ -62,6 +73,8 @@ class Progress:
         said = [self._waiting(now), self._layer(), self._rate()]
         if self._token_seconds:
             said.append((f"{self._token_seconds:.3g} s/token",))
+        if self._tokens_per_pass:
+            said.append((f"{self._tokens_per_pass:.1f} tokens/pass",))
         if self.tokens:
             said.append((f"{self.tokens} token{'s' * (self.tokens != 1)}",))
         return [item for item in said if item]
@@ -81,6 +94,8 @@ class Progress:
         return (f"first token in about {said}", f"first token: {said}", said)
 
     def _layer(self) -> tuple[str, ...]:
+        if self.guessing:
+            return ("guessing",)
         if self._parts > self._layers:
             return ("head",)
         return (f"layer {max(1, self._parts)}/{self._layers}",)

@@ -39,6 +39,8 @@ def run(
     context: opt.Context = None,
     threads: opt.Threads = None,
     kv_dtype: opt.KvDtype = "bf16",
+    draft: opt.Draft = None,
+    draft_nodes: opt.DraftNodes = None,
     stats: Annotated[bool, typer.Option("--stats", help="Show where the time went.")] = False,
     stats_layers: Annotated[bool, typer.Option("--stats-layers", help="Show it layer by layer.")] = False,
     trace: Annotated[
@@ -74,7 +76,17 @@ def run(
 
     with ExitStack() as stack:
         listener = stack.enter_context(Trace(trace, f"penstock run {model}")) if trace else None
-        llm = stack.enter_context(LLM.open(model, memory=memory, threads=threads, context=context, kv_dtype=kv_dtype))
+        llm = stack.enter_context(
+            LLM.open(
+                model,
+                memory=memory,
+                threads=threads,
+                context=context,
+                draft=draft,
+                draft_nodes=draft_nodes,
+                kv_dtype=kv_dtype,
+            )
+        )
         if listener:
             llm.events.listeners.append(listener)
         if chats:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from penstock import machine
-from penstock.cli.units import format_size
+from penstock.cli.units import format_seconds, format_size
 from penstock.forecast import bf16_bytes
 from penstock.stored_size import holds_packed
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from penstock.stage import PartStats, PassTotals
 
 console = Console(stderr=True, highlight=False)
+SHOWN_DEPTHS = 8
 
 
 def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]
         "threads": llm.kernels.threads,
         "isa": llm.kernels.isa,
         "seed": stats.seed,
+        "guesses": _guesses(stats) if stats.guesses.nodes else None,
     }
     if layers:
         told["parts"] = [asdict(part) for part in stats.parts]
@@ -69,6 +71,22 @@ def _stored(llm: LLM, log: Sequence[PassTotals]) -> dict[str, Any]:
     }
 
 
+def _guesses(stats: Stats) -> dict[str, Any]:
+    """What guesses took and brought. Shares are of the passes that had guesses at a token, one of which was right."""
+    record = stats.guesses
+    seconds = sum(totals.seconds for totals in stats.log)
+    return {
+        "checked": record.nodes,
+        "right": record.accepted,
+        "passes": record.walks,
+        "a_pass": record.nodes / record.walks,
+        "right_by_depth": [record.right[depth] / n for depth, n in sorted(record.reached.items())],
+        "right_by_drafter": {name: record.drafter_right[name] / n for name, n in sorted(record.drafter_reached.items())},
+        "draft_seconds": stats.draft_seconds,
+        "draft_share_of_time": stats.draft_seconds / max(seconds, 1e-9),
+    }
+
+
 def print_stats(llm: LLM, stats: Stats) -> None:
     """A few lines about the whole completion."""
     told = stats_object(llm, stats)
@@ -78,6 +96,7 @@ def print_stats(llm: LLM, stats: Stats) -> None:
         f"{stats.prompt_tokens} tokens in, {stats.tokens} out in {stats.seconds:.2f} s: first after "
         f"{stats.first_token_seconds:.2f} s, then {told['seconds_per_token']:.3f} s a token; {stats.passes} passes, "
         f"{stats.tokens_per_pass:.2f} tokens a pass; seed {stats.seed}",
+        *_guess_lines(told["guesses"]),
         *_packed_lines(told),
         f"weights: {resident} resident, {streamed} streamed a pass; "
         f"{format_size(stats.bytes_read)} read in all, {format_size(told['bytes_per_second'])}/s",
@@ -88,6 +107,18 @@ def print_stats(llm: LLM, stats: Stats) -> None:
     )
     for line in lines:
         console.print(line, soft_wrap=True)
+
+
+def _guess_lines(told: dict[str, Any] | None) -> list[str]:
+    if told is None:
+        return []
+    depths = ", ".join(f"{share:.0%}" for share in told["right_by_depth"][:SHOWN_DEPTHS])
+    drafters = ", ".join(f"{name} {share:.0%}" for name, share in told["right_by_drafter"].items())
+    return [
+        f"guesses: {told['a_pass']:.1f} a pass, {told['right'] / told['passes']:.2f} of them right; made in "
+        f"{format_seconds(told['draft_seconds'])}, {told['draft_share_of_time']:.0%} of the time",
+        f"right, one token on, two, ...: {depths}; by drafter: {drafters}",
+    ]
 
 
 def _packed_lines(told: dict[str, Any]) -> list[str]:

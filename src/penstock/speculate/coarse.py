@@ -15,7 +15,7 @@ from penstock.models.llama import head_name, layer_matrices
 from penstock.packed import PackedTensor
 from penstock.pieces import CoarseBytes, PlainData
 from penstock.speculate.exact_head import ExactRows
-from penstock.speculate.model_drafter import ModelDrafter, best_of
+from penstock.speculate.model_drafter import ModelDrafter
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -32,8 +32,6 @@ LEVEL_BYTES = 8
 """What a row takes besides its coarse bits."""
 MOST_MISSING = 0.25
 """Of the layers: with fewer it would guess in vain."""
-CANDIDATES = 16
-"""Tokens that the coarse head picks, for the exact one to order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +97,11 @@ class CoarseDrafter(ModelDrafter):
 
     def __init__(self, model: Llama, weights: Weights) -> None:
         self._coarse = CoarseWeights(weights, model.kernels)
-        super().__init__("coarse", model.over(self._coarse), [], head=self._two_stage_head)
         self._head_name = head = head_name(model.config)
         tensor = weights.tensors[head]
         packed = isinstance(tensor, PackedTensor) and tensor.codec == "planes"
-        self._exact = ExactRows(weights, head, model.kernels) if packed else None
+        refine = ExactRows(weights, head, model.kernels).refine if packed else None
+        super().__init__("coarse", model.over(self._coarse), [], refine=refine)
         self._ready = False
 
     def begin(self, trees: Sequence[Tree]) -> None:
@@ -115,12 +113,6 @@ class CoarseDrafter(ModelDrafter):
 
     def expand(self, nodes: Sequence[tuple[Tree, int]]) -> list[list[Guess]]:
         return super().expand(nodes) if self._ready else [[] for _ in nodes]
-
-    def _two_stage_head(self, x: F32) -> tuple[I64, F32]:
-        tokens, logits = best_of(self._model.head(x), CANDIDATES)
-        if self._exact is not None:
-            self._exact.refine(x, tokens, logits)
-        return tokens, logits
 
 
 def _same(old: Sequence[CoarseData | PlainData], new: Sequence[CoarseBytes | PlainData]) -> bool:

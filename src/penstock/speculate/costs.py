@@ -63,6 +63,8 @@ class Costs:
     weights: int
     """How many a row is multiplied with."""
     disk_seconds: float = 0.0
+    disk_bound: bool = False
+    """Whether the last pass was waiting for the disk."""
     _compute: Line = field(init=False)
     _drafts: dict[str, Line] = field(default_factory=dict)
 
@@ -74,7 +76,8 @@ class Costs:
         seconds = stats.stage_seconds
         compute = seconds - stats.totals().wait_seconds
         self._compute.add(stats.rows, compute)
-        if compute < DISK_BOUND * seconds:
+        self.disk_bound = compute < DISK_BOUND * seconds
+        if self.disk_bound:
             self.disk_seconds += (seconds - self.disk_seconds) * (1 - FADING if self.disk_seconds else 1)
         else:
             self.disk_seconds = min(self.disk_seconds, seconds)

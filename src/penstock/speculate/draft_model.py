@@ -43,7 +43,7 @@ class NibbleData:
 
     @property
     def nbytes(self) -> int:
-        return self.nibbles.data.nbytes
+        return self.nibbles.data.nbytes + self.nibbles.scales.nbytes
 
     def matmul(self, kernels: Kernels, x: F32, out: F32, bias: F32 | None, accumulate: bool) -> None:
         kernels.matmul_nibbles(x, self.nibbles, out, bias=bias, accumulate=accumulate)

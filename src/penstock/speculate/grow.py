@@ -64,8 +64,10 @@ class Growth:
         for tree in self.trees:
             self._ask_free([(tree, 0)])
         for drafter in self._paid:
-            while batch := self._batch(drafter):
+            asked = 0
+            while (batch := self._batch(drafter)) and asked < 2 * self._most_nodes:
                 self._ask(drafter, batch)
+                asked += len(batch)
         return self._cut()
 
     def _ask(self, drafter: Drafter, batch: list[Spot]) -> None:

@@ -98,7 +98,7 @@ class Chain:
         n = len(self._tokens)
         if n >= len(self._latest):
             self._latest = array("i", [0]) * (1 << n.bit_length())
-            self._before = array("i", [0]) * min(self._order, n + 1)
+            self._before = array("i", [0]) * self._order
         for end in range(len(self._before), n + 1):
             slot = self._slot(self._tokens[end - self._order : end])
             self._before.append(self._latest[slot])

@@ -8,8 +8,9 @@ the tree writes exact ones over its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,24 +18,21 @@ from penstock.rows import Rows, SequenceRows
 from penstock.speculate.drafter import MOST_GUESSES, Guess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from penstock.kernels import F32, I64
     from penstock.kv_cache import KvCache
     from penstock.models.llama import Llama
     from penstock.speculate.tree import Tree
 
-CANDIDATES = 32
-"""Tokens with the highest logits, among which the guesses are."""
+LIKELY, SHORTLIST = 256, 16
+"""Tokens with the highest logits; and those of them that are likeliest to be drawn, among which the guesses are."""
 CHUNK_ROWS = 64
 """Rows of the prompt that go through a model with a cache of its own at a time."""
 
 
-class Head(Protocol):
-    """Turns normalised hidden rows [n, hidden_size] into logits."""
-
-    def __call__(self, x: F32) -> tuple[I64, F32]:
-        """For each row CANDIDATES tokens, ascending, int64 [n, m], and their logits, float32 [n, m]."""
+Refine = Callable[["F32", "I64", "F32"], None]
+"""(x, tokens, logits): puts better logits [n, m] of hidden rows x[n, hidden_size], for tokens [n, m], in place."""
 
 
 @dataclass(eq=False)
@@ -70,15 +68,15 @@ class ModelDrafter:
         model: Llama,
         layers: Sequence[int],
         new_cache: Callable[[], KvCache] | None = None,
-        head: Head | None = None,
+        refine: Refine | None = None,
     ) -> None:
         """`layers`: those of the model to run, in order; `new_cache`: for a model that cannot use the target's cache;
-        `head`: instead of the model's own."""
+        `refine`: a second stage of the head, for tokens on the shortlist."""
         self.name = name
         self._model = model
         self._layers = layers
         self._new_cache = new_cache
-        self._head = head or self._whole_head
+        self._refine = refine
         self._drafts: dict[object, _Draft] = {}
 
     def begin(self, trees: Sequence[Tree]) -> None:
@@ -91,8 +89,15 @@ class ModelDrafter:
         drafts = [self._drafts[tree.key] for tree, _ in nodes]
         self._run(list(zip(drafts, (node for _, node in nodes), strict=True)))
         x = np.stack([draft.hidden[node] for draft, (_, node) in zip(drafts, nodes, strict=True)])
-        tokens, logits = self._head(x)
-        return [_guesses(*spot, *row) for spot, row in zip(nodes, zip(tokens, logits, strict=True), strict=True)]
+        logits = self._model.head(x)
+        lists = [_shortlist(*spot, row) for spot, row in zip(nodes, logits, strict=True)]
+        count = min(map(len, lists))
+        tokens = np.sort(np.stack([tokens[:count] for tokens in lists]), axis=1)
+        logits = np.take_along_axis(logits, tokens, axis=1)
+        if self._refine is not None:
+            self._refine(x, tokens, logits)
+        rows = zip(tokens, logits, strict=True)
+        return [_guesses(*spot, *row) for spot, row in zip(nodes, rows, strict=True)]
 
     def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
         pass
@@ -142,20 +147,18 @@ class ModelDrafter:
             cache.truncate(start + len(tokens))
         return cache
 
-    def _whole_head(self, x: F32) -> tuple[I64, F32]:
-        return best_of(self._model.head(x), CANDIDATES)
 
-
-def best_of(logits: F32, count: int) -> tuple[I64, F32]:
-    """The `count` tokens of each row with the highest logits, ascending, and these."""
-    count = min(count, logits.shape[1])
-    tokens = np.sort(np.argpartition(logits, -count, axis=1)[:, -count:], axis=1)
-    return tokens, np.take_along_axis(logits, tokens, axis=1)
+def _shortlist(tree: Tree, node: int, logits: F32) -> I64:
+    """Tokens that are likely to be drawn, best first."""
+    count = min(LIKELY, len(logits))
+    likely = np.sort(np.argpartition(logits, -count)[-count:])
+    seen = tree.context + tree.path(node)
+    return tree.sampler.rank(likely, logits[likely], len(seen), seen, SHORTLIST)[0]
 
 
 def _guesses(tree: Tree, node: int, tokens: I64, logits: F32) -> list[Guess]:
     seen = tree.context + tree.path(node)
-    ranked = tree.sampler.rank(tokens, logits, len(seen), seen, MOST_GUESSES)
+    ranked = tree.sampler.rank(tokens, logits, len(seen), seen, MOST_GUESSES, filters=False)
     return [Guess(int(token), float(chance)) for token, chance in zip(*ranked, strict=True)]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from penstock.kernels import F32, F64, I64
     from penstock.speculate.tree import Tree
 
-BLOCK = 256
+GROUP = 64
 """Logits of which the maximum is taken first."""
 
 
@@ -41,14 +41,13 @@ class Recycling:
         return [self._guesses(tree, node) for tree, node in nodes]
 
     def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
-        # The walk's rows last: what follows the true text counts for more than what follows wrong guesses.
-        for node in sorted(range(len(tree)), key=set(walk).__contains__):
-            row, token = logits[node], tree.tokens[node]
-            best = largest(row, MOST_GUESSES)
+        best = largest(logits, MOST_GUESSES)
+        width = best.shape[1]
+        for token, row, indices in zip(tree.tokens, logits, best, strict=True):
             with np.errstate(invalid="ignore"):
-                weights = np.exp(row - row[best[0]])
-            self._tokens[token, : len(best)] = best
-            self._chances[token, : len(best)] = weights[best] / weights.sum()
+                weights = np.exp(row - row[indices[0]])
+            self._tokens[token, :width] = indices
+            self._chances[token, :width] = weights[indices] / weights.sum()
 
     def forget(self, key: object) -> None:
         """Nothing: what one sequence taught is of use to others."""
@@ -71,12 +70,19 @@ def _as_drawn(tree: Tree, node: int, tokens: I64, chances: F32) -> tuple[I64, F6
     return ranked, shares * float(chances.sum())
 
 
-def largest(row: F32, count: int) -> I64:
-    """Indices of the `count` largest of a row float32 [n], the largest first; all where n is smaller."""
-    whole = len(row) - len(row) % BLOCK
-    candidates = np.arange(len(row))
-    if whole > count * BLOCK:  # what is among the largest is in one of the blocks with the largest maxima
-        maxima = row[:whole].reshape(-1, BLOCK).max(axis=1)
-        blocks = np.argpartition(maxima, -count)[-count:]
-        candidates = np.concatenate([(blocks[:, None] * BLOCK + np.arange(BLOCK)).ravel(), candidates[whole:]])
-    return candidates[np.argsort(-row[candidates], kind="stable")[:count]]
+def largest(rows: F32, count: int) -> I64:
+    """Indices of the `count` largest of each row of float32 [n, m], the largest first: [n, min(count, m)]."""
+    n, m = rows.shape
+    groups = m // GROUP
+    if groups <= count:
+        return np.argsort(-rows, axis=1, kind="stable")[:, :count]
+    # What is among the largest is in one of the groups with the largest maxima, or behind the last one. Members of a
+    # group lie `groups` apart, so that maxima of neighbours are found side by side.
+    whole = groups * GROUP
+    maxima = rows[:, :whole].reshape(n, GROUP, groups).max(axis=1)
+    best = np.argpartition(maxima, -count, axis=1)[:, -count:, None]
+    inside = (best + groups * np.arange(GROUP)).reshape(n, -1)
+    behind = np.broadcast_to(np.arange(whole, m), (n, m - whole))
+    candidates = np.concatenate([inside, behind], axis=1)
+    order = np.argsort(-np.take_along_axis(rows, candidates, axis=1), axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(candidates, order, axis=1)

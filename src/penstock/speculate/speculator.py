@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from penstock.speculate.costs import Costs
     from penstock.speculate.drafter import Drafter
     from penstock.speculate.tree import Tree
+    from penstock.speculate.worth import Worth
     from penstock.stage import PassStats
 
 MOST_FIXED_NODES = 4096
+LEAST_ROOM = 32
 
 
 @dataclass(slots=True)
@@ -79,22 +81,26 @@ class Speculator:
         drafters: Sequence[Drafter],
         costs: Costs,
         fixed: int | None = None,
-        drop_draft: Callable[[], None] = lambda: None,
+        worth: Worth | None = None,
+        drop: Callable[[], None] = lambda: None,
     ) -> None:
-        """`fixed`: guesses a sequence and pass; None lets measured costs decide. `drop_draft`: called when the draft
-        model turned out not to be worth its memory, and is asked no more."""
+        """`fixed`: guesses a sequence and pass; None lets measured costs decide. `worth`: of the drafter that takes
+        memory from the weights; where it turns out not to pay, it is asked no more, and `drop` is called."""
         self.drafters = list(drafters)
         self.costs = costs
         self.fixed = fixed
-        self._drop_draft = drop_draft
+        self._worth = worth
+        self._drop = drop
         self._calibrations = {False: Calibration(), True: Calibration()}
         """For greedy and for sampled text."""
         self._grown: dict[object, Tree] = {}
+        self._room = MOST_NODES
+        """Nodes that memory is reserved for: not many more than are used, and changing seldom."""
 
     @property
     def most_nodes(self) -> int:
         """Guesses that a pass may have at most, for all sequences together."""
-        return MOST_NODES if self.fixed is None else MOST_FIXED_NODES
+        return self._room if self.fixed is None else MOST_FIXED_NODES
 
     def guess(self, roots: Sequence[Tree], other_rows: int, most_nodes: int) -> list[Tree]:
         """The trees that a pass should check, in the order of their roots; a tree may be a root alone."""
@@ -104,13 +110,22 @@ class Speculator:
             drafter.begin(roots)
         growth = Growth(roots, self.drafters, self._calibrations, self.costs, other_rows, self.fixed, most_nodes)
         trees = growth.run()
+        self._adapt(sum(len(tree) - 1 for tree in trees))
         self._grown = {root.key: root for root in roots}
         return trees
+
+    def _adapt(self, nodes: int) -> None:
+        if 4 * nodes < self._room:
+            self._room = max(LEAST_ROOM, self._room // 2)
+        elif 4 * nodes > 3 * self._room:
+            self._room = min(MOST_NODES, self._room * 2)
 
     def learn(self, tree: Tree, nodes: Sequence[int], drawn: Sequence[int], logits: F32) -> None:
         """Take in one tree's walk."""
         grown = self._grown.pop(tree.key, tree)
         self._calibrations[tree.sampled].learn(grown, drawn)
+        if self._worth is not None:
+            self._worth.learn(grown, drawn, len(nodes) - 1)
         for drafter in self.drafters:
             drafter.learn(tree, nodes, logits)
 
@@ -121,4 +136,12 @@ class Speculator:
             drafter.forget(key)
 
     def learn_pass(self, stats: PassStats) -> None:
+        """Take in a pass, and part with a drafter that does not pay; a fixed number of guesses keeps all."""
         self.costs.learn_pass(stats)
+        if self._worth is None or self.fixed is not None:
+            return
+        self._worth.learn_pass(stats, self.costs.disk_bound)
+        if not self._worth.pays():
+            self.drafters = [drafter for drafter in self.drafters if drafter.name != self._worth.name]
+            self._worth = None
+            self._drop()
