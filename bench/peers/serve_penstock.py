@@ -13,7 +13,7 @@ from penstock import LLM, SamplingParams
 
 
 def open_model() -> tuple[Draw, Any]:
-    llm = LLM.open(sys.argv[1], memory=sys.argv[3], threads=int(sys.argv[2]))
+    llm = LLM.open(sys.argv[1], memory=sys.argv[3], threads=int(sys.argv[2]), draft="none")
     latest: dict[str, int] = {}
 
     def draw(prompt: list[int], count: int) -> Iterator[int]:

@@ -85,7 +85,7 @@ def likely_levels(counts: I32, units: U8) -> tuple[U8, F32]:
 
 @cache
 def _normal_levels() -> tuple[F32, U8, F64]:
-    """For 192 standard deviations from 1/8 to 8 units: logs of the four classes' chances [4, 192], magnitudes, scales."""
+    """For 192 standard deviations, 1/8 to 8 units: logs of the classes' chances [4, 192], magnitudes, scales."""
     deviations = np.geomspace(1 / 8, 8, 192)
     below = np.array([[math.erf(bound / d / math.sqrt(2)) for bound in _CLASS_BOUNDS] for d in deviations])
     density = np.array([[math.exp(-((bound / d) ** 2) / 2) for bound in _CLASS_BOUNDS] for d in deviations])

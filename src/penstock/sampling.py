@@ -119,11 +119,12 @@ class Sampler:
     def rank(
         self, tokens: I64, logits: F32, position: int, seen: Sequence[int], count: int, *, filters: bool = True
     ) -> tuple[I64, F64]:
-        """The `count` of `tokens` that are likeliest to be drawn at `position`, and how likely each is, best first.
+        """The `count` of `tokens` that come nearest to being drawn at `position`, and by how much each misses the best.
 
         For guessing a draw from logits that are not quite the model's own: the noise is that of the draw itself, so
-        guesses are right more often than by the distribution alone (arXiv 2408.07978). `tokens` ascend; all others
-        count as unlikely. `filters`: leave out what top-k, top-p and min-p would.
+        guesses are right more often than by the distribution alone (arXiv 2408.07978). Best first; the draw is of the
+        greatest logit / T + noise, and the scores, at most 0, are these sums less the best of them. `tokens` ascend.
+        `filters`: leave out what top-k, top-p and min-p would.
         """
         scores = self._penalised(logits.astype(np.float64), seen, tokens)
         kept = np.arange(len(tokens))
@@ -132,9 +133,8 @@ class Sampler:
                 scores = (scores - scores.max()) / self.rule.temperature
                 kept = self._kept(scores) if filters else kept
             scores = scores[kept] + gumbel(self.seed, self.choice, position, tokens[kept])
-        chances = self._kernels.exp((scores - scores.max()).astype(np.float32)).astype(np.float64)
         best = np.argsort(-scores, kind="stable")[:count]
-        return tokens[kept[best]], chances[best] / chances.sum()
+        return tokens[kept[best]], scores[best] - scores[best[0]]
 
     def _penalised(self, scores: F64, seen: Sequence[int], tokens: I64 | None = None) -> F64:
         """Logits of tokens already there divided by the penalty, or multiplied where negative (arXiv 1909.05858).

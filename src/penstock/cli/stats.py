@@ -81,7 +81,9 @@ def _guesses(stats: Stats) -> dict[str, Any]:
         "passes": record.walks,
         "a_pass": record.nodes / record.walks,
         "right_by_depth": [record.right[depth] / n for depth, n in sorted(record.reached.items())],
-        "right_by_drafter": {name: record.drafter_right[name] / n for name, n in sorted(record.drafter_reached.items())},
+        "right_by_drafter": {
+            name: record.drafter_right[name] / n for name, n in sorted(record.drafter_reached.items())
+        },
         "draft_seconds": stats.draft_seconds,
         "draft_share_of_time": stats.draft_seconds / max(seconds, 1e-9),
     }

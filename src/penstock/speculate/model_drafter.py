@@ -16,11 +16,12 @@ import numpy as np
 
 from penstock.rows import Rows, SequenceRows
 from penstock.speculate.drafter import MOST_GUESSES, Guess
+from penstock.speculate.sharpness import Sharpness
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from penstock.kernels import F32, I64
+    from penstock.kernels import F32, F64, I64
     from penstock.kv_cache import KvCache
     from penstock.models.llama import Llama
     from penstock.speculate.tree import Tree
@@ -43,7 +44,8 @@ class _Draft:
     cache: KvCache
     slots: dict[int, int] = field(default_factory=dict)
     hidden: dict[int, F32] = field(default_factory=dict)
-    """By node: its slot, and its normalised hidden row."""
+    ranked: dict[int, tuple[I64, F64]] = field(default_factory=dict)
+    """By node: its slot, its normalised hidden row, and the tokens that may follow with their scores."""
 
     def enter(self, node: int) -> list[int]:
         """Give slots to a node and its ancestors, and tell those that had none, parents first."""
@@ -77,11 +79,14 @@ class ModelDrafter:
         self._layers = layers
         self._new_cache = new_cache
         self._refine = refine
+        self._sharpness = {False: Sharpness(), True: Sharpness()}
+        """For greedy and for sampled text."""
         self._drafts: dict[object, _Draft] = {}
 
     def begin(self, trees: Sequence[Tree]) -> None:
         """Where the model has a cache of its own, bring it up to the roots."""
         for tree in trees:
+            self._fit(tree)
             cache = tree.cache if self._new_cache is None else self._caught_up(tree, self._new_cache)
             self._drafts[tree.key] = _Draft(tree, cache)
 
@@ -96,14 +101,38 @@ class ModelDrafter:
         logits = np.take_along_axis(logits, tokens, axis=1)
         if self._refine is not None:
             self._refine(x, tokens, logits)
-        rows = zip(tokens, logits, strict=True)
-        return [_guesses(*spot, *row) for spot, row in zip(nodes, rows, strict=True)]
+        return [
+            self._guesses(draft, node, *row)
+            for draft, (_, node), row in zip(drafts, nodes, zip(tokens, logits, strict=True), strict=True)
+        ]
 
     def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
         pass
 
     def forget(self, key: object) -> None:
         self._drafts.pop(key, None)
+
+    def _guesses(self, draft: _Draft, node: int, tokens: I64, logits: F32) -> list[Guess]:
+        tree = draft.tree
+        seen = tree.context + tree.path(node)
+        ranked = tree.sampler.rank(tokens, logits, len(seen), seen, SHORTLIST, filters=False)
+        draft.ranked[node] = ranked
+        chances = self._sharpness[tree.sampled].chances(ranked[1])
+        pairs = zip(ranked[0][:MOST_GUESSES].tolist(), chances.tolist(), strict=False)
+        return [Guess(token, chance) for token, chance in pairs]
+
+    def _fit(self, tree: Tree) -> None:
+        """Learn from what was drawn since the sequence's last tree."""
+        last = self._drafts.get(tree.key)
+        if last is None:
+            return
+        node: int | None = 0
+        for token in tree.context[len(last.tree.context) :]:
+            if node is None or node not in last.ranked:
+                return
+            tokens, scores = last.ranked[node]
+            self._sharpness[tree.sampled].learn(scores, np.flatnonzero(tokens == token))
+            node = last.tree.child(node, token)
 
     def _run(self, spots: Sequence[tuple[_Draft, int]]) -> None:
         """Let nodes through the model that have not been, with their ancestors."""
@@ -154,12 +183,6 @@ def _shortlist(tree: Tree, node: int, logits: F32) -> I64:
     likely = np.sort(np.argpartition(logits, -count)[-count:])
     seen = tree.context + tree.path(node)
     return tree.sampler.rank(likely, logits[likely], len(seen), seen, SHORTLIST)[0]
-
-
-def _guesses(tree: Tree, node: int, tokens: I64, logits: F32) -> list[Guess]:
-    seen = tree.context + tree.path(node)
-    ranked = tree.sampler.rank(tokens, logits, len(seen), seen, MOST_GUESSES, filters=False)
-    return [Guess(int(token), float(chance)) for token, chance in zip(*ranked, strict=True)]
 
 
 def _kept_slots(draft: _Draft, context: list[int]) -> list[int]:

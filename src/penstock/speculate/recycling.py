@@ -66,8 +66,9 @@ def _as_drawn(tree: Tree, node: int, tokens: I64, chances: F32) -> tuple[I64, F6
     order = np.argsort(tokens)
     position = len(tree.context) + tree.depth(node)
     seen = () if tree.sampler.rule.repetition_penalty == 1 else tree.context + tree.path(node)
-    ranked, shares = tree.sampler.rank(tokens[order], np.log(chances[order]), position, seen, len(tokens))
-    return ranked, shares * float(chances.sum())
+    ranked, scores = tree.sampler.rank(tokens[order], np.log(chances[order]), position, seen, len(tokens))
+    shares = np.exp(scores)
+    return ranked, shares / shares.sum() * float(chances.sum())
 
 
 def largest(rows: F32, count: int) -> I64:

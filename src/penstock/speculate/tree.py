@@ -69,7 +69,7 @@ class Tree:
         below = [*self._children[node].values()]
         while below:
             child = below.pop()
-            self.chances[child] *= factor
+            self.chances[child] = min(self.chances[child] * factor, self.chances[self.parents[child]])
             below += self._children[child].values()
 
     def depth(self, node: int) -> int:
