@@ -74,7 +74,7 @@ class Setting:
     def params(self) -> SamplingParams:
         return SamplingParams(
             temperature=self.temperature,
-            max_tokens=TOKENS,
+            max_tokens=TOKENS if self.draft_nodes != 256 else 16,
             seed=self.seed,
             stop=STOPS if self.stop else (),
             **FILTERS[self.filter],

@@ -168,11 +168,16 @@ def draw(picture: PassPicture, path: Path, title: str, summary: str, disk_rate: 
     _draw_rate(picture, rate_axes, disk_rate)
     _draw_lanes(picture, lane_axes)
     for axes in (rate_axes, lane_axes):
-        _clean(axes)
+        clean(axes)
     lane_axes.set_xlim(0, picture.seconds)
     lane_axes.set_xlabel("seconds since the pass began", color=PALE)
     figure.text(0.012, 0.975, title, va="top", fontsize=14, fontweight="bold", color=INK)
     figure.text(0.012, 0.927, summary, va="top", fontsize=10, color=PALE)
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Raises PenstockError where the file cannot be written."""
     try:
         figure.savefig(path, dpi=160, facecolor="white")
     except OSError as error:
@@ -239,7 +244,8 @@ def _draw_lanes(picture: PassPicture, axes: Any) -> None:
         axes.text(-0.008 * picture.seconds, height, text, ha="right", va="center", fontsize=9.5, color=color)
 
 
-def _clean(axes: Any) -> None:
+def clean(axes: Any) -> None:
+    """Axes without a frame."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#c9c9d0")

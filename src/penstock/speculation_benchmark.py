@@ -28,7 +28,7 @@ NODES = (1, 4, 16, 64, 256)
 TEMPERATURES = (0.0, 1.0)
 FIRST = (1, 2, 4, 8)
 """How many of a drafter's guesses at a position are looked at."""
-TOGETHER = "together"
+TOGETHER, RECYCLING = "together", "recycling"
 OVERSHOOT = 300
 """Tokens that the last pass of a run may bring beyond those that were asked for."""
 PAGE_BREAK = "\n\f\n"
@@ -36,7 +36,10 @@ PAGE_BREAK = "\n\f\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSettings:
-    """What to run; `draft`, `memory`, `threads` and `kv_dtype` as for LLM.open. Raises UsageError for counts below 1."""
+    """What to run; `draft`, `memory`, `threads` and `kv_dtype` as for LLM.open.
+
+    Raises UsageError for counts below 1.
+    """
 
     text: Path
     """UTF-8; documents are separated by a line with a form feed."""
@@ -203,21 +206,24 @@ class _Runs:
     def measure(self) -> None:
         self._plain = self._decode("plain decoding", [], None)
         own = list(own_drafters(self._llm))
-        alone: dict[str, Callable[[], Drafter]] = {drafter.name: lambda d=drafter: d for drafter in own}  # type: ignore[misc]
-        alone["recycling"] = lambda: Recycling(self._llm.config.vocab_size)
-        for name, drafter in alone.items():
+        others: list[Drafter] = [] if RECYCLING in [drafter.name for drafter in own] else [self._recycling()]
+        for drafter in (*own, *others):
             for nodes in self._settings.nodes:
-                tree = self._grow(name, [drafter()], nodes)
-                if not drafter().free:
-                    self._chain(drafter(), tree)
+                tree = self._grow(drafter.name, [drafter], nodes)
+                if not drafter.free:
+                    self._chain(drafter, tree)
         for nodes in self._settings.nodes:
-            self._grow(TOGETHER, [alone[drafter.name]() for drafter in own], nodes)
+            self._grow(TOGETHER, own, nodes)
         for drafter in own:
             if not drafter.free:
                 self._overhear(drafter)
 
+    def _recycling(self) -> Drafter:
+        """One that has learned nothing: what it knows outlives a text."""
+        return Recycling(self._llm.config.vocab_size)
+
     def _grow(self, name: str, drafters: Sequence[Drafter], nodes: int) -> Acceptance:
-        asking = [Asking(drafter) for drafter in drafters]
+        asking = [Asking(self._recycling() if drafter.name == RECYCLING else drafter) for drafter in drafters]
         runs = self._decode(f"{name}, {nodes} guesses", asking, nodes)
         asked = sum(drafter.asked for drafter in asking if not drafter.free)
         self.acceptance.append(_acceptance(name, self._temperature, nodes, runs, asked))

@@ -1,4 +1,4 @@
-"""One sequence decoded and timed pass by pass, with whatever guesses: what the benchmarks of guessing have in common."""
+"""One sequence decoded and timed pass by pass, with guesses or without: what the benchmarks of guessing share."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,15 +15,22 @@ from rich.table import Table
 from penstock import benchmark
 from penstock.benchmark import BenchSettings, Result
 from penstock.cli import options as opt
+from penstock.cli.bench_speculate import Asked, bench_speculate
 from penstock.cli.units import format_seconds, format_size
+from penstock.errors import UsageError
 from penstock.plot import LastPass, PassPicture, check_plot, draw
 
 
 def bench(
     model: opt.Model,
-    passes: Annotated[int, typer.Option(help="Passes: the prompt's, then one for each further token.")] = 5,
-    prompt_tokens: Annotated[int, typer.Option(help="Length of the prompt, of random tokens.")] = 16,
-    batch: Annotated[int, typer.Option(help="Sequences that share the passes.")] = 1,
+    passes: Annotated[
+        int | None, typer.Option(help="Passes: the prompt's, then one for each further token. (default: 5)")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(help="Length of the prompts, of random tokens or cut from --text. (default: 16, or 200)"),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences that share the passes. (default: 1)")] = None,
     memory: opt.Memory = None,
     threads: opt.Threads = None,
     kv_dtype: opt.KvDtype = "bf16",
@@ -30,11 +38,72 @@ def bench(
         Path | None, typer.Option(help="Draw the last pass's reads and compute into this .png, .svg or .pdf file.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    speculate: Annotated[
+        bool, typer.Option("--speculate", help="Measure guesses: with --text, --simulate or --random.")
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="Tokens a pass on this text, whose documents form feeds separate.")
+    ] = None,
+    simulate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Seconds a token where the first guess, the second, ... is right with these chances, like "
+            "0.70,0.12,0.05; may be given several times."
+        ),
+    ] = None,
+    random: Annotated[
+        bool, typer.Option("--random", help="What guessing costs on random text, where no guess is right.")
+    ] = False,
+    draft: opt.Draft = None,
+    draft_nodes: opt.DraftNodes = None,
+    prompts: Annotated[int | None, typer.Option(help="Prompts that are cut from --text. (default: 20)")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Tokens of each run with guesses. (default: 64, or 128 with --random)")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Runs of each --simulate. (default: 4)")] = None,
 ) -> None:
-    """Measure seconds a pass and where they went, beside what the disk can do."""
-    settings = BenchSettings(
-        passes=passes, prompt_tokens=prompt_tokens, batch=batch, memory=memory, threads=threads, kv_dtype=kv_dtype
-    )
+    """Measure seconds a pass and where they went, beside what the disk can do; or, with --speculate, guesses."""
+    given = {
+        "--text": text,
+        "--simulate": simulate,
+        "--random": random or None,
+        "--draft": draft,
+        "--draft-nodes": draft_nodes,
+        "--prompts": prompts,
+        "--tokens": tokens,
+        "--repeats": repeats,
+    }
+    if speculate:
+        _refuse({"--passes": passes, "--batch": batch}, "It measures plain passes: leave out --speculate.")
+        asked = Asked(
+            text=text,
+            simulate=simulate,
+            random=random,
+            draft=draft,
+            draft_nodes=draft_nodes,
+            prompts=prompts,
+            prompt_tokens=prompt_tokens,
+            tokens=tokens,
+            repeats=repeats,
+            memory=memory,
+            threads=threads,
+            kv_dtype=kv_dtype,
+            plot=plot,
+        )
+        return bench_speculate(model, asked, as_json)
+    _refuse(given, "It measures guesses: give --speculate too.")
+    counts = {"passes": passes, "prompt_tokens": prompt_tokens, "batch": batch}
+    chosen = {name: value for name, value in counts.items() if value is not None}
+    return _bench(model, BenchSettings(**chosen, memory=memory, threads=threads, kv_dtype=kv_dtype), plot, as_json)
+
+
+def _refuse(options: Mapping[str, object], remedy: str) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"{name} has no meaning here.", remedy)
+
+
+def _bench(model: str, settings: BenchSettings, plot: Path | None, as_json: bool) -> None:
     if plot is not None:
         check_plot(plot)
     last = LastPass() if plot is not None else None
@@ -42,7 +111,7 @@ def bench(
     with progress.status("opening") as status:
         result = benchmark.run(model, settings, tell=status.update, listener=last)
     if plot is not None and last is not None:
-        title = f"{Path(model).name}: {'the first pass' if passes == 1 else 'a pass for one more token'}"
+        title = f"{Path(model).name}: {'the first pass' if settings.passes == 1 else 'a pass for one more token'}"
         picture = PassPicture.of(last.events)
         draw(picture, plot, title, summary(picture), result.probe_bytes_per_second)
     if as_json:

@@ -29,8 +29,8 @@ Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the output;
 Draft = Annotated[
     str | None,
     typer.Option(
-        help="What guesses tokens for a pass to check, which changes no token: a smaller MODEL with the same tokenizer, "
-        "or `none`. (default: the text so far, and a packed model's own coarse weights)",
+        help="What guesses tokens, for a pass to check many at once; it changes no token. A smaller MODEL with the "
+        "same tokenizer, or `none`. (default: the text so far, and a packed model's own coarse weights)",
         metavar="MODEL|none",
     ),
 ]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LEVEL_BYTES = 8
 """What a row takes besides its coarse bits."""
+COARSE_SHARPNESS = 3.0
+"""Measured on the demo model (sharpness.py)."""
 MOST_MISSING = 0.25
 """Of the layers: with fewer it would guess in vain."""
 
@@ -101,7 +103,7 @@ class CoarseDrafter(ModelDrafter):
         tensor = weights.tensors[head]
         packed = isinstance(tensor, PackedTensor) and tensor.codec == "planes"
         refine = ExactRows(weights, head, model.kernels).refine if packed else None
-        super().__init__("coarse", model.over(self._coarse), [], refine=refine)
+        super().__init__("coarse", model.over(self._coarse), [], refine=refine, sharpness=COARSE_SHARPNESS)
         self._ready = False
 
     def begin(self, trees: Sequence[Tree]) -> None:

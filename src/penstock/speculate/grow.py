@@ -26,8 +26,10 @@ MOST_NODES = 256
 """Nodes of all trees of a pass together, where their number is the engine's choice."""
 LEAST_CHANCE = 1e-3
 """Of a node that is worth a row."""
-BATCH = 16
+BATCH = 8
 """Nodes that a drafter which takes time is asked about at once."""
+LEAST_OF_BATCH = 0.02
+"""A node with less than this share of the best one's chance may wait: its turn may never come, as trees grow deep."""
 
 Spot = tuple["Tree", int]
 
@@ -44,9 +46,11 @@ class Growth:
         other_rows: int = 0,
         fixed: int | None = None,
         most_nodes: int = MOST_NODES,
+        explore: bool = False,
     ) -> None:
         """`calibrations`: of greedy (False) and of sampled text; `other_rows`: rows of the pass besides those of the
-        trees; `fixed`: nodes of each tree, None for as many as pay; `most_nodes`: that all trees together may have."""
+        trees; `fixed`: nodes of each tree, None for as many as pay; `most_nodes`: that all trees together may have;
+        `explore`: ask every drafter about the roots, even where that does not seem to pay."""
         self.trees = trees
         self._free = [drafter for drafter in drafters if drafter.free]
         self._paid = [drafter for drafter in drafters if not drafter.free]
@@ -57,6 +61,9 @@ class Growth:
         self._most_nodes = most_nodes if fixed is None else min(most_nodes, fixed * len(trees))
         self._open: dict[str, list[Spot]] = {drafter.name: [(tree, 0) for tree in trees] for drafter in self._paid}
         """What each drafter that takes time has not been asked about."""
+        self._explore = explore
+        self.asked = False
+        """Whether a drafter that takes time was asked about anything."""
         self._begin = time.perf_counter()
 
     def run(self) -> list[Tree]:
@@ -65,9 +72,10 @@ class Growth:
             self._ask_free([(tree, 0)])
         for drafter in self._paid:
             asked = 0
-            while (batch := self._batch(drafter)) and asked < 2 * self._most_nodes:
+            while (batch := self._batch(drafter, asked)) and asked < 2 * self._most_nodes:
                 self._ask(drafter, batch)
                 asked += len(batch)
+            self.asked = self.asked or asked > 0
         return self._cut()
 
     def _ask(self, drafter: Drafter, batch: list[Spot]) -> None:
@@ -112,13 +120,15 @@ class Growth:
             spots += new
         return new
 
-    def _batch(self, drafter: Drafter) -> list[Spot]:
-        """What to ask a drafter about next; nothing where that is not worth its time."""
+    def _batch(self, drafter: Drafter, asked: int) -> list[Spot]:
+        """What to ask a drafter about next, after so many nodes; nothing where that is not worth its time."""
         spots = [(tree, node) for tree, node in self._open[drafter.name] if tree.depth(node) < tree.deepest]
         spots = nlargest(BATCH, spots, key=lambda spot: spot[0].chances[spot[1]])
+        least = spots[0][0].chances[spots[0][1]] * LEAST_OF_BATCH if spots else 0.0
+        spots = [(tree, node) for tree, node in spots if tree.chances[node] >= least]
         if self._fixed is not None:
             return [(tree, node) for tree, node in spots if tree.chances[node] > self._bar(tree)]
-        return self._worthwhile(drafter, spots)
+        return self._worthwhile(drafter, spots) or (spots if self._explore and not asked else [])
 
     def _bar(self, tree: Tree) -> float:
         """What a node's chance has to exceed to be among the tree's best, if their number is fixed."""

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 LIKELY, SHORTLIST = 256, 16
 """Tokens with the highest logits; and those of them that are likeliest to be drawn, among which the guesses are."""
+LEAST_CHANCE = 1e-6
+"""Of a guess that is worth telling."""
+DRAFT_SHARPNESS = 1.5
+"""Of a small model that was trained by itself, measured on the demo pair (sharpness.py)."""
 CHUNK_ROWS = 64
 """Rows of the prompt that go through a model with a cache of its own at a time."""
 
@@ -71,15 +75,16 @@ class ModelDrafter:
         layers: Sequence[int],
         new_cache: Callable[[], KvCache] | None = None,
         refine: Refine | None = None,
+        sharpness: float = DRAFT_SHARPNESS,
     ) -> None:
         """`layers`: those of the model to run, in order; `new_cache`: for a model that cannot use the target's cache;
-        `refine`: a second stage of the head, for tokens on the shortlist."""
+        `refine`: a second stage of the head, for tokens on the shortlist; `sharpness`: typical for the model."""
         self.name = name
         self._model = model
         self._layers = layers
         self._new_cache = new_cache
         self._refine = refine
-        self._sharpness = {False: Sharpness(), True: Sharpness()}
+        self._sharpness = {sampled: Sharpness(sharpness) for sampled in (False, True)}
         """For greedy and for sampled text."""
         self._drafts: dict[object, _Draft] = {}
 
@@ -116,10 +121,12 @@ class ModelDrafter:
         tree = draft.tree
         seen = tree.context + tree.path(node)
         ranked = tree.sampler.rank(tokens, logits, len(seen), seen, SHORTLIST, filters=False)
+        if tree.sampled:  # back to logits, which the models differ in, whatever the temperature
+            ranked = ranked[0], ranked[1] * tree.sampler.rule.temperature
         draft.ranked[node] = ranked
         chances = self._sharpness[tree.sampled].chances(ranked[1])
         pairs = zip(ranked[0][:MOST_GUESSES].tolist(), chances.tolist(), strict=False)
-        return [Guess(token, chance) for token, chance in pairs]
+        return [Guess(token, chance) for token, chance in pairs if chance >= LEAST_CHANCE]
 
     def _fit(self, tree: Tree) -> None:
         """Learn from what was drawn since the sequence's last tree."""

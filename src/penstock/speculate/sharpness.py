@@ -7,7 +7,6 @@ sharpness b above 1 that is fitted, by likelihood, to what the target chose wher
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,17 +15,18 @@ if TYPE_CHECKING:
     from penstock.kernels import F64, I64
 
 CHOICES = np.array([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0])
-TYPICAL, TYPICAL_WEIGHT = 3.0, 2.0
-"""What fits before anything is known, and how much it counts: like so many choices with a nat at stake each."""
+TYPICAL_WEIGHT = 2.0
+"""How much what is typical counts: like so many choices with a nat at stake each."""
 FADING = 0.997
 
 
-@dataclass(slots=True)
 class Sharpness:
     """Fitted as choices are seen."""
 
-    _likelihoods: F64 = field(default_factory=lambda: -TYPICAL_WEIGHT * np.log(CHOICES / TYPICAL) ** 2)
-    """Log-likelihood of what was seen, for each of CHOICES."""
+    def __init__(self, typical: float) -> None:
+        """`typical`: what fits before anything is known."""
+        self._likelihoods: F64 = -TYPICAL_WEIGHT * np.log(CHOICES / typical) ** 2
+        """Log-likelihood of what was seen, for each of CHOICES."""
 
     @property
     def value(self) -> float:

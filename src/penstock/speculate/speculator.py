@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MOST_FIXED_NODES = 4096
 LEAST_ROOM = 32
+LEAST_PATIENCE, MOST_PATIENCE = 8, 64
 
 
 @dataclass(slots=True)
@@ -96,6 +97,10 @@ class Speculator:
         self._grown: dict[object, Tree] = {}
         self._room = MOST_NODES
         """Nodes that memory is reserved for: not many more than are used, and changing seldom."""
+        self._idle = 0
+        """Passes since a drafter that takes time was last asked."""
+        self._patience = LEAST_PATIENCE
+        """After so many it is asked once, since texts change."""
 
     @property
     def most_nodes(self) -> int:
@@ -108,8 +113,14 @@ class Speculator:
             return list(roots)
         for drafter in self.drafters:
             drafter.begin(roots)
-        growth = Growth(roots, self.drafters, self._calibrations, self.costs, other_rows, self.fixed, most_nodes)
+        explore = self._idle >= self._patience
+        growth = Growth(
+            roots, self.drafters, self._calibrations, self.costs, other_rows, self.fixed, most_nodes, explore
+        )
         trees = growth.run()
+        self._idle = 0 if growth.asked else self._idle + 1
+        if explore:
+            self._patience = min(MOST_PATIENCE, 2 * self._patience)
         self._adapt(sum(len(tree) - 1 for tree in trees))
         self._grown = {root.key: root for root in roots}
         return trees
@@ -124,6 +135,8 @@ class Speculator:
         """Take in one tree's walk."""
         grown = self._grown.pop(tree.key, tree)
         self._calibrations[tree.sampled].learn(grown, drawn)
+        if len(nodes) > 1:
+            self._patience = LEAST_PATIENCE
         if self._worth is not None:
             self._worth.learn(grown, drawn, len(nodes) - 1)
         for drafter in self.drafters:

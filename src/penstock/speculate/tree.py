@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from penstock.sampling import Sampler
 
 
+TINY = 1e-300
+
+
 class Claim(NamedTuple):
     """Who guessed a node, and what chance they gave it after its parent."""
 
@@ -64,7 +67,7 @@ class Tree:
 
     def raise_chance(self, node: int, chance: float) -> None:
         """Set a node's chance; what follows it becomes likelier in proportion."""
-        factor = chance / self.chances[node]
+        factor = chance / max(self.chances[node], TINY)
         self.chances[node] = chance
         below = [*self._children[node].values()]
         while below:

@@ -1,0 +1,214 @@
+"""`penstock bench --speculate`: what guesses bring, and what they take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+
+from penstock.cli.units import format_seconds, format_size
+from penstock.errors import UsageError
+from penstock.plot import check_plot
+from penstock.speculation_benchmark import FIRST, NODES, TextResult, TextSettings, run_text
+from penstock.speculation_plot import draw_acceptance
+from penstock.speculation_seconds import (
+    GuessedPasses,
+    RandomResult,
+    SecondsSettings,
+    SimulatedResult,
+    parse_chances,
+    run_random,
+    run_simulated,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RANDOM_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The options of the command; None where one was not given."""
+
+    text: Path | None
+    simulate: list[str] | None
+    random: bool
+    draft: str | None
+    draft_nodes: int | None
+    prompts: int | None
+    prompt_tokens: int | None
+    tokens: int | None
+    repeats: int | None
+    memory: str | None
+    threads: int | None
+    kv_dtype: str
+    plot: Path | None
+
+    def __post_init__(self) -> None:
+        given = [bool(self.text), bool(self.simulate), self.random]
+        if sum(given) != 1:
+            raise UsageError(
+                "--speculate measures guesses on a text, with simulated acceptance, or on random text.",
+                "Give one of --text FILE, --simulate 0.70,0.12,0.05 and --random.",
+            )
+        if self.draft == "none":
+            raise UsageError("--draft none leaves nothing to guess with.", "Leave out --speculate, or --draft.")
+        for option, value, usable in (
+            ("--prompts", self.prompts, self.text),
+            ("--plot", self.plot, self.text),
+            ("--repeats", self.repeats, self.simulate),
+        ):
+            if value is not None and not usable:
+                other = "--simulate" if option == "--repeats" else "--text"
+                raise UsageError(f"{option} is for {other}.", f"Leave it out, or give {other}.")
+
+    def settings(self, *more: str) -> dict[str, Any]:
+        """Those of every kind of run, and `more`, as far as they were given."""
+        names = ("draft", "prompt_tokens", "tokens", "memory", "threads", "kv_dtype", *more)
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def bench_speculate(model: str, asked: Asked, as_json: bool) -> None:
+    """Measure and show."""
+    if asked.plot is not None:
+        check_plot(asked.plot)
+    measure = _measure(model, asked)
+    with Console(stderr=True).status("opening") as status:
+        result = measure(status.update)
+    if isinstance(result, TextResult) and asked.plot is not None:
+        draw_acceptance(result, asked.plot)
+    if as_json:
+        print(json.dumps(result.as_object()))
+        return
+    console = Console(highlight=False)
+    if isinstance(result, TextResult):
+        console.print(text_tables(result))
+    elif isinstance(result, SimulatedResult):
+        console.print(simulated_table(result))
+    else:
+        console.print(random_table(result))
+
+
+Result = TextResult | SimulatedResult | RandomResult
+
+
+def _measure(model: str, asked: Asked) -> Callable[[Callable[[str], None]], Result]:
+    """The settings are checked at once."""
+    if asked.text is not None:
+        nodes = NODES if asked.draft_nodes is None else (asked.draft_nodes,)
+        text = TextSettings(text=asked.text, nodes=nodes, **asked.settings("prompts"))
+        return lambda tell: run_text(model, text, tell=tell)
+    if asked.simulate:
+        seconds = SecondsSettings(**asked.settings("draft_nodes", "repeats"))
+        chances = [parse_chances(each) for each in asked.simulate]
+        return lambda tell: run_simulated(model, seconds, chances, tell=tell)
+    random = SecondsSettings(**{"tokens": RANDOM_TOKENS} | asked.settings("draft_nodes"))
+    return lambda tell: run_random(model, random, tell=tell)
+
+
+def text_tables(result: TextResult) -> Group:
+    """Tokens a pass by drafter and guesses, at each temperature; then each drafter's first guesses."""
+    parts: list[Any] = []
+    for temperature in sorted({one.temperature for one in result.acceptance}):
+        parts += [_rates_table(result, temperature), ""]
+    if result.first_guesses:
+        parts += [_first_table(result), ""]
+    said = f"{result.prompts} prompts of {result.prompt_tokens} tokens, {result.tokens} more each"
+    parts.append(f"{said}; all runs gave the tokens of plain decoding")
+    return Group(*parts)
+
+
+def _rates_table(result: TextResult, temperature: float) -> Table:
+    rates: dict[str, dict[int, str]] = {}
+    for one in result.acceptance:
+        if one.temperature == temperature:
+            rates.setdefault(one.drafter, {})[one.nodes] = f"{one.tokens_per_pass:.2f}"
+    for chain in result.chains:
+        if chain.temperature == temperature:
+            said = f"{chain.tokens_per_pass:.2f} ({chain.length})"
+            rates.setdefault(f"{chain.drafter}, a chain of the same cost", {})[chain.nodes] = said
+    title = f"{escape(result.model)}, {escape(result.text)}: tokens a pass, temperature {temperature:g}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("guesses")
+    nodes = sorted({one.nodes for one in result.acceptance})
+    for count in nodes:
+        table.add_column(str(count), justify="right")
+    for name, row in rates.items():
+        shown = f"{name} ({', '.join(result.together)})" if name == "together" else name
+        table.add_row(shown, *(row.get(count, "") for count in nodes))
+    return table
+
+
+def _first_table(result: TextResult) -> Table:
+    table = Table(title="the model's choice is within a drafter's first guesses", title_justify="left")
+    table.add_column("drafter")
+    table.add_column("temperature", justify="right")
+    for count in FIRST:
+        table.add_column(str(count), justify="right")
+    for one in result.first_guesses:
+        shares = (f"{one.within[count]:.1%}" for count in FIRST)
+        table.add_row(one.drafter, f"{one.temperature:g}", *shares)
+    return table
+
+
+def simulated_table(result: SimulatedResult) -> Table:
+    """A row for the plain passes and for each of the simulated acceptances."""
+    title = (
+        f"{escape(result.model)}, SIMULATED acceptance, the cost of {escape(result.draft or 'its coarse tier')} is paid"
+    )
+    table = Table(title=title, title_justify="left", caption=_conditions(result), caption_justify="left")
+    for heading in ("chances", "s a token", "tokens a pass", "guesses a pass", "s a pass", "guessing", "computing"):
+        table.add_column(heading, justify="left" if heading == "chances" else "right")
+    plain = format_seconds(result.plain.median_seconds)
+    table.add_row("plain", plain, "1", "0", plain, "", "")
+    for simulation in result.simulations:
+        told = simulation.total
+        table.add_row(
+            ", ".join(f"{chance:g}" for chance in simulation.simulated_chances),
+            format_seconds(told.seconds_per_token),
+            f"{told.tokens_per_pass:.2f}",
+            f"{told.nodes_per_pass:.1f}",
+            format_seconds(told.seconds_per_pass),
+            format_seconds(told.draft_seconds_per_pass),
+            format_seconds(told.computing_seconds_per_pass),
+        )
+    return table
+
+
+def random_table(result: RandomResult) -> Table:
+    """Passes with guesses beside plain ones."""
+    title = f"{escape(result.model)}, random text, guesses by {', '.join(result.drafters)}"
+    table = Table(title=title, title_justify="left", caption=_conditions(result), caption_justify="left")
+    for heading in ("", "passes", "s a token", "guesses a pass", "guessing", "ratio"):
+        table.add_column(heading, justify="right" if heading else "left")
+    plain, told = result.plain, result.guessed
+    table.add_row("plain, median", str(plain.passes), format_seconds(plain.median_seconds), "0", "", "")
+    table.add_row(
+        "guessed",
+        str(told.passes),
+        format_seconds(told.seconds_per_token),
+        f"{told.nodes_per_pass:.1f}",
+        format_seconds(told.draft_seconds_per_pass),
+        f"{result.ratio:.3f}",
+    )
+    return table
+
+
+def _conditions(result: SimulatedResult | RandomResult) -> str:
+    plain, told = result.plain, _last(result)
+    return (
+        f"streamed a pass: {format_size(plain.streamed_bytes)} plain, {format_size(told.streamed_bytes)} with guesses; "
+        f"resident: {format_size(plain.resident_bytes)}, {format_size(told.resident_bytes)}; "
+        f"memory: {format_size(result.peak_rss_bytes)} of {format_size(result.memory_ceiling_bytes)}; "
+        f"{result.threads} threads, {result.isa}; the same tokens"
+    )
+
+
+def _last(result: SimulatedResult | RandomResult) -> GuessedPasses:
+    return result.guessed if isinstance(result, RandomResult) else result.simulations[-1].total

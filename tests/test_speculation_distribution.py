@@ -1,0 +1,173 @@
+"""Tokens that come out of speculation are distributed as the target says: a chi-square test over many seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from assembled import new_cache, open_engine
+from checkpoints import tiny_config, write_checkpoint
+from guessing import finish, speculate
+
+from penstock import SamplingParams, engine as engine_module
+from penstock.engine import Engine
+from penstock.kernels import F32
+from penstock.kv_cache import KvCache
+from penstock.rows import Rows, SequenceRows
+from penstock.speculate.model_drafter import ModelDrafter
+from penstock.speculate.recycling import Recycling
+from penstock.speculate.tree import Tree
+
+F64 = npt.NDArray[np.float64]
+
+VOCAB, LENGTH, SEEDS, TOGETHER = 10, 4, 2000, 100
+PROMPT = [3, 1, 2]
+LEAST_P = 1e-4
+
+
+def config(layers: int) -> dict[str, Any]:
+    return tiny_config(vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=layers)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """With a drafting model of its own vocabulary, and with its own earlier logits, to guess from."""
+    folder = tmp_path_factory.mktemp("models")
+    write_checkpoint(folder / "target", config(2))
+    write_checkpoint(folder / "draft", config(1), seed=1)
+    options = {"resident": 1, "piece_bytes": 1 << 20}
+    with open_engine(folder / "target", **options) as target, open_engine(folder / "draft", **options) as draft:  # type: ignore[arg-type]
+        model = ModelDrafter("draft", draft.stage.model, range(1), lambda: KvCache(draft._kv_shape))
+        speculate(target, [Recycling(VOCAB), model], fixed=6)
+        yield target
+
+
+@pytest.fixture(scope="module")
+def distributions(target: Engine) -> list[F64]:
+    """Of the tokens at the first positions together: [VOCAB], [VOCAB, VOCAB], ..., each adding up to 1."""
+    tokens, parents, fronts = [PROMPT[-1]], [-1], [[0]]
+    for _ in range(LENGTH - 1):
+        fronts.append([])
+        for node in fronts[-2]:
+            for token in range(VOCAB):
+                fronts[-1].append(len(tokens))
+                tokens.append(token)
+                parents.append(node)
+    cache = new_cache(target)
+    target.stage.run(Rows([SequenceRows.plain(cache, PROMPT[:-1])]))
+    cache.truncate(len(PROMPT) - 1)
+    logits, _ = target.stage.run(Rows([SequenceRows.tree(cache, tokens, parents)]))
+    weights = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    shares = weights / weights.sum(axis=1, keepdims=True)
+    joint, found = np.ones(1), []
+    for front in fronts:
+        joint = (joint[:, None] * shares[front]).ravel()
+        found.append(joint.reshape((VOCAB,) * (len(found) + 1)))
+    return found
+
+
+def emitted(target: Engine) -> npt.NDArray[np.int64]:
+    """[SEEDS, LENGTH] tokens."""
+    rows: list[list[int]] = []
+    for first in range(0, SEEDS, TOGETHER):
+        params = [SamplingParams(temperature=1, seed=seed, ignore_eos=True) for seed in range(first, first + TOGETHER)]
+        # One token more than is looked at, so that guesses at all of these may be right.
+        generations = [target.add(PROMPT, each, LENGTH + 1) for each in params]
+        finish(target, generations)
+        rows += [generation.token_ids[:LENGTH] for generation in generations]
+        assert any(generation.guesses.accepted for generation in generations)
+    return np.array(rows)
+
+
+def survival(statistic: float, freedom: int) -> float:
+    """The chance that a chi-square variable of so many degrees of freedom is larger: Q(freedom / 2, statistic / 2)."""
+    x, a = statistic / 2, 0.5 if freedom % 2 else 1.0
+    q = math.erfc(math.sqrt(x)) if freedom % 2 else math.exp(-x)
+    while a < freedom / 2:
+        q += math.exp(a * math.log(x) - x - math.lgamma(a + 1)) if x else 0.0
+        a += 1
+    return q
+
+
+def p_value(counts: npt.NDArray[np.int64], expected: F64) -> float:
+    """Cells of which fewer than 5 are expected count as one."""
+    few = expected < 5
+    counts = np.append(counts[~few], counts[few].sum())
+    expected = np.append(expected[~few], expected[few].sum())
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    return survival(float(((counts - expected) ** 2 / expected).sum()), len(expected) - 1)
+
+
+def p_values(tokens: npt.NDArray[np.int64], distributions: Sequence[F64]) -> dict[str, float]:
+    """Of the tokens at each position, and of neighbours together."""
+    found = {}
+    for position in range(LENGTH):
+        joint = distributions[position]
+        share = joint.sum(axis=tuple(range(position)))
+        counts = np.bincount(tokens[:, position], minlength=VOCAB)
+        found[f"position {position + 1}"] = p_value(counts, SEEDS * share)
+        if position:
+            pairs = joint.sum(axis=tuple(range(position - 1))).ravel()
+            counts = np.bincount(tokens[:, position - 1] * VOCAB + tokens[:, position], minlength=VOCAB**2)
+            found[f"positions {position} and {position + 1}"] = p_value(counts, SEEDS * pairs)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("statistic", "freedom", "p"), [(3.841459, 1, 0.05), (5.991465, 2, 0.05), (18.30704, 10, 0.05), (35.56, 10, 1e-4)]
+)
+def test_the_tables_of_chi_square(statistic: float, freedom: int, p: float) -> None:
+    assert survival(statistic, freedom) == pytest.approx(p, rel=2e-3)
+
+
+def test_the_distributions(distributions: list[F64]) -> None:
+    for length, joint in enumerate(distributions, 1):
+        assert joint.shape == (VOCAB,) * length
+        assert joint.sum() == pytest.approx(1)
+
+
+def test_tokens_are_distributed_as_the_target_says(target: Engine, distributions: list[F64]) -> None:
+    found = p_values(emitted(target), distributions)
+    assert len(found) == 2 * LENGTH - 1
+    assert min(found.values()) > LEAST_P, found
+
+
+def careless(tree: Tree, logits: F32, draw: Callable[[F32], int | None]) -> list[int]:
+    """A walk that takes the first guess for right, whatever is drawn."""
+    nodes = [0]
+    while True:
+        token = draw(logits[nodes[-1]])
+        child = next(iter(tree.children(nodes[-1])), None)
+        if token is None or child is None:
+            return nodes
+        draw.__self__.token_ids[-1] = tree.tokens[child]  # type: ignore[attr-defined]
+        nodes.append(child)
+
+
+def lenient(tree: Tree, logits: F32, draw: Callable[[F32], int | None]) -> list[int]:
+    """A walk that takes a guess for right where the target finds it likelier than one token in four."""
+    nodes = [0]
+    while True:
+        row = logits[nodes[-1]]
+        token = draw(row)
+        shares = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+        child = next((c for c in tree.children(nodes[-1]) if shares[tree.tokens[c]] > 0.25), None)
+        child = tree.child(nodes[-1], token) if token is not None and child is None else child
+        if token is None or child is None:
+            return nodes
+        draw.__self__.token_ids[-1] = tree.tokens[child]  # type: ignore[attr-defined]
+        nodes.append(child)
+
+
+@pytest.mark.parametrize("broken", [careless, lenient])
+def test_a_broken_walk_is_found(
+    target: Engine, distributions: list[F64], broken: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test has the power to."""
+    monkeypatch.setattr(engine_module, "walk", broken)
+    assert min(p_values(emitted(target), distributions).values()) < LEAST_P
