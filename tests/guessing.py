@@ -83,7 +83,7 @@ def knowing(texts: Iterable[Sequence[int]], wrong: Sequence[int] = (), **options
 
 def speculate(engine: Engine, drafters: Sequence[Drafter], fixed: int | None = None) -> Speculator:
     """Let an engine guess."""
-    weights = engine.stage.model.config.hidden_size ** 2
+    weights = engine.stage.model.config.hidden_size**2
     engine.speculator = Speculator(drafters, Costs(weights), fixed)
     return engine.speculator
 

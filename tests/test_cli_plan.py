@@ -13,7 +13,7 @@ from hub_server import serve
 
 from penstock import LLM, cli, outlook
 from penstock.packing.pack import pack
-from penstock.probe import ComputeSpeed, measure_disk
+from penstock.probe import ComputeSpeed, DraftSpeed, measure_disk
 from penstock.shapes import SHAPES
 from penstock.store import find_model
 from penstock.stored_size import StoredSize
@@ -30,6 +30,7 @@ class Terminal:
         monkeypatch.setattr(outlook, "PROBE_BYTES", 4 * MIB)
         monkeypatch.setattr(outlook, "PROBE_FILE_BYTES", MIB)
         monkeypatch.setattr(outlook, "measure_compute", lambda *_, **__: ComputeSpeed(20e9, 100e9, 10e9, 80e9, 15e9))
+        monkeypatch.setattr(outlook, "measure_drafting", lambda *_, **__: DraftSpeed(40e9, 20e9, 30e9, 15e9))
         monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
         monkeypatch.setenv("PENSTOCK_HOME", str(store))
         monkeypatch.setenv("COLUMNS", "120")

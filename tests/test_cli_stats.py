@@ -6,6 +6,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from penstock.completion import Stats
 from penstock.forecast import bf16_bytes
 from penstock.llm import Options
 from penstock.packing.pack import pack
+from penstock.speculate.speculator import Record
 from penstock.stage import PartStats
 from penstock.store import find_model
 
@@ -64,7 +66,7 @@ def run() -> Iterator[tuple[LLM, Stats]]:
     """The demo model with a fifth of its weights in memory, and what an answer of 5 tokens took."""
     path = find_model("demo")
     weights = (path / "model.safetensors").stat().st_size
-    with LLM(path, Options(memory=4 << 30, max_resident=weights // 5)) as llm:
+    with LLM(path, Options(memory=4 << 30, max_resident=weights // 5, guesses=False)) as llm:
         [output] = llm.generate(["def add(a, b):"], SamplingParams(temperature=0, max_tokens=5))
         yield llm, output.stats
 
@@ -74,7 +76,7 @@ def packed_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLM, 
     """The same from packed weights."""
     path = tmp_path_factory.mktemp("model") / "packed"
     pack(find_model("demo"), path)
-    with LLM.open(path) as llm:
+    with LLM.open(path, draft="none") as llm:
         [output] = llm.generate(["def add(a, b):"], SamplingParams(temperature=0, max_tokens=5))
         yield llm, output.stats
 
@@ -118,6 +120,43 @@ def test_the_object(run: tuple[LLM, Stats]) -> None:
     assert told["peak_rss_bytes"] > told["resident_bytes"]
     assert (told["threads"], told["isa"]) == (llm.kernels.threads, llm.kernels.isa)
     assert "parts" not in told
+    assert told["guesses"] is None
+
+
+def guessed(stats: Stats) -> Stats:
+    """As if some of its passes had checked guesses: 10 at first, of which two were right, then 20, and the first was."""
+    record = Record(
+        walks=2,
+        nodes=30,
+        accepted=3,
+        reached=Counter({1: 2, 2: 2, 3: 1}),
+        right=Counter({1: 2, 2: 1}),
+        drafter_reached=Counter({"lookup": 3, "coarse": 4}),
+        drafter_right=Counter({"coarse": 3}),
+    )
+    log = [replace(totals, seconds=1.0, draft_seconds=0.125, guesses=10) for totals in stats.log[:4]]
+    return replace(stats, log=log, guesses=record)
+
+
+def test_guesses(run: tuple[LLM, Stats], capsys: pytest.CaptureFixture[str]) -> None:
+    llm, stats = run
+    told = stats_object(llm, guessed(stats))
+    assert json.loads(json.dumps(told)) == told
+    assert told["guesses"] == {
+        "checked": 30,
+        "right": 3,
+        "passes": 2,
+        "a_pass": 15.0,
+        "right_by_depth": [1.0, 0.5, 0.0],
+        "right_by_drafter": {"coarse": 0.75, "lookup": 0.0},
+        "draft_seconds": 0.5,
+        "draft_share_of_time": 0.125,
+    }
+    print_stats(llm, guessed(stats))
+    assert shown(capsys)[1:3] == [
+        "guesses: 15.0 a pass, 1.50 of them right; made in 0.500 s, 12% of the time",
+        "right, one token on, two, ...: 100%, 50%, 0%; by drafter: coarse 75%, lookup 0%",
+    ]
 
 
 def test_the_object_with_layers(run: tuple[LLM, Stats]) -> None:
@@ -165,4 +204,6 @@ def test_options_of_the_command() -> None:
         assert result.stdout == text
         assert words in result.stderr
     assert "parts" not in json.loads(penstock("--json", "--stats").stdout)["stats"]
+    assert json.loads(penstock("--json", "--draft", "none").stdout)["stats"]["guesses"] is None
+    assert json.loads(penstock("--json", "--draft-nodes", "3").stdout)["stats"]["tokens"] == 3
     assert len(json.loads(penstock("--json", "--stats-layers").stdout)["stats"]["parts"]) == 8

@@ -204,7 +204,7 @@ class Opened:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
     monkeypatch.setattr("penstock.cli.live.REDRAW_SECONDS", 0.0)
-    with LLM.open("demo") as llm:
+    with LLM.open("demo", draft="none") as llm:
         yield Opened(llm)
 
 
@@ -226,6 +226,18 @@ def test_every_layer_is_told(opened: Opened) -> None:
         next(iter(opened.llm.stream([1, 2, 3], SamplingParams(max_tokens=1))))
     places = [match[0] for status in shown if (match := re.search(r"layer \d/6|head", status))]
     assert list(dict.fromkeys(places)) == [*(f"layer {n}/6" for n in range(1, 7)), "head"]
+
+
+def test_guessing_is_told(opened: Opened) -> None:
+    shown = []
+    line = StatusLine(opened.terminal, opened.terminal.size)
+    line.show = shown.append
+    with Live(opened.llm, 3, line) as live:
+        live.begin()
+        opened.llm.events.tell("draft", "9 guesses", 5.0, 5.5)
+        live._due = 1e9
+        opened.llm.events.tell("pass", "10 rows", 5.5, 6.0)
+    assert "guessing" in shown[-2]
 
 
 def test_a_second_answer(opened: Opened) -> None:

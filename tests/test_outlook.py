@@ -16,13 +16,14 @@ from penstock.machine import Footprint
 from penstock.outlook import Outlook, PlanSettings, look
 from penstock.packing.pack import pack
 from penstock.plan import MIB, Demand
-from penstock.probe import ComputeSpeed, DiskSpeed, room_for_probe
+from penstock.probe import ComputeSpeed, DiskSpeed, DraftSpeed, room_for_probe
 from penstock.shapes import SHAPES
 from penstock.store import find_model
 from penstock.stored_size import Matrix, StoredSize
 
 SPEEDS = Rates(disk_bytes=500e6, row_bytes=20e9, flops=100e9, indexed_bytes=15e9)
 COMPUTE = ComputeSpeed(20e9, 100e9, 10e9, 80e9, 15e9)
+DRAFTING = DraftSpeed(40e9, 20e9, 30e9, 15e9)
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +41,13 @@ def probes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, l
         return COMPUTE
 
     monkeypatch.setattr(outlook, "measure_disk", measure_disk)
+
+    def measure_drafting(kernels: object, *, memory: float) -> DraftSpeed:
+        ran.append(("drafting", [], memory))
+        return DRAFTING
+
     monkeypatch.setattr(outlook, "measure_compute", measure_compute)
+    monkeypatch.setattr(outlook, "measure_drafting", measure_drafting)
     monkeypatch.setattr(outlook, "PROBE_FILE_BYTES", MIB)
     monkeypatch.setenv("PENSTOCK_HOME", str(tmp_path / "store"))
     return ran
@@ -80,11 +87,11 @@ class TestModelsThatAreHere:
         found = look(str(path), PlanSettings(memory="16GiB"))
         with LLM.open(path, memory="16GiB") as llm:
             room = room_for_probe(llm.memory.budget)
-        (disk, paths, disk_room), (compute, _, compute_room) = probes
-        assert (disk, compute) == ("disk", "compute")
+        (disk, paths, disk_room), (compute, _, compute_room), (drafting, _, drafting_room) = probes
+        assert (disk, compute, drafting) == ("disk", "compute", "drafting")
         assert [file.name for file in paths] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
         plan = found.own.plan
-        assert disk_room == compute_room == plan.ceiling - plan.process - plan.scratch - plan.allowance
+        assert disk_room == compute_room == drafting_room == plan.ceiling - plan.process - plan.scratch - plan.allowance
         assert disk_room == pytest.approx(room, abs=64 * MIB)  # the process has grown meanwhile
 
     def test_as_an_object(self, tmp_path: Path) -> None:
@@ -101,7 +108,7 @@ class TestModelsThatAreNot:
     def test_a_shape(self, probes: list[tuple[str, list[Path], float]]) -> None:
         found = look("llama-3.1-8b", PlanSettings(memory="3GiB"))
         assert weights(found) == 15_009_316_864
-        [(_, [file], room), _] = probes
+        [(_, [file], room), *_] = probes
         assert not file.exists()
         plan = found.own.plan
         assert room == plan.ceiling - plan.process - plan.scratch - plan.allowance
@@ -186,7 +193,7 @@ class TestForms:
         assert before.weight_bytes == after.weight_bytes == before.raw.size.nbytes
         assert (before.packed.size.estimated, after.own.size.estimated) == (True, False)
         assert after.own.size.nbytes == pytest.approx(before.packed.size.nbytes, rel=0.02)
-        with LLM.open(tmp_path / "packed") as llm:
+        with LLM.open(tmp_path / "packed", draft="none") as llm:
             assert after.own.size.nbytes == llm.weights.pass_bytes == after.own.plan.weights
             assert after.own.size.indexed == pytest.approx(llm.weights.indexed_bytes, rel=1e-6)
             assert after.own.size.chunk == llm.memory.budget.chunk

@@ -5,6 +5,8 @@ import pytest
 from penstock.cli.progress import Progress, fit, seconds_in_words
 from penstock.completion import Stats
 from penstock.events import Event, Kind
+from penstock.speculate.speculator import Record
+from penstock.stage import PassTotals
 
 
 def event(kind: Kind, nbytes: int = 0) -> Event:
@@ -66,6 +68,41 @@ def test_parts_of_a_pass() -> None:
         said.append(words(progress, 100.0))
     assert said == ["layer 1/4", "layer 2/4", "layer 3/4", "layer 4/4", "head", "head"]
     progress.take(event("pass"))
+    assert words(progress, 100.0) == "layer 1/4"
+
+
+def test_guesses() -> None:
+    progress = begun(None)
+    record = Record(walks=2, nodes=9)
+    log = [
+        PassTotals(
+            rows=1,
+            seconds=1.0,
+            draft_seconds=0.0,
+            guesses=0,
+            logits=True,
+            bytes_read=0,
+            read_seconds=0.0,
+            wait_seconds=0.0,
+            compute_seconds=1.0,
+        )
+    ]
+    progress.count(Stats(5, 0, tokens=9, seconds=18.0, first_token_seconds=10.0, log=log * 2, guesses=record))
+    assert words(progress, 118.0) == "layer 1/4, 1 s/token, 4.5 tokens/pass, 9 tokens"
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(2.0, True), (0.01, False)])
+def test_guessing_is_told_where_it_takes_time(seconds: float, told: bool) -> None:
+    progress = begun(None)
+    progress.take(event("pass"))
+    assert words(progress, 100.0) == "layer 1/4", "it is not known yet"
+    progress.take(Event("draft", "9 guesses", 0.0, seconds, 0, 1))
+    progress.take(event("part"))
+    assert words(progress, 100.0) == "layer 1/4"
+    progress.take(event("pass"))
+    assert progress.guessing == told
+    assert words(progress, 100.0) == ("guessing" if told else "layer 1/4")
+    progress.take(Event("draft", "9 guesses", 0.0, seconds, 0, 1))
     assert words(progress, 100.0) == "layer 1/4"
 
 

@@ -100,7 +100,7 @@ class TestRecord:
         record = generation.guesses
         assert generation.token_ids == expected
         assert record.walks == passes - 1  # the first is the prompt's
-        assert TOKENS == passes + record.accepted
+        assert passes + record.accepted == TOKENS
         assert record.accepted == sum(record.right.values()) == record.drafter_right["scripted"] == 8
 
 

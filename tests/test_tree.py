@@ -60,7 +60,7 @@ class TestNodes:
 class TestRaisedChances:
     def test_what_follows_becomes_likelier_too(self) -> None:
         tree = small()
-        tree.raise_chance(1, 0.75)
+        tree.set_chance(1, 0.75)
         assert tree.chances == pytest.approx([1, 0.75, 0.25, 0.375, 0.1875, 0.09375])
 
     @given(st.integers(1, 99), st.integers(1, 99), st.integers(1, 3))
@@ -70,7 +70,7 @@ class TestRaisedChances:
         tree = root()
         for token in range(depth + 1):
             tree.add(token, token, low / 100)
-        tree.raise_chance(1, max(low, high) / 100)
+        tree.set_chance(1, max(low, high) / 100)
         for node in range(1, len(tree)):
             assert tree.chances[node] <= tree.chances[tree.parents[node]]
         for count in range(len(tree)):
@@ -101,7 +101,7 @@ class TestLargest:
         tree = small()
         kept = tree.largest(5)
         kept.add(0, 99, 0.1)
-        kept.raise_chance(1, 1.0)
+        kept.set_chance(1, 1.0)
         assert len(tree) == 6
         assert tree.chances[1] == 0.5
         assert paths(tree.largest(5)) == paths(tree)

@@ -16,9 +16,11 @@ from typing import Any, Literal
 from penstock import machine
 from penstock.checkpoint import expected_tensors
 from penstock.config import ModelConfig, parse_config
+from penstock.draft_shape import DraftShape, draft_ahead, draft_here
 from penstock.engine import MAX_ROWS
 from penstock.errors import CheckpointError, MemoryCeilingError, UnsupportedError, UsageError
 from penstock.forecast import Forecast, Rates, bf16_bytes, forecast_prompt, forecast_token
+from penstock.guess_plan import Guesses, GuessSubject, plan_guesses, tiers_ahead, tiers_here
 from penstock.hub.repository import is_repo_id, repo_config
 from penstock.kernels import Kernels
 from penstock.kv_cache import BLOCK_SLOTS, KvShape
@@ -26,7 +28,16 @@ from penstock.llm import LLM
 from penstock.machine import Footprint
 from penstock.models.llama import pass_order
 from penstock.plan import LEAST_CHUNK_ROWS, Budget, Demand, Plan, check_context, parse_bytes
-from penstock.probe import ComputeSpeed, DiskSpeed, measure_compute, measure_disk, probe_file, room_for_probe
+from penstock.probe import (
+    ComputeSpeed,
+    DiskSpeed,
+    DraftSpeed,
+    measure_compute,
+    measure_disk,
+    measure_drafting,
+    probe_file,
+    room_for_probe,
+)
 from penstock.shapes import SHAPES, shape_config
 from penstock.store import find_model, store_root
 from penstock.stored_size import StoredSize, matrix_of, packed_size, pass_matrices, raw_size, size_here
@@ -59,6 +70,8 @@ class PlanSettings:
     """Lengths of prompts to forecast the first token for."""
     threads: int | None = None
     kv_dtype: str = "bf16"
+    draft: str | None = None
+    """What guesses besides the model itself: as for LLM.open, or a model that is not here; "none": nothing guesses."""
 
     def __post_init__(self) -> None:
         if any(tokens < 1 for tokens in self.prompts):
@@ -68,7 +81,7 @@ class PlanSettings:
 @dataclass(frozen=True, slots=True)
 class Prospect:
     """A model in one form, raw or packed: its size, how memory is shared out for a pass of one row, and how long
-    tokens take."""
+    tokens take without guesses."""
 
     size: StoredSize
     plan: Plan
@@ -76,6 +89,8 @@ class Prospect:
     """A further token."""
     prompts: Mapping[int, Forecast | None]
     """The first token after prompts of so many tokens; None where the ceiling or the model has no room for them."""
+    guesses: Guesses | None = None
+    """What guesses take and bring; None where there are to be none."""
 
     def as_object(self) -> dict[str, Any]:
         """For JSON; bytes and seconds."""
@@ -88,6 +103,7 @@ class Prospect:
             "seconds_per_token": self.token.seconds,
             "token": asdict(self.token),
             "first_token": {tokens: forecast and asdict(forecast) for tokens, forecast in self.prompts.items()},
+            "guesses": self.guesses and self.guesses.as_object(),
         }
 
 
@@ -118,6 +134,7 @@ class Outlook:
     disk_basis: str
     """What the disk was measured with."""
     compute: ComputeSpeed
+    drafting: DraftSpeed
     threads: int
     isa: str
 
@@ -144,9 +161,10 @@ class Outlook:
             "probe_read_bytes": self.disk.read_bytes,
             "disk_basis": self.disk_basis,
             **asdict(self.compute),
+            "draft_weights_per_second": asdict(self.drafting),
             "threads": self.threads,
             "isa": self.isa,
-            **{key: own[key] for key in ("seconds_per_token", "token", "first_token")},
+            **{key: own[key] for key in ("seconds_per_token", "token", "first_token", "guesses")},
             "raw": self.raw and self.raw.as_object(),
             "packed": self.packed and self.packed.as_object(),
         }
@@ -165,6 +183,9 @@ class _Subject:
     budget: Budget
     tokenizer: int
     kernels: Kernels
+    tiers: Mapping[str, int]
+    """What there is, packed, of each matrix to guess with, in bytes."""
+    draft: DraftShape | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +228,8 @@ def _on_hub(repo: str) -> _Described:
 
 
 def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint) -> Outlook:
-    with LLM.open(path, memory=settings.memory, threads=settings.threads, kv_dtype=settings.kv_dtype) as llm:
+    opened = LLM.open(path, memory=settings.memory, threads=settings.threads, draft="none", kv_dtype=settings.kv_dtype)
+    with opened as llm:
         tensors = [llm.weights.tensors[name] for group in pass_order(llm.config) for name in group]
         matrices, size = [matrix_of(tensor) for tensor in tensors], size_here(tensors)
         budget = llm.memory.budget
@@ -221,6 +243,8 @@ def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint
             budget=budget,
             tokenizer=max(0, budget.process - before.nbytes),
             kernels=llm.kernels,
+            tiers=tiers_here(tensors) if size.decoded else tiers_ahead(matrices),
+            draft=_draft(settings, llm.config, path, llm.kernels),
         )
         _contexts(subject, settings)  # before anything is measured
         disk = _measure_disk(llm.files, budget)
@@ -250,12 +274,24 @@ def _look_ahead(model: str, described: _Described, settings: PlanSettings, proce
         budget=budget,
         tokenizer=tokenizer,
         kernels=kernels,
+        tiers=tiers_ahead(matrices),
+        draft=_draft(settings, config, None, kernels),
     )
     _contexts(subject, settings)  # before anything is written
     with probe_file(store_root(), PROBE_FILE_BYTES) as path:
         disk = _measure_disk([path], budget)
         place = path.parent.parent
     return _outlook(subject, settings, disk, f"direct reads of a new file of random numbers in {place}")
+
+
+def _draft(settings: PlanSettings, config: ModelConfig, path: Path | None, kernels: Kernels) -> DraftShape | None:
+    """The draft model for a target with this config, at `path` where it is here."""
+    if settings.draft in (None, "none"):
+        return None
+    found = _find(settings.draft)
+    if isinstance(found, Path):
+        return draft_here(settings.draft, found, config, path, kernels, settings.kv_dtype)
+    return draft_ahead(settings.draft, parse_config(found.content, found.source), config, settings.kv_dtype)
 
 
 def _dtype(described: _Described) -> str:
@@ -283,11 +319,18 @@ def _vector_bytes(config: ModelConfig) -> int:
 def _outlook(subject: _Subject, settings: PlanSettings, disk: DiskSpeed, disk_basis: str) -> Outlook:
     context, most = _contexts(subject, settings)
     compute = measure_compute(subject.kernels, memory=room_for_probe(subject.budget))
+    drafting = measure_drafting(subject.kernels, memory=room_for_probe(subject.budget))
 
     def prospect(size: StoredSize) -> Prospect:
         rates = Rates.of(size, disk.bytes_per_second, compute)
         budget = replace(subject.budget, weights=size.nbytes, chunk=size.chunk, indexed=size.indexed)
-        return _prospect(budget, size, settings, context, rates)
+        found = _prospect(budget, size, settings, context, rates)
+        if settings.draft == "none":
+            return found
+        tiers = subject.tiers if size.decoded else {}
+        shape = _kv_shape(budget, settings)
+        guessing = GuessSubject(budget, size, tiers, shape, context, rates, drafting)
+        return replace(found, guesses=plan_guesses(guessing, found.token.seconds, subject.draft))
 
     return Outlook(
         model=subject.name,
@@ -304,6 +347,7 @@ def _outlook(subject: _Subject, settings: PlanSettings, disk: DiskSpeed, disk_ba
         disk=disk,
         disk_basis=disk_basis,
         compute=compute,
+        drafting=drafting,
         threads=subject.kernels.threads,
         isa=subject.kernels.isa,
     )

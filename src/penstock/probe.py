@@ -15,22 +15,25 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from penstock import codec
 from penstock.errors import PenstockError
 from penstock.files import ALIGNMENT, Extent, Files, aligned_buffer
+from penstock.levels import CoarseRows, NibbleRows
 from penstock.plan import allowance
 
 if TYPE_CHECKING:
     from penstock.codec import PackedRows
     from penstock.kernels import F32, Kernels
     from penstock.plan import Budget
+
+DraftRows = TypeVar("DraftRows", CoarseRows, NibbleRows)
 
 MIB = 1 << 20
 PROBE_BYTES = 4 * 10**9
@@ -47,6 +50,8 @@ BESIDE_BYTES = 4 * MIB
 """What the compute probe takes beside its weights: rows, and numbers on their way to be packed."""
 MANY_ROWS = 64
 """Rows from which on the matrix product is bound by arithmetic, not by the weights' way from memory."""
+FEW_ROWS = 8
+"""Rows of a drafting step that asks about many nodes at once."""
 PROBE_SECONDS = 0.1
 
 
@@ -78,6 +83,26 @@ class ComputeSpeed:
     packed_flops_per_second: float
     indexed_row_bytes_per_second: float
     """Bytes of indexed rows that one row gets through in a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSpeed:
+    """Weights that one row, and FEW_ROWS rows together, get through in a second, by what drafts are made with."""
+
+    coarse_row: float
+    """By the coarse tier of packed weights."""
+    coarse_few_rows: float
+    nibble_row: float
+    """By 4-bit weights."""
+    nibble_few_rows: float
+
+    def coarse_seconds(self, weights: int, rows: int) -> float:
+        """Of so many rows, and weights by their coarse tier."""
+        return _between(weights / self.coarse_row, weights / self.coarse_few_rows, rows)
+
+    def nibble_seconds(self, weights: int, rows: int) -> float:
+        """Of so many rows, and 4-bit weights."""
+        return _between(weights / self.nibble_row, weights / self.nibble_few_rows, rows)
 
 
 def room_for_probe(budget: Budget) -> int:
@@ -131,6 +156,49 @@ def measure_compute(kernels: Kernels, seconds: float = PROBE_SECONDS, *, memory:
     n_slices = int(min(WEIGHT_BYTES, max(SLICE_BYTES, memory - BESIDE_BYTES))) // SLICE_BYTES
     raw, packed = _raw_speed(kernels, n_slices, seconds), _packed_speed(kernels, n_slices, seconds)
     return ComputeSpeed(*raw, *packed, _indexed_speed(kernels, n_slices, seconds))
+
+
+def measure_drafting(kernels: Kernels, seconds: float = PROBE_SECONDS, *, memory: float = math.inf) -> DraftSpeed:
+    """Products of one row and of FEW_ROWS rows with what drafts are made with, each for about `seconds`; with as much
+    memory as `measure_compute`."""
+    most = max(SLICE_BYTES, min(WEIGHT_BYTES, memory - BESIDE_BYTES))
+    packed, plain = _gaussian_slice(), np.empty(SLICE_BYTES, np.uint8)
+    codec.decode(packed, 0, SLICE_ROWS, plain)
+    shape = SLICE_ROWS, COLUMNS, packed.rows_per_chunk
+    coarse = CoarseRows(*shape, packed.coarse, *kernels.coarse_levels(packed.coarse, *shape))
+    nibbles = kernels.quantize_nibbles(plain, SLICE_ROWS, COLUMNS)
+    del packed, plain
+    of_coarse = _draft_rates(coarse, coarse.coarse.nbytes, kernels.matmul_coarse, most, seconds)
+    return DraftSpeed(*of_coarse, *_draft_rates(nibbles, nibbles.data.nbytes, kernels.matmul_nibbles, most, seconds))
+
+
+def _draft_rates(
+    rows: DraftRows, nbytes: int, product: Callable[[F32, DraftRows, F32], None], most: float, seconds: float
+) -> tuple[float, float]:
+    """Weights a second of one row and of FEW_ROWS, with slices of about SLICE_BYTES, as many as `most` bytes hold."""
+    large = _tiled(rows, max(1, SLICE_BYTES // nbytes))
+    slices = cycle([_tiled(large, 1) for _ in range(max(1, int(most) // (nbytes * large.rows // rows.rows)))])
+
+    def rate(n: int) -> float:
+        x, out = np.ones((n, COLUMNS), np.float32), np.empty((n, large.rows), np.float32)
+        return large.rows * COLUMNS / _typical_seconds(lambda: product(x, next(slices), out), seconds)
+
+    return rate(1), rate(FEW_ROWS)
+
+
+def _tiled(rows: DraftRows, times: int) -> DraftRows:
+    """The same rows so many times over, in memory of their own."""
+    arrays: dict[str, Any] = {
+        field.name: np.concatenate([value] * times)
+        for field in fields(rows)
+        if isinstance(value := getattr(rows, field.name), np.ndarray)
+    }
+    return replace(rows, rows=rows.rows * times, **arrays)
+
+
+def _between(one: float, few: float, rows: int) -> float:
+    """On the line through (1, one) and (FEW_ROWS, few), which does not fall."""
+    return one + max(0.0, few - one) * (rows - 1) / (FEW_ROWS - 1)
 
 
 def _raw_speed(kernels: Kernels, n_slices: int, seconds: float) -> tuple[float, float]:

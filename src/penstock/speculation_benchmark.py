@@ -29,6 +29,8 @@ TEMPERATURES = (0.0, 1.0)
 FIRST = (1, 2, 4, 8)
 """How many of a drafter's guesses at a position are looked at."""
 TOGETHER, RECYCLING = "together", "recycling"
+LONGEST_CHAIN = 128
+"""Longer ones would bring next to nothing more."""
 OVERSHOOT = 300
 """Tokens that the last pass of a run may bring beyond those that were asked for."""
 PAGE_BREAK = "\n\f\n"
@@ -77,22 +79,27 @@ class Acceptance:
     right_by_depth: list[float]
     """Of the passes that had guesses so many tokens on, the share of which one was right."""
     asked_per_pass: float
-    """Nodes that drafters which take time were asked about."""
+    """Nodes that drafters which take time were asked about,"""
+    steps_per_pass: float
+    """and how often: of one node or many at once."""
     draft_seconds_per_pass: float
     seconds_per_token: float
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A tree's run, and one with a chain of a drafter's first guesses, that asked it as often."""
+    """A tree's run, and one with a chain of a drafter's first guesses that cost as much drafting."""
 
     drafter: str
     temperature: float
     nodes: int
     """Of the tree."""
     tree_tokens_per_pass: float
+    same: str
+    """What both had as many of: "steps" is the measure where a step takes as long for one node as for many, as it does
+    while memory is what limits it; "rows" where each node takes its time."""
     length: int
-    """Of the chain."""
+    """Of the chain, at most LONGEST_CHAIN."""
     tokens_per_pass: float
 
 
@@ -225,16 +232,17 @@ class _Runs:
     def _grow(self, name: str, drafters: Sequence[Drafter], nodes: int) -> Acceptance:
         asking = [Asking(self._recycling() if drafter.name == RECYCLING else drafter) for drafter in drafters]
         runs = self._decode(f"{name}, {nodes} guesses", asking, nodes)
-        asked = sum(drafter.asked for drafter in asking if not drafter.free)
-        self.acceptance.append(_acceptance(name, self._temperature, nodes, runs, asked))
+        self.acceptance.append(_acceptance(name, self._temperature, nodes, runs, asking))
         return self.acceptance[-1]
 
     def _chain(self, drafter: Drafter, tree: Acceptance) -> None:
-        length = max(1, round(tree.asked_per_pass))
-        runs = self._decode(f"{drafter.name}, a chain of {length}", [FirstOnly(drafter)], length)
-        chain = _acceptance(drafter.name, self._temperature, length, runs, 0)
-        rates = tree.tokens_per_pass, length, chain.tokens_per_pass
-        self.chains.append(Chain(drafter.name, self._temperature, tree.nodes, *rates))
+        for same, cost in (("steps", tree.steps_per_pass), ("rows", tree.asked_per_pass)):
+            length = min(max(1, round(cost)), LONGEST_CHAIN)
+            asking = [FirstOnly(drafter)]
+            runs = self._decode(f"{drafter.name}, a chain of {length}", asking, length)
+            chain = _acceptance(drafter.name, self._temperature, length, runs, asking)
+            rates = tree.tokens_per_pass, same, length, chain.tokens_per_pass
+            self.chains.append(Chain(drafter.name, self._temperature, tree.nodes, *rates))
 
     def _overhear(self, drafter: Drafter) -> None:
         within, positions = dict.fromkeys(FIRST, 0), 0
@@ -274,7 +282,10 @@ class _Runs:
         self._tell(f"temperature {self._temperature:g}: {doing}; prompt {index + 1} of {len(self._prompts)}")
 
 
-def _acceptance(name: str, temperature: float, nodes: int, runs: Sequence[Decoding], asked: int) -> Acceptance:
+def _acceptance(
+    name: str, temperature: float, nodes: int, runs: Sequence[Decoding], drafters: Sequence[Asking]
+) -> Acceptance:
+    paid = [drafter for drafter in drafters if not drafter.free]
     tokens, passes = sum(run.tokens for run in runs), sum(len(run.passes) for run in runs)
     reached = sum((run.guesses.reached for run in runs), start=type(runs[0].guesses.reached)())
     right = sum((run.guesses.right for run in runs), start=type(reached)())
@@ -287,7 +298,8 @@ def _acceptance(name: str, temperature: float, nodes: int, runs: Sequence[Decodi
         tokens_per_pass=tokens / passes,
         nodes_per_pass=sum(run.guesses.nodes for run in runs) / passes,
         right_by_depth=[right[depth] / count for depth, count in sorted(reached.items())],
-        asked_per_pass=asked / passes,
+        asked_per_pass=sum(drafter.nodes for drafter in paid) / passes,
+        steps_per_pass=sum(drafter.steps for drafter in paid) / passes,
         draft_seconds_per_pass=sum(one.totals.draft_seconds for run in runs for one in run.passes) / passes,
         seconds_per_token=sum(run.seconds for run in runs) / tokens,
     )

@@ -18,6 +18,7 @@ LINES = {
     "draft": "#3c9d6b",
     "together": INK,
 }
+DASHES = {"steps": (0, (3, 2)), "rows": (0, (1, 1.5))}
 
 
 def draw_acceptance(result: TextResult, path: Path) -> None:
@@ -46,9 +47,10 @@ def _draw_panel(result: TextResult, axes: Any, temperature: float) -> None:
         line = sorted((one.nodes, one.tokens_per_pass) for one in rows if one.drafter == name)
         axes.plot(*zip(*line, strict=True), color=LINES.get(name, PALE), marker="o", markersize=4, label=name)
     chains = [chain for chain in result.chains if chain.temperature == temperature]
-    for name in dict.fromkeys(chain.drafter for chain in chains):
-        line = sorted((chain.nodes, chain.tokens_per_pass) for chain in chains if chain.drafter == name)
-        style = {"linestyle": (0, (3, 2)), "linewidth": 1, "label": f"{name}, a chain"}
+    for name, same in dict.fromkeys((chain.drafter, chain.same) for chain in chains):
+        own = [chain for chain in chains if (chain.drafter, chain.same) == (name, same)]
+        line = sorted((chain.nodes, chain.tokens_per_pass) for chain in own)
+        style = {"linestyle": DASHES[same], "linewidth": 1, "marker": ".", "label": f"{name}, a chain, as many {same}"}
         axes.plot(*zip(*line, strict=True), color=LINES.get(name, PALE), **style)
     axes.set_xscale("log", base=2)
     axes.set_xticks(nodes, [str(count) for count in nodes])

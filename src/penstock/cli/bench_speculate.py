@@ -17,7 +17,6 @@ from penstock.plot import check_plot
 from penstock.speculation_benchmark import FIRST, NODES, TextResult, TextSettings, run_text
 from penstock.speculation_plot import draw_acceptance
 from penstock.speculation_seconds import (
-    GuessedPasses,
     RandomResult,
     SecondsSettings,
     SimulatedResult,
@@ -116,9 +115,12 @@ def text_tables(result: TextResult) -> Group:
     """Tokens a pass by drafter and guesses, at each temperature; then each drafter's first guesses."""
     parts: list[Any] = []
     for temperature in sorted({one.temperature for one in result.acceptance}):
-        parts += [_rates_table(result, temperature), ""]
+        title = f"{escape(result.model)}, {escape(result.text)}: tokens a pass, temperature {temperature:g}"
+        parts += [title, _rates_table(result, temperature), ""]
+    if result.chains:
+        parts += ["of a chain: its length; it has as many drafting steps, or rows, as the tree above it", ""]
     if result.first_guesses:
-        parts += [_first_table(result), ""]
+        parts += ["how often the model's choice is within a drafter's first guesses", _first_table(result), ""]
     said = f"{result.prompts} prompts of {result.prompt_tokens} tokens, {result.tokens} more each"
     parts.append(f"{said}; all runs gave the tokens of plain decoding")
     return Group(*parts)
@@ -132,9 +134,8 @@ def _rates_table(result: TextResult, temperature: float) -> Table:
     for chain in result.chains:
         if chain.temperature == temperature:
             said = f"{chain.tokens_per_pass:.2f} ({chain.length})"
-            rates.setdefault(f"{chain.drafter}, a chain of the same cost", {})[chain.nodes] = said
-    title = f"{escape(result.model)}, {escape(result.text)}: tokens a pass, temperature {temperature:g}"
-    table = Table(title=title, title_justify="left")
+            rates.setdefault(f"{chain.drafter}, a chain, as many {chain.same}", {})[chain.nodes] = said
+    table = Table()
     table.add_column("guesses")
     nodes = sorted({one.nodes for one in result.acceptance})
     for count in nodes:
@@ -146,7 +147,7 @@ def _rates_table(result: TextResult, temperature: float) -> Table:
 
 
 def _first_table(result: TextResult) -> Table:
-    table = Table(title="the model's choice is within a drafter's first guesses", title_justify="left")
+    table = Table()
     table.add_column("drafter")
     table.add_column("temperature", justify="right")
     for count in FIRST:
@@ -157,12 +158,12 @@ def _first_table(result: TextResult) -> Table:
     return table
 
 
-def simulated_table(result: SimulatedResult) -> Table:
+def simulated_table(result: SimulatedResult) -> Group:
     """A row for the plain passes and for each of the simulated acceptances."""
     title = (
         f"{escape(result.model)}, SIMULATED acceptance, the cost of {escape(result.draft or 'its coarse tier')} is paid"
     )
-    table = Table(title=title, title_justify="left", caption=_conditions(result), caption_justify="left")
+    table = Table()
     for heading in ("chances", "s a token", "tokens a pass", "guesses a pass", "s a pass", "guessing", "computing"):
         table.add_column(heading, justify="left" if heading == "chances" else "right")
     plain = format_seconds(result.plain.median_seconds)
@@ -178,13 +179,13 @@ def simulated_table(result: SimulatedResult) -> Table:
             format_seconds(told.draft_seconds_per_pass),
             format_seconds(told.computing_seconds_per_pass),
         )
-    return table
+    return Group(title, table, *_conditions(result))
 
 
-def random_table(result: RandomResult) -> Table:
+def random_table(result: RandomResult) -> Group:
     """Passes with guesses beside plain ones."""
     title = f"{escape(result.model)}, random text, guesses by {', '.join(result.drafters)}"
-    table = Table(title=title, title_justify="left", caption=_conditions(result), caption_justify="left")
+    table = Table()
     for heading in ("", "passes", "s a token", "guesses a pass", "guessing", "ratio"):
         table.add_column(heading, justify="right" if heading else "left")
     plain, told = result.plain, result.guessed
@@ -197,18 +198,15 @@ def random_table(result: RandomResult) -> Table:
         format_seconds(told.draft_seconds_per_pass),
         f"{result.ratio:.3f}",
     )
-    return table
+    return Group(title, table, *_conditions(result))
 
 
-def _conditions(result: SimulatedResult | RandomResult) -> str:
-    plain, told = result.plain, _last(result)
+def _conditions(result: SimulatedResult | RandomResult) -> tuple[str, ...]:
+    plain = result.plain
+    told = result.guessed if isinstance(result, RandomResult) else result.simulations[-1].total
     return (
         f"streamed a pass: {format_size(plain.streamed_bytes)} plain, {format_size(told.streamed_bytes)} with guesses; "
-        f"resident: {format_size(plain.resident_bytes)}, {format_size(told.resident_bytes)}; "
+        f"resident: {format_size(plain.resident_bytes)}, {format_size(told.resident_bytes)}",
         f"memory: {format_size(result.peak_rss_bytes)} of {format_size(result.memory_ceiling_bytes)}; "
-        f"{result.threads} threads, {result.isa}; the same tokens"
+        f"{result.threads} threads, {result.isa}; all runs gave the same tokens",
     )
-
-
-def _last(result: SimulatedResult | RandomResult) -> GuessedPasses:
-    return result.guessed if isinstance(result, RandomResult) else result.simulations[-1].total

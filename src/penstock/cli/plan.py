@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from penstock.cli import options as opt
+from penstock.cli.plan_guesses import print_guesses
 from penstock.cli.units import format_seconds, format_size
 from penstock.outlook import PROMPTS, Form, Outlook, PlanSettings, Prospect, look
 from penstock.plan import MIB
@@ -34,11 +35,21 @@ def plan(
     ] = None,
     threads: opt.Threads = None,
     kv_dtype: opt.KvDtype = "bf16",
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            help="A smaller MODEL with the same tokenizer, or a shape by name: tell whether its guesses pay. `none`: "
+            "tell nothing about guesses.",
+            metavar="MODEL|none",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Tell what fits in memory, what streams, and how long a token will take; before any weight is downloaded."""
     prompts = tuple(prompt_tokens or PROMPTS)
-    settings = PlanSettings(memory=memory, context=context, prompts=prompts, threads=threads, kv_dtype=kv_dtype)
+    settings = PlanSettings(
+        memory=memory, context=context, prompts=prompts, threads=threads, kv_dtype=kv_dtype, draft=draft
+    )
     with Console(stderr=True).status("measuring the disk and the CPU"):
         outlook = look(model, settings)
     if as_json:
@@ -48,6 +59,7 @@ def plan(
     console.print(memory_table(outlook), "", speed_table(outlook), "", forecast_table(outlook), "")
     if outlook.packs:
         console.print(form_table(outlook), "")
+    print_guesses(console, outlook)
     console.print(_advice(outlook), end="\n\n")
     console.print(_caveat(outlook))
 
@@ -175,5 +187,5 @@ def _caveat(outlook: Outlook) -> str:
     return (
         f"[dim]The sizes rest on {escape(outlook.basis)}; the times on the speeds above, measured just now and "
         "briefly: a disk that others share drifts. Disk and CPU work at the same time, so the slower one decides. "
-        "One token a pass.[/]"
+        "Without guesses a pass brings one token.[/]"
     )

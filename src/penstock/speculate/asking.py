@@ -13,19 +13,21 @@ if TYPE_CHECKING:
 
 
 class Asking:
-    """Says what another drafter says, and counts the nodes that it was asked about."""
+    """Says what another drafter says, and counts how often it was asked, and about how many nodes."""
 
     def __init__(self, drafter: Drafter) -> None:
         self.name = drafter.name
         self.free = drafter.free
-        self.asked = 0
+        self.steps = 0
+        self.nodes = 0
         self._drafter = drafter
 
     def begin(self, trees: Sequence[Tree]) -> None:
         self._drafter.begin(trees)
 
     def expand(self, nodes: Sequence[tuple[Tree, int]]) -> list[list[Guess]]:
-        self.asked += len(nodes)
+        self.steps += 1
+        self.nodes += len(nodes)
         return self._drafter.expand(nodes)
 
     def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:

@@ -21,6 +21,8 @@ SCORE_WEIGHT, DEPTH_WEIGHT = 3.0, 12.0
 """Guesses that the drafter's own score is worth, and the share at all depths."""
 UNTRIED = 0.8
 """What is expected of all guesses at a token together, of a drafter that was never checked."""
+DOUBTED = 0.1
+"""What a guess keeps of its score where a better drafter guesses otherwise."""
 FADING = 0.995
 """What a bucket's experience keeps of its weight with each guess."""
 BUCKETS_A_LOGIT = 1.0
@@ -47,7 +49,8 @@ class Calibration:
 
     def chance(self, claim: Claim, depth: int) -> float:
         """The chance that a guess at `depth` (1: the root's child) is right, if its parent is."""
-        return self._chance(claim.drafter, depth, _bucket(claim.score), min(claim.score, 1.0))
+        prior = min(claim.score, 1.0) * (DOUBTED if claim.doubter else 1.0)
+        return self._chance(_who(claim), depth, _bucket(claim.score), prior)
 
     def chance_of_any(self, drafter: str, depth: int) -> float:
         """The chance that one of a drafter's guesses at a token is right."""
@@ -68,8 +71,8 @@ class Calibration:
             for child in tree.children(node):
                 for claim in tree.claims[child]:
                     hit = tree.tokens[child] == token
-                    self._learn(claim.drafter, depth, _bucket(claim.score), hit)
-                    right[claim.drafter] = hit or right.get(claim.drafter, False)
+                    self._learn(_who(claim), depth, _bucket(claim.score), hit)
+                    right[_who(claim)] = hit or right.get(_who(claim), False)
             for drafter, hit in right.items():
                 self._learn(drafter, depth, ANY, hit)
             node = tree.child(node, token)
@@ -77,6 +80,10 @@ class Calibration:
     def _learn(self, drafter: str, depth: int, bucket: int, right: bool) -> None:
         for band in (0, _band(depth)):
             self._shares.setdefault((drafter, band, bucket), _Share()).add(right)
+
+
+def _who(claim: Claim) -> str:
+    return f"{claim.drafter} against {claim.doubter}" if claim.doubter else claim.drafter
 
 
 def _bucket(score: float) -> int:

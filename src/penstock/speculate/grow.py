@@ -54,6 +54,7 @@ class Growth:
         self.trees = trees
         self._free = [drafter for drafter in drafters if drafter.free]
         self._paid = [drafter for drafter in drafters if not drafter.free]
+        self._better = {drafter.name for drafter in self._paid}
         self._calibrations = calibrations
         self._costs = costs
         self._other_rows = other_rows + len(trees)
@@ -102,23 +103,41 @@ class Growth:
                     heappush(heap, (-tree.chances[new], id(tree), new, tree))
 
     def _add(self, drafter: Drafter, tree: Tree, node: int, guesses: Sequence[Guess]) -> list[Spot]:
-        """The new nodes among a drafter's guesses; those that are there already become likelier."""
+        """The new nodes among a drafter's guesses; what it says of those that are there already counts too."""
         depth, new = tree.depth(node) + 1, []
         if depth > tree.deepest:
             return []
+        known = list(tree.children(node))
         for guess in guesses:
             claim = Claim(drafter.name, guess.score)
-            chance = tree.chances[node] * self._calibrations[tree.sampled].chance(claim, depth)
-            known = tree.child(node, guess.token)
-            if known is not None:
-                tree.claims[known] += (claim,)
-                if chance > tree.chances[known]:
-                    tree.raise_chance(known, chance)
-            elif chance >= LEAST_CHANCE or self._fixed is not None:
+            child = tree.child(node, guess.token)
+            if child is not None:
+                tree.claims[child] += (claim,)
+                continue
+            chance = tree.chances[node] * self._chance(tree, (claim,), depth)
+            if chance >= LEAST_CHANCE or self._fixed is not None:
                 new.append((tree, tree.add(node, guess.token, chance, (claim,))))
+        self._weigh(drafter, tree, known, depth)
         for spots in self._open.values():
             spots += new
         return new
+
+    def _weigh(self, drafter: Drafter, tree: Tree, nodes: Sequence[int], depth: int) -> None:
+        """Let a drafter's word count for nodes that others guessed: also that it does not guess so itself."""
+        for node in nodes:
+            if drafter in self._paid and all(claim.drafter != drafter.name for claim in tree.claims[node]):
+                doubts = tuple(claim._replace(doubter=drafter.name) for claim in tree.claims[node] if not claim.doubter)
+                tree.claims[node] += doubts
+            chance = tree.chances[tree.parents[node]] * self._chance(tree, tree.claims[node], depth)
+            tree.set_chance(node, chance)
+
+    def _chance(self, tree: Tree, claims: Sequence[Claim], depth: int) -> float:
+        """The chance of a guess if its parent is right: by the best drafters that made it; by the others, doubted or
+        not, where those did not."""
+        better = [claim for claim in claims if claim.drafter in self._better and not claim.doubter]
+        doubted = [claim for claim in claims if claim.doubter]
+        calibration = self._calibrations[tree.sampled]
+        return max(calibration.chance(claim, depth) for claim in better or doubted or claims)
 
     def _batch(self, drafter: Drafter, asked: int) -> list[Spot]:
         """What to ask a drafter about next, after so many nodes; nothing where that is not worth its time."""

@@ -24,6 +24,8 @@ class Claim(NamedTuple):
 
     drafter: str
     score: float
+    doubter: str = ""
+    """A better drafter that was asked about the same token and does not guess so."""
 
 
 class Tree:
@@ -65,8 +67,8 @@ class Tree:
         self._children.append({})
         return node
 
-    def raise_chance(self, node: int, chance: float) -> None:
-        """Set a node's chance; what follows it becomes likelier in proportion."""
+    def set_chance(self, node: int, chance: float) -> None:
+        """Change a node's chance, and that of what follows it in proportion."""
         factor = chance / max(self.chances[node], TINY)
         self.chances[node] = chance
         below = [*self._children[node].values()]

@@ -39,7 +39,7 @@ class Worth:
         node: int | None = 0
         for token in drawn:
             node = None if node is None else grown.child(node, token)
-            if node is None or all(claim.drafter == self.name for claim in grown.claims[node]):
+            if node is None or all(self.name in (claim.drafter, claim.doubter) for claim in grown.claims[node]):
                 return
             self._tokens_without += 1
 

@@ -1,0 +1,116 @@
+"""What `penstock plan` tells of guesses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from penstock.cli.units import format_seconds, format_size
+from penstock.guess_plan import ASSUMED
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from penstock.guess_plan import Guesses, Guessing
+    from penstock.outlook import Form, Outlook, Prospect
+
+DRAFTERS = {"coarse": "its own coarse weights", "draft": "the draft", "": "nothing that pays"}
+
+
+def print_guesses(console: Console, outlook: Outlook) -> None:
+    """Tables and lines, for every form in which something guesses."""
+    forms: dict[Form, Prospect | None] = {"raw": outlook.raw, "packed": outlook.packed}
+    told = [(form, prospect, prospect.guesses) for form, prospect in forms.items() if prospect and prospect.guesses]
+    told = [(form, prospect, guesses) for form, prospect, guesses in told if guesses.draft or form == "packed"]
+    for form, prospect, guesses in told:
+        name = f"{form}, estimated" if prospect.size.estimated else form
+        for draft, guessing in ((None, guesses.own), (guesses.draft, guesses.drafted)):
+            if guessing is not None and (draft or guessing.tier_bytes):
+                console.print(memory_table(name, draft, guessing), "")
+        console.print(speed_table(name, prospect, guesses), "")
+        if guesses.draft:
+            console.print(verdict(guesses), end="\n\n")
+    if told:
+        console.print(
+            "[dim]How often guesses are right is assumed here, not measured: it depends on the model and the text, and "
+            "is measured as a model runs, which asks for as many guesses as pay then. Guesses from the text itself, "
+            "which cost next to nothing, come on top. No guess changes a token.[/]",
+            end="\n\n",
+        )
+
+
+def memory_table(form: str, draft: str | None, guessing: Guessing) -> Table:
+    """What guessing takes."""
+    title = f"What guessing takes: {form}" + (f", with {escape(draft)}" if draft else "")
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    if draft:
+        kept = "4 bits a weight, all in memory" if guessing.draft_form == "4 bits" else "as it is, all in memory"
+        table.add_row("the draft's weights", format_size(guessing.draft_bytes), kept)
+        table.add_row("the draft's keys and values", format_size(guessing.draft_kv), "")
+    if guessing.tier_bytes:
+        table.add_row("coarse weights", format_size(guessing.tier_bytes), _kept(guessing))
+        working = guessing.plan.draft - guessing.draft_bytes
+        table.add_row("tables and rows of guessing", format_size(working), "")
+    room = f"room for {guessing.most_guesses} in a pass"
+    table.add_row("guesses to be checked", format_size(guessing.guess_bytes), room)
+    plan = guessing.plan
+    table.add_row("weights that stay in memory", format_size(plan.resident), f"of {format_size(plan.weights)}")
+    return table
+
+
+def _kept(guessing: Guessing) -> str:
+    if guessing.tier_layers == guessing.layers:
+        return "part of what stays in memory anyway: all layers guess"
+    if guessing.tier_layers:
+        return f"part of what stays in memory anyway: {guessing.tier_layers} of {guessing.layers} layers guess"
+    return "too little of them stays in memory to guess with"
+
+
+def speed_table(form: str, prospect: Prospect, guesses: Guesses) -> Table:
+    """How long tokens take, by what is assumed."""
+    title = f"Forecast with guesses: {form}; the chances of a first, second, third guess are assumed"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    table.add_column("chances")
+    table.add_column("by")
+    for heading in ("guesses a pass", "tokens a pass", "guessing", "a pass", "a token"):
+        table.add_column(heading, justify="right", style="bold" if heading == "a token" else "dim")
+    for index, chances in enumerate(ASSUMED):
+        said = ", ".join(f"{chance:.2f}" for chance in chances)
+        for guessing in (guesses.own, guesses.drafted):
+            if guessing is not None and (guessing.tier_bytes or guessing.draft_bytes):
+                table.add_row(said, *_cells(guessing, index))
+    plain = format_seconds(prospect.token.seconds)
+    table.add_row("without guesses", "", "", "1.00", "", plain, plain)
+    return table
+
+
+def _cells(guessing: Guessing, index: int) -> tuple[str, ...]:
+    forecast = guessing.forecasts[index]
+    return (
+        DRAFTERS[guessing.drafters[index]],
+        f"{forecast.guesses}",
+        f"{forecast.tokens:.2f}",
+        format_seconds(forecast.draft_seconds),
+        format_seconds(forecast.pass_seconds),
+        format_seconds(forecast.seconds_per_token),
+    )
+
+
+def verdict(guesses: Guesses) -> str:
+    """Whether the draft model pays."""
+    draft = escape(guesses.draft or "")
+    if guesses.drafted is None:
+        return f"The draft {draft} does not fit under the ceiling."
+    said = {
+        True: f"The draft {draft} pays",
+        False: f"The draft {draft} does not pay: its memory brings more as weights",
+    }
+    if len(set(guesses.pays)) == 1:
+        return f"{said[guesses.pays[0]]}, under either assumption."
+    first = ", ".join(f"{chance:.2f}" for chance in ASSUMED[guesses.pays.index(True)])
+    return f"The draft {draft} pays only where it is right as often as {first}."
