@@ -124,7 +124,7 @@ def test_the_object(run: tuple[LLM, Stats]) -> None:
 
 
 def guessed(stats: Stats) -> Stats:
-    """As if some of its passes had checked guesses: 10 at first, of which two were right, then 20, and the first was."""
+    """As if two of its passes had checked guesses."""
     record = Record(
         walks=2,
         nodes=30,

@@ -248,3 +248,87 @@ def test_open_fields_are_the_checkpoints(
     params: SamplingParams, defaults: GenerationDefaults, rule: SamplingRule
 ) -> None:
     assert params.rule(defaults) == rule
+
+
+class TestRank:
+    """Guessing a draw with the noise of the draw itself."""
+
+    RULES: tuple[dict[str, float], ...] = (
+        {"temperature": 0.0},
+        {"temperature": 0.0, "repetition_penalty": 1.5},
+        {},
+        {"temperature": 0.7},
+        {"temperature": 1e-30},
+        {"temperature": 2.0, "repetition_penalty": 1.3},
+        {"top_k": 5},
+        {"top_k": 1},
+        {"top_p": 0.6},
+        {"top_p": 1e-9},
+        {"min_p": 0.2},
+        {"min_p": 1.0},
+        {"top_k": 20, "top_p": 0.8, "min_p": 0.01, "temperature": 0.8, "repetition_penalty": 0.7},
+    )
+
+    @pytest.mark.parametrize("rule", RULES, ids=str)
+    def test_the_first_is_the_draw_where_all_logits_are_exact(self, rule: dict[str, float]) -> None:
+        rng = np.random.default_rng(0)
+        for seed in range(60):
+            logits = 3 * rng.standard_normal(40).astype(np.float32)
+            sampler = Sampler(SamplingRule(**rule), seed, KERNELS)  # type: ignore[arg-type]
+            seen = rng.integers(0, 40, 12).tolist()
+            tokens, scores = sampler.rank(np.arange(40), logits, 7, seen, 8)
+            assert tokens[0] == sampler(logits, 7, seen)
+            assert len(tokens) == len(scores) <= 8
+            assert len(set(tokens.tolist())) == len(tokens)
+            assert scores[0] == 0
+            assert (np.diff(scores) <= 0).all()
+
+    @pytest.mark.parametrize("rule", RULES, ids=str)
+    def test_without_filters_they_rank_as_without_a_rule(self, rule: dict[str, float]) -> None:
+        logits = np.random.default_rng(1).standard_normal(40).astype(np.float32)
+        free = {name: value for name, value in rule.items() if name not in ("top_k", "top_p", "min_p")}
+        ranked, plain = (
+            Sampler(SamplingRule(**changes), 3, KERNELS).rank(np.arange(40), logits, 7, [1, 2], 40, filters=filters)  # type: ignore[arg-type]
+            for changes, filters in ((rule, False), (free, True))
+        )
+        assert ranked[0].tolist() == plain[0].tolist()
+        assert ranked[1].tolist() == plain[1].tolist()
+        assert len(ranked[0]) == 40
+
+    @pytest.mark.parametrize("rule", RULES, ids=str)
+    def test_the_order_is_that_of_draws(self, rule: dict[str, float]) -> None:
+        """The second is what would be drawn if the first could not be, as far as a rule keeps it."""
+        rng = np.random.default_rng(2)
+        filtered = {"top_k", "top_p", "min_p"} & rule.keys()
+        for seed in range(0 if filtered else 30):
+            logits = rng.standard_normal(40).astype(np.float32)
+            sampler = Sampler(SamplingRule(**rule), seed, KERNELS)  # type: ignore[arg-type]
+            tokens, _ = sampler.rank(np.arange(40), logits, 0, [3], 2)
+            logits[tokens[0]] = -1e30
+            assert sampler(logits, 0, [3]) == tokens[1]
+
+    def test_a_few_tokens_that_the_draw_is_among(self) -> None:
+        """Their noise is that of their ids, whatever others are asked about."""
+        rng = np.random.default_rng(3)
+        for seed in range(50):
+            logits = rng.standard_normal(200).astype(np.float32)
+            sampler = Sampler(SamplingRule(temperature=0.8, repetition_penalty=1.2), seed, KERNELS)
+            drawn = sampler(logits, 5, [7, 8])
+            some = np.union1d(rng.integers(0, 200, 10), [drawn])
+            assert sampler.rank(some, logits[some], 5, [7, 8], 3)[0][0] == drawn
+
+    def test_scores_say_by_how_much(self) -> None:
+        """At temperature 0 in logits, else in logits / T and noise."""
+        logits = np.array([1, 4, 2, -1], np.float32)
+        tokens, scores = Sampler(SamplingRule(temperature=0), 0, KERNELS).rank(np.arange(4), logits, 0, (), 3)
+        assert tokens.tolist() == [1, 2, 0]
+        assert scores.tolist() == [0, -2, -3]
+        tokens, scores = Sampler(SamplingRule(temperature=0.5), 9, KERNELS).rank(np.arange(4), logits, 6, (), 4)
+        sums = logits / 0.5 + gumbel(9, 0, 6, np.arange(4))
+        assert tokens.tolist() == np.argsort(-sums).tolist()
+        assert scores.tolist() == pytest.approx((sums[tokens] - sums.max()).tolist())
+
+    def test_logits_stay_as_they_were(self) -> None:
+        logits = np.array([1, 4, 2, -1], np.float32)
+        Sampler(SamplingRule(repetition_penalty=2.0), 0, KERNELS).rank(np.arange(4), logits, 0, [0, 1], 3)
+        assert logits.tolist() == [1, 4, 2, -1]

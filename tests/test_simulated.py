@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from guessing import Scripted, root
 
@@ -33,7 +35,7 @@ def test_guesses_are_right_as_often_as_was_said() -> None:
     shares = [found.count(rank) / len(found) for rank in range(4)]
     assert shares == pytest.approx([0.6, 0.2, 0.1, 0.1], abs=0.05)
     # Of one position nothing follows for the next.
-    after_right = [later for earlier, later in zip(found, found[1:], strict=False) if earlier == 0]
+    after_right = [later for earlier, later in pairwise(found) if earlier == 0]
     assert after_right.count(0) / len(after_right) == pytest.approx(0.6, abs=0.06)
 
 

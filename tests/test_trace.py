@@ -102,6 +102,21 @@ def test_a_run_nests_passes_parts_waits_and_computations(tmp_path: Path) -> None
             assert not layer.isdigit() or f".layers.{layer}." in one["args"]["tensor"]
 
 
+def test_guesses_are_made_and_checked(tmp_path: Path) -> None:
+    with Trace(tmp_path / "trace.json", "a title") as trace, LLM.open("demo", draft_nodes=5) as llm:
+        llm.events.listeners.append(trace)
+        [output] = llm.generate(["def add(a, b):" * 3], SamplingParams(temperature=0, max_tokens=12))
+    main = read_trace(tmp_path / "trace.json")[1]["passes"]
+    checked = []
+    for draft, one in pairwise(one for one in main if one["cat"] in ("draft", "pass")):
+        if (draft["cat"], one["cat"]) == ("draft", "pass"):
+            guesses = draft["name"].removeprefix("draft ")
+            assert one["name"] == ("pass" if guesses == "0 guesses" else f"verify {guesses}")
+            assert draft.end <= one.begin
+            checked.append(int(guesses.split()[0]))
+    assert sum(checked) == output.stats.guesses.nodes > 0
+
+
 def test_reads_are_in_threads_of_their_own(tmp_path: Path) -> None:
     _, slices, bytes_read = traced(tmp_path / "trace.json", max_tokens=5)
     readers = sorted(name for name in slices if name != "passes")

@@ -166,7 +166,7 @@ class Engine:
             stats, seconds=time.perf_counter() - begin, draft_seconds=draft_seconds * bool(trees), guesses=guesses
         )
         if self.speculator is not None:
-            self.speculator.learn_pass(stats)
+            self.speculator.learn_pass(stats, self.stage.weights.streamed_bytes)
         for generation, _ in chunks:
             generation.after_pass(stats)
         return stats

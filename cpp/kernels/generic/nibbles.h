@@ -2,39 +2,15 @@
 #pragma once
 
 #include "kernels/draft.h"
-#include "kernels/generic/packed_row.h"
+#include "kernels/generic/quantize_rows.h"
+#include "kernels/generic/unroll.h"
 #include "kernels/kernels.h"
 
 namespace penstock {
 namespace {
 
-// Number of the level nearest to a magnitude, counted in levels from the least one.
-int level_number(float magnitude) {
-  int number = 0;
-  for (int k = 0; k < 7; ++k) number += magnitude > 0.5f * (kNibbleLevels[k] + kNibbleLevels[k + 1]);
-  return number;
-}
-
-float level_magnitude(float magnitude) {
-  float level = kNibbleLevels[0];
-  for (int k = 0; k < 7; ++k) {
-    const float step = kNibbleLevels[k + 1] - kNibbleLevels[k];
-    level += magnitude > 0.5f * (kNibbleLevels[k] + kNibbleLevels[k + 1]) ? step : 0.0f;
-  }
-  return level;
-}
-
-// Sums over 16 lanes, so that every instruction set adds in one order.
-struct LaneSums {
-  float lane[16] = {};
-  float total() const {
-    float sum = 0.0f;
-    for (float value : lane) sum += value;
-    return sum;
-  }
-};
-
 // A block's weights, zeros behind the last.
+template <class V>
 struct NibbleBlock {
   static constexpr int kRounds = 3;
 
@@ -42,34 +18,49 @@ struct NibbleBlock {
   std::int64_t columns;
 
   NibbleBlock(const std::uint8_t* weights, std::int64_t n) : columns(n) {
-    std::uint16_t halves[kBlockColumns] = {};
+    std::uint8_t halves[2 * kBlockColumns] = {};
     __builtin_memcpy(halves, weights, static_cast<std::size_t>(2 * n));
-    for (int i = 0; i < kBlockColumns; ++i) {
-      const std::uint32_t bits = (halves[i] & 0x7f80) == 0x7f80 ? 0 : static_cast<std::uint32_t>(halves[i]) << 16;
-      __builtin_memcpy(&weight[i], &bits, sizeof(bits));
+    for (int i = 0; i < kBlockColumns; i += 16) {
+      const V value = V::load_bf16(halves + 2 * i);
+      const auto is_finite = V::less(magnitude(value), V::broadcast(__builtin_inff()));
+      V::store(weight + i, V::select(is_finite, value, V::zero()));
     }
   }
 
-  float deviation() const {
-    LaneSums squares;
-    for (int i = 0; i < kBlockColumns; i += 16) {
-      for (int j = 0; j < 16; ++j) squares.lane[j] += weight[i + j] * weight[i + j];
+  static V magnitude(const V& v) { return V::max(v, V::neg(v)); }
+
+  // Of the levels from the least magnitude up, `values[k]` of that nearest to each lane.
+  template <typename T>
+  static V nearest(const V& magnitudes, const T (&values)[8]) {
+    V value = V::broadcast(static_cast<float>(values[0]));
+    PENSTOCK_UNROLL
+    for (int k = 1; k < 8; ++k) {
+      const V bound = V::broadcast(0.5f * (kNibbleLevels[k - 1] + kNibbleLevels[k]));
+      value = V::select(V::less(bound, magnitudes), V::broadcast(static_cast<float>(values[k])), value);
     }
-    return __builtin_sqrtf(squares.total() / static_cast<float>(columns));
+    return value;
+  }
+
+  float deviation() const {
+    V squares = V::zero();
+    for (int i = 0; i < kBlockColumns; i += 16) {
+      const V value = V::load(weight + i);
+      squares = V::add(squares, V::mul(value, value));
+    }
+    return __builtin_sqrtf(V::sum(squares) / static_cast<float>(columns));
   }
 
   // The scale that suits the levels best which weights have with the scale 1 / inverse (least squares).
   float fitted(float inverse) const {
-    LaneSums products, squares;
+    V products = V::zero(), squares = V::zero();
     for (int i = 0; i < kBlockColumns; i += 16) {
-      for (int j = 0; j < 16; ++j) {
-        const float magnitude = __builtin_fabsf(weight[i + j]), level = level_magnitude(magnitude * inverse);
-        products.lane[j] += magnitude * level;
-        squares.lane[j] += level * level;
-      }
+      const V value = magnitude(V::load(weight + i));
+      const V level = nearest(V::mul(value, V::broadcast(inverse)), kNibbleLevels);
+      products = V::add(products, V::mul(value, level));
+      squares = V::add(squares, V::mul(level, level));
     }
     const float behind = static_cast<float>(kBlockColumns - columns) * (kNibbleLevels[0] * kNibbleLevels[0]);
-    return products.total() / (squares.total() - behind);
+    return V::sum(products) / (V::sum(squares) - behind);
   }
 
   float scale() const {
@@ -79,28 +70,30 @@ struct NibbleBlock {
   }
 
   void write(float scale, std::uint8_t* out) const {
-    const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    std::uint8_t number[kBlockColumns];
-    for (int i = 0; i < kBlockColumns; ++i) {
-      const int level = level_number(__builtin_fabsf(weight[i]) * inverse);
-      number[i] = static_cast<std::uint8_t>(weight[i] < 0 ? 7 - level : 8 + level);
-    }
-    for (std::int64_t g = 0; g < groups_of(columns); ++g) {
-      for (int p = 0; p < 32; ++p) {
-        const std::uint8_t* group = number + g * kGroupWeights;
-        out[g * kGroupNibbleBytes + p] = static_cast<std::uint8_t>(group[weight_at(p)] | group[weight_at(p + 32)] << 4);
+    constexpr int kUp[8] = {8, 9, 10, 11, 12, 13, 14, 15};
+    const V inverse = V::broadcast(scale > 0.0f ? 1.0f / scale : 0.0f), fifteen = V::broadcast(15.0f);
+    for (std::int64_t g = 0; g < groups_of(columns); ++g, out += kGroupNibbleBytes) {
+      float number[kGroupWeights];
+      for (int i = 0; i < kGroupWeights; i += 16) {
+        const V value = V::load(weight + g * kGroupWeights + i), up = nearest(V::mul(magnitude(value), inverse), kUp);
+        V::store(number + i, V::select(V::less(value, V::zero()), V::sub(fifteen, up), up));
       }
+      std::uint8_t bytes[kGroupWeights], ordered[kGroupWeights];
+      for (int i = 0; i < kGroupWeights; ++i) bytes[i] = static_cast<std::uint8_t>(static_cast<int>(number[i]));
+      to_positions(bytes, ordered);
+      for (int i = 0; i < 32; ++i) out[i] = static_cast<std::uint8_t>(ordered[i] | ordered[32 + i] << 4);
     }
   }
 };
 
 // Units are rows.
+template <class V>
 void quantize_nibbles(const QuantizeNibblesArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
   const std::int64_t blocks = blocks_of(a.cols), row_bytes = groups_of(a.cols) * kGroupNibbleBytes;
   for (std::int64_t row = begin; row < end; ++row) {
     for (std::int64_t b = 0; b < blocks; ++b) {
       const std::int64_t start = b * kBlockColumns, left = a.cols - start;
-      const NibbleBlock block(a.weights + 2 * (row * a.cols + start), left < kBlockColumns ? left : kBlockColumns);
+      const NibbleBlock<V> block(a.weights + 2 * (row * a.cols + start), left < kBlockColumns ? left : kBlockColumns);
       const float scale = block.scale();
       block.write(scale, a.data + row * row_bytes + b * kBlockGroups * kGroupNibbleBytes);
       a.scales[row * blocks + b] = scale;

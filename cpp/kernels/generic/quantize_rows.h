@@ -25,16 +25,22 @@ float largest_magnitude(const float* x) {
   return value;
 }
 
-// 64 values times `factor`, which brings them to at most 127, rounded to nearest even, in the order of positions.
-void quantize_group(const float* x, float factor, std::uint8_t* out) {
+// The bytes of a group in the order of positions.
+void to_positions(const std::uint8_t* group, std::uint8_t* out) {
   for (int h = 0; h < 2; ++h) {
     std::uint16_t pairs[16];
     for (int i = 0; i < 16; ++i) {
-      const float first = x[32 * h + i] * factor + 0x1.8p23f, second = x[32 * h + 16 + i] * factor + 0x1.8p23f;
-      pairs[i] = static_cast<std::uint16_t>((bits_of(first) & 0xff) | (bits_of(second) & 0xff) << 8);
+      pairs[i] = static_cast<std::uint16_t>(group[32 * h + i] | group[32 * h + 16 + i] << 8);
     }
     for (int l = 0; l < 4; ++l) __builtin_memcpy(out + 16 * l + 8 * h, pairs + 4 * l, 8);
   }
+}
+
+// 64 values times `factor`, which brings them to at most 127, rounded to nearest even.
+void quantize_group(const float* x, float factor, std::uint8_t* out) {
+  std::uint8_t bytes[kGroupWeights];
+  for (int i = 0; i < kGroupWeights; ++i) bytes[i] = static_cast<std::uint8_t>(bits_of(x[i] * factor + 0x1.8p23f));
+  to_positions(bytes, out);
 }
 
 template <class D>

@@ -28,7 +28,7 @@ constexpr DraftKernels make_draft_kernels() {
       .matmul_coarse = matmul_coarse<V, D>,
       .matmul_nibbles = matmul_nibbles<V, D>,
       .count_classes = count_classes,
-      .quantize_nibbles = quantize_nibbles,
+      .quantize_nibbles = quantize_nibbles<V>,
   };
 }
 

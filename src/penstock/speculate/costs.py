@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from penstock.stage import PassStats
 
-FADING = 0.9
+FADING, DISK_FADING = 0.9, 0.3
 SHARPNESS = 8
 """Of the maximum of disk and arithmetic: where they are nearly equal, a pass takes longer than either."""
 DISK_BOUND = 0.9
 """A pass that computes for less than this share of its time was waiting for the disk."""
+MOST_SHARE = 0.5
+"""Of the time of passes that all have about as many rows: what is put down to the rows, at most."""
 GUESS_FLOPS = 5e10
 """Floating-point operations a second, before any pass of several rows was measured: few, to be careful."""
 
@@ -46,7 +48,7 @@ class Line:
             return 0.0
         mean_x, mean_y = self._x / self._n, self._y / self._n
         variance = self._xx / self._n - mean_x**2
-        slope = self.slope
+        slope = min(self.slope, MOST_SHARE * mean_y / mean_x)
         if variance > 0.05 * max(mean_x, 1.0) ** 2:
             slope = max(0.0, (self._xy / self._n - mean_x * mean_y) / variance)
         return max(0.0, mean_y + slope * (rows - mean_x))
@@ -65,22 +67,41 @@ class Costs:
     disk_seconds: float = 0.0
     disk_bound: bool = False
     """Whether the last pass was waiting for the disk."""
+    _warm: bool = False
     _compute: Line = field(init=False)
     _drafts: dict[str, Line] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._compute = Line(2 * self.weights / GUESS_FLOPS)
 
+    def learn_cold_pass(self, stats: PassStats, streamed: int) -> None:
+        """Take in a pass that brought weights into memory, after which the next ones will read `streamed` bytes.
+
+        It counts until others are known, if they stream at all.
+        """
+        if self._warm or not streamed:
+            return
+        self._compute.add(stats.rows, stats.stage_seconds - stats.totals().wait_seconds)
+        self.disk_seconds = stats.stage_seconds * streamed / max(stats.bytes_read, streamed)
+
     def learn_pass(self, stats: PassStats) -> None:
-        """Take in a pass."""
+        """Take in any other pass."""
         seconds = stats.stage_seconds
-        compute = seconds - stats.totals().wait_seconds
+        if not self._warm:
+            self._compute, self.disk_seconds, self._warm = Line(self._compute.slope), 0.0, True
+        # Where nothing is streamed, what is waited for are the rows' own embeddings.
+        compute = seconds - stats.totals().wait_seconds if stats.bytes_read else seconds
         self._compute.add(stats.rows, compute)
         self.disk_bound = compute < DISK_BOUND * seconds
         if self.disk_bound:
-            self.disk_seconds += (seconds - self.disk_seconds) * (1 - FADING if self.disk_seconds else 1)
+            self.disk_seconds += (seconds - self.disk_seconds) * (DISK_FADING if self.disk_seconds else 1)
         else:
-            self.disk_seconds = min(self.disk_seconds, seconds)
+            self.disk_seconds = min(self.disk_seconds, seconds) if stats.bytes_read else 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of a pass's time."""
+        return self._compute.known
 
     def pass_seconds(self, rows: float) -> float:
         """A pass of so many rows."""

@@ -11,6 +11,7 @@ from penstock.speculate.exact_head import KEPT_BYTES
 from penstock.speculate.grow import BATCH
 from penstock.speculate.lookup import Lookup
 from penstock.speculate.model_drafter import ModelDrafter
+from penstock.speculate.recycling import ENTRY_BYTES, Recycling
 
 if TYPE_CHECKING:
     from penstock.config import ModelConfig
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def free_drafters(model: Llama, weights: Weights) -> list[Drafter]:
     """Those that need nothing but the model: its own coarse tier only where its weights are packed."""
-    drafters: list[Drafter] = [Lookup()]
+    drafters: list[Drafter] = [Lookup(), Recycling(model.config.vocab_size)]
     if weights.draft_bytes:
         drafters.append(CoarseDrafter(model, weights))
     return drafters
@@ -37,7 +38,8 @@ def draft_drafter(draft: DraftModel, form: Form) -> ModelDrafter:
 
 def working_bytes(config: ModelConfig, weights: Weights) -> int:
     """What the free drafters take beside the weights: tables, rows that are kept, and a batch on its way."""
+    table = config.vocab_size * ENTRY_BYTES
     if not weights.draft_bytes:
-        return 0
+        return table
     rows = sum(weights.tensors[name].shape[0] for name in weights.draft_names)
-    return rows * LEVEL_BYTES + KEPT_BYTES + activation_bytes(config, BATCH, BATCH, 0)
+    return table + rows * LEVEL_BYTES + KEPT_BYTES + activation_bytes(config, BATCH, BATCH, 0)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from penstock.kernels import F32, F64, I64
     from penstock.speculate.tree import Tree
 
+ENTRY_BYTES = MOST_GUESSES * (4 + 2)
+"""Of a token."""
 GROUP = 64
 """Logits of which the maximum is taken first."""
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MOST_FIXED_NODES = 4096
 LEAST_ROOM = 32
+COLD = 1.02
+"""A pass that reads so many times what the next one will has brought weights into memory."""
 LEAST_PATIENCE, MOST_PATIENCE = 8, 64
 
 
@@ -109,7 +111,8 @@ class Speculator:
 
     def guess(self, roots: Sequence[Tree], other_rows: int, most_nodes: int) -> list[Tree]:
         """The trees that a pass should check, in the order of their roots; a tree may be a root alone."""
-        if not self.drafters or self.fixed == 0 or not any(root.deepest for root in roots):
+        blind = self.fixed is None and not self.costs.known
+        if not self.drafters or self.fixed == 0 or blind or not any(root.deepest for root in roots):
             return list(roots)
         for drafter in self.drafters:
             drafter.begin(roots)
@@ -148,9 +151,15 @@ class Speculator:
         for drafter in self.drafters:
             drafter.forget(key)
 
-    def learn_pass(self, stats: PassStats) -> None:
-        """Take in a pass, and part with a drafter that does not pay; a fixed number of guesses keeps all."""
-        self.costs.learn_pass(stats)
+    def learn_pass(self, stats: PassStats, streamed: int) -> None:
+        """Take in a pass, and part with a drafter that does not pay; a fixed number of guesses keeps all.
+
+        `streamed`: bytes that the next pass will read: fewer than this one where it brought weights into memory.
+        """
+        if stats.bytes_read > COLD * streamed:
+            self.costs.learn_cold_pass(stats, streamed)
+        else:
+            self.costs.learn_pass(stats)
         if self._worth is None or self.fixed is not None:
             return
         self._worth.learn_pass(stats, self.costs.disk_bound)

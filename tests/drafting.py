@@ -1,0 +1,66 @@
+"""Packed models to guess with, for the tests of drafters that do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from cases import Case, random_tokens
+
+from penstock.checkpoint import open_checkpoint
+from penstock.kernels import F32, Kernels
+from penstock.kv_cache import KvCache, KvShape
+from penstock.models.llama import Llama, draft_order, pass_order
+from penstock.packing.pack import pack
+from penstock.reader import Ring
+from penstock.weights import Weights
+
+# Matrices large enough to be packed, but for keys and values; rows that end amid a group of 64.
+PACKABLE = {
+    "hidden_size": 280,
+    "intermediate_size": 500,
+    "vocab_size": 700,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 2,
+    "head_dim": 28,
+}
+PROMPT = random_tokens(19, 700)
+
+
+def write_pair(folder: Path, **changes: object) -> tuple[Path, Path]:
+    """A checkpoint, and the same one packed."""
+    raw = Case(PACKABLE | changes).write(folder / "raw")
+    pack(raw, folder / "packed")
+    return raw, folder / "packed"
+
+
+@contextmanager
+def open_to_draft(path: Path, resident: float = 0.0) -> Iterator[tuple[Llama, Weights]]:
+    """A model whose weights are kept for guessing first; `resident`: the share of those that may stay in memory, and
+    above 1 of what is left."""
+    checkpoint, kernels = open_checkpoint(path), Kernels(1)
+    config = checkpoint.config
+    order = pass_order(config)
+    weights = Weights(checkpoint.tensors, order, kernels, Ring(4, 1 << 20), draft_order=draft_order(config))
+    keep(weights, resident)
+    try:
+        yield Llama(config, weights, kernels, weights.vectors()), weights
+    finally:
+        weights.close()
+
+
+def keep(weights: Weights, resident: float) -> None:
+    left = weights.pass_bytes - weights.draft_bytes
+    weights.limit_resident(int(min(1.0, resident) * weights.draft_bytes + max(0.0, resident - 1) * left))
+
+
+def pass_over(model: Llama) -> F32:
+    """Logits after PROMPT: a pass over all weights, after which those that may are in memory."""
+    cache = KvCache(KvShape.of(model.config, model.config.num_hidden_layers, "bf16"))
+    return model.forward(PROMPT, 0, cache)
+
+
+def correlation(one: F32, other: F32) -> float:
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])

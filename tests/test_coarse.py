@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drafting import PROMPT, correlation, keep, open_to_draft, pass_over, write_pair
+from guessing import root
+
+from penstock import LLM, SamplingParams
+from penstock.kv_cache import KvCache, KvShape
+from penstock.llm import Options
+from penstock.models.llama import Llama, draft_order, head_name, layer_matrices
+from penstock.speculate.coarse import CoarseData, CoarseDrafter, CoarseWeights
+from penstock.speculate.drafter import Guess
+from penstock.speculate.tree import Tree
+from penstock.weights import Weights
+
+LAYERS = 8
+GATE, KEYS, HEAD = "model.layers.1.mlp.gate_proj.weight", "model.layers.1.self_attn.k_proj.weight", "lm_head.weight"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_pair(tmp_path_factory.mktemp("model"), num_hidden_layers=LAYERS)
+
+
+@pytest.fixture
+def opened(pair: tuple[Path, Path]) -> Iterator[tuple[Llama, Weights]]:
+    with open_to_draft(pair[1], resident=1) as (model, weights):
+        pass_over(model)
+        yield model, weights
+
+
+def prompted(model: Llama) -> Tree:
+    """A tree after PROMPT, all but the last token of which is in the cache."""
+    cache = KvCache(KvShape.of(model.config, model.config.num_hidden_layers, "bf16"))
+    model.forward(PROMPT[:-1], 0, cache)
+    tree = root(PROMPT)
+    tree.cache = cache
+    return tree
+
+
+def guesses(drafter: CoarseDrafter, tree: Tree) -> list[Guess]:
+    drafter.begin([tree])
+    return drafter.expand([(tree, 0)])[0]
+
+
+def limit_to(weights: Weights, names: list[str]) -> None:
+    """Room for what these need, which come first, and nothing else."""
+    weights.limit_resident(
+        sum(p.nbytes for i, p in enumerate(weights._parts) if i in weights._draft and p.piece.name in names)
+    )
+
+
+class TestWeights:
+    def test_what_is_in_memory(self, opened: tuple[Llama, Weights]) -> None:
+        model, weights = opened
+        coarse = CoarseWeights(weights, model.kernels)
+        names = draft_order(model.config)
+        assert coarse.load_all(names)
+        for name in names:
+            rows = [piece.rows for piece in coarse.pieces(name)]
+            assert [rows[0].start, *(r.stop for r in rows)] == [0, *(r.stop for r in rows)]
+            assert rows[-1].stop == weights.tensors[name].shape[0]
+        assert all(isinstance(piece, CoarseData) for piece in coarse.pieces(GATE))
+        assert not any(isinstance(piece, CoarseData) for piece in coarse.pieces(KEYS))  # too small to be packed
+
+    def test_products_are_near_those_of_the_weights(self, opened: tuple[Llama, Weights]) -> None:
+        model, weights = opened
+        coarse = CoarseWeights(weights, model.kernels)
+        coarse.load_all([GATE, KEYS])
+        x = np.random.default_rng(0).standard_normal((4, model.config.hidden_size), dtype=np.float32)
+        for name, least in ((GATE, 0.95), (KEYS, 1 - 1e-6)):
+            outs = []
+            for source in (weights, coarse):
+                out = np.empty((4, weights.tensors[name].shape[0]), np.float32)
+                for piece in source.pieces(name):
+                    piece.matmul(model.kernels, x, out[:, piece.rows], None, False)
+                outs.append(out)
+            assert correlation(*outs) > least
+
+    def test_what_left_memory_is_not_there(self, opened: tuple[Llama, Weights]) -> None:
+        model, weights = opened
+        coarse = CoarseWeights(weights, model.kernels)
+        assert coarse.load(GATE)
+        keep(weights, 0)
+        assert not coarse.load(GATE)
+        assert not coarse.load_all([GATE, KEYS])
+
+    def test_what_comes_back_is_taken_anew(self, opened: tuple[Llama, Weights]) -> None:
+        model, weights = opened
+        coarse = CoarseWeights(weights, model.kernels)
+        coarse.load(GATE)
+        first = list(coarse.pieces(GATE))
+        assert coarse.load(GATE)
+        assert all(old is new for old, new in zip(first, coarse.pieces(GATE), strict=True)), "levels were counted twice"
+        for share in (0, 1):  # gone and back, while nobody looked
+            keep(weights, share)
+            pass_over(model)
+        assert coarse.load(GATE)
+        resident = weights.draft(GATE)
+        assert resident is not None
+        for piece, held in zip(coarse.pieces(GATE), resident, strict=True):
+            assert isinstance(piece, CoarseData)
+            assert np.shares_memory(piece.coarse.coarse, held.bytes)
+        for old, new in zip(first, coarse.pieces(GATE), strict=True):
+            assert isinstance(old, CoarseData)
+            assert isinstance(new, CoarseData)
+            assert old.coarse.coarse.tobytes() == new.coarse.coarse.tobytes()
+            assert old.coarse.scales.tobytes() == new.coarse.scales.tobytes()
+
+    def test_embedding_rows_are_exact(self, opened: tuple[Llama, Weights]) -> None:
+        model, weights = opened
+        tokens = np.array(PROMPT)
+        name = "model.embed_tokens.weight"
+        assert (
+            CoarseWeights(weights, model.kernels).rows(name, tokens).tobytes() == weights.rows(name, tokens).tobytes()
+        )
+
+
+class TestDrafter:
+    def test_it_guesses_much_as_the_target(self, opened: tuple[Llama, Weights]) -> None:
+        model, weights = opened
+        drafter = CoarseDrafter(model, weights)
+        logits = pass_over(model)
+        tree = prompted(model)
+        found = guesses(drafter, tree)
+        likely = np.argsort(-logits[-1])[:60].tolist()
+        assert sum(guess.token in likely for guess in found) >= 3
+        assert list(drafter._layers) == list(range(LAYERS))
+
+    def test_it_reads_nothing_that_a_pass_streams(self, opened: tuple[Llama, Weights]) -> None:
+        model, weights = opened
+        tree, drafter = prompted(model), CoarseDrafter(model, weights)
+        before = weights.totals.bytes_read
+        assert guesses(drafter, tree)
+        assert weights.totals.bytes_read == before
+
+    def test_a_few_layers_may_be_missing(self, opened: tuple[Llama, Weights]) -> None:
+        """Those that matter least are the first to go; with fewer than three of four it rests."""
+        model, weights = opened
+        tree, drafter = prompted(model), CoarseDrafter(model, weights)
+        order = draft_order(model.config)
+        layers = list(dict.fromkeys(int(name.split(".")[2]) for name in order[1:]))
+        assert layers[:3] == [0, 1, LAYERS - 1]
+        for count in range(LAYERS, -1, -1):
+            limit_to(weights, [HEAD, *(name for layer in layers[:count] for name in layer_matrices(layer))])
+            found = guesses(drafter, tree)
+            assert list(drafter._layers) == sorted(layers[:count])
+            assert bool(found) == (count >= 0.75 * LAYERS)
+
+    def test_without_its_head_it_rests(self, opened: tuple[Llama, Weights]) -> None:
+        model, weights = opened
+        tree, drafter = prompted(model), CoarseDrafter(model, weights)
+        assert guesses(drafter, tree)
+        for index in weights._by_name[HEAD][0][:1]:
+            del weights._resident[index]
+        assert guesses(drafter, tree) == []
+        keep(weights, 0)
+        assert guesses(drafter, tree) == []
+        keep(weights, 1)
+        pass_over(model)
+        assert guesses(drafter, tree)
+
+    def test_a_tied_head(self, tmp_path: Path) -> None:
+        _, path = write_pair(tmp_path, tie_word_embeddings=True)
+        with open_to_draft(path, resident=1) as (model, weights):
+            pass_over(model)
+            assert head_name(model.config) == "model.embed_tokens.weight"
+            assert guesses(CoarseDrafter(model, weights), prompted(model))
+
+    def test_biases(self, tmp_path: Path) -> None:
+        _, path = write_pair(tmp_path, attention_bias=True, mlp_bias=True)
+        with open_to_draft(path, resident=1) as (model, weights):
+            logits = pass_over(model)
+            found = guesses(CoarseDrafter(model, weights), prompted(model))
+            assert any(guess.token in np.argsort(-logits[-1])[:60] for guess in found)
+
+    def test_indexed_rows_beside_it(self, pair: tuple[Path, Path]) -> None:
+        """A packed model that is in memory whole guesses too."""
+        with open_to_draft(pair[1]) as (model, weights):
+            weights.limit_resident(weights.indexed_bytes)
+            pass_over(model)
+            assert weights._indexed
+            assert guesses(CoarseDrafter(model, weights), prompted(model))
+
+
+class TestInTheEngine:
+    PARAMS = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+
+    def test_a_raw_model_has_none(self, pair: tuple[Path, Path]) -> None:
+        with LLM(pair[0], Options(threads=1)) as llm:
+            assert llm.weights.draft_bytes == 0
+            assert llm._engine.speculator is not None
+            assert "coarse" not in [drafter.name for drafter in llm._engine.speculator.drafters]
+
+    def test_residency_that_comes_and_goes(self, pair: tuple[Path, Path]) -> None:
+        """Between two passes of the same text, whatever the drafter held."""
+        raw, packed = pair
+        with LLM(raw, Options(threads=1, guesses=False)) as llm:
+            [expected] = llm.generate([PROMPT], self.PARAMS)
+        rng = np.random.default_rng(0)
+        with LLM(packed, Options(threads=1, draft_nodes=4)) as llm:
+            for _ in range(3):
+                [completion] = llm._start([PROMPT], self.PARAMS)
+                while completion.runs:
+                    llm.memory._max_resident = int(rng.uniform(0, 1.3) * llm.weights.draft_bytes)
+                    llm._engine.step()
+                assert completion.output().token_ids == expected.token_ids
+                llm._engine.cancel(completion.generation)
+
+    @pytest.mark.parametrize("threads", [2])
+    def test_threads_change_no_guess(self, pair: tuple[Path, Path], threads: int) -> None:
+        counts = []
+        for count in (1, threads):
+            with LLM(pair[1], Options(threads=count, draft_nodes=4)) as llm:
+                [output] = llm.generate([PROMPT], self.PARAMS)
+                counts.append((output.stats.passes, output.token_ids))
+        assert counts[0] == counts[1]

@@ -1,0 +1,164 @@
+"""Text of several tokens a pass is the text of one token a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from cases import DEMO
+from guessing import Scripted, knowing
+
+from penstock import LLM, SamplingParams
+from penstock.completion import Output, Piece
+from penstock.llm import Options
+
+PROMPT = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n"
+TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[LLM]:
+    with LLM(DEMO, Options(threads=1, guesses=False)) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(DEMO, Options(threads=1, draft_nodes=64)) as llm:
+        yield llm
+
+
+@pytest.fixture(params=[0.0, 0.8])
+def temperature(request: pytest.FixtureRequest) -> float:
+    return float(request.param)
+
+
+def params(temperature: float, **options: object) -> SamplingParams:
+    return SamplingParams(**{"temperature": temperature, "seed": 3, "max_tokens": TOKENS} | options)  # type: ignore[arg-type]
+
+
+def know(llm: LLM, output: Output) -> Scripted:
+    """Let a model guess right what it would say."""
+    drafter = knowing([llm.encode(PROMPT) + output.token_ids])
+    assert llm._engine.speculator is not None
+    llm._engine.speculator.drafters = [drafter]
+    return drafter
+
+
+def pieces(llm: LLM, wanted: SamplingParams) -> list[Piece]:
+    return list(llm.stream(PROMPT, wanted))
+
+
+def test_all_in_one_pass(plain: LLM, llm: LLM, temperature: float) -> None:
+    [expected] = plain.generate([PROMPT], params(temperature))
+    know(llm, expected)
+    found = pieces(llm, params(temperature))
+    assert [len(piece.token_ids) for piece in found] == [1, len(expected.token_ids) - 1]
+    assert "".join(piece.text for piece in found) == expected.text
+    assert sum((piece.token_ids for piece in found), []) == expected.token_ids
+    assert found[-1].finish_reason == expected.finish_reason
+    stats = found[-1].stats
+    assert (stats.passes, stats.tokens) == (2, expected.stats.tokens)
+    assert stats.tokens_per_pass == stats.tokens / 2
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 3, 7, 20])
+def test_max_tokens_within_a_run(plain: LLM, llm: LLM, temperature: float, max_tokens: int) -> None:
+    [long] = plain.generate([PROMPT], params(temperature))
+    [expected] = plain.generate([PROMPT], params(temperature, max_tokens=max_tokens))
+    know(llm, long)
+    [output] = llm.generate([PROMPT], params(temperature, max_tokens=max_tokens))
+    assert same(output, expected)
+    assert output.finish_reason == "length"
+    assert output.stats.passes == (1 if max_tokens == 1 else 2)
+
+
+@pytest.mark.parametrize("index", range(0, 30, 2))
+def test_a_stop_string_within_a_run(plain: LLM, llm: LLM, temperature: float, index: int) -> None:
+    """Anywhere in the text, token's edge or not; what a pass drew beyond it never was."""
+    [long] = plain.generate([PROMPT], params(temperature))
+    stop = long.text[index : index + 3]
+    if not stop:
+        pytest.skip("the text is shorter")
+    wanted = params(temperature, stop=[stop, "no such text"])
+    [expected] = plain.generate([PROMPT], wanted)
+    know(llm, long)
+    [output] = llm.generate([PROMPT], wanted)
+    assert same(output, expected)
+    assert output.finish_reason == "stop"
+    assert output.text == long.text[: long.text.index(stop)]
+    assert output.stats.passes <= 2
+    assert output.stats.tokens == expected.stats.tokens
+
+
+def test_a_stop_string_that_is_never_complete(plain: LLM, llm: LLM) -> None:
+    """What was held back for it comes with the end."""
+    [long] = plain.generate([PROMPT], params(0))
+    wanted = params(0, stop=long.text[-2:] + "never")
+    know(llm, long)
+    [output] = llm.generate([PROMPT], wanted)
+    assert same(output, plain.generate([PROMPT], wanted)[0])
+    assert output.text == long.text
+
+
+def test_a_stop_token_within_a_run(plain: LLM, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted among the tokens drawn, and is not told."""
+    [long] = plain.generate([PROMPT], params(0))
+    for index in (0, 1, 5, 11):
+        eos = long.token_ids[index]
+        for model in (plain, llm):
+            monkeypatch.setattr(model._engine, "_defaults", with_eos(model, eos))
+        [expected] = plain.generate([PROMPT], params(0))
+        know(llm, long)
+        [output] = llm.generate([PROMPT], params(0))
+        assert same(output, expected)
+        assert output.token_ids == long.token_ids[: long.token_ids.index(eos)]
+        assert (output.finish_reason, output.stats.tokens) == ("stop", expected.stats.tokens)
+        assert output.stats.passes <= 2
+
+
+def with_eos(model: LLM, eos: int) -> object:
+    from dataclasses import replace
+
+    return replace(model.defaults, eos_token_ids=(eos,))
+
+
+def test_a_stop_string_and_a_stop_token_in_one_run(plain: LLM, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that comes first ends the text."""
+    [long] = plain.generate([PROMPT], params(0))
+    eos = long.token_ids[12]
+    for model in (plain, llm):
+        monkeypatch.setattr(model._engine, "_defaults", with_eos(model, eos))
+    for index in (1, 60):
+        wanted = params(0, stop=long.text[index : index + 4])
+        know(llm, long)
+        assert same(llm.generate([PROMPT], wanted)[0], plain.generate([PROMPT], wanted)[0])
+
+
+def test_closing_a_stream_early(plain: LLM, llm: LLM) -> None:
+    [expected] = plain.generate([PROMPT], params(0))
+    know(llm, expected)
+    stream = llm.stream(PROMPT, params(0))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert llm._engine.active == []
+    assert same(llm.generate([PROMPT], params(0))[0], expected)
+
+
+def test_several_prompts_that_stop_at_different_places(plain: LLM, llm: LLM, temperature: float) -> None:
+    prompts = [PROMPT, "import os\n", "class Stack:\n    def push"]
+    wanted = params(temperature, stop=["self", "return", "\n\n"])
+    expected = [plain.generate([prompt], wanted)[0] for prompt in prompts]
+    longs = [plain.generate([prompt], params(temperature))[0] for prompt in prompts]
+    texts = [llm.encode(prompt) + long.token_ids for prompt, long in zip(prompts, longs, strict=True)]
+    assert llm._engine.speculator is not None
+    llm._engine.speculator.drafters = [knowing(texts, (5, 6))]
+    for output, one in zip(llm.generate(prompts, wanted), expected, strict=True):
+        assert same(output, one)
+
+
+def same(output: Output, expected: Output) -> bool:
+    assert output.token_ids == expected.token_ids
+    assert output.text == expected.text
+    assert output.finish_reason == expected.finish_reason
+    return True
