@@ -45,9 +45,9 @@ def random_coarse(k: int, n: int, rng: np.random.Generator) -> U8:
 
 def coarse_contender(kernels: Kernels, k: int, n: int, rng: np.random.Generator, threads: int) -> Contender:
     chunks = random_coarse(k, n, rng)
-    levels = kernels.coarse_levels(chunks, n, k, ROWS_PER_CHUNK)
+    levels = kernels.coarse_levels([chunks], n, k, ROWS_PER_CHUNK)
     copies = [chunks.copy() for _ in range(max(1, MEMORY_BYTES // chunks.size))]
-    weights = [CoarseRows(n, k, ROWS_PER_CHUNK, copy, *levels) for copy in copies]
+    weights = [CoarseRows(n, k, ROWS_PER_CHUNK, [copy], *levels) for copy in copies]
     return Contender(
         "coarse", lambda x, i, out: kernels.matmul_coarse(x, weights[i], out), Reader(copies, threads), len(copies)
     )

@@ -3,11 +3,13 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <memory>
 #include <new>
 #include <optional>
+#include <vector>
 
 #include "arrays.h"
 #include "kernels/run.h"
@@ -37,17 +39,35 @@ class Quantized {
   std::unique_ptr<std::uint8_t, Delete> data_;
 };
 
-// Checks that the chunks lie within the array.
-CoarseMatrix coarse_matrix(const Bytes& coarse, std::int64_t rows, std::int64_t cols, std::int64_t rows_per_chunk) {
-  require_packable(rows, cols);
-  require(rows_per_chunk > 0, "rows_per_chunk must be positive");
-  rows_per_chunk = std::min(rows_per_chunk, rows);
-  const std::int64_t before = (rows - 1) / rows_per_chunk;  // chunks before the last
-  const std::int64_t end =
-      before * coarse_bytes(rows_per_chunk, cols) + bare_coarse_bytes(rows - before * rows_per_chunk, cols);
-  require(static_cast<std::int64_t>(coarse.shape(0)) >= end, "coarse is too short");
-  return {rows, cols, rows_per_chunk, coarse.data(), nullptr, nullptr};
-}
+// Where the coarse chunks of a matrix are, which lie one after the other in each of the arrays.
+class Chunks {
+ public:
+  // Checks that all lie within their arrays.
+  Chunks(const std::vector<Bytes>& arrays, std::int64_t rows, std::int64_t cols, std::int64_t rows_per_chunk)
+      : rows_(rows), cols_(cols), rows_per_chunk_(std::min(rows_per_chunk, rows)) {
+    require_packable(rows, cols);
+    require(rows_per_chunk > 0, "rows_per_chunk must be positive");
+    const std::int64_t whole = coarse_bytes(rows_per_chunk_, cols), count = divide_up(rows, rows_per_chunk_);
+    const std::int64_t last = bare_coarse_bytes(rows - (count - 1) * rows_per_chunk_, cols);
+    for (const Bytes& array : arrays) {
+      std::int64_t left = static_cast<std::int64_t>(array.shape(0));
+      for (const std::uint8_t* chunk = array.data(); left > 0 && this->count() < count; chunk += whole, left -= whole) {
+        require(left >= (this->count() < count - 1 ? whole : last), "coarse is too short");
+        chunks_.push_back(chunk);
+      }
+    }
+    require(this->count() == count, "coarse is too short");
+  }
+  CoarseMatrix matrix() const { return {rows_, cols_, rows_per_chunk_, chunks_.data(), nullptr, nullptr}; }
+
+ private:
+  std::int64_t count() const { return static_cast<std::int64_t>(chunks_.size()); }
+
+  std::int64_t rows_;
+  std::int64_t cols_;
+  std::int64_t rows_per_chunk_;
+  std::vector<const std::uint8_t*> chunks_;
+};
 
 template <typename Args>
 void require_product(const Rows<const float>& x, const Args& args, const std::optional<Floats>& bias) {
@@ -56,14 +76,16 @@ void require_product(const Rows<const float>& x, const Args& args, const std::op
 }
 
 void bind_matmul_coarse(ThreadPool& pool, const Matrix<const float>& x, std::int64_t rows_per_chunk,
-                        const Bytes& coarse, const Matrix<const std::uint8_t>& magnitudes, const Floats& scales,
-                        const Matrix<float>& out, const std::optional<Floats>& bias, bool accumulate) {
+                        const std::vector<Bytes>& coarse, const Matrix<const std::uint8_t>& magnitudes,
+                        const Floats& scales, const Matrix<float>& out, const std::optional<Floats>& bias,
+                        bool accumulate) {
   const Rows<const float> x_rows = rows_of(x, "x");
   const Rows<float> out_rows = rows_of(out, "out");
   const Rows<const std::uint8_t> of_classes = rows_of(magnitudes, "magnitudes");
+  const Chunks chunks(coarse, out_rows.cols, x_rows.cols, rows_per_chunk);
   MatmulCoarseArgs args{
       .x = {},
-      .w = coarse_matrix(coarse, out_rows.cols, x_rows.cols, rows_per_chunk),
+      .w = chunks.matrix(),
       .bias = bias ? bias->data() : nullptr,
       .accumulate = accumulate,
       .out = out_rows,
@@ -101,12 +123,14 @@ void bind_matmul_nibbles(ThreadPool& pool, const Matrix<const float>& x, const B
   matmul_nibbles(pool, x_rows, Quantized(x_rows).data(), args);
 }
 
-void bind_count_classes(ThreadPool& pool, const Bytes& coarse, std::int64_t cols, std::int64_t rows_per_chunk,
-                        const Matrix<std::int32_t>& counts, const Vector<std::uint8_t>& units) {
+void bind_count_classes(ThreadPool& pool, const std::vector<Bytes>& coarse, std::int64_t cols,
+                        std::int64_t rows_per_chunk, const Matrix<std::int32_t>& counts,
+                        const Vector<std::uint8_t>& units) {
   const Rows<std::int32_t> out = rows_of(counts, "counts");
   require(out.cols == 4 && out.stride == 4, "counts must be contiguous, four for each row");
   require_equal(units.shape(0), out.rows, "length of units");
-  const CountClassesArgs args{coarse_matrix(coarse, out.rows, cols, rows_per_chunk), out.data, units.data()};
+  const Chunks chunks(coarse, out.rows, cols, rows_per_chunk);
+  const CountClassesArgs args{chunks.matrix(), out.data, units.data()};
   const nb::gil_scoped_release release;
   count_classes(pool, args);
 }
@@ -124,15 +148,15 @@ void bind_quantize_nibbles(ThreadPool& pool, const Bytes& weights, std::int64_t 
 
 void bind_draft(nb::module_& m) {
   m.def(
-      "matmul_coarse", &bind_matmul_coarse, "pool"_a, nb::arg("x").noconvert(), "rows_per_chunk"_a,
-      nb::arg("coarse").noconvert(), nb::arg("magnitudes").noconvert(), nb::arg("scales").noconvert(),
-      nb::arg("out").noconvert(), nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
+      "matmul_coarse", &bind_matmul_coarse, "pool"_a, nb::arg("x").noconvert(), "rows_per_chunk"_a, "coarse"_a,
+      nb::arg("magnitudes").noconvert(), nb::arg("scales").noconvert(), nb::arg("out").noconvert(),
+      nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
       "As matmul, with x as int8 and the coarse chunks of packed weights alone: scales[i] times magnitudes[i][class],\n"
       "uint8 up to 63.");
   m.def("matmul_nibbles", &bind_matmul_nibbles, "pool"_a, nb::arg("x").noconvert(), nb::arg("data").noconvert(),
         nb::arg("scales").noconvert(), nb::arg("out").noconvert(), nb::arg("bias").noconvert() = nb::none(),
         "accumulate"_a = false, "As matmul, with x as int8 and what quantize_nibbles wrote.");
-  m.def("count_classes", &bind_count_classes, "pool"_a, nb::arg("coarse").noconvert(), "cols"_a, "rows_per_chunk"_a,
+  m.def("count_classes", &bind_count_classes, "pool"_a, "coarse"_a, "cols"_a, "rows_per_chunk"_a,
         nb::arg("counts").noconvert(), nb::arg("units").noconvert(),
         "counts int32[rows, 4] = weights of each class in coarse chunks; units uint8[rows] = their rows' unit bytes.");
   m.def("quantize_nibbles", &bind_quantize_nibbles, "pool"_a, nb::arg("weights").noconvert(), "rows"_a, "cols"_a,

@@ -121,17 +121,54 @@ def _size(ordered: npt.NDArray[np.int64], groups: int, unit: int) -> int:
     return size + len(positions) + int((apart // 255).sum()) - -len(positions) // 4 + literals
 
 
-def _best_unit(row: U16) -> int:
+def _class(exponent: int, unit: int) -> int:
+    near = (exponent - unit + 2) % 256
+    if near < 4:
+        return near
+    return 3 if exponent > unit and (unit - 2 - exponent) % 256 > 7 else 0
+
+
+def _kept(lots: list[list[tuple[int, int]]]) -> float:
+    """The squares that remain where the magnitudes of a lot are their mean; a lot has exponents and mantissas."""
+    total = 0.0
+    for lot in lots:
+        magnitudes = 0.0
+        for exponent in sorted({e for e, _ in lot}):
+            magnitudes += sum(128 + m for e, m in lot if e == exponent) * 2.0**exponent
+        if lot:
+            total += magnitudes * magnitudes / len(lot)
+    return total
+
+
+def _larger_pays(row: U16, unit: int, more: int) -> bool:
+    """Whether the coarse tier gains more from the unit unit + 1 than that row's bytes, so many more, cost."""
+    weights = [(int(w) >> 7 & 255, int(w) & 127) for w in row]
+    q = _kept([[w for w in weights if w[0] == e] for e in range(256)])
+    small, large = (_kept([[w for w in weights if _class(w[0], s) == c] for c in range(4)]) for s in (unit, unit + 1))
+    return more * q < len(row) * (large - small)
+
+
+def _shortest(row: U16) -> tuple[int, int]:
+    """The unit, and how many bytes more the next one takes."""
     groups = -(-len(row) // 64)
     exponents = np.full(64 * groups, -1, np.int64)
     exponents[: len(row)] = row >> 7 & 255
     ordered = exponents.reshape(groups, 64)[:, ORDER].reshape(-1)
-    return min(range(255, -1, -1), key=lambda unit: _size(ordered, groups, unit))
+    best = min(range(255, -1, -1), key=lambda unit: _size(ordered, groups, unit))
+    return best, _size(ordered, groups, best + 1) - _size(ordered, groups, best)
 
 
 def _encode_row(row: U16) -> tuple[int, bytes, bytes, bool]:
     """Unit, coarse groups, data, raw."""
-    unit = _best_unit(row)
+    unit, more = _shortest(row)
+    if unit < 255 and _larger_pays(row, unit, more):
+        larger = _encode_with(row, unit + 1)
+        if not larger[3]:
+            return larger
+    return _encode_with(row, unit)
+
+
+def _encode_with(row: U16, unit: int) -> tuple[int, bytes, bytes, bool]:
     fields = Fields.of(row, unit)
     coded = _code(fields, unit)
     coarse = b""

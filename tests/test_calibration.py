@@ -5,8 +5,11 @@ from guessing import root
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.speculate.calibration import UNTRIED, Calibration
+from penstock.speculate.calibration import DOUBTED, UNTRIED, Calibration
 from penstock.speculate.tree import Claim, Tree
+
+
+SCORES = [1e-300, 0.001, 0.3, 0.99999, 1.0]
 
 
 def chain(*guesses: tuple[int, float], drafter: str = "d") -> Tree:
@@ -87,6 +90,18 @@ class TestChances:
             calibration.learn(chain((5, score)), [5])
         assert 0.5 < calibration.chance(Claim("d", score), 1) <= 1
 
+    def test_doubted_guesses_are_learned_of_by_themselves(self) -> None:
+        calibration = Calibration()
+        assert calibration.chance(Claim("d", 0.5, "other"), 1) == pytest.approx(0.5 * DOUBTED)
+        for _ in range(300):
+            tree = root()
+            tree.add(0, 5, 0.5, (Claim("d", 0.5), Claim("d", 0.5, "other")))
+            calibration.learn(tree, [5])
+            calibration.learn(chain((6, 0.5)), [5])
+        assert calibration.chance(Claim("d", 0.5, "other"), 1) > 0.9
+        assert calibration.chance(Claim("d", 0.5), 1) == pytest.approx(0.5, abs=0.05)
+        assert calibration.chance(Claim("d", 0.5, "third"), 1) < 0.1
+
 
 class TestLearning:
     def test_only_what_was_reached_counts(self) -> None:
@@ -114,11 +129,15 @@ class TestLearning:
         calibration.learn(root(), drawn)
         assert calibration == Calibration()
 
-    @given(st.lists(st.tuples(st.floats(0.001, 1.0), st.booleans()), max_size=60), st.floats(0.001, 1.0))
+    @given(
+        st.lists(st.tuples(st.sampled_from([1e-300, 0.001, 0.3, 0.99999, 1.0]), st.booleans()), max_size=60),
+        st.floats(1e-6, 1.0),
+    )
     def test_chances_are_chances(self, history: list[tuple[float, bool]], score: float) -> None:
         calibration = Calibration()
         for past, right in history:
             calibration.learn(chain((5, past)), [5 if right else 6])
-        for depth in (1, 2, 3, 9):
-            assert 0 < calibration.chance(Claim("d", score), depth) <= 1 + 1e-12
-            assert 0 <= calibration.chance_of_any("d", depth) <= 1 + 1e-12
+        for depth in (1, 2, 3, 9):  # by not even a rounding error above 1: no guess is likelier than its parent
+            assert 0 < calibration.chance(Claim("d", score), depth) <= 1
+            assert 0 < calibration.chance(Claim("d", score, "another"), depth) <= 1
+            assert 0 <= calibration.chance_of_any("d", depth) <= 1

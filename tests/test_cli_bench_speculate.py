@@ -44,7 +44,9 @@ COMMON: dict[str, Any] = {
     "isa": "avx2",
 }
 SIMULATED = SimulatedResult(**COMMON, drafter="coarse", simulations=[Simulation([0.7, 0.12, 0.05], GUESSED, [GUESSED])])
-RANDOM = RandomResult(**COMMON, drafters=["lookup", "coarse"], guessed=GUESSED, right=0, ratio=1.0171)
+RANDOM = RandomResult(
+    **COMMON, drafters=["lookup", "coarse"], dropped=["coarse"], guessed=GUESSED, right=0, ratio=1.0171
+)
 
 
 class Terminal:
@@ -112,7 +114,7 @@ class TestTables:
 
     def test_random_text(self) -> None:
         lines = lines_of(random_table(RANDOM))
-        assert lines[0] == "model, random text, guesses by lookup, coarse"
+        assert lines[0] == "model, random text, guesses by lookup, coarse (dropped)"
         assert "plain, median 16 4.25 s 0" in lines
         assert "guessed 25 1.10 s 60.5 1.50 s 1.017" in lines
 

@@ -12,6 +12,8 @@ from cases import CASES
 from hub_server import serve
 
 from penstock import LLM, cli, outlook
+from penstock.cli.plan_guesses import verdict
+from penstock.guess_plan import Guesses
 from penstock.packing.pack import pack
 from penstock.probe import ComputeSpeed, DraftSpeed, measure_disk
 from penstock.shapes import SHAPES
@@ -206,6 +208,64 @@ class TestForms:
         assert line.split()[-3:] == ["does", "not", "fit"]
 
 
+class TestGuesses:
+    def test_a_shape_with_a_draft(self, plan: Terminal) -> None:
+        code, out, err = plan("llama-3.1-8b", "--memory", "4GiB", "--context", "512", "--draft", "Llama-3.2-1B")
+        assert (code, err) == (0, "")
+        lines = [" ".join(line.split()) for line in out.splitlines()]
+        assert "What guessing takes: raw, with Llama-3.2-1B" in lines
+        assert "What guessing takes: packed, estimated" in lines
+        assert "What guessing takes: packed, estimated, with Llama-3.2-1B" in lines
+        assert any(line.startswith("the draft's weights") and "4 bits a weight" in line for line in lines)
+        assert any(line.startswith("coarse weights 2.81 GB") and line.endswith("all layers guess") for line in lines)
+        for form in ("raw", "packed, estimated"):
+            title = f"Forecast with guesses: {form}; the chances of a first, second, third guess are assumed"
+            table = lines[lines.index(title) + 1 : lines.index(title) + 7]
+            assert any(line.startswith("0.70, 0.12, 0.05 the draft") for line in table)
+            assert any(line.startswith("0.85, 0.06, 0.02 the draft") for line in table)
+            assert any(line.startswith("without guesses 1.00") for line in table)
+        assert sum(line.startswith("The draft Llama-3.2-1B ") for line in lines) == 2
+        assert "How often guesses are right is assumed here, not measured" in out
+
+    def test_layers_that_are_left_out(self, plan: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+        said = {plan("llama-3.1-8b", "--memory", f"{mib}MiB", "--context", "512")[1] for mib in (2000, 3000)}
+        words = ("too little of them stays in memory to guess with", "of 32 layers guess")
+        assert all(any(word in out for out in said) for word in words)
+
+    def test_a_raw_model_has_nothing_to_guess_with(self, plan: Terminal, tmp_path: Path) -> None:
+        _, out, _ = plan(str(CASES["f16"].write(tmp_path)))
+        assert "guess" not in out.replace("Without guesses a pass brings one token", "")
+
+    def test_a_draft_that_does_not_fit(self, plan: Terminal) -> None:
+        _, out, _ = plan("llama-3.1-8b", "--memory", "700MiB", "--context", "64", "--draft", "llama-3.2-1b")
+        assert out.count("The draft llama-3.2-1b does not fit under the ceiling.") == 2
+
+    @pytest.mark.parametrize(
+        ("pays", "words"),
+        [
+            ((True, True), "The draft x pays, under either assumption."),
+            ((False, False), "The draft x does not pay, under either assumption: its memory brings more as room for"),
+            ((False, True), "The draft x pays only where it is right as often as 0.85, 0.06, 0.02."),
+        ],
+    )
+    def test_verdicts(self, plan: Terminal, pays: tuple[bool, ...], words: str) -> None:
+        fits: Any = object()
+        assert verdict(Guesses(None, fits, "x", pays)).startswith(words)
+
+    def test_json(self, plan: Terminal) -> None:
+        said = plan.json("llama-3.1-8b", "--memory", "4GiB", "--context", "512", "--draft", "llama-3.2-1b")
+        assert said["guesses"] == said["raw"]["guesses"]
+        packed = said["packed"]["guesses"]
+        assert packed["own"]["tier_layers"] == packed["own"]["layers"] == 32
+        assert [forecast["drafter"] for forecast in packed["own"]["forecasts"]] == ["coarse", "coarse"]
+        assert packed["drafted"]["draft_form"] == "4 bits"
+        assert said["draft_weights_per_second"]["coarse_row"] == 40e9
+
+    def test_none(self, plan: Terminal) -> None:
+        assert plan.json("demo", "--draft", "none")["guesses"] is None
+        assert "What guessing takes" not in plan("demo", "--draft", "none")[1]
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "code", "words"),
@@ -219,6 +279,8 @@ class TestErrors:
             (("demo", "--kv-dtype", "int8"), 2, "kv_dtype='int8'"),
             (("smollm2-135m", "--kv-dtype", "int8"), 2, "kv_dtype='int8'"),
             (("demo", "--prompt-tokens", "0"), 2, "A prompt has at least one token."),
+            (("demo", "--draft", "smollm2-135m"), 2, "has a vocabulary of 49152 tokens, and the model has 4096"),
+            (("demo", "--draft", "no-such-model"), 1, "no-such-model: no such directory"),
             (("demo", "--threads", "0"), 2, "0 threads: a whole number from 1"),
         ],
     )

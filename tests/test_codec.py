@@ -156,7 +156,26 @@ def test_input_and_output_at_any_address(isa: str) -> None:
 
 def test_normal_weights_take_two_thirds() -> None:
     packed = pack(gaussian(256, 4096))
-    assert (packed.coarse.nbytes + packed.fine.nbytes) / (256 * 4096 * 2) < 0.6705
+    assert (packed.coarse.nbytes + packed.fine.nbytes) / (256 * 4096 * 2) < 0.6718
+
+
+class TestUnits:
+    """Units that rows of exponents 125 to 127 and a few larger ones get; 126 makes all of them shortest."""
+
+    def unit(self, exponents: list[int]) -> int:
+        coarse, _ = encode(with_exponents(exponents))
+        return int(coarse[0])
+
+    def test_the_shortest_row_where_classes_tell_all_weights_apart(self) -> None:
+        assert self.unit([125, 126, 127] * 200) == 126
+
+    def test_the_next_one_where_large_weights_would_be_as_one(self) -> None:
+        spread = ([125] + [126, 127] * 5) * 60
+        assert self.unit(spread + [129] * 2) == 127
+
+    def test_not_where_the_row_would_be_raw_with_it(self) -> None:
+        crowded = [125] * 60 + [126, 127] * 300
+        assert self.unit(crowded + [129] * 2) == 126
 
 
 def test_threads_may_share_the_codec() -> None:

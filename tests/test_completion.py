@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from cases import DEMO
@@ -55,7 +56,7 @@ def test_all_in_one_pass(plain: LLM, llm: LLM, temperature: float) -> None:
     found = pieces(llm, params(temperature))
     assert [len(piece.token_ids) for piece in found] == [1, len(expected.token_ids) - 1]
     assert "".join(piece.text for piece in found) == expected.text
-    assert sum((piece.token_ids for piece in found), []) == expected.token_ids
+    assert [token for piece in found for token in piece.token_ids] == expected.token_ids
     assert found[-1].finish_reason == expected.finish_reason
     stats = found[-1].stats
     assert (stats.passes, stats.tokens) == (2, expected.stats.tokens)
@@ -118,8 +119,6 @@ def test_a_stop_token_within_a_run(plain: LLM, llm: LLM, monkeypatch: pytest.Mon
 
 
 def with_eos(model: LLM, eos: int) -> object:
-    from dataclasses import replace
-
     return replace(model.defaults, eos_token_ids=(eos,))
 
 

@@ -11,8 +11,8 @@ GIGA = 10**9
 
 
 def a_pass(rows: int, wait: float, compute: float) -> PassStats:
-    """Of two parts, of which drawing and guessing are none."""
-    half = PartStats("layer 0", 0, wait / 2, wait / 2, compute / 2)
+    """Of two parts, of which drawing and guessing are none. What waits reads."""
+    half = PartStats("layer 0", 50 * (wait > 0), wait / 2, wait / 2, compute / 2)
     return PassStats(rows, (half, half), seconds=99 + wait + compute, stage_seconds=wait + compute)
 
 
@@ -23,13 +23,20 @@ class TestLine:
         assert line(5) == 0
 
     def test_the_slope_is_taken_on_trust_until_rows_differ(self) -> None:
-        line = Line(2.0)
+        line = Line(0.5)
         for _ in range(3):
             line.add(4, 10)
         assert line.known
         assert line(4) == pytest.approx(10)
-        assert line(7) == pytest.approx(16)
-        assert line(1) == pytest.approx(4)
+        assert line(7) == pytest.approx(11.5)
+        assert line(1) == pytest.approx(8.5)
+
+    def test_within_reason(self) -> None:
+        """Rows take at most half of what was measured: a slope that is far too steep does not bend all to 0."""
+        line = Line(99.0)
+        line.add(4, 10)
+        assert line(0) == pytest.approx(5)
+        assert line(8) == pytest.approx(15)
 
     @given(st.floats(0.01, 100), st.floats(0, 10), st.integers(1, 50), st.integers(2, 20))
     def test_it_goes_through_what_lies_on_a_line(self, a: float, b: float, rows: int, factor: int) -> None:
@@ -45,10 +52,12 @@ class TestLine:
             line.add(rows, seconds)
         assert line(100) == line(1) > 0
 
-    def test_seconds_are_never_negative(self) -> None:
+    @given(st.lists(st.tuples(st.integers(1, 300), st.floats(1e-6, 1e3)), min_size=1), st.integers(0, 500))
+    def test_seconds_are_never_negative(self, history: list[tuple[int, float]], rows: int) -> None:
         line = Line(5.0)
-        line.add(100, 1)
-        assert line(1) == 0
+        for count, seconds in history:
+            line.add(count, seconds)
+        assert line(rows) >= 0
 
     def test_it_follows_what_changes(self) -> None:
         line = Line(0.0)
@@ -111,6 +120,29 @@ class TestPasses:
             costs.learn_pass(a_pass(rows, wait, compute))
         seconds = [costs.pass_seconds(rows) for rows in (1, 2, 30, 300)]
         assert seconds == sorted(seconds)
+
+
+class TestColdPasses:
+    """Those that bring weights into memory, as the first ones do: they say little of the ones to come."""
+
+    def test_one_counts_until_others_are_known(self) -> None:
+        costs = Costs(GIGA)
+        assert not costs.known
+        costs.learn_cold_pass(a_pass(1, 9, 1), streamed=50)
+        assert costs.known
+        assert costs.disk_seconds == pytest.approx(5)  # it read 100 bytes
+        for _ in range(2):
+            costs.learn_pass(a_pass(1, 3, 1))
+        assert costs.disk_seconds == pytest.approx(4)
+        before = costs.pass_seconds(1)
+        costs.learn_cold_pass(a_pass(1, 90, 1), streamed=50)
+        assert costs.pass_seconds(1) == before
+
+    def test_nothing_is_known_from_one_after_which_nothing_streams(self) -> None:
+        costs = Costs(GIGA)
+        costs.learn_cold_pass(a_pass(1, 9, 1), streamed=0)
+        assert not costs.known
+        assert costs.pass_seconds(1) == 0
 
 
 class TestDrafts:

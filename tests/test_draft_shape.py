@@ -48,17 +48,23 @@ def test_a_shape_by_hand() -> None:
     assert shape.kv_shape == KvShape(16, 8, 64, "bf16")
 
 
-@pytest.mark.parametrize("here", [True, False])
-def test_another_vocabulary(here: bool) -> None:
-    target = parse_config(shape_config("llama-3.1-8b"), "shape")
+REMEDY = "A draft has to have the target's tokenizer: give a smaller model of the same family."
+TARGET = parse_config(shape_config("llama-3.1-8b"), "shape")
+
+
+def test_a_draft_that_is_here_with_another_vocabulary() -> None:
     with pytest.raises(UsageError) as caught:
-        if here:
-            draft_here("demo", DEMO, target, None, KERNELS, "bf16")
-        else:
-            draft_ahead("smollm2-135m", parse_config(shape_config("smollm2-135m"), "shape"), target, "bf16")
-    name, count = ("demo", LLM.open("demo").config.vocab_size) if here else ("smollm2-135m", 49152)
-    assert caught.value.problem == (f"The draft {name} has a vocabulary of {count} tokens, and the model has 128256.")
-    assert caught.value.remedy == "A draft has to have the target's tokenizer: give a smaller model of the same family."
+        draft_here("demo", DEMO, TARGET, None, KERNELS, "bf16")
+    assert caught.value.problem == "The draft demo has a vocabulary of 4096 tokens, and the model has 128256."
+    assert caught.value.remedy == REMEDY
+
+
+def test_a_shape_with_another_vocabulary() -> None:
+    config = parse_config(shape_config("smollm2-135m"), "shape")
+    with pytest.raises(UsageError) as caught:
+        draft_ahead("smollm2-135m", config, TARGET, "bf16")
+    assert caught.value.problem == "The draft smollm2-135m has a vocabulary of 49152 tokens, and the model has 128256."
+    assert caught.value.remedy == REMEDY
 
 
 def test_a_draft_at_the_targets_side_is_checked_as_when_it_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.speculate import grow
-from penstock.speculate.calibration import Calibration
+from penstock.speculate.calibration import DOUBTED, Calibration
 from penstock.speculate.drafter import Drafter
 from penstock.speculate.grow import BATCH, MOST_NODES, Growth
 from penstock.speculate.tree import Claim, Tree
@@ -98,19 +98,40 @@ class TestFixedCount:
         assert set(paths(tree)) == {(5,)}
 
     def test_two_drafters_feed_one_tree(self) -> None:
+        """The better one's word counts, in what it does not guess too."""
         one = Scripted(lambda tree, node: [(5, 0.4), (6, 0.3)] if node == 0 else [], "one")
         two = Scripted(lambda tree, node: [(6, 0.5), (7, 0.2)] if node == 0 else [], "two", free=False)
         [tree] = grown([root()], [one, two], fixed=3)
-        assert paths(tree) == pytest.approx({(5,): 0.4, (6,): 0.5, (7,): 0.2})
-        six = tree.child(0, 6)
-        assert six is not None
-        assert tree.claims[six] == (Claim("one", 0.3), Claim("two", 0.5))
+        assert paths(tree) == pytest.approx({(5,): 0.4 * DOUBTED, (6,): 0.5, (7,): 0.2})
+        claims = {tree.tokens[child]: tree.claims[child] for child in tree.children(0)}
+        assert claims[5] == (Claim("one", 0.4), Claim("one", 0.4, "two"))
+        assert claims[6] == (Claim("one", 0.3), Claim("two", 0.5))
+        assert claims[7] == (Claim("two", 0.2),)
 
-    def test_a_node_that_another_drafter_doubts_stays_as_likely(self) -> None:
-        one = Scripted(lambda tree, node: [(5, 0.6)] * (node == 0), "one")
-        two = Scripted(lambda tree, node: [(5, 0.1)] * (node == 0), "two")
+    def test_the_surer_of_two_free_ones_counts(self) -> None:
+        one = Scripted(lambda tree, node: [(5, 0.6), (6, 0.1)] * (node == 0), "one")
+        two = Scripted(lambda tree, node: [(5, 0.1), (6, 0.2)] * (node == 0), "two")
         [tree] = grown([root()], [one, two], fixed=3)
-        assert paths(tree) == pytest.approx({(5,): 0.6})
+        assert paths(tree) == pytest.approx({(5,): 0.6, (6,): 0.2})
+
+    def test_what_follows_a_doubted_guess_is_less_likely_too(self) -> None:
+        """A drafter that has no guess at all, as where it rests, doubts nothing."""
+        one = Scripted(lambda tree, node: [(5, 0.5)] * (tree.depth(node) < 2), "one")
+        two = Scripted(lambda tree, node: [(7, 0.2)] * (node == 0), "two", free=False)
+        [tree] = grown([root()], [one, two], fixed=9)
+        assert paths(tree)[(5, 5)] == pytest.approx(0.25 * DOUBTED)
+
+    def test_doubts_are_checked_as_all_else_is(self) -> None:
+        """Where what is doubted is right all the same, doubts come to mean nothing."""
+        calibration = Calibration()
+        for _ in range(500):
+            tree = root()
+            tree.add(0, 5, 0.5, (Claim("one", 0.5), Claim("one", 0.5, "two")))
+            calibration.learn(tree, [5])
+        one = Scripted(lambda tree, node: [(5, 0.5)] * (node == 0), "one")
+        two = Scripted(lambda tree, node: [(7, 0.2)] * (node == 0), "two", free=False)
+        [tree] = grown([root()], [one, two], fixed=3, calibrations={False: calibration, True: calibration})
+        assert paths(tree)[(5,)] > 0.95
 
     def test_free_drafters_go_on_from_the_nodes_of_others(self) -> None:
         paid = Scripted(lambda tree, node: [(5, 0.9)] * (node == 0), "paid", free=False)
@@ -157,6 +178,62 @@ def taught(right: bool, drafter: str = "scripted", times: int = 2000) -> dict[bo
         tree.add(0, 5, 0.5, (Claim(drafter, (0.02, 0.1, 0.3, 0.5, 0.9)[i % 5]),))
         calibration.learn(tree, [5 if right else 6])
     return {False: calibration, True: calibration}
+
+
+SCORES = [1e-300, 1e-6, 0.01, 0.2, 0.35, 0.5, 0.99, 1.0]
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10**6), fixed=st.sampled_from([None, 1, 3, 20]), count=st.integers(1, 3))
+def test_trees_are_sound_whatever_drafters_say(seed: int, fixed: int | None, count: int) -> None:
+    """Free ones and others, which agree and contradict each other, with any experience; over several passes."""
+    rng = random.Random(seed)
+    names = [("free", True), ("freer", True), ("paid", False), ("dearer", False)]
+
+    def say(tree: Tree, node: int) -> list[tuple[int, float]]:
+        tokens = rng.sample(range(5), rng.randrange(4)) if tree.depth(node) < 6 else []
+        return sorted(((token, rng.choice(SCORES)) for token in tokens), key=lambda guess: -guess[1])
+
+    drafters = [Scripted(say, name, free) for name, free in rng.sample(names, rng.randint(1, 4))]
+    calibrations = {False: Calibration(), True: Calibration()}
+    prices = Prices(lambda rows: 10 + 0.1 * rows, lambda rows: 0.01 * rows)
+    for _ in range(4):
+        roots = [root([i], deepest=rng.randrange(9), temperature=float(rng.random() < 0.5)) for i in range(count)]
+        trees = grown(
+            roots, drafters, prices, fixed=fixed, most_nodes=rng.choice([0, 7, 100]), calibrations=calibrations
+        )
+        assert [tree.context for tree in trees] == [tree.context for tree in roots]
+        for tree, start in zip(trees, roots, strict=True):
+            assert paths(tree).items() <= paths(start).items()
+            assert len(tree) - 1 <= (fixed or 100)
+            assert tree.chances[0] == 1
+            for node in range(1, len(tree)):
+                assert 0 <= tree.chances[node] <= tree.chances[tree.parents[node]]
+                assert tree.depth(node) <= tree.deepest
+                assert tree.claims[node]
+            for whole in (tree, start):
+                for size in range(len(whole)):
+                    assert len(whole.largest(size)) == size + 1
+            calibrations[tree.sampled].learn(start, [rng.randrange(5) for _ in range(4)])
+
+
+class TestExploring:
+    def test_a_drafter_that_does_not_seem_to_pay_is_asked_about_the_roots(self) -> None:
+        """Once, so that it can show that texts have changed."""
+        prices = Prices(lambda rows: 10.0, lambda rows: 1e9)
+        for explore in (False, True):
+            drafter = bush(1, free=False)
+            growth = Growth(
+                [root([1]), root([2])],
+                [drafter],
+                taught(False),
+                prices,  # type: ignore[arg-type]
+                explore=explore,
+            )
+            growth.run()
+            assert growth.asked is explore
+            assert [len(batch) for batch in drafter.batches] == [2] * explore
+            assert all(node == 0 for _, node in drafter.asked)
 
 
 class TestOwnChoice:

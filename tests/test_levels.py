@@ -16,7 +16,7 @@ from numerics_oracles import instruction_set, same_bits, tree
 from packing import as_bytes, gaussian, pack
 from test_matmul import libc_protect
 
-from penstock import _core
+from penstock import _core, codec
 from penstock.kernels import F32, U8, Kernels
 from penstock.levels import BLOCK, MOST_LEVEL, CoarseRows, NibbleRows, likely_levels, nibble_bytes
 
@@ -42,13 +42,14 @@ def coarse_fields(coarse: CoarseRows) -> tuple[I64, I64, I64]:
     """Units [rows], and the classes and signs of whole groups [rows, columns], by docs/format.md."""
     groups = -(-coarse.cols // 64)
     units, classes, signs = [], [], []
+    stream = np.concatenate(coarse.coarse)
     at = 0
     for first in range(0, coarse.rows, coarse.rows_per_chunk):
         rows = min(coarse.rows_per_chunk, coarse.rows - first)
-        units += coarse.coarse[at : at + rows].tolist()
+        units += stream[at : at + rows].tolist()
         at += -(-rows // 8) * 8
         end = at + rows * groups * 24
-        words = bits(coarse.coarse[at:end]).reshape(rows, groups, 3, 64).astype(np.int64)
+        words = bits(stream[at:end]).reshape(rows, groups, 3, 64).astype(np.int64)
         at = -(-end // 64) * 64
         in_order = np.empty_like(words)
         in_order[..., ORDER] = words
@@ -119,7 +120,7 @@ def coarse_of(weights: U16, rows_per_chunk: int | None = None, seed: int = 0) ->
     rng = np.random.default_rng(seed)
     magnitudes = rng.integers(0, 70, (packed.rows, 4)).astype(np.uint8)
     scales = rng.uniform(0.5, 2, packed.rows).astype(np.float32)
-    return CoarseRows(packed.rows, packed.cols, packed.rows_per_chunk, packed.coarse, magnitudes, scales)
+    return CoarseRows(packed.rows, packed.cols, packed.rows_per_chunk, [packed.coarse], magnitudes, scales)
 
 
 def activations(rows: int, cols: int, seed: int = 0) -> F32:
@@ -270,8 +271,8 @@ def test_raw_rows_in_packed_chunks(isa: str) -> None:
 def test_bytes_of_any_kind(isa: str) -> None:
     """Padding of rows is multiplied with zeros, whatever it holds."""
     coarse, x = coarse_of(gaussian(9, 70)), activations(3, 70)
-    noise = np.random.default_rng(3).integers(0, 256, coarse.coarse.size, np.uint8)
-    broken = replace(coarse, coarse=noise)
+    noise = np.random.default_rng(3).integers(0, 256, coarse.coarse[0].size, np.uint8)
+    broken = replace(coarse, coarse=[noise])
     integers = coarse_integers(broken)
     integers[:, 70:] = 0
     assert same_bits(by_coarse(Kernels(1), x, broken), product(x, integers, None) * coarse.scales)
@@ -290,7 +291,7 @@ def test_weights_up_to_the_last_byte_of_a_page(isa: str, cols: int) -> None:
     """Whoever reads past the weights dies here."""
     kernels, weights = Kernels(1), gaussian(9, cols)
     coarse, nibbles = coarse_of(weights), kernels.quantize_nibbles(at_the_end_of_a_page(as_bytes(weights)), 9, cols)
-    coarse = replace(coarse, coarse=at_the_end_of_a_page(coarse.coarse))
+    coarse = replace(coarse, coarse=[at_the_end_of_a_page(coarse.coarse[0])])
     nibbles = replace(nibbles, data=at_the_end_of_a_page(nibbles.data))
     kernels.coarse_levels(coarse.coarse, 9, cols, 9)
     for rows in (1, 3, 20):
@@ -299,10 +300,20 @@ def test_weights_up_to_the_last_byte_of_a_page(isa: str, cols: int) -> None:
         assert same_bits(by_nibbles(kernels, x, nibbles), nibble_product(x, nibbles))
 
 
+def test_chunks_in_several_arrays(isa: str) -> None:
+    whole = coarse_of(gaussian(21, 201), 8)
+    cut = 2 * codec.coarse_bytes(8, 201)
+    parts = replace(whole, coarse=[whole.coarse[0][:cut].copy(), whole.coarse[0][cut:].copy()])
+    x = activations(3, 201)
+    assert same_bits(by_coarse(Kernels(2), x, parts), by_coarse(Kernels(2), x, whole))
+    with pytest.raises(ValueError, match="coarse is too short"):  # the first ends within a chunk
+        by_coarse(Kernels(1), x, replace(parts, coarse=[parts.coarse[0][:-64], parts.coarse[1]]))
+
+
 def test_counts_of_classes(isa: str) -> None:
     packed = pack(gaussian(21, 201), 8)
     counts, units = np.empty((21, 4), np.int32), np.empty(21, np.uint8)
-    _core.count_classes(_core.ThreadPool(2, 64 << 10), packed.coarse, 201, 8, counts, units)
+    _core.count_classes(_core.ThreadPool(2, 64 << 10), [packed.coarse], 201, 8, counts, units)
     expected_units, classes, _ = coarse_fields(coarse_of(gaussian(21, 201), 8))
     assert (units == expected_units).all()
     assert (counts == [[np.count_nonzero(row[:201] == c) for c in range(4)] for row in classes]).all()
@@ -312,9 +323,9 @@ def test_likely_levels_of_normal_rows(isa: str) -> None:
     """Near the mean magnitudes of each class, and with nearly as small an error as those have."""
     weights = gaussian(64, 4096)
     packed, values = pack(weights, 16), widened(weights).astype(np.float64)
-    magnitudes, scales = Kernels(2).coarse_levels(packed.coarse, 64, 4096, 16)
+    magnitudes, scales = Kernels(2).coarse_levels([packed.coarse], 64, 4096, 16)
     assert magnitudes.max() == MOST_LEVEL
-    coarse = CoarseRows(64, 4096, 16, packed.coarse, magnitudes, scales)
+    coarse = CoarseRows(64, 4096, 16, [packed.coarse], magnitudes, scales)
     units, classes, _ = coarse_fields(coarse)
     own = coarse_integers(coarse)[:, :4096] * scales[:, None].astype(np.float64)
     best = np.empty_like(values)
@@ -391,9 +402,9 @@ def test_shapes_that_do_not_match() -> None:
     with pytest.raises(ValueError, match="4-bit weights are 4 x 64, not 4 x 63"):
         kernels.matmul_nibbles(x[:, :63], nibbles, out)
     with pytest.raises(ValueError, match="coarse is too short"):
-        kernels.matmul_coarse(x, replace(coarse, coarse=coarse.coarse[:-1]), out)
+        kernels.matmul_coarse(x, replace(coarse, coarse=[coarse.coarse[0][:-1]]), out)
     with pytest.raises(ValueError, match="coarse is too short"):
-        kernels.coarse_levels(coarse.coarse[:-1], 4, 64, 4)
+        kernels.coarse_levels([coarse.coarse[0][:-1]], 4, 64, 4)
     with pytest.raises(ValueError, match="magnitudes must be contiguous, four for each row"):
         kernels.matmul_coarse(x, replace(coarse, magnitudes=np.zeros((4, 3), np.uint8)), out)
     with pytest.raises(ValueError, match="length of scales is 3, expected 4"):

@@ -11,7 +11,7 @@ from cases import CASES
 from penstock.errors import MemoryCeilingError
 from penstock.kv_cache import BLOCK_SLOTS, KvShape
 from penstock.memory import Memory
-from penstock.plan import LEAST_CHUNK_ROWS, MIB, Budget, Demand, parse_bytes
+from penstock.plan import GUESS_SHARE, LEAST_CHUNK_ROWS, MIB, Budget, Demand, parse_bytes
 from penstock.pressure import Relief, Sample
 from penstock.rows import Rows, SequenceRows
 from penstock.weights import Weights
@@ -167,3 +167,88 @@ def test_a_bound_on_weights_in_any_case(model: Model) -> None:
             for _ in model.weights.pieces(name):
                 pass
     assert 0 < model.weights.resident_bytes <= 7000
+
+
+class TestGuesses:
+    """Rows for guesses fit under the ceiling, and take little of the weights' room."""
+
+    @pytest.mark.parametrize("spare", [0, 1, 5, 40, 700])
+    @pytest.mark.parametrize("sequences", [1, 3])
+    @pytest.mark.parametrize("draft", [False, True])
+    def test_as_many_as_there_is_room_for(self, model: Model, spare: int, sequences: int, draft: bool) -> None:
+        memory = model.memory(spare=spare * MIB + sequences * 8 * MIB, draft_kv=model.SHAPE if draft else None)
+        slots = {memory.new_cache(): BLOCK_SLOTS // 2 for _ in range(sequences)}
+        guesses = memory.most_guesses(slots, sequences)
+        assert guesses >= 0
+        if guesses:
+            memory.before_guessing(slots, sequences, guesses)
+            plan = memory.plan
+            parts = ("process", "scratch", "draft", "ring", "allowance", "kv", "activations", "resident")
+            assert sum(getattr(plan, part) for part in parts) <= plan.ceiling
+        if spare == 700:
+            assert guesses > 100
+            assert memory.most_guesses(slots, sequences + 1000) < guesses
+
+    def test_they_take_a_share_of_the_ceiling_at_most(self, model: Model) -> None:
+        memory = model.memory(spare=8 << 30)
+        cache = memory.new_cache()
+        memory.before_pass(Rows([SequenceRows.plain(cache, [1])]))
+        plain = memory.plan
+        guesses = memory.most_guesses({cache: 1}, 1)
+        memory.before_guessing({cache: 1}, 1, guesses)
+        more = memory.plan.kv + memory.plan.activations - plain.kv - plain.activations
+        assert GUESS_SHARE * BIG * 0.9 < more <= GUESS_SHARE * BIG + model.SHAPE.block_bytes
+
+    def test_none_where_nothing_is_left(self, model: Model) -> None:
+        memory = model.memory(spare=0)
+        caches = {memory.new_cache(): 3 * BLOCK_SLOTS for _ in range(9)}
+        assert memory.most_guesses(caches, 9) == 0
+
+    def test_a_pass_over_as_many_guesses_fits(self, model: Model) -> None:
+        """As the engine then plans it, with the tree's rows in the caches."""
+        memory = model.memory(spare=40 * MIB)
+        cache = memory.new_cache()
+        cache.reserve(BLOCK_SLOTS)
+        cache.truncate(BLOCK_SLOTS - 1)
+        guesses = memory.most_guesses({cache: BLOCK_SLOTS}, 1)
+        assert guesses > BLOCK_SLOTS
+        rows = Rows([SequenceRows.tree(cache, [1] * (guesses + 1), [-1, *range(guesses)])])
+        memory.before_pass(rows)
+        assert memory.plan.kv == model.SHAPE.bytes_for(BLOCK_SLOTS + guesses)
+
+
+class TestDrafts:
+    def test_a_draft_models_caches_count(self, model: Model) -> None:
+        """One for each of the target's, of as many slots."""
+        kv = []
+        for draft in (None, replace(model.SHAPE, layers=8)):
+            memory = model.memory(spare=900 * MIB, draft_kv=draft)
+            others = [memory.new_cache() for _ in range(2)]
+            others[0].reserve(3 * BLOCK_SLOTS)
+            memory.before_pass(rows_of(memory, BLOCK_SLOTS + 1))
+            kv.append(memory.plan.kv)
+            del others
+        assert kv == [5 * model.SHAPE.block_bytes, 5 * model.SHAPE.block_bytes * 5 // 4]
+
+    def test_one_that_was_dropped_leaves_its_memory_to_the_weights(self, model: Model) -> None:
+        weights = model.weights.pass_bytes
+        memory = model.memory(spare=4 * MIB + weights // 2, draft_kv=model.SHAPE)
+        memory.budget = replace(memory.budget, draft=3 * MIB, process=memory.budget.process - 3 * MIB)
+        cache = memory.new_cache()
+        rows = Rows([SequenceRows.plain(cache, [1] * LEAST_CHUNK_ROWS)])
+        memory.before_pass(rows)
+        assert memory.plan.resident == weights // 2
+        assert memory.plan.draft == 3 * MIB
+        memory.drop_draft(3 * MIB)
+        memory.before_pass(rows)
+        assert memory.plan.draft == 0
+        assert memory.plan.kv == model.SHAPE.block_bytes
+        assert memory.plan.resident == weights
+
+    def test_whether_all_weights_stay_in_memory(self, model: Model) -> None:
+        weights = model.weights.pass_bytes
+        for spare, holds in ((2 * weights, True), (-8 * MIB, False)):
+            budget = model.memory(spare=max(0, spare)).budget
+            if not holds:
+                budget = replace(budget, draft=weights // 2 + 4 * MIB)
+            assert budget.holds_all() is holds

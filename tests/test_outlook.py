@@ -220,6 +220,55 @@ class TestForms:
         assert (said["packed_row_bytes_per_second"], said["packed_flops_per_second"]) == (10e9, 80e9)
 
 
+class TestGuesses:
+    def test_of_a_shape(self) -> None:
+        """Raw there is nothing to guess with; packed, and with a draft, there is."""
+        found = look("llama-3.1-8b", PlanSettings(memory="4GiB", context=512, draft="llama-3.2-1b"))
+        assert found.packed is not None
+        raw, packed = found.own.guesses, found.packed.guesses
+        assert raw is not None
+        assert packed is not None
+        assert raw.own is not None
+        assert packed.own is not None
+        assert (raw.own.tier_layers, packed.own.tier_layers) == (0, 32)
+        assert raw.draft == packed.draft == "llama-3.2-1b"
+        assert raw.drafted is not None
+        assert raw.drafted.drafters == ("draft", "draft")
+        assert raw.pays == (True, True)
+        assert raw.drafted.forecasts[0].seconds_per_token < found.own.token.seconds
+
+    def test_of_a_packed_model_that_is_here(self, tmp_path: Path) -> None:
+        """Its coarse tier is counted, and the plan without guesses has no part in it."""
+        pack(find_model("demo"), tmp_path / "packed")
+        found = look(str(tmp_path / "packed"), PlanSettings(memory="4GiB", draft="demo"))
+        assert found.own.plan.draft == 0
+        guesses = found.own.guesses
+        assert guesses is not None
+        assert guesses.own is not None
+        assert guesses.own.tier_bytes == found.own.size.coarse
+        assert guesses.own.tier_layers == guesses.own.layers == 6
+        assert guesses.drafted is not None
+        assert guesses.drafted.draft_form == "whole"
+        assert found.raw is not None
+        assert found.raw.guesses is not None
+        assert found.raw.guesses.own is not None
+        assert found.raw.guesses.own.tier_bytes == 0
+
+    def test_none(self) -> None:
+        found = look("demo", PlanSettings(draft="none"))
+        assert found.own.guesses is None
+        assert found.as_object()["guesses"] is None
+
+    def test_another_tokenizer_comes_before_any_measurement(self, probes: list[tuple[str, list[Path], float]]) -> None:
+        with pytest.raises(UsageError, match="has a vocabulary of 49152 tokens, and the model has 4096"):
+            look("demo", PlanSettings(draft="smollm2-135m"))
+        assert probes == []
+
+    def test_a_draft_that_nobody_knows(self) -> None:
+        with pytest.raises(CheckpointError, match="no-such-draft"):
+            look("demo", PlanSettings(draft="no-such-draft"))
+
+
 class TestFirstToken:
     def test_a_chunk_is_what_a_pass_has_room_for(self, tmp_path: Path) -> None:
         with LLM.open(CASES["gqa-4"].write(tmp_path), memory="4GiB") as llm:

@@ -23,14 +23,18 @@ from penstock.errors import PenstockError, ReadError
 from penstock.files import Extent, Files, buffer_bytes
 from penstock.indexed import IndexedRows
 from penstock.kernels import F32, U8, Kernels
+from penstock.levels import BLOCK, CoarseRows, NibbleRows, nibble_bytes
 from penstock.plan import Budget
 from penstock.probe import (
+    FEW_ROWS,
     LEAST_READ_BYTES,
     READ_BYTES,
     READS_AT_ONCE,
     SLICE_BYTES,
+    DraftSpeed,
     measure_compute,
     measure_disk,
+    measure_drafting,
     probe_file,
     room_for_probe,
 )
@@ -181,6 +185,69 @@ class CountingKernels:
     def matmul_indexed(self, x: F32, indexed: IndexedRows, out: F32) -> None:
         assert out.shape == (1, indexed.rows)
         self.now += indexed.data.nbytes / (3 * self.BANDWIDTH)
+
+
+class DraftingKernels(CountingKernels):
+    """Gets through COARSE weights a second by their coarse tier, through NIBBLES of 4 bits; a row more costs a tenth."""
+
+    COARSE, NIBBLES = 10**9, 2 * 10**9
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse: dict[int, CoarseRows] = {}
+        self.nibbles: dict[int, NibbleRows] = {}
+        self.rows: set[int] = set()
+
+    def coarse_levels(self, coarse: U8, rows: int, cols: int, rows_per_chunk: int) -> tuple[U8, F32]:
+        return np.zeros((rows, 4), np.uint8), np.zeros(rows, np.float32)
+
+    def quantize_nibbles(self, weights: U8, rows: int, cols: int) -> NibbleRows:
+        assert len(weights) == 2 * rows * cols
+        return NibbleRows(rows, cols, np.zeros(rows * cols // 2, np.uint8), np.zeros(rows * cols // BLOCK, np.float32))
+
+    def matmul_coarse(self, x: F32, coarse: CoarseRows, out: F32) -> None:
+        assert coarse.magnitudes.shape == (coarse.rows, 4)
+        assert coarse.scales.shape == (coarse.rows,)
+        assert coarse.coarse.nbytes >= coarse.rows * coarse.cols * 3 / 8
+        self.coarse[coarse.coarse.ctypes.data] = coarse
+        self._count(x, coarse, out, self.COARSE)
+
+    def matmul_nibbles(self, x: F32, nibbles: NibbleRows, out: F32) -> None:
+        assert nibbles.data.nbytes == nibble_bytes(nibbles.rows, nibbles.cols) - nibbles.scales.nbytes
+        self.nibbles[nibbles.data.ctypes.data] = nibbles
+        self._count(x, nibbles, out, self.NIBBLES)
+
+    def _count(self, x: F32, weights: CoarseRows | NibbleRows, out: F32, rate: float) -> None:
+        rows, n = out.shape
+        assert x.shape == (rows, weights.cols)
+        assert n == weights.rows
+        self.rows.add(rows)
+        self.now += n * weights.cols / rate * (1 + (rows - 1) / 10)
+
+
+class TestDrafting:
+    @pytest.mark.parametrize(
+        ("memory", "most"), [(math.inf, 56 * MIB), (60 * MIB, 56 * MIB), (25 * MIB, 21 * MIB), (-5, 4 * MIB)]
+    )
+    def test_weights_are_counted(self, monkeypatch: pytest.MonkeyPatch, memory: float, most: int) -> None:
+        kernels = DraftingKernels()
+        monkeypatch.setattr(probe, "time", kernels)
+        speed = measure_drafting(cast("Kernels", kernels), seconds=10, memory=memory)
+        assert kernels.rows == {1, FEW_ROWS}
+        expected = (1e9, 1e9 / 1.7, 2e9, 2e9 / 1.7)
+        assert astuple(speed) == pytest.approx(expected)
+        for slices in ([w.coarse for w in kernels.coarse.values()], [w.data for w in kernels.nibbles.values()]):
+            nbytes = sum(each.nbytes for each in slices)
+            assert most - 6 * MIB < nbytes <= most
+
+    def test_seconds_lie_on_a_line(self) -> None:
+        speed = DraftSpeed(coarse_row=100.0, coarse_few_rows=50.0, nibble_row=10.0, nibble_few_rows=20.0)
+        assert [speed.coarse_seconds(1000, rows) for rows in (1, FEW_ROWS, 2 * FEW_ROWS - 1)] == [10.0, 20.0, 30.0]
+        # More rows never take less: what was measured so was chance.
+        assert [speed.nibble_seconds(1000, rows) for rows in (1, 4, FEW_ROWS)] == [100.0, 100.0, 100.0]
+
+    def test_with_real_kernels(self) -> None:
+        assert all(rate > 0 for rate in astuple(measure_drafting(Kernels(1), seconds=0, memory=0)))
 
 
 class TestCompute:

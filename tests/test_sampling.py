@@ -253,7 +253,7 @@ def test_open_fields_are_the_checkpoints(
 class TestRank:
     """Guessing a draw with the noise of the draw itself."""
 
-    RULES: tuple[dict[str, float], ...] = (
+    SOME_RULES: tuple[dict[str, float], ...] = (
         {"temperature": 0.0},
         {"temperature": 0.0, "repetition_penalty": 1.5},
         {},
@@ -269,7 +269,7 @@ class TestRank:
         {"top_k": 20, "top_p": 0.8, "min_p": 0.01, "temperature": 0.8, "repetition_penalty": 0.7},
     )
 
-    @pytest.mark.parametrize("rule", RULES, ids=str)
+    @pytest.mark.parametrize("rule", SOME_RULES, ids=str)
     def test_the_first_is_the_draw_where_all_logits_are_exact(self, rule: dict[str, float]) -> None:
         rng = np.random.default_rng(0)
         for seed in range(60):
@@ -283,7 +283,17 @@ class TestRank:
             assert scores[0] == 0
             assert (np.diff(scores) <= 0).all()
 
-    @pytest.mark.parametrize("rule", RULES, ids=str)
+    @given(LOGITS, RULES, st.integers(0, 2**64 - 1), st.integers(0, 10**6), st.data())
+    def test_the_first_is_the_draw(
+        self, logits: list[float], rule: SamplingRule, seed: int, position: int, data: Any
+    ) -> None:
+        seen = data.draw(st.lists(st.integers(0, len(logits) - 1), max_size=5))
+        sampler, row = Sampler(rule, seed, KERNELS), np.array(logits, np.float32)
+        tokens, scores = sampler.rank(np.arange(len(row)), row, position, seen, 3)
+        assert tokens[0] == sampler(row, position, seen)
+        assert not np.isnan(scores).any()
+
+    @pytest.mark.parametrize("rule", SOME_RULES, ids=str)
     def test_without_filters_they_rank_as_without_a_rule(self, rule: dict[str, float]) -> None:
         logits = np.random.default_rng(1).standard_normal(40).astype(np.float32)
         free = {name: value for name, value in rule.items() if name not in ("top_k", "top_p", "min_p")}
@@ -295,7 +305,7 @@ class TestRank:
         assert ranked[1].tolist() == plain[1].tolist()
         assert len(ranked[0]) == 40
 
-    @pytest.mark.parametrize("rule", RULES, ids=str)
+    @pytest.mark.parametrize("rule", SOME_RULES, ids=str)
     def test_the_order_is_that_of_draws(self, rule: dict[str, float]) -> None:
         """The second is what would be drawn if the first could not be, as far as a rule keeps it."""
         rng = np.random.default_rng(2)

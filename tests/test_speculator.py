@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from penstock.speculate.costs import Costs
 from penstock.speculate.grow import MOST_NODES
 from penstock.speculate.speculator import MOST_FIXED_NODES, Record, Speculator, walk
 from penstock.speculate.tree import Claim, Tree
+from penstock.speculate.worth import Worth
+from penstock.stage import PartStats, PassStats
 
-VOCAB, TOKENS = 96, 20
+VOCAB, TOKENS, GIGA = 96, 20, 10**9
 WRONG = (90, 91, 92)
 SAMPLED = SamplingParams(temperature=1, seed=3)
 
@@ -47,6 +50,11 @@ def tree_of(*chains: Sequence[int]) -> Tree:
 def drawing(tokens: Sequence[int | None]) -> Callable[[F32], int | None]:
     left = iter(tokens)
     return lambda logits: next(left)
+
+
+def a_pass() -> PassStats:
+    """One that reads GIGA bytes in 10 s, and computes for a tenth of a second."""
+    return PassStats(1, (PartStats("head", GIGA, 9.9, 9.9, 0.1),), seconds=10, stage_seconds=10)
 
 
 class TestWalk:
@@ -124,12 +132,18 @@ class TestSpeculator:
         assert not drafter.batches
         assert not drafter.begun
 
+    def test_before_any_pass_was_measured(self) -> None:
+        """A fixed number of guesses is made all the same."""
+        for fixed, guesses in ((None, 0), (4, 4)):
+            drafter = Scripted(lambda tree, node: [(5, 0.9)])
+            assert len(self.speculator(drafter, fixed=fixed).guess([root()], 0, 100)[0]) == 1 + guesses
+
     def test_no_drafters(self) -> None:
         assert [len(tree) for tree in self.speculator().guess([root()], 0, 100)] == [1]
 
     def test_drafters_are_told_of_the_start_of_every_pass_and_of_every_end(self) -> None:
         drafters = [Scripted(lambda tree, node: [], name) for name in ("one", "two")]
-        speculator = self.speculator(*drafters)
+        speculator = self.speculator(*drafters, fixed=3)
         roots = [root(key=Key()), root(key=Key())]
         speculator.guess(roots, 0, 100)
         speculator.learn(roots[0], [0], [7], np.zeros((1, 4), np.float32))
@@ -154,6 +168,61 @@ class TestSpeculator:
     def test_the_most_nodes_of_a_pass(self) -> None:
         assert self.speculator().most_nodes == MOST_NODES
         assert self.speculator(fixed=3).most_nodes == MOST_FIXED_NODES
+
+    def measured(self, *drafters: Scripted, **options: Any) -> Speculator:
+        """Passes of 10 s that wait for the disk."""
+        speculator = Speculator(drafters, Costs(1000), None, **options)
+        for _ in range(3):
+            speculator.learn_pass(a_pass(), streamed=GIGA)
+        return speculator
+
+    def test_room_follows_what_is_used(self) -> None:
+        """Not more memory than guesses need is kept from the weights, and what they need they get."""
+        right = Scripted(lambda tree, node: [(5, 0.99)])
+        none = Scripted(lambda tree, node: [])
+        for drafter, least, most in ((right, MOST_NODES, MOST_NODES), (none, 1, 64)):
+            speculator = self.measured(drafter)
+            for _ in range(12):
+                speculator.guess([root(deepest=400)], 0, speculator.most_nodes)
+            assert least <= speculator.most_nodes <= most
+        speculator.drafters = [right]
+        for _ in range(12):
+            speculator.guess([root(deepest=400)], 0, speculator.most_nodes)
+        assert speculator.most_nodes == MOST_NODES
+
+    def test_a_drafter_that_never_pays_is_asked_again_now_and_then(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Costs, "draft_seconds", lambda *_: 1000.0)  # far longer than a pass
+        drafter = Scripted(lambda tree, node: [(5, 0.9)], free=False)
+        speculator = self.measured(drafter)
+        asked = []
+        for _ in range(400):
+            before = len(drafter.batches)
+            [tree] = speculator.guess([root()], 0, 100)
+            asked.append(len(drafter.batches) > before)
+            speculator.learn(tree, [0], [6], np.zeros((len(tree), 8), np.float32))
+        assert 3 <= sum(asked[50:]) <= 40
+        assert any(asked[-100:])
+
+    def test_one_that_is_not_worth_its_memory_is_dropped(self) -> None:
+        dropped: list[bool] = []
+        draft, lookup = (Scripted(lambda tree, node: [(5, 0.5)], name, free=False) for name in ("draft", "lookup"))
+        speculator = self.measured(draft, lookup, worth=Worth("draft", GIGA // 2), drop=lambda: dropped.append(True))
+        for _ in range(50):
+            [tree] = speculator.guess([root()], 0, 100)
+            speculator.learn(tree, [0], [6], np.zeros((len(tree), 8), np.float32))
+            speculator.learn_pass(a_pass(), streamed=GIGA)
+        assert dropped == [True]
+        assert speculator.drafters == [lookup]
+
+    def test_a_fixed_number_of_guesses_keeps_all(self) -> None:
+        worth = Worth("draft", GIGA // 2)
+        draft = Scripted(lambda tree, node: [(5, 0.5)], "draft", free=False)
+        speculator = Speculator([draft], Costs(1000), 3, worth=worth, drop=lambda: pytest.fail("dropped"))
+        for _ in range(50):
+            [tree] = speculator.guess([root()], 0, 100)
+            speculator.learn(tree, [0], [6], np.zeros((len(tree), 8), np.float32))
+            speculator.learn_pass(a_pass(), streamed=GIGA)
+        assert speculator.drafters == [draft]
 
 
 class TestInTheEngine:

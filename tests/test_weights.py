@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import Tensors, random_tensors, tiny_config, to_float32, write_checkpoint
+from drafting import open_to_draft, pass_over, write_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock import weights as weights_module
 from penstock.checkpoint import open_checkpoint
+from penstock.config import parse_config
 from penstock.errors import ReadError
 from penstock.files import buffer_bytes
 from penstock.kernels import Kernels
-from penstock.models.llama import pass_order
+from penstock.models.llama import Llama, draft_order, pass_order
+from penstock.packed import PackedTensor
 from penstock.reader import Ring
 from penstock.weights import Weights, residency_order
 
@@ -224,3 +227,106 @@ class TestSmallReads:
             assert rows.dtype == np.float32
             assert (rows == to_float32(tensors[name])[indices]).all()
             assert weights.totals.bytes_read == 0
+
+
+@pytest.fixture(scope="module")
+def drafting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Llama, Weights]]:
+    """A packed model that is to guess with its coarse tier; a test says what may stay in memory."""
+    _, packed = write_pair(tmp_path_factory.mktemp("model"), num_hidden_layers=5)
+    with open_to_draft(packed) as opened:
+        yield opened
+
+
+class TestDraftOrder:
+    """What guesses are made with is kept first, by need."""
+
+    def by_need(self, model: Llama, weights: Weights) -> list[int]:
+        names = draft_order(model.config)
+        every = range(len(weights._parts))
+        first = {i: weights._parts[i].piece.name for i in every if not weights._parts[i].index}
+        return [i for name in names for i in first if first[i] == name]
+
+    @settings(deadline=None, max_examples=25)
+    @given(share=st.floats(0, 1.4))
+    def test_at_any_budget_what_is_kept_is_a_prefix_by_need(
+        self, drafting: tuple[Llama, Weights], share: float
+    ) -> None:
+        model, weights = drafting
+        order = self.by_need(model, weights)
+        budget = min(int(share * weights.draft_bytes), weights.indexed_bytes - 1)
+        weights.limit_resident(budget)
+        pass_over(model)
+        kept, spent = [], 0
+        for index in order:
+            spent += weights._parts[index].nbytes
+            if spent > budget:
+                break
+            kept.append(index)
+        resident = set(weights._resident)
+        assert resident & set(order) == set(kept)
+        assert len(kept) == len(order) or resident == set(kept), "others came before what guesses need"
+        assert weights.resident_bytes <= budget
+        for name in draft_order(model.config):
+            whole = all(index in kept for index in order if weights._parts[index].piece.name == name)
+            assert (weights.draft(name) is not None) == whole
+
+    def test_it_is_all_that_is_needed_to_guess_with(self, drafting: tuple[Llama, Weights]) -> None:
+        """The coarse tier of packed matrices, and small ones as they are; the embedding's rows are read one by one."""
+        model, weights = drafting
+        parts = [weights._parts[index] for index in self.by_need(model, weights)]
+        assert weights.draft_bytes == sum(part.nbytes for part in parts)
+        assert 0.2 < weights.draft_bytes / weights.pass_bytes < 0.5
+        assert "model.embed_tokens.weight" not in weights.draft_names
+        assert {part.piece.name for part in parts} == {name for group in pass_order(model.config) for name in group}
+
+    def test_the_head_first_and_the_middle_last(self, drafting: tuple[Llama, Weights]) -> None:
+        names = draft_order(drafting[0].config)
+        layers = list(dict.fromkeys(int(name.split(".")[2]) for name in names[1:]))
+        assert names[0] == "lm_head.weight"
+        assert layers[:3] == [0, 1, 4]
+        assert sorted(layers) == list(range(5))
+
+    def test_indexed_rows_beside_the_coarse_tier(self, drafting: tuple[Llama, Weights]) -> None:
+        model, weights = drafting
+        weights.limit_resident(weights.indexed_bytes)
+        for _ in range(2):
+            pass_over(model)
+            assert weights._indexed
+            assert weights.streamed_bytes == 0
+            assert weights.resident_bytes <= weights.indexed_bytes
+            assert all(weights.draft(name) is not None for name in weights.draft_names)
+        weights.limit_resident(weights.indexed_bytes - 1)
+        assert not weights._indexed
+        assert all(weights.draft(name) is not None for name in weights.draft_names)
+        weights.limit_resident(0)
+        assert weights.resident_bytes == 0
+        assert all(weights.draft(name) is None for name in weights.draft_names)
+
+    def test_its_bytes_are_those_of_the_file(self, drafting: tuple[Llama, Weights]) -> None:
+        model, weights = drafting
+        weights.limit_resident(weights.draft_bytes)
+        pass_over(model)
+        name = "model.layers.2.mlp.up_proj.weight"
+        tensor = weights.tensors[name]
+        assert isinstance(tensor, PackedTensor)
+        extent = tensor.coarse_extent(0, tensor.n_chunks)
+        pieces = weights.draft(name)
+        assert pieces is not None
+        content = b"".join(piece.bytes.tobytes() for piece in pieces)
+        assert content == tensor.path.read_bytes()[extent.offset : extent.offset + extent.nbytes]
+
+    def test_without_an_order_nothing_is_kept_for_guesses(self, drafting: tuple[Llama, Weights]) -> None:
+        path = next(iter(drafting[1].tensors.values())).path.parent
+        checkpoint = open_checkpoint(path)
+        weights = Weights(checkpoint.tensors, pass_order(checkpoint.config), KERNELS, Ring(4, 1 << 20))
+        weights.limit_resident(1 << 30)
+        pass_over(drafting[0].over(weights))
+        assert weights.draft_bytes == 0
+        assert weights.draft_names == ()
+        assert weights.draft("lm_head.weight") is None
+        weights.close()
+
+    def test_a_raw_model_has_nothing_to_guess_with(self, tmp_path: Path) -> None:
+        with open_weights(tmp_path, draft_order=draft_order(parse_config(tiny_config(), "config"))) as (weights, _):
+            assert weights.draft_bytes == 0
+            assert weights.draft("lm_head.weight") is None

@@ -161,7 +161,7 @@ void append_patches(const Group& group, std::int64_t start, PatchWriter& patches
 // One row, at the end of a fine chunk. Returns its data's bytes; sets `raw`.
 std::int64_t encode_row(const std::uint8_t* row, std::int64_t cols, const RowPlan& plan, std::uint8_t* coarse,
                         std::uint8_t* fine, bool& raw) {
-  raw = plan.bytes >= 2 * cols || plan.gaps > kMostPatchGaps;
+  raw = does_not_pay(plan, cols);
   BitWriter levels[kLevels];
   std::uint8_t* mantissas = fine;
   std::uint8_t* end = fine + groups_of(cols) * kGroupMantissaBytes;

@@ -9,17 +9,19 @@
 namespace penstock {
 namespace {
 
-using Histogram = std::uint32_t[256];
+// Of each exponent: how many weights have it (lower half), and the sum of their mantissas (upper half).
+using Histogram = std::uint64_t[256];
 
 void count_exponents(const std::uint8_t* row, std::int64_t cols, Histogram& counts) {
   Histogram part[4] = {};  // neighbours are often equal: one counter would wait for itself
+  const auto one = [](std::uint64_t weight) { return (weight & 0x7f) << 32 | 1; };
   std::int64_t i = 0;
   for (; i + 4 <= cols; i += 4) {
     std::uint64_t four;
     std::memcpy(&four, row + 2 * i, 8);
-    for (int j = 0; j < 4; ++j) ++part[j][four >> (16 * j + 7) & 0xff];
+    for (int j = 0; j < 4; ++j) part[j][four >> (16 * j + 7) & 0xff] += one(four >> 16 * j);
   }
-  for (; i < cols; ++i) ++part[0][exponent_at(row + 2 * i)];
+  for (; i < cols; ++i) part[0][exponent_at(row + 2 * i)] += one(row[2 * i]);
   for (int e = 0; e < 256; ++e) counts[e] = part[0][e] + part[1][e] + part[2][e] + part[3][e];
 }
 
@@ -39,12 +41,49 @@ std::int64_t count_gaps(const std::uint8_t* row, std::int64_t cols, int unit) {
   return gaps;
 }
 
+int class_of(int exponent, int unit) {
+  if (is_patched(exponent, unit)) return exponent > unit ? 3 : 0;
+  return std::max(0, ((exponent - unit + 9) & 0xff) - 7);
+}
+
+// Whether any group has too many weights of class 0.
+bool is_crowded(const std::uint8_t* row, std::int64_t cols, int unit) {
+  const std::uint8_t s = static_cast<std::uint8_t>(unit), least = static_cast<std::uint8_t>(unit - 9);
+  for (std::int64_t start = 0; start < cols; start += kGroupWeights) {
+    Words weights;
+    Bytes class0;
+    load_group(row + 2 * start, cols - start, unit, weights);
+    for (int p = 0; p < kGroupWeights; ++p) {
+      const std::uint8_t exponent = static_cast<std::uint8_t>(weights[p] >> 7);
+      const std::uint8_t over = static_cast<std::uint8_t>(exponent - least);
+      class0[p] = over < 8 || (over > 10 && exponent <= s) ? 0x80 : 0;
+    }
+    if (std::popcount(top_bits(class0)) > kMostClass0) return true;
+  }
+  return false;
+}
+
+// Some weights as one: their squared error is the least if each stands for the mean of their magnitudes, and what that
+// leaves of the sum of their squares is `energy`.
+struct Lot {
+  double count = 0, sum = 0;
+
+  void add(std::uint64_t counted, int exponent) {
+    const std::int64_t n = counted & 0xffffffff, mantissas = counted >> 32;
+    count += static_cast<double>(n);
+    sum += static_cast<double>(128 * n + mantissas) * std::bit_cast<double>((1023ull + exponent) << 52);
+  }
+  double energy() const { return count == 0 ? 0 : sum * sum / count; }
+};
+
 // Costs of one row with any unit.
 class Costs {
  public:
   Costs(const std::uint8_t* row, std::int64_t cols) : row_(row), cols_(cols) {
     count_exponents(row, cols, counts_);
-    for (int e = 0; e < 256; ++e) below_[e + 1] = below_[e] + counts_[e];
+    for (int e = 0; e < 256; ++e) below_[e + 1] = below_[e] + count(e);
+    while (first_ < 255 && count(first_) == 0) ++first_;
+    while (last_ > 0 && count(last_) == 0) --last_;
   }
 
   // A unit with which no more weights are patched than with any other.
@@ -87,8 +126,28 @@ class Costs {
     return plan.patches == 0 ? plan : with_gaps(plan, count_gaps(row_, cols_, plan.unit));
   }
 
+  // What four magnitudes, the classes' means, keep of the sum of squares.
+  double energy(int unit) const {
+    Lot lots[4];
+    for (int e = first_; e <= last_; ++e) lots[class_of(e, unit)].add(counts_[e], e);
+    double total = 0;
+    for (const Lot& lot : lots) total += lot.energy();
+    return total;
+  }
+
+  // What one magnitude for each exponent keeps of it.
+  double energy_of_exponents() const {
+    double total = 0;
+    for (int e = first_; e <= last_; ++e) {
+      Lot lot;
+      lot.add(counts_[e], e);
+      total += lot.energy();
+    }
+    return total;
+  }
+
  private:
-  std::int64_t count(int exponent) const { return counts_[exponent & 0xff]; }
+  std::int64_t count(int exponent) const { return counts_[exponent & 0xff] & 0xffffffff; }
 
   // Weights of the exponents [begin, end), modulo 256, which are fewer than 256.
   std::int64_t between(int begin, int end) const {
@@ -111,12 +170,11 @@ class Costs {
   std::int64_t cols_;
   Histogram counts_;
   std::int64_t below_[257] = {};
+  int first_ = 0, last_ = 255;  // exponents that occur
 };
 
-}  // namespace
-
-RowPlan plan_row(const std::uint8_t* row, std::int64_t cols) {
-  const Costs costs(row, cols);
+// Of several with the greatest unit.
+RowPlan shortest(const Costs& costs) {
   // What looks cheapest goes first, so that the exact costs of few others have to be found.
   RowPlan best = costs.without_gaps(costs.fewest_patches());
   for (int unit = 255; unit >= 0; --unit) {
@@ -136,6 +194,22 @@ RowPlan plan_row(const std::uint8_t* row, std::int64_t cols) {
     if (is_better()) best = plan;
   }
   return best;
+}
+
+}  // namespace
+
+RowPlan plan_row(const std::uint8_t* row, std::int64_t cols) {
+  const Costs costs(row, cols);
+  const RowPlan best = shortest(costs);
+  if (best.unit == 255) return best;
+  const double all = costs.energy_of_exponents();
+  const double gain = costs.energy(best.unit + 1) - costs.energy(best.unit);
+  const double worth = static_cast<double>(cols) * gain;  // a byte a weight, were the relative error smaller by 1
+  const auto pays = [&](const RowPlan& plan) { return static_cast<double>(plan.bytes - best.bytes) * all < worth; };
+  RowPlan next = costs.without_gaps(best.unit + 1);
+  if (!pays(next)) return best;
+  next = costs.exact(next);
+  return pays(next) && !does_not_pay(next, cols) && !is_crowded(row, cols, next.unit) ? next : best;
 }
 
 }  // namespace penstock

@@ -22,8 +22,13 @@ static inline int exponent_at(const std::uint8_t* p) { return (p[1] << 1 & 0xff)
 // Whether a weight of this exponent is patched: S - 9 to S + 1, modulo 256, are not.
 static inline bool is_patched(int exponent, int unit) { return ((exponent - unit + 9) & 0xff) > 10; }
 
-// The shortest way of storing the row, whether or not it must be raw in the end; of several that with the greatest
-// unit.
+// Whether the row is raw for its size or its patches alone.
+static inline bool does_not_pay(const RowPlan& plan, std::int64_t cols) {
+  return plan.bytes >= 2 * cols || plan.gaps > kMostPatchGaps;
+}
+
+// How to store the row, whether or not it must be raw in the end: the shortest way (of several that with the greatest
+// unit), or the one with a unit twice as large, where the coarse tier comes so much closer to the weights.
 RowPlan plan_row(const std::uint8_t* row, std::int64_t cols);
 
 }  // namespace penstock

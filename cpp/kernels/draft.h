@@ -45,7 +45,7 @@ struct CoarseMatrix {
   std::int64_t rows;
   std::int64_t cols;
   std::int64_t rows_per_chunk;
-  const std::uint8_t* coarse;
+  const std::uint8_t* const* chunks;
   const std::uint8_t* magnitudes;
   const float* scales;
 };

@@ -9,21 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from penstock.checkpoint import expected_tensors
 from penstock.errors import MemoryCeilingError
 from penstock.forecast import pass_flops, pass_weights
 from penstock.guess_forecast import GuessForecast, forecast_guesses
 from penstock.kv_cache import BLOCK_SLOTS
 from penstock.models.llama import draft_order, head_name, layer_matrices
 from penstock.packed import PackedTensor
-from penstock.plan import Budget, Demand, Plan, activation_bytes
+from penstock.plan import Budget, Demand, Plan
 from penstock.probe import MANY_ROWS
-from penstock.speculate.coarse import LEVEL_BYTES, MOST_MISSING
-from penstock.speculate.exact_head import KEPT_BYTES
-from penstock.speculate.grow import BATCH, MOST_NODES
-from penstock.stored_size import COARSE_RATIO
+from penstock.speculate.coarse import MOST_MISSING
+from penstock.speculate.drafters import working_bytes
+from penstock.speculate.grow import MOST_NODES
+from penstock.stored_size import COARSE_RATIO, pass_matrices
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from penstock.probe import DraftSpeed
     from penstock.speculate.draft_model import Form
     from penstock.stored_size import Matrix, StoredSize
+    from penstock.weights import Weights
 
 ASSUMED = ((0.70, 0.12, 0.05), (0.85, 0.06, 0.02))
 """Chances that the next token is a drafter's first guess, its second, its third."""
@@ -138,19 +138,25 @@ def plan_guesses(subject: GuessSubject, plain_seconds: float, draft: DraftShape 
     return Guesses(own, drafted, draft.name, tuple(a < b for a, b in zip(with_draft, without, strict=True)))
 
 
-def working_bytes(config: ModelConfig) -> int:
-    """What guessing with the coarse tier takes beside it, as speculate/drafters.py has it."""
-    shapes = expected_tensors(config)
-    rows = sum(shapes[name][0] for name in draft_order(config))
-    return rows * LEVEL_BYTES + KEPT_BYTES + activation_bytes(config, BATCH, BATCH, 0)
+@dataclass(frozen=True, slots=True)
+class _Unopened:
+    """Stands for the weights of a model that is not open, as far as `working_bytes` asks."""
+
+    draft_bytes: int
+    draft_names: list[str]
+    tensors: Mapping[str, Matrix]
+
+
+def _working_bytes(config: ModelConfig, tiers: Mapping[str, int]) -> int:
+    matrices = {matrix.name: matrix for matrix in pass_matrices(config)}
+    return working_bytes(config, cast("Weights", _Unopened(sum(tiers.values()), draft_order(config), matrices)))
 
 
 def guess_budget(subject: GuessSubject, draft: DraftShape | None) -> tuple[Budget, Form | None]:
     """The budget of a model that is opened with guesses, and the form in which it keeps a draft model."""
-    budget, tiers = subject.budget, sum(subject.tiers.values())
-    if tiers:  # which stay beside rows that are quicker to multiply with
-        indexed = subject.size.indexed and subject.size.indexed + subject.size.coarse
-        budget = replace(budget, draft=working_bytes(budget.config), indexed=indexed)
+    budget = replace(subject.budget, draft=_working_bytes(subject.budget.config, subject.tiers))
+    if subject.tiers and budget.indexed:  # the coarse tier stays beside rows that are quicker to multiply with
+        budget = replace(budget, indexed=budget.indexed + subject.size.coarse)
     if draft is None:
         return budget, None
     whole = replace(budget, draft=budget.draft + draft.likely_bytes["whole"])

@@ -126,13 +126,13 @@ class Kernels:
     ) -> None:
         """As matmul, but a draft: x as int8, weights [n, k] by their coarse tier alone."""
         _require_shape("coarse", coarse.rows, coarse.cols, x, out)
-        classes = coarse.coarse, coarse.magnitudes, coarse.scales
+        classes = list(coarse.coarse), coarse.magnitudes, coarse.scales
         _core.matmul_coarse(self._pool, x, coarse.rows_per_chunk, *classes, out, bias, accumulate)
 
-    def coarse_levels(self, coarse: U8, rows: int, cols: int, rows_per_chunk: int) -> tuple[U8, F32]:
+    def coarse_levels(self, coarse: Sequence[U8], rows: int, cols: int, rows_per_chunk: int) -> tuple[U8, F32]:
         """What the classes of coarse chunks likely stand for: magnitudes uint8 [rows, 4], scales float32 [rows]."""
         counts, units = np.empty((rows, 4), np.int32), np.empty(rows, np.uint8)
-        _core.count_classes(self._pool, coarse, cols, rows_per_chunk, counts, units)
+        _core.count_classes(self._pool, list(coarse), cols, rows_per_chunk, counts, units)
         return likely_levels(counts, units)
 
     def quantize_nibbles(self, weights: U8, rows: int, cols: int) -> NibbleRows:

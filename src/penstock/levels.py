@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     F32 = npt.NDArray[np.float32]
@@ -34,15 +36,15 @@ _ROWS_AT_ONCE = 1 << 14
 class CoarseRows:
     """The coarse chunks of a packed matrix (docs/format.md), and what their classes stand for.
 
-    `coarse`: the chunks' bytes one after the other; the last one's padding may be absent. Weight [i, j] stands for
-    scales[i] * magnitudes[i, class], negative where its sign bit is set. magnitudes: uint8 [rows, 4], at most
+    `coarse`: arrays of whole chunks, one after the other; the last one's padding may be absent. Weight [i, j] stands
+    for scales[i] * magnitudes[i, class], negative where its sign bit is set. magnitudes: uint8 [rows, 4], at most
     MOST_LEVEL; scales: float32 [rows].
     """
 
     rows: int
     cols: int
     rows_per_chunk: int
-    coarse: U8
+    coarse: Sequence[U8]
     magnitudes: U8
     scales: F32
 

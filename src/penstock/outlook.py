@@ -232,7 +232,7 @@ def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint
     with opened as llm:
         tensors = [llm.weights.tensors[name] for group in pass_order(llm.config) for name in group]
         matrices, size = [matrix_of(tensor) for tensor in tensors], size_here(tensors)
-        budget = llm.memory.budget
+        budget = replace(llm.memory.budget, draft=0)
         subject = _Subject(
             name=model,
             place="here",

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from penstock.kernels import F32, I64, U8, Kernels
 
 
+SMALL_BYTES = 1 << 18
+"""Of a matrix that is stored as it is although it could be larger: two streams are worth more weights."""
+
+
 class Piece(Protocol):
     """Rows `rows` of the matrix `name`; `extents` are its parts' places, the coarse tier first where there is one."""
 
@@ -186,7 +190,10 @@ class PackedPiece:
     tensor: PackedTensor
     begin: int
     end: int
-    drafts = True
+
+    @property
+    def drafts(self) -> bool:
+        return self.tensor.codec == "planes" or self.tensor.nbytes <= SMALL_BYTES
 
     @property
     def name(self) -> str:

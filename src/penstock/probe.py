@@ -165,10 +165,10 @@ def measure_drafting(kernels: Kernels, seconds: float = PROBE_SECONDS, *, memory
     packed, plain = _gaussian_slice(), np.empty(SLICE_BYTES, np.uint8)
     codec.decode(packed, 0, SLICE_ROWS, plain)
     shape = SLICE_ROWS, COLUMNS, packed.rows_per_chunk
-    coarse = CoarseRows(*shape, packed.coarse, *kernels.coarse_levels(packed.coarse, *shape))
+    coarse = CoarseRows(*shape, [packed.coarse], *kernels.coarse_levels([packed.coarse], *shape))
     nibbles = kernels.quantize_nibbles(plain, SLICE_ROWS, COLUMNS)
     del packed, plain
-    of_coarse = _draft_rates(coarse, coarse.coarse.nbytes, kernels.matmul_coarse, most, seconds)
+    of_coarse = _draft_rates(coarse, sum(array.nbytes for array in coarse.coarse), kernels.matmul_coarse, most, seconds)
     return DraftSpeed(*of_coarse, *_draft_rates(nibbles, nibbles.data.nbytes, kernels.matmul_nibbles, most, seconds))
 
 
@@ -193,6 +193,8 @@ def _tiled(rows: DraftRows, times: int) -> DraftRows:
         for field in fields(rows)
         if isinstance(value := getattr(rows, field.name), np.ndarray)
     }
+    if isinstance(rows, CoarseRows):
+        arrays["coarse"] = [np.concatenate([*rows.coarse] * times)]
     return replace(rows, rows=rows.rows * times, **arrays)
 
 

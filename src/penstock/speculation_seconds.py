@@ -135,6 +135,8 @@ class RandomResult(_Machine):
     """What guessing costs on random text."""
 
     drafters: list[str]
+    dropped: list[str]
+    """Those of them that turned out not to pay, and were asked no more."""
     guessed: GuessedPasses
     right: int
     """Guesses that were, by chance."""
@@ -209,6 +211,7 @@ def run_random(
         return RandomResult(
             **_machine(llm, model, settings, plain),
             drafters=drafters,
+            dropped=[name for name in drafters if name not in {drafter.name for drafter in own_drafters(llm)}],
             guessed=guessed,
             right=run.guesses.accepted,
             ratio=guessed.seconds_per_token / plain.median_seconds,

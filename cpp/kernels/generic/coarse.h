@@ -16,7 +16,7 @@ struct CoarseRow {
   CoarseRow(const CoarseMatrix& w, std::int64_t row) {
     const std::int64_t chunk = row / w.rows_per_chunk, index = row % w.rows_per_chunk;
     const std::int64_t left = w.rows - chunk * w.rows_per_chunk;
-    const std::uint8_t* units = w.coarse + chunk * coarse_bytes(w.rows_per_chunk, w.cols);
+    const std::uint8_t* units = w.chunks[chunk];
     unit = units + index;
     groups = units + unit_bytes(left < w.rows_per_chunk ? left : w.rows_per_chunk) +
              index * groups_of(w.cols) * kGroupCoarseBytes;

@@ -63,35 +63,25 @@ def bench(
     repeats: Annotated[int | None, typer.Option(help="Runs of each --simulate. (default: 4)")] = None,
 ) -> None:
     """Measure seconds a pass and where they went, beside what the disk can do; or, with --speculate, guesses."""
-    given = {
-        "--text": text,
-        "--simulate": simulate,
-        "--random": random or None,
-        "--draft": draft,
-        "--draft-nodes": draft_nodes,
-        "--prompts": prompts,
-        "--tokens": tokens,
-        "--repeats": repeats,
-    }
+    asked = Asked(
+        text=text,
+        simulate=simulate,
+        random=random or None,
+        draft=draft,
+        draft_nodes=draft_nodes,
+        prompts=prompts,
+        prompt_tokens=prompt_tokens,
+        tokens=tokens,
+        repeats=repeats,
+        memory=memory,
+        threads=threads,
+        kv_dtype=kv_dtype,
+        plot=plot,
+    )
     if speculate:
         _refuse({"--passes": passes, "--batch": batch}, "It measures plain passes: leave out --speculate.")
-        asked = Asked(
-            text=text,
-            simulate=simulate,
-            random=random,
-            draft=draft,
-            draft_nodes=draft_nodes,
-            prompts=prompts,
-            prompt_tokens=prompt_tokens,
-            tokens=tokens,
-            repeats=repeats,
-            memory=memory,
-            threads=threads,
-            kv_dtype=kv_dtype,
-            plot=plot,
-        )
         return bench_speculate(model, asked, as_json)
-    _refuse(given, "It measures guesses: give --speculate too.")
+    _refuse(asked.of_guesses(), "It measures guesses: give --speculate too.")
     counts = {"passes": passes, "prompt_tokens": prompt_tokens, "batch": batch}
     chosen = {name: value for name, value in counts.items() if value is not None}
     return _bench(model, BenchSettings(**chosen, memory=memory, threads=threads, kv_dtype=kv_dtype), plot, as_json)

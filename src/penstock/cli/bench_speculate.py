@@ -37,7 +37,7 @@ class Asked:
 
     text: Path | None
     simulate: list[str] | None
-    random: bool
+    random: bool | None
     draft: str | None
     draft_nodes: int | None
     prompts: int | None
@@ -49,8 +49,14 @@ class Asked:
     kv_dtype: str
     plot: Path | None
 
-    def __post_init__(self) -> None:
-        given = [bool(self.text), bool(self.simulate), self.random]
+    def of_guesses(self) -> dict[str, Any]:
+        """Those that only --speculate has, None where one was not given."""
+        names = ("text", "simulate", "random", "draft", "draft_nodes", "prompts", "tokens", "repeats")
+        return {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
+
+    def check(self) -> None:
+        """Raise UsageError for options that do not go together."""
+        given = [bool(self.text), bool(self.simulate), bool(self.random)]
         if sum(given) != 1:
             raise UsageError(
                 "--speculate measures guesses on a text, with simulated acceptance, or on random text.",
@@ -74,7 +80,8 @@ class Asked:
 
 
 def bench_speculate(model: str, asked: Asked, as_json: bool) -> None:
-    """Measure and show."""
+    """Measure and show. Raises UsageError for options that do not go together."""
+    asked.check()
     if asked.plot is not None:
         check_plot(asked.plot)
     measure = _measure(model, asked)
@@ -184,7 +191,8 @@ def simulated_table(result: SimulatedResult) -> Group:
 
 def random_table(result: RandomResult) -> Group:
     """Passes with guesses beside plain ones."""
-    title = f"{escape(result.model)}, random text, guesses by {', '.join(result.drafters)}"
+    drafters = (f"{name} (dropped)" if name in result.dropped else name for name in result.drafters)
+    title = f"{escape(result.model)}, random text, guesses by {', '.join(drafters)}"
     table = Table()
     for heading in ("", "passes", "s a token", "guesses a pass", "guessing", "ratio"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from penstock.events import Events
 from penstock.levels import CoarseRows
 from penstock.models.llama import head_name, layer_matrices
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
     from penstock.checkpoint import Tensor
-    from penstock.kernels import F32, I64, Kernels
+    from penstock.kernels import F32, I64, U8, Kernels
     from penstock.models.llama import Llama
     from penstock.pieces import PieceData
     from penstock.speculate.drafter import Guess
@@ -38,17 +40,25 @@ MOST_MISSING = 0.25
 
 @dataclass(frozen=True, slots=True)
 class CoarseData:
-    """A piece's coarse rows."""
+    """A matrix's coarse rows."""
 
     rows: slice
     coarse: CoarseRows
 
     @property
     def nbytes(self) -> int:
-        return self.coarse.coarse.nbytes
+        return sum(array.nbytes for array in self.coarse.coarse)
 
     def matmul(self, kernels: Kernels, x: F32, out: F32, bias: F32 | None, accumulate: bool) -> None:
         kernels.matmul_coarse(x, self.coarse, out, bias=bias, accumulate=accumulate)
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """A matrix, and the arrays in memory that it is made of."""
+
+    arrays: list[U8]
+    data: CoarseData | PlainData
 
 
 class CoarseWeights:
@@ -59,7 +69,7 @@ class CoarseWeights:
         """Of its own: guessing is told as a whole."""
         self._weights = weights
         self._kernels = kernels
-        self._pieces: dict[str, list[CoarseData | PlainData]] = {}
+        self._whole: dict[str, _Whole] = {}
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -69,9 +79,9 @@ class CoarseWeights:
         """Take what is in memory of a matrix now; whether that is all of it."""
         there = self._weights.draft(name)
         if there is None:
-            self._pieces.pop(name, None)
-        elif name not in self._pieces or not _same(self._pieces[name], there):
-            self._pieces[name] = [self._data(piece) for piece in there]
+            self._whole.pop(name, None)
+        elif name not in self._whole or not _same(self._whole[name].arrays, there):
+            self._whole[name] = self._join(there)
         return there is not None
 
     def load_all(self, names: Sequence[str]) -> bool:
@@ -80,18 +90,20 @@ class CoarseWeights:
         return all(there)
 
     def pieces(self, name: str) -> Generator[PieceData]:
-        yield from self._pieces[name]
+        """One piece, however many it is stored in."""
+        yield self._whole[name].data
 
     def rows(self, name: str, indices: I64) -> F32:
         return self._weights.rows(name, indices)
 
-    def _data(self, piece: CoarseBytes | PlainData) -> CoarseData | PlainData:
-        if isinstance(piece, PlainData):
-            return piece
-        count = piece.rows.stop - piece.rows.start
-        shape = count, piece.cols, piece.rows_per_chunk
-        magnitudes, scales = self._kernels.coarse_levels(piece.bytes, *shape)
-        return CoarseData(piece.rows, CoarseRows(*shape, piece.bytes, magnitudes, scales))
+    def _join(self, pieces: Sequence[CoarseBytes | PlainData]) -> _Whole:
+        arrays = [piece.bytes for piece in pieces]
+        rows, first = slice(0, pieces[-1].rows.stop), pieces[0]
+        if isinstance(first, PlainData):  # a small one
+            return _Whole(arrays, PlainData(rows, np.concatenate(arrays), first.dtype))
+        shape = rows.stop, first.cols, first.rows_per_chunk
+        levels = self._kernels.coarse_levels(arrays, *shape)
+        return _Whole(arrays, CoarseData(rows, CoarseRows(*shape, arrays, *levels)))
 
 
 class CoarseDrafter(ModelDrafter):
@@ -117,9 +129,6 @@ class CoarseDrafter(ModelDrafter):
         return super().expand(nodes) if self._ready else [[] for _ in nodes]
 
 
-def _same(old: Sequence[CoarseData | PlainData], new: Sequence[CoarseBytes | PlainData]) -> bool:
-    """Whether these are the pieces that were taken before: what leaves memory comes back as another array."""
-    if len(old) != len(new):
-        return False
-    arrays = (piece.coarse.coarse if isinstance(piece, CoarseData) else piece.bytes for piece in old)
-    return all(array is piece.bytes or array.base is piece.bytes.base for array, piece in zip(arrays, new, strict=True))
+def _same(arrays: Sequence[U8], pieces: Sequence[CoarseBytes | PlainData]) -> bool:
+    """Whether these arrays are the pieces': what leaves memory comes back as another array."""
+    return [array.ctypes.data for array in arrays] == [piece.bytes.ctypes.data for piece in pieces]

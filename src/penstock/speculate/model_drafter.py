@@ -16,6 +16,7 @@ import numpy as np
 
 from penstock.rows import Rows, SequenceRows
 from penstock.speculate.drafter import MOST_GUESSES, Guess
+from penstock.speculate.recycling import largest
 from penstock.speculate.sharpness import Sharpness
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from penstock.models.llama import Llama
     from penstock.speculate.tree import Tree
 
-LIKELY, SHORTLIST = 256, 16
+LIKELY, SHORTLIST = 128, 8
 """Tokens with the highest logits; and those of them that are likeliest to be drawn, among which the guesses are."""
 LEAST_CHANCE = 1e-6
 """Of a guess that is worth telling."""
@@ -186,8 +187,12 @@ class ModelDrafter:
 
 def _shortlist(tree: Tree, node: int, logits: F32) -> I64:
     """Tokens that are likely to be drawn, best first."""
-    count = min(LIKELY, len(logits))
-    likely = np.sort(np.argpartition(logits, -count)[-count:])
+    rule = tree.sampler.rule
+    plain = rule.temperature == 0 and rule.repetition_penalty == 1
+    likely: I64 = largest(logits[None], SHORTLIST if plain else LIKELY)[0]
+    if plain:
+        return likely
+    likely.sort()
     seen = tree.context + tree.path(node)
     return tree.sampler.rank(likely, logits[likely], len(seen), seen, SHORTLIST)[0]
 
