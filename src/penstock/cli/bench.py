@@ -65,7 +65,7 @@ def bench(
     """Measure seconds a pass and where they went, beside what the disk can do; or, with --speculate, guesses."""
     asked = Asked(
         text=text,
-        simulate=simulate,
+        simulate=simulate or None,
         random=random or None,
         draft=draft,
         draft_nodes=draft_nodes,

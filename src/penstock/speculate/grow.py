@@ -117,7 +117,8 @@ class Growth:
             chance = tree.chances[node] * self._chance(tree, (claim,), depth)
             if chance >= LEAST_CHANCE or self._fixed is not None:
                 new.append((tree, tree.add(node, guess.token, chance, (claim,))))
-        self._weigh(drafter, tree, known, depth)
+        if guesses:  # one that rests doubts nothing
+            self._weigh(drafter, tree, known, depth)
         for spots in self._open.values():
             spots += new
         return new

@@ -31,7 +31,7 @@ class Record:
     """What became of one sequence's guesses. Counters by depth (1: right after the root), and by drafter."""
 
     walks: int = 0
-    """Passes that checked guesses."""
+    """Passes with a tree, be it a root alone."""
     nodes: int = 0
     """Guesses that were checked."""
     accepted: int = 0
