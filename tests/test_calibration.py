@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from penstock.speculate.calibration import DOUBTED, UNTRIED, Calibration
 from penstock.speculate.tree import Claim, Tree
 
-
 SCORES = [1e-300, 0.001, 0.3, 0.99999, 1.0]
 
 

@@ -234,7 +234,7 @@ class TestGuesses:
 
     def test_a_raw_model_has_nothing_to_guess_with(self, plan: Terminal, tmp_path: Path) -> None:
         _, out, _ = plan(str(CASES["f16"].write(tmp_path)))
-        assert "guess" not in out.replace("Without guesses a pass brings one token", "")
+        assert "guessing" not in out
 
     def test_a_draft_that_does_not_fit(self, plan: Terminal) -> None:
         _, out, _ = plan("llama-3.1-8b", "--memory", "700MiB", "--context", "64", "--draft", "llama-3.2-1b")

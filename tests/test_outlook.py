@@ -245,7 +245,8 @@ class TestGuesses:
         guesses = found.own.guesses
         assert guesses is not None
         assert guesses.own is not None
-        assert guesses.own.tier_bytes == found.own.size.coarse
+        size = found.own.size
+        assert guesses.own.tier_bytes == size.coarse + size.raw - size.decoded  # what is not packed is there as it is
         assert guesses.own.tier_layers == guesses.own.layers == 6
         assert guesses.drafted is not None
         assert guesses.drafted.draft_form == "whole"

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,17 +188,17 @@ class CountingKernels:
 
 
 class DraftingKernels(CountingKernels):
-    """Gets through COARSE weights a second by their coarse tier, through NIBBLES of 4 bits; a row more costs a tenth."""
+    """Gets through COARSE weights a second by their coarse tier, or NIBBLES of 4 bits; a row more costs a tenth."""
 
     COARSE, NIBBLES = 10**9, 2 * 10**9
 
     def __init__(self) -> None:
         super().__init__()
-        self.coarse: dict[int, CoarseRows] = {}
-        self.nibbles: dict[int, NibbleRows] = {}
+        self.coarse: dict[int, U8] = {}
+        self.nibbles: dict[int, U8] = {}
         self.rows: set[int] = set()
 
-    def coarse_levels(self, coarse: U8, rows: int, cols: int, rows_per_chunk: int) -> tuple[U8, F32]:
+    def coarse_levels(self, coarse: Sequence[U8], rows: int, cols: int, rows_per_chunk: int) -> tuple[U8, F32]:
         return np.zeros((rows, 4), np.uint8), np.zeros(rows, np.float32)
 
     def quantize_nibbles(self, weights: U8, rows: int, cols: int) -> NibbleRows:
@@ -208,13 +208,14 @@ class DraftingKernels(CountingKernels):
     def matmul_coarse(self, x: F32, coarse: CoarseRows, out: F32) -> None:
         assert coarse.magnitudes.shape == (coarse.rows, 4)
         assert coarse.scales.shape == (coarse.rows,)
-        assert coarse.coarse.nbytes >= coarse.rows * coarse.cols * 3 / 8
-        self.coarse[coarse.coarse.ctypes.data] = coarse
+        [chunks] = coarse.coarse
+        assert chunks.nbytes >= coarse.rows * coarse.cols * 3 / 8
+        self.coarse[chunks.ctypes.data] = chunks
         self._count(x, coarse, out, self.COARSE)
 
     def matmul_nibbles(self, x: F32, nibbles: NibbleRows, out: F32) -> None:
         assert nibbles.data.nbytes == nibble_bytes(nibbles.rows, nibbles.cols) - nibbles.scales.nbytes
-        self.nibbles[nibbles.data.ctypes.data] = nibbles
+        self.nibbles[nibbles.data.ctypes.data] = nibbles.data
         self._count(x, nibbles, out, self.NIBBLES)
 
     def _count(self, x: F32, weights: CoarseRows | NibbleRows, out: F32, rate: float) -> None:
@@ -236,8 +237,8 @@ class TestDrafting:
         assert kernels.rows == {1, FEW_ROWS}
         expected = (1e9, 1e9 / 1.7, 2e9, 2e9 / 1.7)
         assert astuple(speed) == pytest.approx(expected)
-        for slices in ([w.coarse for w in kernels.coarse.values()], [w.data for w in kernels.nibbles.values()]):
-            nbytes = sum(each.nbytes for each in slices)
+        for slices in (kernels.coarse, kernels.nibbles):
+            nbytes = sum(each.nbytes for each in slices.values())
             assert most - 6 * MIB < nbytes <= most
 
     def test_seconds_lie_on_a_line(self) -> None:

@@ -106,11 +106,9 @@ def verdict(guesses: Guesses) -> str:
     draft = escape(guesses.draft or "")
     if guesses.drafted is None:
         return f"The draft {draft} does not fit under the ceiling."
-    said = {
-        True: f"The draft {draft} pays",
-        False: f"The draft {draft} does not pay: its memory brings more as weights",
-    }
-    if len(set(guesses.pays)) == 1:
-        return f"{said[guesses.pays[0]]}, under either assumption."
+    if all(guesses.pays):
+        return f"The draft {draft} pays, under either assumption."
+    if not any(guesses.pays):
+        return f"The draft {draft} does not pay, under either assumption: its memory brings more as room for weights."
     first = ", ".join(f"{chance:.2f}" for chance in ASSUMED[guesses.pays.index(True)])
     return f"The draft {draft} pays only where it is right as often as {first}."
