@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from penstock.errors import MemoryCeilingError
 from penstock.forecast import pass_flops, pass_weights
@@ -22,7 +22,7 @@ from penstock.probe import MANY_ROWS
 from penstock.speculate.coarse import MOST_MISSING
 from penstock.speculate.drafters import working_bytes
 from penstock.speculate.grow import MOST_NODES
-from penstock.stored_size import COARSE_RATIO, pass_matrices
+from penstock.stored_size import COARSE_RATIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from penstock.probe import DraftSpeed
     from penstock.speculate.draft_model import Form
     from penstock.stored_size import Matrix, StoredSize
-    from penstock.weights import Weights
 
 ASSUMED = ((0.70, 0.12, 0.05), (0.85, 0.06, 0.02))
 """Chances that the next token is a drafter's first guess, its second, its third."""
@@ -138,23 +137,9 @@ def plan_guesses(subject: GuessSubject, plain_seconds: float, draft: DraftShape 
     return Guesses(own, drafted, draft.name, tuple(a < b for a, b in zip(with_draft, without, strict=True)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Unopened:
-    """Stands for the weights of a model that is not open, as far as `working_bytes` asks."""
-
-    draft_bytes: int
-    draft_names: list[str]
-    tensors: Mapping[str, Matrix]
-
-
-def _working_bytes(config: ModelConfig, tiers: Mapping[str, int]) -> int:
-    matrices = {matrix.name: matrix for matrix in pass_matrices(config)}
-    return working_bytes(config, cast("Weights", _Unopened(sum(tiers.values()), draft_order(config), matrices)))
-
-
 def guess_budget(subject: GuessSubject, draft: DraftShape | None) -> tuple[Budget, Form | None]:
     """The budget of a model that is opened with guesses, and the form in which it keeps a draft model."""
-    budget = replace(subject.budget, draft=_working_bytes(subject.budget.config, subject.tiers))
+    budget = replace(subject.budget, draft=working_bytes(subject.budget.config, coarse=bool(subject.tiers)))
     if subject.tiers and budget.indexed:  # the coarse tier stays beside rows that are quicker to multiply with
         budget = replace(budget, indexed=budget.indexed + subject.size.coarse)
     if draft is None:
@@ -186,7 +171,7 @@ def _guessing(subject: GuessSubject, draft: DraftShape | None) -> Guessing:
         most = min(MOST_NODES, budget.most_guesses(kv, 1, 1, slot, tier_bytes))
     without, plan = budget.plan(Demand(kv=kv)), budget.plan(Demand(1 + most, 1 + most, kv + most * slot))
     kept = _kept_layers(subject, plan.resident)
-    steps = _steps(subject, plan, kept, draft, form)
+    steps = _steps(subject, kept, draft, form)
     found = [_best(subject, plan, without, steps, chances, most) for chances in ASSUMED]
     return Guessing(
         plan=plan,
@@ -226,7 +211,7 @@ Steps = dict[str, Callable[[int], float]]
 """By drafter: the seconds of a drafting step, by its nodes."""
 
 
-def _steps(subject: GuessSubject, plan: Plan, kept: list[int], draft: DraftShape | None, form: Form | None) -> Steps:
+def _steps(subject: GuessSubject, kept: list[int], draft: DraftShape | None, form: Form | None) -> Steps:
     steps: Steps = {}
     if kept:
         config = subject.budget.config

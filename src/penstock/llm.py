@@ -113,7 +113,7 @@ class LLM:
             scratch=self.kernels.scratch_bytes * self.kernels.threads,
             chunk=chunk,
             indexed=self.weights.indexed_bytes,
-            draft=working_bytes(self.config, self.weights),
+            draft=working_bytes(self.config, self.weights.draft_bytes > 0) if options.guesses else 0,
         )
         drafters = free_drafters(self.model, self.weights) if options.guesses else []
         if options.draft is not None:

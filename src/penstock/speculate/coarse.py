@@ -53,36 +53,33 @@ class CoarseData:
         kernels.matmul_coarse(x, self.coarse, out, bias=bias, accumulate=accumulate)
 
 
-@dataclass(frozen=True, slots=True)
-class _Whole:
-    """A matrix, and the arrays in memory that it is made of."""
-
-    arrays: list[U8]
-    data: CoarseData | PlainData
-
-
 class CoarseWeights:
-    """The matrices of a model as far as their coarse tier is in memory."""
+    """The matrices of a model as far as their coarse tier is in memory, which may be given up between passes."""
 
     def __init__(self, weights: Weights, kernels: Kernels) -> None:
         self.events = Events()
         """Of its own: guessing is told as a whole."""
         self._weights = weights
         self._kernels = kernels
-        self._whole: dict[str, _Whole] = {}
+        self._levels: dict[str, tuple[list[int], U8, F32]] = {}
+        """Of each matrix: where its pieces are in memory, and what their classes stand for."""
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         return self._weights.tensors
 
     def load(self, name: str) -> bool:
-        """Take what is in memory of a matrix now; whether that is all of it."""
-        there = self._weights.draft(name)
-        if there is None:
-            self._whole.pop(name, None)
-        elif name not in self._whole or not _same(self._whole[name].arrays, there):
-            self._whole[name] = self._join(there)
-        return there is not None
+        """Learn what the classes of a matrix stand for; whether all of it is in memory."""
+        pieces = self._weights.draft(name)
+        if pieces is None:
+            self._levels.pop(name, None)
+            return False
+        addresses = [piece.bytes.ctypes.data for piece in pieces]  # what leaves memory comes back elsewhere
+        known = self._levels.get(name)
+        if isinstance(pieces[0], CoarseBytes) and (known is None or known[0] != addresses):
+            arrays = [piece.bytes for piece in pieces]
+            self._levels[name] = addresses, *self._kernels.coarse_levels(arrays, *_shape(pieces))
+        return True
 
     def load_all(self, names: Sequence[str]) -> bool:
         """`load` each of them; whether all are there."""
@@ -90,20 +87,25 @@ class CoarseWeights:
         return all(there)
 
     def pieces(self, name: str) -> Generator[PieceData]:
-        """One piece, however many it is stored in."""
-        yield self._whole[name].data
+        """One piece, however many it is stored in, of a matrix that is in memory since it was loaded."""
+        pieces = self._weights.draft(name) or []
+        arrays, rows = [piece.bytes for piece in pieces], slice(0, pieces[-1].rows.stop)
+        if isinstance(pieces[0], PlainData):  # a small one
+            yield PlainData(rows, np.concatenate(arrays), pieces[0].dtype)
+        else:
+            _, magnitudes, scales = self._levels[name]
+            yield CoarseData(rows, CoarseRows(*_shape(pieces), arrays, magnitudes, scales))
 
     def rows(self, name: str, indices: I64) -> F32:
         return self._weights.rows(name, indices)
 
-    def _join(self, pieces: Sequence[CoarseBytes | PlainData]) -> _Whole:
-        arrays = [piece.bytes for piece in pieces]
-        rows, first = slice(0, pieces[-1].rows.stop), pieces[0]
-        if isinstance(first, PlainData):  # a small one
-            return _Whole(arrays, PlainData(rows, np.concatenate(arrays), first.dtype))
-        shape = rows.stop, first.cols, first.rows_per_chunk
-        levels = self._kernels.coarse_levels(arrays, *shape)
-        return _Whole(arrays, CoarseData(rows, CoarseRows(*shape, arrays, *levels)))
+
+def _shape(pieces: Sequence[CoarseBytes | PlainData]) -> tuple[int, int, int]:
+    """Rows, columns and rows a chunk of a matrix."""
+    first = pieces[0]
+    if not isinstance(first, CoarseBytes):
+        raise TypeError("no coarse tier")
+    return pieces[-1].rows.stop, first.cols, first.rows_per_chunk
 
 
 class CoarseDrafter(ModelDrafter):
@@ -127,8 +129,3 @@ class CoarseDrafter(ModelDrafter):
 
     def expand(self, nodes: Sequence[tuple[Tree, int]]) -> list[list[Guess]]:
         return super().expand(nodes) if self._ready else [[] for _ in nodes]
-
-
-def _same(arrays: Sequence[U8], pieces: Sequence[CoarseBytes | PlainData]) -> bool:
-    """Whether these arrays are the pieces': what leaves memory comes back as another array."""
-    return [array.ctypes.data for array in arrays] == [piece.bytes.ctypes.data for piece in pieces]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from penstock.checkpoint import expected_tensors
 from penstock.kv_cache import KvCache
+from penstock.models.llama import draft_order
 from penstock.plan import activation_bytes
 from penstock.speculate.coarse import LEVEL_BYTES, CoarseDrafter
 from penstock.speculate.exact_head import KEPT_BYTES
@@ -36,10 +38,14 @@ def draft_drafter(draft: DraftModel, form: Form) -> ModelDrafter:
     return ModelDrafter("draft", model, layers, new_cache=lambda: KvCache(draft.kv_shape))
 
 
-def working_bytes(config: ModelConfig, weights: Weights) -> int:
-    """What the free drafters take beside the weights: tables, rows that are kept, and a batch on its way."""
+def working_bytes(config: ModelConfig, coarse: bool) -> int:
+    """What the free drafters take beside the weights: tables, rows that are kept, and a batch on its way.
+
+    `coarse`: whether there is a coarse tier to guess with.
+    """
     table = config.vocab_size * ENTRY_BYTES
-    if not weights.draft_bytes:
+    if not coarse:
         return table
-    rows = sum(weights.tensors[name].shape[0] for name in weights.draft_names)
+    shapes = expected_tensors(config)
+    rows = sum(shapes[name][0] for name in draft_order(config))
     return table + rows * LEVEL_BYTES + KEPT_BYTES + activation_bytes(config, BATCH, BATCH, 0)
