@@ -11,9 +11,10 @@ GIGA = 10**9
 
 
 def a_pass(rows: int, wait: float, compute: float) -> PassStats:
-    """Of two parts, of which drawing and guessing are none. What waits reads."""
+    """Of two parts, beside which it took long to guess. What waits reads."""
     half = PartStats("layer 0", 50 * (wait > 0), wait / 2, wait / 2, compute / 2)
-    return PassStats(rows, (half, half), seconds=99 + wait + compute, stage_seconds=wait + compute)
+    seconds = wait + compute
+    return PassStats(rows, (half, half), seconds=99 + seconds, stage_seconds=seconds, draft_seconds=99)
 
 
 class TestLine:

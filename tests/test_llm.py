@@ -78,10 +78,15 @@ class TestRefusals:
             assert llm.generate([[1]], SamplingParams(max_tokens=2))
 
     def test_drafters(self, path: Path) -> None:
-        for options in ({"draft": "demo"}, {"draft_nodes": 8}):
-            with pytest.raises(UsageError, match="no drafters"):
-                LLM.open(path, **options)
-        LLM.open(path, draft="none", draft_nodes=0).close()
+        with pytest.raises(UsageError, match="has a vocabulary of 4096 tokens, and the model has 96"):
+            LLM.open(path, draft="demo")
+        for nodes in (-1, 1.5, True, "8", 5000):
+            with pytest.raises(UsageError, match="draft_nodes="):
+                LLM.open(path, draft_nodes=nodes)  # type: ignore[arg-type]
+        for options in ({"draft": "none"}, {"draft_nodes": 0}):
+            with LLM.open(path, **options) as llm:
+                assert llm._engine.speculator is None
+                assert llm.memory.budget.draft == 0
 
     def test_logits_that_are_no_numbers(self, tmp_path: Path) -> None:
         tensors = random_tensors(tiny_config())
@@ -203,12 +208,15 @@ class TestInterface:
         pieces = list(demo.stream(self.PROMPT, params))
         assert "".join(piece.text for piece in pieces) == output.text
         assert [token for piece in pieces for token in piece.token_ids] == output.token_ids
-        assert [piece.finish_reason for piece in pieces] == [None] * 11 + ["length"]
+        assert [piece.finish_reason for piece in pieces] == [None] * (len(pieces) - 1) + ["length"]
+        assert len(pieces) == pieces[-1].stats.passes
 
     def test_stats(self, demo: LLM) -> None:
         output = self.complete(demo, max_tokens=5)
         stats = output.stats
-        assert (stats.passes, stats.tokens, stats.tokens_per_pass) == (5, 5, 1)
+        assert stats.tokens == 5
+        assert stats.tokens_per_pass == 5 / stats.passes
+        assert stats.passes + stats.guesses.accepted == 5
         assert stats.prompt_tokens == len(demo.encode(self.PROMPT))
         assert 0 < stats.first_token_seconds <= stats.seconds
         assert stats.bytes_read == sum(p.bytes_read for p in stats.log)
@@ -220,7 +228,7 @@ class TestInterface:
             assert cut.text == free.text[: free.text.index(stop)]
             assert cut.finish_reason == "stop"
             assert cut.token_ids == free.token_ids[: len(cut.token_ids)]
-            assert cut.stats.passes == len(cut.token_ids)
+            assert cut.stats.passes <= len(cut.token_ids)
 
     def test_half_a_stop_string_at_the_end_is_text(self, demo: LLM) -> None:
         free = self.complete(demo, max_tokens=8)

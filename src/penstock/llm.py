@@ -175,7 +175,7 @@ class LLM:
 
         Reads headers and small tensors only. Raises CheckpointError and its kin, UsageError, MemoryCeilingError.
         """
-        if draft_nodes is not None and not (isinstance(draft_nodes, int) and 0 <= draft_nodes <= MOST_FIXED_NODES):
+        if draft_nodes is not None and not (type(draft_nodes) is int and 0 <= draft_nodes <= MOST_FIXED_NODES):
             raise UsageError(
                 f"draft_nodes={draft_nodes!r} is out of range.", f"Give a whole number from 0 to {MOST_FIXED_NODES}."
             )
@@ -275,7 +275,8 @@ class LLM:
 
     def close(self) -> None:
         """End the reader and free the weights; the model is of no use afterwards."""
-        self._engine.stage.on_layer = None  # it refers to this model, which would be left to the garbage collector
+        # They refer to this model, which would be left to the garbage collector.
+        self._engine.stage.on_layer = self._engine.speculator = None
         self._free()
 
     def _free(self) -> None:

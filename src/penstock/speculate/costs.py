@@ -81,12 +81,13 @@ class Costs:
         """
         if self._warm or not streamed:
             return
-        self._compute.add(stats.rows, stats.stage_seconds - stats.totals().wait_seconds)
-        self.disk_seconds = stats.stage_seconds * streamed / max(stats.bytes_read, streamed)
+        seconds = stats.seconds - stats.draft_seconds
+        self._compute.add(stats.rows, seconds - stats.totals().wait_seconds)
+        self.disk_seconds = seconds * streamed / max(stats.bytes_read, streamed)
 
     def learn_pass(self, stats: PassStats) -> None:
         """Take in any other pass."""
-        seconds = stats.stage_seconds
+        seconds = stats.seconds - stats.draft_seconds
         if not self._warm:
             self._compute, self.disk_seconds, self._warm = Line(self._compute.slope), 0.0, True
         # Where nothing is streamed, what is waited for are the rows' own embeddings.

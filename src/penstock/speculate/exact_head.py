@@ -36,6 +36,7 @@ class ExactRows:
         self._weights = weights
         self._tensor = tensor
         self._kernels = kernels
+        self._threads = ThreadPoolExecutor(READS, thread_name_prefix="penstock-row")
         self._offsets: dict[int, U8] = {}
         self._kept: OrderedDict[int, F32] = OrderedDict()
         self._most = max(64, KEPT_BYTES // (4 * tensor.cols))
@@ -63,9 +64,8 @@ class ExactRows:
         if not tokens or coarse is None:
             return
         pieces = [piece for piece in coarse if not hasattr(piece, "dtype")]
-        with ThreadPoolExecutor(READS, thread_name_prefix="penstock-row") as threads:
-            rows = threads.map(lambda token: self._row(pieces, token), tokens)
-            self._kept.update((token, row) for token, row in zip(tokens, rows, strict=True) if row is not None)
+        rows = self._threads.map(lambda token: self._row(pieces, token), tokens)
+        self._kept.update((token, row) for token, row in zip(tokens, rows, strict=True) if row is not None)
 
     def _row(self, pieces: list[CoarseBytes], token: int) -> F32 | None:
         """One row; None where its bytes mean nothing."""

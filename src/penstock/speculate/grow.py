@@ -65,6 +65,8 @@ class Growth:
         self._explore = explore
         self.asked = False
         """Whether a drafter that takes time was asked about anything."""
+        self._bars = {id(tree): LEAST_CHANCE if fixed is None else 0.0 for tree in trees}
+        """What the chance of a node has to exceed."""
         self._begin = time.perf_counter()
 
     def run(self) -> list[Tree]:
@@ -94,10 +96,13 @@ class Growth:
         heap: list[tuple[float, int, int, Tree]] = []
         for tree, node in spots:
             heappush(heap, (-tree.chances[node], id(tree), node, tree))
+        self._raise_bars()
         for _ in range(2 * self._most_nodes):
             if not heap:
                 return
             _, _, node, tree = heappop(heap)
+            if tree.chances[node] <= self._bars[id(tree)]:
+                continue
             for drafter in self._free:
                 for _, new in self._add(drafter, tree, node, drafter.expand([(tree, node)])[0]):
                     heappush(heap, (-tree.chances[new], id(tree), new, tree))
@@ -115,7 +120,7 @@ class Growth:
                 tree.claims[child] += (claim,)
                 continue
             chance = tree.chances[node] * self._chance(tree, (claim,), depth)
-            if chance >= LEAST_CHANCE or self._fixed is not None:
+            if chance > self._bars[id(tree)]:
                 new.append((tree, tree.add(node, guess.token, chance, (claim,))))
         if guesses:  # one that rests doubts nothing
             self._weigh(drafter, tree, known, depth)
@@ -147,13 +152,17 @@ class Growth:
         least = spots[0][0].chances[spots[0][1]] * LEAST_OF_BATCH if spots else 0.0
         spots = [(tree, node) for tree, node in spots if tree.chances[node] >= least]
         if self._fixed is not None:
-            return [(tree, node) for tree, node in spots if tree.chances[node] > self._bar(tree)]
+            self._raise_bars()
+            return [(tree, node) for tree, node in spots if tree.chances[node] > self._bars[id(tree)]]
         return self._worthwhile(drafter, spots) or (spots if self._explore and not asked else [])
 
-    def _bar(self, tree: Tree) -> float:
-        """What a node's chance has to exceed to be among the tree's best, if their number is fixed."""
-        best = nlargest(self._fixed or 0, tree.chances[1:])
-        return best[-1] if len(best) == self._fixed else 0.0
+    def _raise_bars(self) -> None:
+        """Where the number of nodes is fixed, a chance that is not among the best so far never will be."""
+        if self._fixed is None:
+            return
+        for tree in self.trees:
+            if len(tree) > self._fixed:
+                self._bars[id(tree)] = nlargest(self._fixed, tree.chances[1:])[-1]
 
     def _worthwhile(self, drafter: Drafter, spots: list[Spot]) -> list[Spot]:
         tokens, seconds = self._expected()
