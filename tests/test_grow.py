@@ -33,6 +33,11 @@ class Prices:
     def learn_draft(self, drafter: str, rows: int, seconds: float) -> None:
         pass
 
+    free_seconds = 0.0
+
+    def learn_free(self, nodes: int, seconds: float) -> None:
+        pass
+
 
 def grown(trees: Sequence[Tree], drafters: Sequence[Drafter], costs: Any = None, **options: Any) -> list[Tree]:
     calibrations = options.pop("calibrations", None) or {False: Calibration(), True: Calibration()}

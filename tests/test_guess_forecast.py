@@ -122,7 +122,10 @@ def test_the_engine_grows_about_the_same_tree(chances: Sequence[float], per_row:
     grown = forecast_guesses(chances, pass_seconds, lambda nodes: per_step, 256)
     drafter = Scripted(lambda tree, node: list(enumerate(chances)), free=False)
     seconds = SimpleNamespace(
-        pass_seconds=pass_seconds, draft_seconds=lambda drafter, rows: per_step, learn_draft=lambda *measured: None
+        pass_seconds=pass_seconds,
+        draft_seconds=lambda drafter, rows: per_step,
+        learn_draft=lambda *measured: None,
+        free_seconds=0.0,
     )
     known: Any = Known(sum(chances))
     [tree] = Growth([root()], [drafter], {False: known, True: known}, seconds).run()  # type: ignore[arg-type]

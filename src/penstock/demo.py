@@ -1,7 +1,8 @@
 """The two minutes that convince: what `penstock demo` does, step by step; how it looks is cli/demo.py's.
 
-First, text from a model most of whose weights stay on the disk, and the same bits from a resident run and from a packed
-copy. Then a bit of that copy is flipped, and it is run again. The third step is in demo_layers.py and demo_timing.py.
+First, text from a model most of whose weights stay on the disk, and the same bits from a resident run, from a packed
+copy, and from one whose passes check guesses. Then a bit of that copy is flipped, and it is run again. The third step
+is in demo_layers.py and demo_timing.py.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ PROMPT = '''class Point:
     def __repr__(self):
         return'''
 PARAMS = SamplingParams(temperature=0.6, seed=4, max_tokens=96)
-STREAMED, RESIDENT = 0.2, 1.0
-"""Shares of the weights that the runs may keep in memory."""
+STREAMED, GUESSING, RESIDENT = 0.2, 0.5, 1.0
+"""Shares of the weights that the runs may keep in memory; what guesses are made with is a part of it."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,15 @@ class FlippedBit:
     tier: str
 
 
-def complete(path: Path, resident_share: float, on_piece: Callable[[Piece], None] = lambda piece: None) -> Run:
-    """Complete PROMPT with at most this share of the model's weights in memory, the rest read in every pass."""
-    with LLM(path, Options(max_resident=int(weight_file_bytes(path) * resident_share))) as llm:
+def complete(
+    path: Path, resident_share: float, on_piece: Callable[[Piece], None] = lambda piece: None, *, guesses: bool = False
+) -> Run:
+    """Complete PROMPT with at most this share of the model's weights in memory, the rest read in every pass.
+
+    `guesses`: let every pass check some.
+    """
+    options = Options(max_resident=int(weight_file_bytes(path) * resident_share), guesses=guesses)
+    with LLM(path, options) as llm:
         pieces = []
         for piece in llm.stream(PROMPT, PARAMS):
             on_piece(piece)

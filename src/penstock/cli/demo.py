@@ -55,16 +55,19 @@ def _compare_bits(console: Console, packed: Path) -> None:
     path = find_model(DEMO)
     streamed = _show_streamed(console, path)
     ratio = steps.weight_file_bytes(packed) / steps.weight_file_bytes(path)
-    with console.status("the same from memory, then from the packed copy"):
+    with console.status("the same from memory, from the packed copy, and with guesses"):
         resident = steps.complete(path, steps.RESIDENT)
         from_packed = steps.complete(packed, steps.STREAMED)
-    for name, run in (("streamed", streamed), ("in memory", resident), ("packed", from_packed)):
+        guessed = steps.complete(packed, steps.GUESSING, guesses=True)
+    runs = {"streamed": streamed, "in memory": resident, "packed": from_packed, "guessing": guessed}
+    for name, run in runs.items():
         _summarise(console, name, run)
-    if not (streamed.same_bits(resident) and streamed.same_bits(from_packed)):
+    if not all(streamed.same_bits(run) for run in runs.values()):
         _defect(console, "different")
     console.print(
         f"[bold green]identical[/]: every token, and every bit of all {streamed.logits.size:,} logits. Packed, the "
-        f"weights take {ratio:.3f} of the bytes."
+        f"weights take {ratio:.3f} of the bytes; guesses, which their coarse bits make and a pass checks many of, "
+        f"brought {guessed.pieces[-1].stats.tokens_per_pass:.1f} tokens a pass."
     )
 
 
@@ -175,7 +178,7 @@ def _code(text: str, lines: int | None = None) -> Panel:
 def _summarise(console: Console, name: str, run: steps.Run) -> None:
     stats = run.pieces[-1].stats
     console.print(
-        f"{name + ':':<10} {stats.tokens} tokens in {stats.seconds:.2f} s, the first after "
+        f"{name + ':':<10} {stats.tokens} tokens in {stats.passes} passes and {stats.seconds:.2f} s, the first after "
         f"{stats.first_token_seconds * 1e3:.0f} ms; {stats.bytes_read / 1e6:.0f} MB read"
     )
 

@@ -67,6 +67,8 @@ class Costs:
     disk_seconds: float = 0.0
     disk_bound: bool = False
     """Whether the last pass was waiting for the disk."""
+    free_seconds: float = 0.0
+    """Of one question to the free drafters."""
     _warm: bool = False
     _compute: Line = field(init=False)
     _drafts: dict[str, Line] = field(default_factory=dict)
@@ -82,7 +84,7 @@ class Costs:
         if self._warm or not streamed:
             return
         seconds = stats.seconds - stats.draft_seconds
-        self._compute.add(stats.rows, seconds - stats.totals().wait_seconds)
+        self._compute.add(stats.rows, seconds - _streaming_wait(stats))
         self.disk_seconds = seconds * streamed / max(stats.bytes_read, streamed)
 
     def learn_pass(self, stats: PassStats) -> None:
@@ -90,8 +92,7 @@ class Costs:
         seconds = stats.seconds - stats.draft_seconds
         if not self._warm:
             self._compute, self.disk_seconds, self._warm = Line(self._compute.slope), 0.0, True
-        # Where nothing is streamed, what is waited for are the rows' own embeddings.
-        compute = seconds - stats.totals().wait_seconds if stats.bytes_read else seconds
+        compute = seconds - _streaming_wait(stats)
         self._compute.add(stats.rows, compute)
         self.disk_bound = compute < DISK_BOUND * seconds
         if self.disk_bound:
@@ -116,9 +117,20 @@ class Costs:
     def learn_draft(self, drafter: str, rows: int, seconds: float) -> None:
         self._draft(drafter).add(rows, seconds)
 
+    def learn_free(self, nodes: int, seconds: float) -> None:
+        """So many nodes were guessed without a drafter that takes time: next to none, but not nothing."""
+        new = seconds / nodes
+        self.free_seconds = FADING * self.free_seconds + (1 - FADING) * new if self.free_seconds else new
+
     def draft_seconds(self, drafter: str, rows: int) -> float:
         """One expansion of so many nodes; 0 before the first."""
         return self._draft(drafter)(rows)
 
     def _draft(self, drafter: str) -> Line:
         return self._drafts.setdefault(drafter, Line(0.0))
+
+
+def _streaming_wait(stats: PassStats) -> float:
+    """Seconds that a pass stood still for streamed weights; the embedding waits for rows of its own, the more of them
+    the longer."""
+    return sum(part.wait_seconds for part in stats.parts if part.bytes_read)

@@ -97,15 +97,17 @@ class Growth:
         for tree, node in spots:
             heappush(heap, (-tree.chances[node], id(tree), node, tree))
         self._raise_bars()
-        for _ in range(2 * self._most_nodes):
-            if not heap:
-                return
+        begin, asked = time.perf_counter(), 0
+        while heap and asked < 2 * self._most_nodes and self._free:
             _, _, node, tree = heappop(heap)
             if tree.chances[node] <= self._bars[id(tree)]:
-                continue
+                break
+            asked += 1
             for drafter in self._free:
                 for _, new in self._add(drafter, tree, node, drafter.expand([(tree, node)])[0]):
                     heappush(heap, (-tree.chances[new], id(tree), new, tree))
+        if asked:
+            self._costs.learn_free(asked, time.perf_counter() - begin)
 
     def _add(self, drafter: Drafter, tree: Tree, node: int, guesses: Sequence[Guess]) -> list[Spot]:
         """The new nodes among a drafter's guesses; what it says of those that are there already counts too."""
@@ -157,12 +159,22 @@ class Growth:
         return self._worthwhile(drafter, spots) or (spots if self._explore and not asked else [])
 
     def _raise_bars(self) -> None:
-        """Where the number of nodes is fixed, a chance that is not among the best so far never will be."""
+        """Where the number of nodes is fixed, a chance that is not among the best so far never will be; else it has to
+        be worth a row and the question."""
         if self._fixed is None:
+            self._bars = dict.fromkeys(self._bars, self._least_chance())
             return
         for tree in self.trees:
             if len(tree) > self._fixed:
                 self._bars[id(tree)] = nlargest(self._fixed, tree.chances[1:])[-1]
+
+    def _least_chance(self) -> float:
+        tokens, count = self._best_count()
+        seconds = self._seconds(count)
+        if not seconds:
+            return LEAST_CHANCE
+        row = (self._seconds(count + BATCH) - seconds) / BATCH
+        return max(LEAST_CHANCE, (row + self._costs.free_seconds) * tokens / seconds)
 
     def _worthwhile(self, drafter: Drafter, spots: list[Spot]) -> list[Spot]:
         tokens, seconds = self._expected()
@@ -200,10 +212,11 @@ class Growth:
         """How many of the nodes, likeliest first, make tokens come fastest, and how many tokens that is."""
         chances = nlargest(self._most_nodes, (chance for tree in self.trees for chance in tree.chances[1:]))
         tokens = best_tokens = float(len(self.trees))
-        best, best_rate = 0, tokens / max(self._seconds(0), 1e-9)
+        rows, elapsed = self._other_rows, time.perf_counter() - self._begin
+        best, best_rate = 0, tokens / max(self._costs.pass_seconds(rows) + elapsed, 1e-9)
         for count, chance in enumerate(chances, 1):
             tokens += chance
-            rate = tokens / max(self._seconds(count), 1e-9)
+            rate = tokens / max(self._costs.pass_seconds(rows + count) + elapsed, 1e-9)
             if rate >= best_rate:
                 best, best_rate, best_tokens = count, rate, tokens
         return best_tokens, best
