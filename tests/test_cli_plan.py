@@ -176,7 +176,7 @@ class TestForms:
         assert (code, err) == (0, "")
         lines = [" ".join(line.split()) for line in out.splitlines()]
         assert "raw packed, estimated" in lines
-        assert "weights of a pass 15.01 GB 10.07 GB" in lines
+        assert "weights of a pass 15.01 GB 10.10 GB" in lines
         for words in ("that stay in memory", "read in every pass", "a further token", "the first, after 9 tokens"):
             assert any(line.startswith(words) for line in lines[lines.index("raw packed, estimated") :])
         assert "`penstock pull REPO` packs it losslessly while it downloads, `penstock pack SRC OUT` when" in out

@@ -190,13 +190,13 @@ class Plan:
     ceiling: int
     process: int
     scratch: int
-    draft: int
     ring: int
     allowance: int
     kv: int
     activations: int
     resident: int
     streamed: int
+    draft: int = 0
     indexed: int = 0
     """What the weights take as stored, where they are resident in the form quickest to multiply with; else 0."""
 
