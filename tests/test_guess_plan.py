@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from penstock import LLM, SamplingParams
+from penstock import LLM, SamplingParams, machine
 from penstock.config import ModelConfig, parse_config
 from penstock.draft_shape import DraftShape, draft_ahead, draft_here
 from penstock.errors import MemoryCeilingError
