@@ -4,7 +4,7 @@ import mmap
 
 import pytest
 
-from penstock.machine import footprint
+from penstock.machine import anonymous_bytes
 from penstock.pages import HUGE_PAGE_BYTES, page_array
 
 
@@ -20,8 +20,8 @@ def test_zeros_that_begin_at_a_page(nbytes: int) -> None:
 def test_pages_go_back_when_the_last_view_is_gone() -> None:
     array = page_array(16 << 20)
     array[:] = 1
-    view, before = array[: 1 << 20], footprint().anonymous
+    view, before = array[: 1 << 20], anonymous_bytes()
     del array
     assert view[5].item() == 1
     del view
-    assert before - footprint().anonymous > 15 << 20
+    assert before - anonymous_bytes() > 15 << 20

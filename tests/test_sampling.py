@@ -39,11 +39,10 @@ def literal_draw(logits: Sequence[float], rule: SamplingRule, seed: int, positio
     for token in set(seen):
         score, penalty = scores[token], rule.repetition_penalty
         scores[token] = score * penalty if score < 0 else score / penalty
-    ranked = sorted(range(len(scores)), key=lambda token: (-scores[token], token))
     if rule.temperature == 0:
-        return ranked[0]
-    scores = [(score - scores[ranked[0]]) / rule.temperature for score in scores]
-    ranked = ranked[: rule.top_k or None]
+        return scores.index(max(scores))
+    scores = [(score - max(scores)) / rule.temperature for score in scores]  # which may make two of them equal
+    ranked = sorted(range(len(scores)), key=lambda token: (-scores[token], token))[: rule.top_k or None]
     total = sum(math.exp(scores[token]) for token in ranked)
     kept, covered = [], 0.0
     for token in ranked:
