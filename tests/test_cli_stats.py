@@ -155,7 +155,8 @@ def test_guesses(run: tuple[LLM, Stats], capsys: pytest.CaptureFixture[str]) -> 
     print_stats(llm, guessed(stats))
     assert shown(capsys)[1:3] == [
         "guesses: 15.0 a pass, 1.50 of them right; made in 0.500 s, 12% of the time",
-        "right, one token on, two, ...: 100%, 50%, 0%; by drafter: coarse 75%, lookup 0%",
+        "right, one token on, two, ...: 100%, 50%, 0%; by drafter: coarse 75%, lookup 0%; "
+        "a raw checkpoint has no coarse weights to guess with, a packed one has",
     ]
 
 

@@ -98,7 +98,7 @@ def print_stats(llm: LLM, stats: Stats) -> None:
         f"{stats.prompt_tokens} tokens in, {stats.tokens} out in {stats.seconds:.2f} s: first after "
         f"{stats.first_token_seconds:.2f} s, then {told['seconds_per_token']:.3f} s a token; {stats.passes} passes, "
         f"{stats.tokens_per_pass:.2f} tokens a pass; seed {stats.seed}",
-        *_guess_lines(told["guesses"]),
+        *_guess_lines(told["guesses"], packed=told["packed_ratio"] is not None),
         *_packed_lines(told),
         f"weights: {resident} resident, {streamed} streamed a pass; "
         f"{format_size(stats.bytes_read)} read in all, {format_size(told['bytes_per_second'])}/s",
@@ -111,15 +111,16 @@ def print_stats(llm: LLM, stats: Stats) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _guess_lines(told: dict[str, Any] | None) -> list[str]:
+def _guess_lines(told: dict[str, Any] | None, packed: bool) -> list[str]:
     if told is None:
         return []
+    raw = "" if packed else "; a raw checkpoint has no coarse weights to guess with, a packed one has"
     depths = ", ".join(f"{share:.0%}" for share in told["right_by_depth"][:SHOWN_DEPTHS])
     drafters = ", ".join(f"{name} {share:.0%}" for name, share in told["right_by_drafter"].items())
     return [
         f"guesses: {told['a_pass']:.1f} a pass, {told['right'] / told['passes']:.2f} of them right; made in "
         f"{format_seconds(told['draft_seconds'])}, {told['draft_share_of_time']:.0%} of the time",
-        f"right, one token on, two, ...: {depths}; by drafter: {drafters}",
+        f"right, one token on, two, ...: {depths}; by drafter: {drafters}{raw}",
     ]
 
 
