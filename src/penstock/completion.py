@@ -13,7 +13,9 @@ from penstock.text_stream import StopStrings, TextStream
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from penstock.engine import Generation
+    from penstock.errors import PenstockError
+    from penstock.generation import Generation
+    from penstock.logprobs import TokenLogprobs
     from penstock.stage import PartStats, PassStats, PassTotals
     from penstock.tokenizer import Tokenizer
 
@@ -64,6 +66,8 @@ class Piece:
     token_ids: list[int]
     finish_reason: str | None
     stats: Stats
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of its tokens, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ class Output:
     token_ids: list[int]
     finish_reason: str
     stats: Stats
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of its tokens, where they were asked for."""
 
 
 class Completion:
@@ -89,29 +95,49 @@ class Completion:
         self._begin = time.perf_counter()
         self._taken = 0
         self._parts: list[str] = []
+        self._told_logprobs = 0
         generation.after_pass = self._take
+        if generation.token_ids or not self.runs:
+            self._add(self._new_text())  # what an earlier run drew is the first piece
 
     @property
     def runs(self) -> bool:
         return self.generation.finish_reason is None
 
+    @property
+    def error(self) -> PenstockError | None:
+        """Why it could not go on."""
+        return self.generation.error
+
     def output(self) -> Output:
         """The finished completion."""
-        reason = self.generation.finish_reason or "length"
-        return Output("".join(self._parts), self.generation.token_ids, reason, self.stats)
+        generation = self.generation
+        reason = generation.finish_reason or "length"
+        return Output("".join(self._parts), generation.token_ids, reason, self.stats, generation.logprobs)
 
     def _take(self, stats: PassStats) -> None:
         """Take in what a pass drew; ends the generation at a stop string."""
-        generation = self.generation
+        generation, taken = self.generation, self._taken
         ended_by_token = generation.finish_reason == "stop"
-        text = self._push(generation.token_ids[self._taken :])
-        new = generation.token_ids[self._taken :]
-        self._taken += len(new)
-        self._count(stats, drawn=len(new) + (ended_by_token and self._stops.met is None))
-        text += self._end()
+        text = self._new_text()
+        drawn = self._taken - taken
+        self._count(stats, drawn=drawn + (ended_by_token and self._stops.met is None))
+        self._add(text, taken)
+
+    def _new_text(self) -> str:
+        """The text of the tokens that have come since it was last asked for."""
+        text = self._push(self.generation.token_ids[self._taken :])
+        self._taken = len(self.generation.token_ids)
+        return text + self._end()
+
+    def _add(self, text: str, taken: int = 0) -> None:
+        """A piece of the tokens from number `taken` on, whose text is `text`."""
+        generation = self.generation
+        new, logprobs = generation.token_ids[taken:], generation.logprobs[self._told_logprobs :]
+        self._told_logprobs = len(generation.logprobs)
         self._parts.append(text)
         if new or generation.finish_reason is not None:
-            self.pieces.append(Piece(text, new, generation.finish_reason, self.stats))
+            self.pieces.append(Piece(text, new, generation.finish_reason, self.stats, logprobs))
 
     def _push(self, tokens: list[int]) -> str:
         """The text of new tokens; what follows a stop string is taken back, as if it had never been drawn."""
@@ -121,7 +147,9 @@ class Completion:
         for count, token in enumerate(tokens, self._taken + 1):
             parts.append(self._stops.push(self._text.push(token)))
             if self._stops.met is not None:
+                cut = len(self.generation.token_ids) - count
                 del self.generation.token_ids[count:]
+                del self.generation.logprobs[len(self.generation.logprobs) - cut :]
                 self.generation.finish_reason = "stop"
                 break
         return "".join(parts)

@@ -1,27 +1,30 @@
 """The generation loop: sequences in, passes over the weights, one token or several a sequence and pass out.
 
-Every pass serves all active sequences at once, prefill chunks, single tokens and trees of guesses alike. What a
-sequence yields depends on nothing but its own prompt and parameters.
+Every pass serves all active sequences at once, prefill chunks, single tokens and trees of guesses alike. Sequences join
+and leave between passes; those whose keys and values do not fit beside the others' wait. What a sequence yields depends
+on nothing but its own prompt and parameters.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, field, replace
+from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.errors import ContextError, NumericsError
-from penstock.kv_cache import KvCache
-from penstock.rows import Rows, SequenceRows
+from penstock.errors import ContextError, MemoryCeilingError, NumericsError
+from penstock.generation import Generation
+from penstock.kv_cache import BLOCK_SLOTS, KvCache
+from penstock.prefixes import KeptPrefixes, Prefix, common_blocks, longest
+from penstock.rows import Rows
 from penstock.sampling import Sampler
-from penstock.speculate.speculator import Record, walk
-from penstock.speculate.tree import Tree
+from penstock.speculate.speculator import walk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
 
     from penstock.config import GenerationDefaults
     from penstock.kernels import F32, Kernels
@@ -29,67 +32,16 @@ if TYPE_CHECKING:
     from penstock.memory import Memory
     from penstock.sampling import SamplingParams
     from penstock.speculate.speculator import Speculator
+    from penstock.speculate.tree import Tree
     from penstock.stage import PassStats, Stage
+
+    Chunk = tuple[Generation, list[int]]
+    """What a sequence computes in a pass: the next of its pending tokens."""
 
 MAX_ROWS = 4096
 """Rows of one pass: prompts up to this length cost one pass over the disk."""
-
-
-@dataclass(eq=False)
-class Generation:
-    """One sequence on its way: its prompt, what was drawn so far, and why it ended."""
-
-    prompt: list[int]
-    sampler: Sampler
-    max_tokens: int
-    stop_ids: frozenset[int]
-    cache: KvCache
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    """"stop" after a stop token or string, "length" at max_tokens or the end of the context, "error"."""
-    error: NumericsError | None = None
-
-    guesses: Record = field(default_factory=Record)
-    """What became of the guesses at its tokens."""
-
-    after_pass: Callable[[PassStats], None] = lambda stats: None
-    """Told of every pass that this generation took part in."""
-
-    @property
-    def pending(self) -> list[int]:
-        """Tokens whose keys and values are not in the cache yet; never empty while the generation runs."""
-        done, prompt = self.cache.length, len(self.prompt)
-        return self.prompt[done:] + self.token_ids if done < prompt else self.token_ids[done - prompt :]
-
-    @property
-    def tokens(self) -> list[int]:
-        """The prompt's and those drawn so far."""
-        return self.prompt + self.token_ids
-
-    def root(self) -> Tree:
-        """A tree of no guesses yet, after the last token."""
-        return Tree(self, self.tokens, self.sampler, self.cache, self.max_tokens - len(self.token_ids) - 1)
-
-    def draw(self, logits: F32) -> int | None:
-        """The next token, from the logits after the last one; None where that ends the sequence."""
-        tokens = self.tokens
-        token = self.sampler(logits, len(tokens), tokens)
-        if token in self.stop_ids:
-            self.finish_reason = "stop"
-            return None
-        self.token_ids.append(token)
-        if len(self.token_ids) >= self.max_tokens:
-            self.finish_reason = "length"
-            return None
-        return token
-
-
-def _rows(generation: Generation, tokens: list[int], tree: Tree | None) -> SequenceRows:
-    """What one sequence adds to a pass."""
-    if tree is not None:
-        return SequenceRows.tree(generation.cache, tree.tokens, tree.parents)
-    ends = len(tokens) == len(generation.pending)
-    return SequenceRows.plain(generation.cache, tokens, wanted=(-1,) if ends else ())
+KEPT_SHARE = 8
+"""Keys and values of sequences that have ended may take this part of the ceiling."""
 
 
 class Engine:
@@ -113,65 +65,101 @@ class Engine:
         self.speculator = speculator
         self.context = context
         self.active: list[Generation] = []
+        """Those that take part in passes."""
+        self.waiting: deque[Generation] = deque()
+        """Those that will, in the order in which they came, as soon as their keys and values fit beside the others'."""
         self._kernels = kernels
         self._defaults = defaults
         self._kv_shape = kv_shape
         self._max_rows = max_rows
         self._memory = memory
+        self.kept = None if memory is None else KeptPrefixes(memory, memory.budget.ceiling // KEPT_SHARE)
 
-    def add(self, prompt: Sequence[int], params: SamplingParams, most_tokens: int | None = None) -> Generation:
-        """Let a generation take part in the passes from now on; `most_tokens` limits it beside its parameters.
+    def add(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        most_tokens: int | None = None,
+        *,
+        drawn: Sequence[int] = (),
+        choice: int = 0,
+    ) -> Generation:
+        """Let a generation take part in the passes from now on, or as soon as there is room for it.
+
+        `most_tokens` limits it beside its parameters. `drawn`: tokens that an earlier run of it drew already; it goes
+        on with those that it would have drawn next. `choice`: several answers to a prompt differ by it.
 
         Raises UsageError for an empty prompt or a token that the model does not have, ContextError where the context
         has no room for the prompt and one token.
         """
-        tokens = list(prompt)
+        tokens, drawn = list(prompt), list(drawn)
         self.check_prompt(tokens)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         limits = (self.context - len(tokens), params.max_tokens, most_tokens)
-        max_tokens = min(limit for limit in limits if limit is not None)
         generation = Generation(
             prompt=tokens,
-            sampler=Sampler(params.rule(self._defaults), seed, self._kernels),
-            max_tokens=max_tokens,
+            sampler=Sampler(params.rule(self._defaults), seed, self._kernels, choice),
+            max_tokens=min(limit for limit in limits if limit is not None),
             stop_ids=frozenset(() if params.ignore_eos else self._defaults.eos_token_ids),
-            cache=self._new_cache(len(tokens) + max_tokens - 1),  # the last token's keys are never needed
+            cache=KvCache(self._kv_shape) if self._memory is None else self._memory.new_cache(),
+            token_ids=drawn,
+            top_logprobs=params.logprobs,
         )
-        self.active.append(generation)
+        if len(drawn) >= generation.max_tokens:
+            generation.finish_reason = "length"
+        else:
+            self.waiting.append(generation)
+            self._admit()
         return generation
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything left to compute."""
+        return any(g.finish_reason is None for g in (*self.active, *self.waiting))
 
     def step(self) -> PassStats:
         """One pass for all active generations: each goes on by a chunk of its prompt or by a token.
 
         Ended generations have left, and their caches are free. Raises ReadError and MemoryCeilingError; the caches then
-        hold what was committed before. A generation whose logits are not finite ends with a NumericsError of its own.
+        hold what was committed before. A generation whose logits are not finite ends with a NumericsError of its own,
+        and one that has no room even by itself with a MemoryCeilingError.
         """
         begin = time.perf_counter()
         for ended in [g for g in self.active if g.finish_reason is not None]:
             self.cancel(ended)
-        chunks = self._chunks()
-        trees = self._guess(chunks)
-        draft_seconds = time.perf_counter() - begin
-        rows = Rows([_rows(generation, tokens, trees.get(generation)) for generation, tokens in chunks])
-        if self._memory is not None and not trees:
-            self._memory.before_pass(rows)
-        logits, stats = self.stage.run(rows)
+        self._admit(must=True)
+        chunks, adopting = self._chunks()
+        try:
+            trees, rows, logits, stats = self._run(chunks)
+        except BaseException:
+            for generation in adopting:  # what they were to share has not been computed
+                generation.cache.truncate(0)
+            raise
         first = 0
         for (generation, tokens), part in zip(chunks, rows.sequences, strict=True):
             own = logits[first : first + len(part.wanted)]
             first += len(part.wanted)
             self._take(generation, tokens, trees.get(generation), own)
-        guesses = sum(len(tree) - 1 for tree in trees.values())
-        stats = replace(
-            stats, seconds=time.perf_counter() - begin, draft_seconds=draft_seconds * bool(trees), guesses=guesses
-        )
+        stats = replace(stats, seconds=time.perf_counter() - begin)
         if self.speculator is not None:
             self.speculator.learn_pass(stats, self.stage.weights.streamed_bytes)
         for generation, _ in chunks:
             generation.after_pass(stats)
         return stats
 
-    def _guess(self, chunks: Sequence[tuple[Generation, list[int]]]) -> dict[Generation, Tree]:
+    def _run(self, chunks: Sequence[Chunk]) -> tuple[dict[Generation, Tree], Rows, F32, PassStats]:
+        """Guess, and run the pass: the trees, its rows, and what the stage gives."""
+        begin = time.perf_counter()
+        trees = self._guess(chunks)
+        draft_seconds = (time.perf_counter() - begin) * bool(trees)
+        rows = Rows([generation.rows(tokens, trees.get(generation)) for generation, tokens in chunks])
+        if self._memory is not None and not trees:
+            self._memory.before_pass(rows)
+        logits, stats = self.stage.run(rows)
+        guesses = sum(len(tree) - 1 for tree in trees.values())
+        return trees, rows, logits, replace(stats, draft_seconds=draft_seconds, guesses=guesses)
+
+    def _guess(self, chunks: Sequence[Chunk]) -> dict[Generation, Tree]:
         """Trees for those sequences of a pass whose next token would be all that it brings."""
         ready = [g for g, tokens in chunks if len(tokens) == len(g.pending) == 1]
         if self.speculator is None or not ready:
@@ -210,26 +198,107 @@ class Engine:
             self.speculator.learn(tree, nodes, drawn, logits)
 
     def cancel(self, generation: Generation, reason: str = "stop") -> None:
-        """Take a generation out of the passes, ended for `reason` unless it had ended already, and free its cache."""
+        """Take a generation out of the passes, ended for `reason` unless it had ended already, and free its cache.
+
+        Its keys and values may be kept for sequences that begin alike.
+        """
         generation.finish_reason = generation.finish_reason or reason
+        if self.kept is not None and generation.error is None:
+            self.kept.keep(generation.tokens, generation.cache)
         generation.cache.truncate(0)
+        if self._memory is not None:
+            self._memory.promise(generation.cache, 0)
         if self.speculator is not None:
             self.speculator.forget(generation)
         self.active = [g for g in self.active if g is not generation]
+        if generation in self.waiting:
+            self.waiting.remove(generation)
 
-    def _chunks(self) -> list[tuple[Generation, list[int]]]:
-        """What each generation computes in this pass: the shortest first, as far as the rows go."""
-        left, chunks = self._most_rows(), []
+    def _admit(self, *, must: bool = False) -> None:
+        """Let those that wait take part, in their order, as long as there is room.
+
+        `must`: where none takes part, the next one has to. Raises MemoryCeilingError where it cannot.
+        """
+        self._renew_promises()
+        while self.waiting:
+            generation = self.waiting[0]
+            shared = self._expected_blocks(generation, self.active)
+            if not self._makes_room(generation, shared):
+                if not must or self.active:
+                    return
+                self._require_room(generation)
+            if self._memory is not None:
+                self._memory.promise(generation.cache, generation.most_slots, shared)
+            self.active.append(self.waiting.popleft())
+
+    def _makes_room(self, generation: Generation, shared: int) -> bool:
+        """Whether there is room for a sequence that shares so many blocks; what was kept gives way."""
+        if self._memory is None:
+            return True
+        while not self._memory.admits(generation.most_slots, shared):
+            if self.kept is None or not self.kept.drop_oldest():
+                return False
+        return True
+
+    def _require_room(self, generation: Generation) -> None:
+        """End a sequence with a MemoryCeilingError, and raise it, where it does not fit even by itself."""
+        try:
+            if self._memory is not None:
+                self._memory.most_tokens([len(generation.prompt)], generation.max_tokens, self.context)
+        except MemoryCeilingError as error:
+            generation.error = error
+            self.cancel(generation, "error")
+            raise
+
+    def _renew_promises(self) -> None:
+        """What each may come to need, now that others have come, computed what they share, or left."""
+        if self._memory is None or not self.waiting:
+            return
+        for index, g in enumerate(self.active):
+            shared = g.cache.adopted if g.cache.own_bytes else self._expected_blocks(g, self.active[:index])
+            self._memory.promise(g.cache, g.most_slots, shared)
+
+    def _expected_blocks(self, generation: Generation, others: Sequence[Generation]) -> int:
+        """Blocks that it is going to share with one of them, computed or not."""
+        tokens = generation.tokens
+        return max((common_blocks(other.tokens, tokens) for other in others), default=0)
+
+    def _chunks(self) -> tuple[list[Chunk], list[Generation]]:
+        """What each generation computes in this pass, the shortest first, as far as the rows go; and which of them
+        begin with keys and values of others."""
+        left = self._most_rows()
+        chunks: list[Chunk] = []
+        adopting = []
         for generation in sorted(self.active, key=lambda g: len(g.pending)):
-            tokens = generation.pending[:left]
-            if not tokens:
+            if not left:
                 break
+            if not generation.cache.own_bytes and self._adopt(generation, chunks):
+                adopting.append(generation)
+            tokens = generation.pending[:left]
             left -= len(tokens)
             chunks.append((generation, tokens))
-        return chunks
+        return chunks, adopting
 
-    def _new_cache(self, most_slots: int) -> KvCache:
-        return KvCache(self._kv_shape) if self._memory is None else self._memory.new_cache(most_slots)
+    def _adopt(self, generation: Generation, chunks: Sequence[Chunk]) -> bool:
+        """Begin with what others have in common with it, or compute in this very pass; whether there is any."""
+        prefix, blocks = longest(self._prefixes(generation, chunks), generation.tokens)
+        if prefix is None:
+            return False
+        prefix.cache.reserve(blocks * BLOCK_SLOTS)
+        generation.cache.adopt(prefix.cache, blocks)
+        if self.kept is not None:
+            self.kept.touch(prefix)
+        return True
+
+    def _prefixes(self, generation: Generation, chunks: Sequence[Chunk]) -> Iterator[Prefix]:
+        """What every other sequence will have computed when this pass comes to the rows of `generation`."""
+        coming = {g: len(tokens) for g, tokens in chunks}
+        for g in self.active:
+            length = g.cache.length + coming.get(g, 0)
+            if g is not generation and length >= BLOCK_SLOTS:
+                yield Prefix(g.tokens, g.cache, length)
+        if self.kept is not None:
+            yield from self.kept
 
     def _most_rows(self) -> int:
         if self._memory is None:

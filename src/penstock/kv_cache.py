@@ -4,7 +4,9 @@ A slot holds the key and the value of one token in every layer. Slots 0..length-
 logical position s. Slots past `length` belong to rows of the running pass (or to nodes of a token tree, whose logical
 positions differ from their slots until `keep` compacts them).
 
-A block is one allocation of BLOCK_SLOTS slots: [layers][key, value][kv_heads][BLOCK_SLOTS][head_dim].
+A block is one allocation of BLOCK_SLOTS slots: [layers][key, value][kv_heads][BLOCK_SLOTS][head_dim]. Caches of
+sequences that begin alike share their first blocks: the bits of a key depend on nothing but the tokens up to its own,
+and nobody writes to committed slots.
 """
 
 from __future__ import annotations
@@ -63,19 +65,44 @@ class KvCache:
     def __init__(self, shape: KvShape) -> None:
         self.shape = shape
         self.length = 0
+        self.adopted = 0
+        """How many of the first blocks came from another cache."""
+        self._shared = 0
+        """How many of the first blocks others may have as well: the adopted ones, and those that were adopted."""
         self._blocks: list[npt.NDArray[np.uint8]] = []
         self._addresses = np.empty(0, np.uint64)
 
     @property
     def nbytes(self) -> int:
+        """Of all blocks, those of others included."""
         return len(self._blocks) * self.shape.block_bytes
+
+    @property
+    def own_bytes(self) -> int:
+        """Of the blocks that were not adopted."""
+        return (len(self._blocks) - self.adopted) * self.shape.block_bytes
+
+    @property
+    def block_ids(self) -> list[int]:
+        """A name of each block, the same in every cache that has it."""
+        addresses: list[int] = self._addresses.tolist()
+        return addresses
 
     def reserve(self, slots: int) -> None:
         """Make room for slots 0..slots-1."""
         missing = -(-slots // BLOCK_SLOTS) - len(self._blocks)
         if missing > 0:
-            self._blocks += [page_array(self.shape.block_bytes) for _ in range(missing)]
-            self._addresses = np.array([block.ctypes.data for block in self._blocks], np.uint64)
+            self._set_blocks([*self._blocks, *(page_array(self.shape.block_bytes) for _ in range(missing))])
+
+    def adopt(self, other: KvCache, blocks: int) -> None:
+        """Begin with the first blocks of another cache, in place of all that this one holds; they count as committed.
+
+        Whoever adopts blocks that are being filled sees to it that they are, before anybody reads them.
+        """
+        self._set_blocks(other._blocks[:blocks])
+        self.length = blocks * BLOCK_SLOTS
+        self.adopted = self._shared = blocks
+        other._shared = max(other._shared, blocks)
 
     def layer(self, index: int) -> KvLayer:
         """The kernels' view of one layer; valid until the next `reserve`, `keep` or `truncate`."""
@@ -95,10 +122,28 @@ class KvCache:
     def truncate(self, length: int) -> None:
         """Commit or go back to `length` positions and free the blocks past them."""
         self.length = length
-        del self._blocks[-(-length // BLOCK_SLOTS) :]
-        self._addresses = self._addresses[: len(self._blocks)]
+        blocks = self._blocks[: -(-length // BLOCK_SLOTS)]
+        whole = length // BLOCK_SLOTS
+        if whole < min(self._shared, len(blocks)):  # the last one goes on differently here
+            blocks[whole] = _copy(blocks[whole])
+        self._shared, self.adopted = min(self._shared, whole), min(self.adopted, whole)
+        self._set_blocks(blocks)
+
+    def _set_blocks(self, blocks: list[npt.NDArray[np.uint8]]) -> None:
+        kept = self._blocks[: len(blocks)]
+        if len(blocks) == len(kept) and all(a is b for a, b in zip(blocks, kept, strict=True)):
+            self._addresses = self._addresses[: len(blocks)]
+        else:
+            self._addresses = np.array([block.ctypes.data for block in blocks], np.uint64)
+        self._blocks = blocks
 
     def _slot(self, slot: int) -> npt.NDArray[np.uint8]:
         """One slot's bytes over all layers: [layers * 2 * kv_heads, head_dim * item bytes]."""
         block = self._blocks[slot // BLOCK_SLOTS]
         return block.reshape(2 * self.shape.layers * self.shape.kv_heads, BLOCK_SLOTS, -1)[:, slot % BLOCK_SLOTS]
+
+
+def _copy(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    copy = page_array(block.nbytes)
+    copy[:] = block
+    return copy

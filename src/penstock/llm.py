@@ -11,7 +11,7 @@ from penstock import machine
 from penstock.checkpoint import generation_defaults, open_checkpoint
 from penstock.completion import Completion, Output, Piece
 from penstock.engine import MAX_ROWS, Engine
-from penstock.errors import ContextError, TokenizerError, UsageError
+from penstock.errors import ContextError, MemoryCeilingError, TokenizerError, UsageError
 from penstock.events import Events
 from penstock.forecast import pass_weights
 from penstock.kernels import Kernels
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from penstock.kv_cache import KvCache
     from penstock.plan import Plan
     from penstock.speculate.drafter import Drafter
-    from penstock.stage import OnLayer
+    from penstock.stage import OnLayer, PassStats
 
     Prompt = str | Sequence[int]
     Message = Mapping[str, Any]
@@ -277,6 +277,8 @@ class LLM:
         """End the reader and free the weights; the model is of no use afterwards."""
         # They refer to this model, which would be left to the garbage collector.
         self._engine.stage.on_layer = self._engine.speculator = None
+        if self._engine.kept is not None:
+            self._engine.kept.clear()
         self._free()
 
     def _free(self) -> None:
@@ -292,22 +294,82 @@ class LLM:
     ) -> None:
         self.close()
 
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        drawn: Sequence[int] = (),
+        choice: int = 0,
+        most_tokens: int | None = None,
+    ) -> Completion:
+        """Let a prompt take part in the passes that `step` runs from now on, or as soon as memory has room for it.
+
+        drawn: tokens that an earlier run of the same prompt and parameters drew; it goes on as that one would have.
+        choice: several answers to a prompt, of one seed, differ by it. most_tokens: a bound for parameters that have
+        none. The caller takes `pieces`, looks at `error`, and calls `cancel` when it has lost interest.
+
+        Raises UsageError, ContextError, TokenizerError; MemoryCeilingError where it would not fit even by itself.
+        """
+        params = params or SamplingParams()
+        tokens = self._checked(prompt, params)
+        most = self.memory.most_tokens(
+            [len(tokens)], params.max_tokens or most_tokens, self.context, beside_others=False
+        )
+        generation = self._engine.add(tokens, params, most, drawn=drawn, choice=choice)
+        return Completion(generation, self.tokenizer, params.stops)
+
+    def step(self) -> PassStats:
+        """One pass for all that was submitted. Raises ReadError, after which the same pass may be tried again, and
+        MemoryCeilingError."""
+        return self._engine.step()
+
+    def cancel(self, completion: Completion) -> None:
+        """End a completion, if it has not ended, and free its memory."""
+        self._engine.cancel(completion.generation)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would have anything to do."""
+        return self._engine.busy
+
+    @property
+    def waiting(self) -> int:
+        """Submitted prompts that memory has no room for yet."""
+        return len(self._engine.waiting)
+
     def _start(self, prompts: Sequence[Prompt], params: SamplingParams | None) -> list[Completion]:
         params = params or SamplingParams()
-        if params.stops and self.tokenizer is None:
-            raise TokenizerError(
-                "Stop strings need text, and this checkpoint has no tokenizer.", "Put its tokenizer.json beside it."
-            )
         if any(isinstance(p, (int, np.integer)) for p in prompts):
             raise UsageError(
                 "A list of token ids is one prompt.", "For one prompt: generate([prompt]), or stream(prompt)."
             )
-        tokens = [self.encode(p) if isinstance(p, str) else list(p) for p in prompts]
-        for prompt in tokens:
-            self._engine.check_prompt(prompt)  # before any of them starts
-        most_tokens = self.memory.most_tokens([len(prompt) for prompt in tokens], params.max_tokens, self.context)
+        tokens = [self._checked(p, params) for p in prompts]  # all of them, before any starts
+        most_tokens = self._most_tokens([len(prompt) for prompt in tokens], params.max_tokens)
         generations = [self._engine.add(prompt, params, most_tokens) for prompt in tokens]
         return [Completion(generation, self.tokenizer, params.stops) for generation in generations]
+
+    def _checked(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+        """The prompt's token ids; raises what `add` would, and for stop strings without a tokenizer."""
+        if params.stops and self.tokenizer is None:
+            raise TokenizerError(
+                "Stop strings need text, and this checkpoint has no tokenizer.", "Put its tokenizer.json beside it."
+            )
+        tokens = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        self._engine.check_prompt(tokens)
+        return tokens
+
+    def _most_tokens(self, prompts: Sequence[int], wanted: int | None) -> int:
+        """How many tokens prompts of these lengths may yield that are given together.
+
+        Where not all fit beside each other, some wait; then each may have what it could by itself. Raises
+        MemoryCeilingError where one of them would not fit even so.
+        """
+        try:
+            return self.memory.most_tokens(prompts, wanted, self.context)
+        except MemoryCeilingError:
+            least = [self.memory.most_tokens([n], wanted, self.context, beside_others=False) for n in prompts]
+            return min(least)
 
     def _run(self, completions: list[Completion]) -> Iterator[Piece]:
         """What the passes bring the completions, until all of them have ended; they are ended with the iterator."""

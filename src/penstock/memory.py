@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from penstock.errors import MemoryCeilingError
 from penstock.kv_cache import BLOCK_SLOTS, KvCache
@@ -43,13 +43,30 @@ class Memory:
         self._relief = relief
         self._max_resident = max_resident
         self._caches: WeakKeyDictionary[KvCache, int] = WeakKeyDictionary()
-        """Every cache, and how many slots it may come to have."""
+        """Every cache, and how many bytes of its own it may come to have."""
+        self._kept: WeakSet[KvCache] = WeakSet()
+        """Those of sequences that have ended, which a draft model has forgotten."""
 
     def new_cache(self, most_slots: int = 0) -> KvCache:
         """An empty KV cache that counts from now on; sequences that come later leave it room for `most_slots`."""
         cache = KvCache(self._kv_shape)
-        self._caches[cache] = most_slots
+        self.promise(cache, most_slots)
         return cache
+
+    def promise(self, cache: KvCache, most_slots: int, adopted_blocks: int = 0) -> None:
+        """Leave room for a cache to grow to so many slots, besides as many blocks that it shares with another."""
+        self._caches[cache] = self._promised(most_slots, adopted_blocks)
+
+    def new_kept_cache(self) -> KvCache:
+        """One for keys and values of sequences that have ended, for those that begin alike."""
+        cache = self.new_cache()
+        self._kept.add(cache)
+        return cache
+
+    def admits(self, most_slots: int, adopted_blocks: int = 0) -> bool:
+        """Whether one sequence more, which may come to have so many slots, fits beside all that was promised."""
+        sequences = 1 + sum(promised > 0 for promised in self._caches.values())
+        return self._taken() + self._promised(most_slots, adopted_blocks) <= self.budget.most_kv(sequences)
 
     def before_pass(self, rows: Rows, held_logits: int = 0) -> None:
         """Make room for a pass, beside the logits of `held_logits` rows that are kept already.
@@ -101,16 +118,18 @@ class Memory:
         self.plan = self.budget.plan(demand)
         self._limit()
 
-    def most_tokens(self, prompts: Sequence[int], wanted: int | None, context: int) -> int:
+    def most_tokens(
+        self, prompts: Sequence[int], wanted: int | None, context: int, *, beside_others: bool = True
+    ) -> int:
         """How many tokens each of these sequences may yield: `wanted`, or, for None, what half of the room is enough
         for, so that others may follow.
 
-        `prompts`: their lengths; none grows past `context` positions. Raises MemoryCeilingError where the keys and
-        values of all do not fit.
+        `prompts`: their lengths; none grows past `context` positions. Sequences that are there already keep what was
+        promised to them, unless `beside_others` is False. Raises MemoryCeilingError where the keys and values of all do
+        not fit.
         """
         shape = self._kv_shape
-        taken = sum(max(cache.nbytes, shape.bytes_for(most)) for cache, most in self._caches.items())
-        room = self.budget.most_kv(len(prompts)) - taken
+        room = self.budget.most_kv(len(prompts)) - (self._taken() if beside_others else 0)
         if wanted is None:
             blocks = (room - sum(shape.bytes_for(n) for n in prompts)) // 2 // shape.block_bytes
             wanted = max(1, blocks // max(1, len(prompts)) * BLOCK_SLOTS)
@@ -125,13 +144,25 @@ class Memory:
             )
         return wanted
 
+    def _promised(self, most_slots: int, adopted_blocks: int) -> int:
+        return max(0, self._kv_shape.bytes_for(most_slots) - adopted_blocks * self._kv_shape.block_bytes)
+
+    def _taken(self) -> int:
+        """Bytes of every cache, and of what each may still come to have."""
+        growth = sum(max(0, promised - cache.own_bytes) for cache, promised in self._caches.items())
+        return self._block_bytes() + growth
+
+    def _block_bytes(self) -> int:
+        """Bytes of the blocks of every cache, those that several share counted once."""
+        return len({block for cache in self._caches for block in cache.block_ids}) * self._kv_shape.block_bytes
+
     def _kv_bytes(self, slots: Mapping[KvCache, int]) -> int:
         """Bytes of every cache, with so many slots in those that are named."""
-        growing = sum(max(cache.nbytes, self._kv_shape.bytes_for(count)) for cache, count in slots.items())
-        others = [cache for cache in self._caches if cache not in slots]
-        own = growing + sum(cache.nbytes for cache in others)
+        growth = sum(max(0, self._kv_shape.bytes_for(count) - cache.nbytes) for cache, count in slots.items())
+        own = self._block_bytes() + growth
         if self._draft_kv is None:
             return own
+        others = [cache for cache in self._caches if cache not in slots and cache not in self._kept]
         counts = [*slots.values(), *(cache.nbytes // self._kv_shape.block_bytes * BLOCK_SLOTS for cache in others)]
         return own + sum(self._draft_kv.bytes_for(count) for count in counts)
 

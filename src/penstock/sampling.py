@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", int, float)
 
+MOST_LOGPROBS = 20
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -33,7 +35,8 @@ class SamplingParams:
 
     temperature: 0 is greedy. top_k: 0 keeps all. top_p, min_p: 1 and 0 keep all. repetition_penalty: 1 is none.
     seed: None draws a fresh one. max_tokens: None goes on to the end of the context. stop: text that ends the output
-    and is cut off it. ignore_eos: go on past the model's end-of-sequence tokens.
+    and is cut off it. ignore_eos: go on past the model's end-of-sequence tokens. logprobs: tell the logarithm of each
+    token's probability, and so many of the likeliest tokens with theirs (at most 20); None tells nothing.
     """
 
     temperature: float | None = None
@@ -45,6 +48,7 @@ class SamplingParams:
     max_tokens: int | None = None
     stop: str | Sequence[str] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0, 2)
@@ -54,6 +58,7 @@ class SamplingParams:
         _check("repetition_penalty", self.repetition_penalty, 0, None, open_below=True)
         _check("seed", self.seed, 0, 2**64 - 1, whole=True)
         _check("max_tokens", self.max_tokens, 1, None, whole=True)
+        _check("logprobs", self.logprobs, 0, MOST_LOGPROBS, whole=True)
         listed = isinstance(self.stop, Sequence) and all(isinstance(stop, str) and stop for stop in self.stops)
         if not listed:
             raise UsageError(
