@@ -14,7 +14,10 @@ from penstock.config import GenerationDefaults
 from penstock.engine import MAX_ROWS, Engine
 from penstock.kernels import F32, Kernels
 from penstock.kv_cache import KvCache, KvShape
+from penstock.memory import Memory
 from penstock.models.llama import Llama, pass_order
+from penstock.plan import LEAST_CHUNK_ROWS, Budget, Demand, Plan
+from penstock.prefixes import KeptPrefixes
 from penstock.reader import Ring
 from penstock.rows import Rows, SequenceRows
 from penstock.sampling import SamplingParams
@@ -53,6 +56,24 @@ def open_engine(
         yield Engine(stage, kernels, shape, context, GenerationDefaults(eos_token_ids=tuple(eos)), max_rows)
     finally:
         weights.close()
+
+
+@contextmanager
+def limited(plain: Engine, blocks: int, kept_blocks: int | None = None) -> Iterator[Engine]:
+    """An engine over the same stage, with memory for so many blocks of keys and values beside the weights, and for
+    `kept_blocks` of those of sequences that have ended (None: as many)."""
+    stage, shape, ceiling = plain.stage, plain._kv_shape, 1 << 34
+    config = stage.model.config
+    with_kv = Demand(LEAST_CHUNK_ROWS, 8, blocks * shape.block_bytes)
+    process = ceiling - _needs(Budget(config, 0, ceiling, 0, 0).plan(with_kv))
+    memory = Memory(Budget(config, stage.weights.pass_bytes, ceiling, process, 0), stage.weights, shape)
+    engine = Engine(stage, plain._kernels, shape, plain.context, plain._defaults, memory=memory)
+    engine.kept = KeptPrefixes(memory, (blocks if kept_blocks is None else kept_blocks) * shape.block_bytes)
+    yield engine
+
+
+def _needs(plan: Plan) -> int:
+    return plan.ring + plan.allowance + plan.kv + plan.activations
 
 
 def new_cache(engine: Engine) -> KvCache:

@@ -40,7 +40,8 @@ class TestPasses:
     def test_prompts_share_them(self, engine: Engine) -> None:
         """As many passes as the longest generation needs, however many there are."""
         for n_tokens in (3, 9, 5):
-            engine.add(random_tokens(10 * n_tokens, VOCAB), SamplingParams(temperature=0, max_tokens=n_tokens))
+            prompt = random_tokens(10 * n_tokens, VOCAB, seed=n_tokens)
+            engine.add(prompt, SamplingParams(temperature=0, max_tokens=n_tokens))
         assert passes_of(engine) == [30 + 90 + 50, 3, 3, 2, 2, 1, 1, 1, 1]
 
     def test_a_prompt_takes_as_many_as_its_rows_need(self, path: Path) -> None:

@@ -135,3 +135,57 @@ def test_a_cache_goes_on_after_keeping(shape: KvShape) -> None:
     plain = KvCache(shape)
     store(plain, range(36))
     assert same_bits(attended(cache, 1, [30, 31, 32, 33]), attended(plain, 1, [31, 35, 32, 33]))
+
+
+class TestAdoption:
+    """Caches of sequences that begin alike share blocks, and go on by themselves."""
+
+    def test_blocks_are_shared_and_count_once(self, shape: KvShape) -> None:
+        donor, heir = KvCache(shape), KvCache(shape)
+        store(donor, range(3 * BLOCK_SLOTS + 5))
+        donor.truncate(3 * BLOCK_SLOTS + 5)
+        heir.adopt(donor, 2)
+        assert (heir.length, heir.adopted, heir.own_bytes) == (2 * BLOCK_SLOTS, 2, 0)
+        assert heir.block_ids == donor.block_ids[:2]
+        path = list(range(2 * BLOCK_SLOTS))
+        assert same_bits(attended(heir, 1, path), attended(donor, 1, path))
+        store(heir, range(2 * BLOCK_SLOTS, 2 * BLOCK_SLOTS + 3))
+        assert heir.own_bytes == shape.block_bytes
+
+    def test_each_grows_by_itself(self, shape: KvShape) -> None:
+        donor, heir = KvCache(shape), KvCache(shape)
+        store(donor, range(2 * BLOCK_SLOTS))
+        donor.truncate(2 * BLOCK_SLOTS)
+        heir.adopt(donor, 1)
+        path = list(range(2 * BLOCK_SLOTS))
+        before = attended(donor, 0, path)
+        heir.reserve(2 * BLOCK_SLOTS)
+        for slot in range(BLOCK_SLOTS, 2 * BLOCK_SLOTS):
+            KERNELS.store_kv(*vectors(shape, slot + 1000, 0), np.array([slot], np.int32), heir.layer(0))
+        assert same_bits(attended(donor, 0, path), before)
+        assert not same_bits(attended(heir, 0, path), before)
+
+    @pytest.mark.parametrize("who", ["donor", "heir"])
+    @pytest.mark.parametrize("length", [1, BLOCK_SLOTS - 1, BLOCK_SLOTS + 7])
+    def test_going_back_into_a_shared_block_leaves_the_other_alone(self, shape: KvShape, who: str, length: int) -> None:
+        donor, heir = KvCache(shape), KvCache(shape)
+        store(donor, range(2 * BLOCK_SLOTS))
+        donor.truncate(2 * BLOCK_SLOTS)
+        heir.adopt(donor, 2)
+        back, other = (donor, heir) if who == "donor" else (heir, donor)
+        path = list(range(2 * BLOCK_SLOTS))
+        before = attended(other, 1, path)
+        back.truncate(length)
+        assert same_bits(attended(back, 1, path[:length]), attended(other, 1, path[:length]))
+        KERNELS.store_kv(*vectors(shape, 999, 1), np.array([length], np.int32), back.layer(1))
+        assert same_bits(attended(other, 1, path), before)
+        assert back.adopted <= length // BLOCK_SLOTS
+
+    def test_a_donor_that_is_gone(self, shape: KvShape) -> None:
+        donor, heir = KvCache(shape), KvCache(shape)
+        store(donor, range(BLOCK_SLOTS))
+        before = attended(donor, 0, list(range(BLOCK_SLOTS)))
+        heir.adopt(donor, 1)
+        donor.truncate(0)
+        del donor
+        assert same_bits(attended(heir, 0, list(range(BLOCK_SLOTS))), before)

@@ -197,6 +197,94 @@ class TestRefusals:
         assert llm._engine.active == []
 
 
+class TestMoreThanFits:
+    """Prompts whose keys and values have no room beside each other: some wait, and all bring what each brings alone."""
+
+    PROMPTS = tuple(random_tokens(40, VOCAB, seed) for seed in range(6))
+    PARAMS = SamplingParams(temperature=0, max_tokens=24)
+
+    @pytest.fixture
+    def small(self, path: Path) -> Iterator[LLM]:
+        """With room for five blocks, of which each of the prompts needs two."""
+        with LLM.open(path, memory="16GiB", draft="none") as llm:
+            plan = llm.plan_pass(rows=32, logit_rows=6, slots=5 * 32)
+            process = plan.ceiling - plan.ring - plan.allowance - plan.kv - plan.activations
+            llm.memory.budget = replace(llm.memory.budget, process=process, scratch=0)
+            yield llm
+
+    def test_a_list(self, small: LLM) -> None:
+        expected = [small.generate([prompt], self.PARAMS)[0].token_ids for prompt in self.PROMPTS]
+        outputs = small.generate(self.PROMPTS, self.PARAMS)
+        assert [output.token_ids for output in outputs] == expected
+
+    def test_one_after_another(self, small: LLM) -> None:
+        expected = [small.generate([prompt], self.PARAMS)[0].token_ids for prompt in self.PROMPTS]
+        completions = [small.submit(prompt, self.PARAMS) for prompt in self.PROMPTS]
+        assert small.waiting == 4
+        while small.busy:
+            small.step()
+        assert [completion.output().token_ids for completion in completions] == expected
+        for completion in completions:
+            small.cancel(completion)
+        assert (small.waiting, small._engine.active) == (0, [])
+
+    def test_without_a_number_of_tokens(self, small: LLM) -> None:
+        """Each may have what it could by itself."""
+        [alone] = small.generate([self.PROMPTS[0]], SamplingParams(temperature=0, ignore_eos=True))
+        outputs = small.generate(self.PROMPTS, SamplingParams(temperature=0, ignore_eos=True))
+        assert outputs[0].token_ids == alone.token_ids
+        assert len(alone.token_ids) == 32
+
+    def test_one_that_does_not_fit_even_alone(self, small: LLM) -> None:
+        with pytest.raises(MemoryCeilingError, match="keys and values of 40 prompt tokens"):
+            small.generate([self.PROMPTS[0]], SamplingParams(max_tokens=140))
+        with pytest.raises(MemoryCeilingError):
+            small.submit(self.PROMPTS[0], SamplingParams(max_tokens=140))
+        assert not small.busy
+
+    def test_a_cache_of_the_callers_that_takes_the_room(self, small: LLM) -> None:
+        """What waits is refused where nothing else runs that could make room."""
+        cache = small.new_cache()
+        cache.reserve(4 * 32)
+        completion = small.submit(self.PROMPTS[0], self.PARAMS)
+        assert small.waiting == 1
+        with pytest.raises(MemoryCeilingError):
+            small.step()
+        assert isinstance(completion.error, MemoryCeilingError)
+        assert not small.busy
+
+
+class TestResuming:
+    def test_the_text_that_was_said_comes_first(self, demo: LLM) -> None:
+        params = SamplingParams(temperature=0.8, seed=11, max_tokens=24)
+        [whole] = demo.generate(["def main():"], params)
+        for count in (1, 9, 23, 24):
+            completion = demo.submit("def main():", params, drawn=whole.token_ids[:count])
+            said = completion.pieces[0]
+            assert said.token_ids == whole.token_ids[:count]
+            assert whole.text.startswith(said.text)
+            while completion.runs:
+                demo.step()
+            demo.cancel(completion)
+            output = completion.output()
+            assert (output.text, output.token_ids, output.finish_reason) == (whole.text, whole.token_ids, "length")
+            assert "".join(piece.text for piece in completion.pieces) == whole.text
+            assert output.stats.tokens == 24 - count
+
+    def test_a_stop_string_across_the_seam(self, demo: LLM) -> None:
+        params = SamplingParams(temperature=0, max_tokens=24)
+        [free] = demo.generate(["def main():"], params)
+        stop = free.text[8:14]
+        [cut] = demo.generate(["def main():"], replace(params, stop=stop))
+        for count in range(1, len(cut.token_ids)):
+            completion = demo.submit("def main():", replace(params, stop=stop), drawn=free.token_ids[:count])
+            while completion.runs:
+                demo.step()
+            demo.cancel(completion)
+            assert completion.output().text == cut.text
+            assert completion.output().token_ids == cut.token_ids
+
+
 class TestInterface:
     PROMPT = "def add(a, b):\n    return"
 

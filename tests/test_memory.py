@@ -146,6 +146,48 @@ class TestMostTokens:
             memory.most_tokens([10], 3 * BLOCK_SLOTS - 9, 512)
 
 
+class TestSharing:
+    """Blocks that several caches have count once, and so does what is promised."""
+
+    def test_shared_blocks_count_once(self, model: Model) -> None:
+        memory = model.memory(spare=900 * MIB)
+        donor, heir = memory.new_cache(), memory.new_cache()
+        donor.reserve(4 * BLOCK_SLOTS)
+        donor.truncate(4 * BLOCK_SLOTS)
+        heir.adopt(donor, 3)
+        memory.before_pass(Rows([SequenceRows.plain(heir, [1] * 5)]))
+        assert memory.plan.kv == 5 * model.SHAPE.block_bytes
+        donor.truncate(0)
+        memory.before_pass(Rows([SequenceRows.plain(heir, [1] * 5)]))
+        assert memory.plan.kv == 4 * model.SHAPE.block_bytes
+
+    def test_room_for_one_more(self, model: Model) -> None:
+        """Nine MiB beside a block: three blocks of 4 MiB in all."""
+        memory = model.memory(spare=9 * MIB)
+        assert memory.admits(3 * BLOCK_SLOTS)
+        assert not memory.admits(3 * BLOCK_SLOTS + 1)
+        assert memory.admits(3 * BLOCK_SLOTS + 1, adopted_blocks=1)
+        running = memory.new_cache(2 * BLOCK_SLOTS)
+        assert memory.admits(BLOCK_SLOTS)
+        assert not memory.admits(BLOCK_SLOTS + 1)
+        running.reserve(BLOCK_SLOTS)  # of what was promised to it
+        assert memory.admits(BLOCK_SLOTS)
+        memory.promise(running, 0)
+        assert memory.admits(2 * BLOCK_SLOTS)
+        assert not memory.admits(3 * BLOCK_SLOTS)
+
+    def test_what_was_kept_takes_its_part(self, model: Model) -> None:
+        memory = model.memory(spare=9 * MIB, draft_kv=model.SHAPE)
+        running = memory.new_cache()
+        running.reserve(BLOCK_SLOTS)
+        kept = memory.new_kept_cache()
+        kept.adopt(running, 1)
+        running.truncate(0)
+        assert not memory.admits(3 * BLOCK_SLOTS)
+        memory.before_pass(Rows([SequenceRows.plain(running, [1])]))
+        assert memory.plan.kv == 3 * model.SHAPE.block_bytes, "the draft has keys for the running one alone"
+
+
 def test_pressure_from_outside_takes_weights_and_gives_them_back(model: Model) -> None:
     memory = model.memory(spare=10 * MIB + model.weights.pass_bytes, relief=model.relief())
     limits: list[int] = []

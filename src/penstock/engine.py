@@ -261,7 +261,8 @@ class Engine:
     def _expected_blocks(self, generation: Generation, others: Sequence[Generation]) -> int:
         """Blocks that it is going to share with one of them, computed or not."""
         tokens = generation.tokens
-        return max((common_blocks(other.tokens, tokens) for other in others), default=0)
+        # The last token of the other may stay its last.
+        return max((common_blocks(other.tokens[:-1], tokens) for other in others), default=0)
 
     def _chunks(self) -> tuple[list[Chunk], list[Generation]]:
         """What each generation computes in this pass, the shortest first, as far as the rows go; and which of them

@@ -29,6 +29,5 @@ def token_logprobs(logits: F32, token: int, top: int) -> TokenLogprobs:
     scores = logits.astype(np.float64)
     scores -= scores.max()
     scores -= np.log(np.exp(scores).sum())
-    likeliest = np.argpartition(-scores, min(top, len(scores) - 1))[:top]
-    likeliest = likeliest[np.lexsort((likeliest, -scores[likeliest]))]
+    likeliest = np.argsort(-logits, kind="stable")[:top]
     return TokenLogprobs(token, float(scores[token]), tuple((int(i), float(scores[i])) for i in likeliest))

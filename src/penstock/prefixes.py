@@ -27,32 +27,28 @@ class Prefix:
     length: int
     """Positions that the cache has, or will have."""
 
-    def common_blocks(self, tokens: Sequence[int]) -> int:
-        """Whole blocks that `tokens` begin with as well, whether they are there yet or not."""
-        return common_blocks(self.tokens, tokens)
-
     @property
     def blocks(self) -> int:
         return self.length // BLOCK_SLOTS
 
 
-def common_blocks(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many whole blocks two sequences share, the last token of either left out: its logits are wanted."""
-    most, blocks = (min(len(a), len(b)) - 1) // BLOCK_SLOTS, 0
-    while blocks < most and _block(a, blocks) == _block(b, blocks):
+def common_blocks(there: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many whole blocks of `there` are what `tokens` begin with, and go on after: the last logits are wanted."""
+    most, blocks = min(len(there), len(tokens) - 1) // BLOCK_SLOTS, 0
+    while blocks < most and _block(there, blocks) == _block(tokens, blocks):
         blocks += 1
     return blocks
 
 
-def _block(tokens: Sequence[int], index: int) -> Sequence[int]:
-    return tokens[index * BLOCK_SLOTS : (index + 1) * BLOCK_SLOTS]
+def _block(tokens: Sequence[int], index: int) -> list[int]:
+    return list(tokens[index * BLOCK_SLOTS : (index + 1) * BLOCK_SLOTS])
 
 
 def longest(prefixes: Iterable[Prefix], tokens: Sequence[int]) -> tuple[Prefix | None, int]:
     """The prefix that has most of `tokens`, and how many blocks of them it has by the end of the pass."""
     best, most = None, 0
     for prefix in prefixes:
-        blocks = min(prefix.blocks, prefix.common_blocks(tokens))
+        blocks = min(prefix.blocks, common_blocks(prefix.tokens, tokens))
         if blocks > most:
             best, most = prefix, blocks
     return best, most
@@ -80,6 +76,10 @@ class KeptPrefixes:
         most = self._most_bytes // cache.shape.block_bytes
         length = min(cache.length // BLOCK_SLOTS, len(tokens) // BLOCK_SLOTS, most) * BLOCK_SLOTS
         if not length:
+            return
+        longer = next((kept for kept in self._kept if kept.tokens[:length] == tuple(tokens[:length])), None)
+        if longer is not None:
+            self.touch(longer)
             return
         copy = self._memory.new_kept_cache()
         copy.adopt(cache, length // BLOCK_SLOTS)
