@@ -302,6 +302,7 @@ class LLM:
         drawn: Sequence[int] = (),
         choice: int = 0,
         most_tokens: int | None = None,
+        cache: KvCache | None = None,
     ) -> Completion:
         """Let a prompt take part in the passes that `step` runs from now on, or as soon as memory has room for it.
 
@@ -312,12 +313,15 @@ class LLM:
         Raises UsageError, ContextError, TokenizerError; MemoryCeilingError where it would not fit even by itself.
         """
         params = params or SamplingParams()
-        tokens = self._checked(prompt, params)
-        most = self.memory.most_tokens(
-            [len(tokens)], params.max_tokens or most_tokens, self.context, beside_others=False
-        )
+        tokens, most = self._admissible(prompt, params, most_tokens)
         generation = self._engine.add(tokens, params, most, drawn=drawn, choice=choice)
         return Completion(generation, self.tokenizer, params.stops)
+
+    def check(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, most_tokens: int | None = None
+    ) -> list[int]:
+        """The token ids of a prompt that `submit` would take; raises as it does. Other threads may call this."""
+        return self._admissible(prompt, params or SamplingParams(), most_tokens)[0]
 
     def step(self) -> PassStats:
         """One pass for all that was submitted. Raises ReadError, after which the same pass may be tried again, and
@@ -337,6 +341,12 @@ class LLM:
     def waiting(self) -> int:
         """Submitted prompts that memory has no room for yet."""
         return len(self._engine.waiting)
+
+    def _admissible(self, prompt: Prompt, params: SamplingParams, most_tokens: int | None) -> tuple[list[int], int]:
+        """The token ids of a prompt, and how many it may yield by itself."""
+        tokens = self._checked(prompt, params)
+        wanted = params.max_tokens or most_tokens
+        return tokens, self.memory.most_tokens([len(tokens)], wanted, self.context, beside_others=False)
 
     def _start(self, prompts: Sequence[Prompt], params: SamplingParams | None) -> list[Completion]:
         params = params or SamplingParams()

@@ -1,0 +1,180 @@
+"""The answers to a request: its prompts become completions of the engine, and these one response object."""
+
+from __future__ import annotations
+
+import secrets
+from array import array
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from penstock.errors import MemoryCeilingError, PenstockError
+from penstock.openai_api.errors import RequestError
+from penstock.openai_api.logprobs import chat_logprobs, text_logprobs
+from penstock.openai_api.requests import ChatCompletionRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from penstock.completion import Completion
+    from penstock.llm import LLM
+    from penstock.openai_api.requests import CompletionRequest
+    from penstock.sampling import SamplingParams
+
+    Request = ChatCompletionRequest | CompletionRequest
+
+DEFAULT_MAX_TOKENS = 1024
+"""For requests that name no limit; the context ends them earlier."""
+FINGERPRINT = f"penstock-{version('penstock')}"
+SEED_BITS = 53
+"""Of seeds that are drawn here: every reader of JSON keeps so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that was found to be good: its prompts as token ids, four bytes each, and how to draw."""
+
+    chat: bool
+    prompts: tuple[array[int], ...]
+    choices: int
+    params: SamplingParams
+    """With a seed."""
+    most_tokens: int
+    """Where the request names no limit."""
+
+    @property
+    def tokens(self) -> int:
+        """Of all prompts."""
+        return sum(len(prompt) for prompt in self.prompts)
+
+
+def prepare(
+    llm: LLM, request: Request, *, default_max_tokens: int = DEFAULT_MAX_TOKENS, default_seed: int | None = None
+) -> Prepared:
+    """Tokenize a request's prompts and check that they can be answered. Threads beside the engine's may call this.
+
+    Raises RequestError.
+    """
+    chat = isinstance(request, ChatCompletionRequest)
+    seed = secrets.randbits(SEED_BITS) if default_seed is None else default_seed
+    try:
+        params = request.params(seed)
+        prompts: Sequence[str | list[int]]
+        if isinstance(request, ChatCompletionRequest):
+            prompts = [llm.chat_prompt([message.plain() for message in request.messages])]
+        else:
+            prompts = request.prompts
+        tokens = tuple(_checked(llm, prompt, params, default_max_tokens) for prompt in prompts)
+    except PenstockError as error:
+        raise RequestError.of(error, "messages" if chat else "prompt") from error
+    return Prepared(chat, tokens, request.choices, params, default_max_tokens)
+
+
+def submit(
+    llm: LLM,
+    request: Request | Prepared,
+    *,
+    default_max_tokens: int = DEFAULT_MAX_TOKENS,
+    default_seed: int | None = None,
+    drawn: Sequence[Sequence[int]] = (),
+) -> Answers:
+    """Let all completions of a request take part in the engine's passes.
+
+    default_max_tokens: for requests without a limit, as far as memory and context allow; default_seed: for those
+    without a seed, instead of a fresh one. drawn: for each completion, in the order of `Answers.token_ids`, the tokens
+    that an earlier run drew. Raises RequestError, and then nothing was submitted.
+    """
+    if not isinstance(request, Prepared):
+        request = prepare(llm, request, default_max_tokens=default_max_tokens, default_seed=default_seed)
+    completions: list[Completion] = []
+    try:
+        for prompt in request.prompts:
+            for choice in range(request.choices):
+                before = drawn[len(completions)] if drawn else ()
+                completions.append(_submit_one(llm, request, prompt, choice, before))
+    except PenstockError as error:
+        for completion in completions:
+            llm.cancel(completion)
+        raise RequestError.of(error, "messages" if request.chat else "prompt") from error
+    return Answers(llm, request, completions)
+
+
+class Answers:
+    """All completions of one request: those of the first prompt, one a choice, then those of the next."""
+
+    def __init__(self, llm: LLM, request: Prepared, completions: list[Completion]) -> None:
+        self.request = request
+        self.completions = completions
+        self._llm = llm
+
+    @property
+    def runs(self) -> bool:
+        """Whether any of them goes on."""
+        return any(completion.runs for completion in self.completions)
+
+    @property
+    def error(self) -> PenstockError | None:
+        """Why one of them could not go on; the request has failed then."""
+        return next((c.error for c in self.completions if c.error is not None), None)
+
+    @property
+    def token_ids(self) -> list[list[int]]:
+        """What each has drawn so far; `submit` takes it as `drawn`."""
+        return [list(completion.generation.token_ids) for completion in self.completions]
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens of the prompts, each counted once, and of the answers so far."""
+        drawn = sum(len(completion.generation.token_ids) for completion in self.completions)
+        prompts = self.request.tokens
+        return {"prompt_tokens": prompts, "completion_tokens": drawn, "total_tokens": prompts + drawn}
+
+    def response(self, *, id: str, created: int, model: str) -> dict[str, Any]:
+        """The response object once all have ended. `created`: seconds since 1970."""
+        kind = "chat.completion" if self.request.chat else "text_completion"
+        return {
+            **head(kind, id, created, model),
+            "seed": self.request.params.seed,
+            "choices": [self._choice(index, completion) for index, completion in enumerate(self.completions)],
+            "usage": self.usage,
+        }
+
+    def cancel(self) -> None:
+        """End them, and free their memory; to be called in the end in any case."""
+        for completion in self.completions:
+            self._llm.cancel(completion)
+
+    def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
+        output, tokenizer = completion.output(), self._llm.tokenizer
+        wanted = self.request.params.logprobs is not None
+        if self.request.chat:
+            body: dict[str, Any] = {"message": {"role": "assistant", "content": output.text, "refusal": None}}
+            logprobs = chat_logprobs(tokenizer, output.logprobs) if wanted else None
+        else:
+            body = {"text": output.text}
+            logprobs = text_logprobs(tokenizer, output.logprobs) if wanted else None
+        return {"index": index, **body, "logprobs": logprobs, "finish_reason": output.finish_reason}
+
+
+def head(kind: str, id: str, created: int, model: str) -> dict[str, Any]:
+    """What every object about a request begins with."""
+    return {"id": id, "object": kind, "created": created, "model": model, "system_fingerprint": FINGERPRINT}
+
+
+def _checked(llm: LLM, prompt: str | Sequence[int], params: SamplingParams, most_tokens: int) -> array[int]:
+    try:
+        return array("I", llm.check(prompt, params, most_tokens=most_tokens))
+    except MemoryCeilingError:
+        if params.max_tokens is not None:
+            raise
+        return array("I", llm.check(prompt, params))
+
+
+def _submit_one(llm: LLM, request: Prepared, prompt: array[int], choice: int, drawn: Sequence[int]) -> Completion:
+    """Without a limit of the request's own, memory may set one below the default."""
+    try:
+        return llm.submit(prompt, request.params, drawn=drawn, choice=choice, most_tokens=request.most_tokens)
+    except MemoryCeilingError:
+        if request.params.max_tokens is not None:
+            raise
+        return llm.submit(prompt, request.params, drawn=drawn, choice=choice)

@@ -1,0 +1,64 @@
+"""Answers as they come: pieces of text become the chunk objects of a stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from penstock.openai_api.answers import head
+from penstock.openai_api.logprobs import chat_logprobs, text_logprobs
+
+if TYPE_CHECKING:
+    from penstock.completion import Piece
+    from penstock.openai_api.answers import Prepared
+    from penstock.tokenizer import Tokenizer
+
+
+class Chunks:
+    """Makes the chunks of one request's stream: `begin`, then `piece` for what comes, then `end`."""
+
+    def __init__(
+        self,
+        request: Prepared,
+        tokenizer: Tokenizer | None,
+        usage: bool,
+        *,
+        id: str,
+        created: int,
+        model: str,
+    ) -> None:
+        """`usage`: end with a chunk that tells what it took."""
+        self._request = request
+        self._tokenizer = tokenizer
+        self._usage = usage
+        self._head = head("chat.completion.chunk" if request.chat else "text_completion", id, created, model)
+        self._offsets = [0] * (len(request.prompts) * request.choices)
+
+    def begin(self) -> list[dict[str, Any]]:
+        """Who speaks, for each answer of a chat."""
+        if not self._request.chat:
+            return []
+        return [
+            self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, None, None)
+            for index in range(len(self._offsets))
+        ]
+
+    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
+        """What came of one of the answers."""
+        wanted = self._request.params.logprobs is not None and bool(piece.logprobs)
+        if self._request.chat:
+            logprobs = chat_logprobs(self._tokenizer, piece.logprobs) if wanted else None
+            delta = {"content": piece.text} if piece.text or piece.finish_reason is None else {}
+            return self._chunk(index, {"delta": delta}, logprobs, piece.finish_reason)
+        logprobs = text_logprobs(self._tokenizer, piece.logprobs, self._offsets[index]) if wanted else None
+        self._offsets[index] += len(piece.text)
+        return self._chunk(index, {"text": piece.text}, logprobs, piece.finish_reason)
+
+    def end(self, usage: dict[str, int]) -> list[dict[str, Any]]:
+        """What it took, where that was asked for."""
+        return [{**self._head, "choices": [], "usage": usage}] if self._usage else []
+
+    def _chunk(
+        self, index: int, body: dict[str, Any], logprobs: dict[str, Any] | None, finish_reason: str | None
+    ) -> dict[str, Any]:
+        choice = {"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {**self._head, "choices": [choice]} | ({"usage": None} if self._usage else {})
