@@ -83,11 +83,13 @@ class Engine:
         *,
         drawn: Sequence[int] = (),
         choice: int = 0,
+        cache: KvCache | None = None,
     ) -> Generation:
         """Let a generation take part in the passes from now on, or as soon as there is room for it.
 
         `most_tokens` limits it beside its parameters. `drawn`: tokens that an earlier run of it drew already; it goes
-        on with those that it would have drawn next. `choice`: several answers to a prompt differ by it.
+        on with those that it would have drawn next. `choice`: several answers to a prompt differ by it. `cache`: has
+        keys and values of the first tokens, comes to have those of the others, and stays the caller's.
 
         Raises UsageError for an empty prompt or a token that the model does not have, ContextError where the context
         has no room for the prompt and one token.
@@ -101,7 +103,8 @@ class Engine:
             sampler=Sampler(params.rule(self._defaults), seed, self._kernels, choice),
             max_tokens=min(limit for limit in limits if limit is not None),
             stop_ids=frozenset(() if params.ignore_eos else self._defaults.eos_token_ids),
-            cache=KvCache(self._kv_shape) if self._memory is None else self._memory.new_cache(),
+            cache=self._new_cache() if cache is None else cache,
+            lent=cache is not None,
             token_ids=drawn,
             top_logprobs=params.logprobs,
         )
@@ -111,6 +114,9 @@ class Engine:
             self.waiting.append(generation)
             self._admit()
         return generation
+
+    def _new_cache(self) -> KvCache:
+        return KvCache(self._kv_shape) if self._memory is None else self._memory.new_cache()
 
     @property
     def busy(self) -> bool:
@@ -200,12 +206,12 @@ class Engine:
     def cancel(self, generation: Generation, reason: str = "stop") -> None:
         """Take a generation out of the passes, ended for `reason` unless it had ended already, and free its cache.
 
-        Its keys and values may be kept for sequences that begin alike.
+        Its keys and values may be kept for sequences that begin alike; a cache that was lent goes back as it is.
         """
         generation.finish_reason = generation.finish_reason or reason
-        if self.kept is not None and generation.error is None:
+        if self.kept is not None and generation.error is None and not generation.lent:
             self.kept.keep(generation.tokens, generation.cache)
-        generation.cache.truncate(0)
+        generation.cache.truncate(generation.cache.length if generation.lent else 0)
         if self._memory is not None:
             self._memory.promise(generation.cache, 0)
         if self.speculator is not None:
@@ -222,13 +228,15 @@ class Engine:
         self._renew_promises()
         while self.waiting:
             generation = self.waiting[0]
-            shared = self._expected_blocks(generation, self.active)
+            held = generation.cache.nbytes // self._kv_shape.block_bytes
+            shared = held or self._expected_blocks(generation, self.active)
             if not self._makes_room(generation, shared):
                 if not must or self.active:
                     return
                 self._require_room(generation)
             if self._memory is not None:
-                self._memory.promise(generation.cache, generation.most_slots, shared)
+                adopted = generation.cache.adopted if held else shared
+                self._memory.promise(generation.cache, generation.most_slots, adopted)
             self.active.append(self.waiting.popleft())
 
     def _makes_room(self, generation: Generation, shared: int) -> bool:

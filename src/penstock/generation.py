@@ -30,6 +30,8 @@ class Generation:
     max_tokens: int
     stop_ids: frozenset[int]
     cache: KvCache
+    lent: bool = False
+    """Whether the cache is its caller's, who keeps it, and what is in it, when this ends."""
     token_ids: list[int] = field(default_factory=list)
     """Drawn so far; those that an earlier run drew are there from the beginning."""
     top_logprobs: int | None = None

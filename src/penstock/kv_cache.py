@@ -54,6 +54,11 @@ class KvShape:
     def block_bytes(self) -> int:
         return 2 * self.layers * self.plane_bytes
 
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one position's keys and values in every layer."""
+        return self.block_bytes // BLOCK_SLOTS
+
     def bytes_for(self, slots: int) -> int:
         """Bytes of the blocks that hold `slots` slots."""
         return -(-slots // BLOCK_SLOTS) * self.block_bytes
@@ -119,6 +124,17 @@ class KvCache:
                 self._slot(target)[:] = self._slot(source)
         self.truncate(self.length + len(slots))
 
+    def read_slot(self, slot: int) -> bytes:
+        """One slot's keys and values, shape.slot_bytes bytes: [layers][key, value][kv_heads][head_dim]."""
+        return self._slot(slot).tobytes()
+
+    def append_slot(self, data: bytes) -> None:
+        """Commit what `read_slot` gave as the next position, in place of what was uncommitted there."""
+        self.reserve(self.length + 1)
+        target = self._slot(self.length)
+        target[:] = np.frombuffer(data, np.uint8).reshape(target.shape)
+        self.length += 1
+
     def truncate(self, length: int) -> None:
         """Commit or go back to `length` positions and free the blocks past them."""
         self.length = length
@@ -132,10 +148,10 @@ class KvCache:
     def _set_blocks(self, blocks: list[npt.NDArray[np.uint8]]) -> None:
         kept = self._blocks[: len(blocks)]
         if len(blocks) == len(kept) and all(a is b for a, b in zip(blocks, kept, strict=True)):
-            self._addresses = self._addresses[: len(blocks)]
+            addresses = self._addresses[: len(blocks)]
         else:
-            self._addresses = np.array([block.ctypes.data for block in blocks], np.uint64)
-        self._blocks = blocks
+            addresses = np.array([block.ctypes.data for block in blocks], np.uint64)
+        self._blocks, self._addresses = blocks, addresses  # together, whenever Ctrl-C comes
 
     def _slot(self, slot: int) -> npt.NDArray[np.uint8]:
         """One slot's bytes over all layers: [layers * 2 * kv_heads, head_dim * item bytes]."""

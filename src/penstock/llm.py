@@ -308,13 +308,17 @@ class LLM:
 
         drawn: tokens that an earlier run of the same prompt and parameters drew; it goes on as that one would have.
         choice: several answers to a prompt, of one seed, differ by it. most_tokens: a bound for parameters that have
-        none. The caller takes `pieces`, looks at `error`, and calls `cancel` when it has lost interest.
+        none. cache: of this model's `new_cache`, with the keys and values of some of the first tokens; it comes to have
+        those of the others, and stays the caller's. The caller takes `pieces`, looks at `error`, and calls `cancel` when
+        it has lost interest.
 
         Raises UsageError, ContextError, TokenizerError; MemoryCeilingError where it would not fit even by itself.
         """
         params = params or SamplingParams()
         tokens, most = self._admissible(prompt, params, most_tokens)
-        generation = self._engine.add(tokens, params, most, drawn=drawn, choice=choice)
+        if cache is not None and cache.length >= len(tokens) + len(drawn):
+            raise UsageError("The cache leaves no token to compute.", "Truncate it, or give it more tokens.")
+        generation = self._engine.add(tokens, params, most, drawn=drawn, choice=choice, cache=cache)
         return Completion(generation, self.tokenizer, params.stops)
 
     def check(

@@ -76,6 +76,10 @@ class Memory:
         slots = {s.cache: int(s.slots[-1]) + 1 for s in rows.sequences}
         self._share_out(Demand(len(rows), len(rows.wanted) + held_logits, self._kv_bytes(slots)))
 
+    def before_filling(self, cache: KvCache, slots: int) -> None:
+        """Make room for keys and values that do not come from a pass. Raises as before_pass does."""
+        self._share_out(Demand(LEAST_CHUNK_ROWS, 1, self._kv_bytes({cache: slots})))
+
     def drop_draft(self, nbytes: int) -> None:
         """A draft model has gone, and its keys and values with it: leave its bytes to the weights."""
         self.budget, self._draft_kv = replace(self.budget, draft=self.budget.draft - nbytes), None
