@@ -19,6 +19,7 @@ from penstock.errors import ReadError
 from penstock.generation import Generation
 from penstock.kernels import F32
 from penstock.kv_cache import BLOCK_SLOTS
+from penstock.memory import Memory
 from penstock.prefixes import common_blocks
 
 VOCAB = 96
@@ -181,6 +182,21 @@ class TestKept:
             add(engine, random_tokens(6 * BLOCK_SLOTS, VOCAB, 2), 2)
             assert engine.kept.nbytes == 0
             assert len(engine.active) == 1
+
+    def test_they_are_given_up_where_other_programs_need_memory(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with open_engine(path) as plain, limited(plain, blocks=40) as engine:
+            first, _ = add(engine, SYSTEM, 2)
+            finish(engine)
+            engine.cancel(first)
+            add(engine, [1, 2, 3], 2)
+            assert engine.kept is not None
+            engine.step()
+            assert engine.kept.nbytes > 0
+            monkeypatch.setattr(Memory, "pressed", True)
+            engine.step()
+            assert engine.kept.nbytes == 0
 
     def test_a_longer_one_takes_the_place_of_what_it_began_with(self, path: Path) -> None:
         with open_engine(path) as plain, limited(plain, blocks=40) as engine:

@@ -133,6 +133,8 @@ class Engine:
         begin = time.perf_counter()
         for ended in [g for g in self.active if g.finish_reason is not None]:
             self.cancel(ended)
+        if self.kept is not None and self._memory is not None and self._memory.pressed:
+            self.kept.clear()
         self._admit(must=True)
         chunks, adopting = self._chunks()
         try:

@@ -94,6 +94,11 @@ class Memory:
         if self._relief is not None and self._relief.check(self._weights.resident_bytes, self.plan.resident):
             self._limit()
 
+    @property
+    def pressed(self) -> bool:
+        """Whether other programs need memory."""
+        return self._relief is not None and self._relief.limit is not None
+
     def most_rows(self, slots: Mapping[KvCache, int], logit_rows: int, all_logits: bool = False) -> int:
         """The longest chunk of prompts that a pass has room for, in rows, where it ends with so many slots a cache.
 
