@@ -37,8 +37,8 @@ class Line:
 
     @property
     def seed(self) -> int:
-        """For draws that the request gives no seed for: below 2**63, of the line's place and bytes."""
-        return xxhash.xxh3_64_intdigest(self.number.to_bytes(8, "little") + self.digest) >> 1
+        """For draws that the request names no seed for: below 2**53, of the line's place and bytes."""
+        return xxhash.xxh3_64_intdigest(self.number.to_bytes(8, "little") + self.digest) >> 11
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from penstock.batch.state import GO_ON
 from penstock.errors import PenstockError
-from penstock.new_files import give_name, new_file, sync_folder, write_through
+from penstock.new_files import give_name, settle, sync_folder, write_through
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -24,44 +24,40 @@ class ResultFile:
         left of them."""
         self.path = path
         with _errors(path):
-            self._file: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)), "r+b")
-            sync_folder(path.parent)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            self._repair(position, records)
+            with _errors(path):
+                sync_folder(path.parent)
+                self._repair(position)
+            self.append(records)
         except BaseException:
-            self._file.close()
+            os.close(self._descriptor)
             raise
 
-    def _repair(self, position: int, records: Sequence[bytes]) -> None:
-        with _errors(self.path):
-            size = self._file.seek(0, os.SEEK_END)
+    def _repair(self, position: int) -> None:
+        size = os.fstat(self._descriptor).st_size
         if size < position:
             raise PenstockError(
-                f"{self.path} has {size:,} bytes; {position:,} had been written when the batch was interrupted.",
-                f"Put it back as it was; or delete it and {state_path(self.path)} to begin anew.",
+                f"{self.path} has {size:,} bytes, but {position:,} had been written when it was interrupted.",
+                f"Put it back as it was, or delete it and {state_path(self.path)} to begin anew.",
             )
-        with _errors(self.path):
-            self._file.truncate(position)
-        self.append(records)
+        os.ftruncate(self._descriptor, position)
+        os.lseek(self._descriptor, position, os.SEEK_SET)
 
     def append(self, records: Iterable[bytes]) -> None:
         """Write at the end, and have it on the disk."""
+        data = memoryview(b"".join(records))
+        if not data:
+            return
         with _errors(self.path):
-            self._file.seek(0, os.SEEK_END)
-            for record in records:
-                self._file.write(record)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            if hasattr(os, "posix_fadvise"):  # nothing of it stays in the page cache, which counts as memory
-                os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+            os.fsync(self._descriptor)
+            if hasattr(os, "posix_fadvise"):  # the page cache counts as memory
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def write_ordered(self, places: Iterable[tuple[int, int]]) -> None:
-        """Write the results in the order of `places` (offset, size) to a file beside this one."""
-        unfinished = ordered_path(self.path)
-        with _errors(unfinished), unfinished.open("wb") as file:
-            for offset, nbytes in places:
-                self._file.seek(offset)
-                write_through(file, memoryview(self._file.read(nbytes)))
+    def close(self) -> None:
+        os.close(self._descriptor)
 
     def __enter__(self) -> ResultFile:
         return self
@@ -69,7 +65,33 @@ class ResultFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self.close()
+
+
+def write_in_order(path: Path, places: Iterable[tuple[int, int]]) -> None:
+    """Write the results of `path`, at these offsets and of these sizes, in this order to `ordered_path(path)`.
+
+    Raises PenstockError where the disk fails, or where results are not what was written.
+    """
+    unfinished = ordered_path(path)
+    with _errors(unfinished), path.open("rb") as results, unfinished.open("wb") as file:
+        for offset, nbytes in places:
+            results.seek(offset)
+            record = results.read(nbytes)
+            if len(record) != nbytes or not record.endswith(b"\n"):
+                raise PenstockError(
+                    f"{path} is not what was written to it: no result has its {nbytes:,} bytes at offset {offset:,}.",
+                    f"Put it back as it was, or delete it and {state_path(path)} to begin anew.",
+                )
+            write_through(file, memoryview(record))
+        settle(file)
+
+
+def put_in_order(path: Path) -> None:
+    """Have the ordered results take the place of the others, if they have not yet."""
+    with _errors(path):
+        if ordered_path(path).exists():
+            give_name(ordered_path(path), path)
 
 
 def state_path(out: Path) -> Path:
@@ -80,3 +102,11 @@ def state_path(out: Path) -> Path:
 def ordered_path(out: Path) -> Path:
     """Where its results are put in order."""
     return out.with_name(out.name + ".ordered")
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PenstockError(f"{path} cannot be written: {error.strerror or error}.", GO_ON) from error

@@ -10,6 +10,7 @@ Source: sqlite.org, "Write-Ahead Logging" (without shared memory in exclusive mo
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,6 +107,8 @@ class State:
             self._db.execute("BEGIN EXCLUSIVE")
             has_tables = self._db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'job'").fetchone()[0]
             self._db.execute("COMMIT")
+        if not self.path.exists():
+            raise self._in_use()
         self.job: dict[str, Any] | None = None
         """What is being done; None where nothing has begun."""
         if has_tables:
@@ -137,6 +140,20 @@ class State:
             (line.number, line.offset, line.nbytes, line.digest, first),
         )
 
+    @property
+    def phase(self) -> str:
+        """ "running", or "ordered" where all results are written in order, and only have to be given their name."""
+        return str(self._job["phase"])
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether anything would be lost with it."""
+        if self.job is None:
+            return False
+        with self._errors():
+            drawn = self._db.execute("SELECT EXISTS (SELECT 1 FROM drawn)").fetchone()[0]
+        return bool(drawn or self._out_bytes)
+
     def to_do(self, after: int, most: int) -> list[ToDo]:
         """Lines without a result, those behind line `after`, in their order."""
         with self._errors():
@@ -165,7 +182,7 @@ class State:
             ).fetchone()
         return Counts(*row)
 
-    def commit(self, drawn: Sequence[Drawn], results: Sequence[Result]) -> None:
+    def commit(self, drawn: Iterable[Drawn], results: Sequence[Result]) -> None:
         """Take in what a pass brought; the results of earlier ones have to be in their file by now."""
         position = self._out_bytes
         with self._transaction():
@@ -209,9 +226,12 @@ class State:
         self._db.close()
 
     def remove(self) -> None:
-        """The batch is done: delete the database."""
+        """Delete the database."""
+        if os.name == "nt":
+            self.close()
+        self.path.unlink(missing_ok=True)  # while it is held, where that is possible: nobody else is to take it up
         self.close()
-        for suffix in ("", "-wal", "-shm", "-journal"):
+        for suffix in ("-wal", "-shm"):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     @property
@@ -241,16 +261,17 @@ class State:
                 raise
             self._db.execute("COMMIT")
 
+    def _in_use(self) -> UsageError:
+        problem = f"{self.path} is in use: another process is working on this batch."
+        return UsageError(problem, "Let it finish, or end it first.")
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
-                raise UsageError(
-                    f"{self.path} is in use: another process is working on this batch.",
-                    "Let it finish, or end it first.",
-                ) from error
+                raise self._in_use() from error
             raise PenstockError(f"{self.path} cannot be read or written: {error}.", GO_ON) from error
         except sqlite3.DatabaseError as error:
             raise PenstockError(
@@ -265,5 +286,3 @@ class State:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-

@@ -7,6 +7,7 @@ import warnings
 
 import typer
 
+from penstock.cli.batch import batch
 from penstock.cli.bench import bench
 from penstock.cli.demo import demo
 from penstock.cli.pack import pack
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, run, pull, pack, unpack, verify, plan, bench, synth):
+for command in (demo, run, batch, pull, pack, unpack, verify, plan, bench, synth):
     app.command()(command)
 
 

@@ -1,0 +1,164 @@
+"""A batch from its files to its end: what `penstock batch` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.batch.opening import Labels, begin_or_resume, check_paths, counts_if_complete, describe
+from penstock.batch.progress import Progress
+from penstock.batch.requests import RequestFile
+from penstock.batch.results import ResultFile, put_in_order, state_path, write_in_order
+from penstock.batch.state import State
+from penstock.batch.worker import MOST_AT_ONCE, Worker
+from penstock.errors import UsageError
+from penstock.llm import LLM
+from penstock.openai_api.answers import DEFAULT_MAX_TOKENS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSettings:
+    """What to do. `memory` to `draft_nodes` are those of LLM.open. Raises UsageError for counts below 1."""
+
+    model: str
+    source: Path
+    """The requests."""
+    out: Path
+    """Their results."""
+    memory: str | int | None = None
+    threads: int | None = None
+    context: int | None = None
+    kv_dtype: str = "bf16"
+    draft: str | None = None
+    draft_nodes: int | None = None
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    """Of each answer, where a request does not say."""
+    at_once: int = MOST_AT_ONCE
+    """Requests that may share a pass."""
+    overwrite: bool = False
+    """Replace results that no unfinished batch accounts for."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "at_once"):
+            if getattr(self, name) < 1:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} {getattr(self, name)}: at least 1 is needed.", f"Raise {option}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a batch ended. Passes, seconds and `drawn` are those of this call, the other counts of all calls."""
+
+    out: str
+    total: int
+    answered: int
+    failed: int
+    tokens: int
+    """Of the answers."""
+    drawn: int
+    passes: int
+    seconds: float
+    tokens_per_second: float
+    complete_before: bool
+    """Whether there was nothing left to do."""
+
+
+class Watcher:
+    """Is told how far a batch is; this one does nothing with it."""
+
+    def scanning(self, done: int, total: int) -> None:
+        """The requests are looked through: bytes."""
+
+    def opening(self) -> None:
+        """The model is being opened."""
+
+    def working(self, progress: Progress, layers: int) -> None:
+        """The passes begin, each of so many layers."""
+
+    def layer(self, index: int) -> None:
+        """A layer of a pass is done."""
+
+    def passed(self) -> None:
+        """A pass is done."""
+
+
+def run(settings: BatchSettings, watcher: Watcher | None = None) -> Summary:
+    """Begin the batch, or go on with it where an earlier call was interrupted.
+
+    Raises UsageError where OUT holds something else, is worked on by another process, or belongs to another batch;
+    as LLM.open does; ReadError; PenstockError where a file cannot be read or written. The same call then goes on.
+    """
+    watcher = watcher or Watcher()
+    out = settings.out.resolve()
+    check_paths(settings.source, out)
+    with RequestFile(settings.source) as requests, State(state_path(out)) as state:
+        try:
+            job, modified = describe(requests, settings.model, settings.kv_dtype, settings.context, settings.max_tokens)
+            if state.job is None and out.exists() and not settings.overwrite:
+                counts = counts_if_complete(out, requests, job.names)
+                state.remove()
+                return _summary(settings.out, Progress(counts), complete_before=True)
+            labels = Labels(modified, _model_name(settings.model))
+            labels = begin_or_resume(state, job, labels, requests, watcher.scanning, anew=settings.overwrite)
+            progress = Progress(state.counts())
+            before = progress.done == progress.total
+            if not before:
+                watcher.opening()
+            llm = None if before else _open(settings, watcher)
+        except BaseException:
+            if not state.has_progress:
+                state.remove()
+            raise
+        if llm is not None:
+            with llm, ResultFile(out, *state.unwritten()) as results:
+                worker = Worker(
+                    llm, requests, state, results, job.names, labels, job.max_tokens, settings.at_once, progress
+                )
+                watcher.working(progress, llm.config.num_hidden_layers)
+                worker.run(watcher.passed)
+        _finish(out, state)
+        return _summary(settings.out, progress, before)
+
+
+def _open(settings: BatchSettings, watcher: Watcher) -> LLM:
+    return LLM.open(
+        settings.model,
+        memory=settings.memory,
+        threads=settings.threads,
+        context=settings.context,
+        draft=settings.draft,
+        draft_nodes=settings.draft_nodes,
+        kv_dtype=settings.kv_dtype,
+        on_layer=lambda index, *_: watcher.layer(index),
+    )
+
+
+def _finish(out: Path, state: State) -> None:
+    """All results are there: put them in order. What a kill leaves of it, the next call does."""
+    if state.phase == "running":
+        ResultFile(out, *state.unwritten()).close()
+        write_in_order(out, state.places())
+        state.set_phase("ordered")
+    put_in_order(out)
+    state.remove()
+
+
+def _model_name(model: str) -> str:
+    """What the results call it."""
+    return Path(model).resolve().name if Path(model).exists() else model
+
+
+def _summary(out: Path, progress: Progress, complete_before: bool) -> Summary:
+    seconds = progress.seconds
+    return Summary(
+        out=str(out),
+        total=progress.total,
+        answered=progress.done - progress.failed,
+        failed=progress.failed,
+        tokens=progress.tokens,
+        drawn=progress.drawn,
+        passes=progress.passes,
+        seconds=seconds,
+        tokens_per_second=progress.drawn / max(seconds, 1e-9),
+        complete_before=complete_before,
+    )

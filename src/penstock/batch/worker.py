@@ -1,0 +1,215 @@
+"""Working a batch off: lines become requests, requests share passes, and what each pass brings is kept at once."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from penstock.batch.progress import Unfinished
+from penstock.batch.requests import LineError, parse_request
+from penstock.batch.state import Drawn, Result
+from penstock.errors import MemoryCeilingError
+from penstock.logprobs import TokenLogprobs
+from penstock.openai_api.answers import submit
+from penstock.openai_api.errors import RequestError
+from penstock.openai_api.requests import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from penstock.batch.opening import Labels
+    from penstock.batch.progress import Progress
+    from penstock.batch.records import Names
+    from penstock.batch.requests import Line, Request, RequestFile
+    from penstock.batch.results import ResultFile
+    from penstock.batch.state import State, ToDo
+    from penstock.completion import Completion
+    from penstock.llm import LLM
+    from penstock.openai_api.answers import Answers
+
+MOST_AT_ONCE = 1024
+"""Requests that take part in passes, however much room there is: each has a row in every pass, of 4,096 at most."""
+MOST_HELD = 256
+"""Results that are kept together, where lines fail without a pass."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A request on its way."""
+
+    line: Line
+    request: Request
+    answers: Answers
+    told: list[int]
+    """How many tokens of each completion the state has."""
+    counted: int
+    """How many of all of them the progress has."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(completion.generation.token_ids) for completion in self.answers.completions)
+
+    @property
+    def limit(self) -> int:
+        return sum(completion.generation.max_tokens for completion in self.answers.completions)
+
+
+@dataclass(slots=True)
+class Worker:
+    """The loop. It reads from `requests`, and writes to `state` and `results`."""
+
+    llm: LLM
+    requests: RequestFile
+    state: State
+    results: ResultFile
+    names: Names
+    labels: Labels
+    max_tokens: int
+    """Of requests that name no limit."""
+    at_once: int
+    progress: Progress
+    running: list[Running] = field(default_factory=list)
+    _finished: list[Result] = field(default_factory=list)
+    _begun: int = 0
+    """The last line that was taken up."""
+
+    def run(self, tell: Callable[[], None]) -> None:
+        """Until every line has a result; `tell` is called after every pass.
+
+        Raises ReadError and MemoryCeilingError of passes, and PenstockError where a file cannot be read or written; the
+        state then has all but the pass that failed.
+        """
+        to_do = self._to_do()
+        while self._fill(to_do) or self.running or self._finished:
+            if self.llm.busy:
+                self._pass()
+            self._take()
+            tell()
+
+    def _to_do(self) -> Iterator[ToDo]:
+        while lines := self.state.to_do(self._begun, most=64):
+            for one in lines:
+                self._begun = one.line.number
+                yield one
+
+    def _fill(self, to_do: Iterator[ToDo]) -> bool:
+        """Take up lines, in their order, while there is room for more; whether any was."""
+        begun = self._begun
+        while not self.llm.waiting and len(self.running) < self.at_once and len(self._finished) < MOST_HELD:
+            one = next(to_do, None)
+            if one is None:
+                break
+            self._take_up(one)
+        return self._begun > begun
+
+    def _take_up(self, one: ToDo) -> None:
+        line = one.line
+        try:
+            request = parse_request(self.requests.read(line), line.number)
+            if one.first_of_id is not None:
+                problem = f"Line {one.first_of_id} has the same custom_id."
+                raise LineError("duplicate_custom_id", problem, request.custom_id)
+        except LineError as error:
+            self._end(line, self.names.not_a_request(line, error), failed=True)
+            return
+        try:
+            self.running.append(self._submit(line, request))
+        except RequestError as error:
+            self._end(line, self.names.refused(line, request.custom_id, error), failed=True)
+
+    def _submit(self, line: Line, request: Request) -> Running:
+        """Raises RequestError; MemoryCeilingError where an earlier run had room for the request, and began it."""
+        asked = parse(request.url, request.body)
+        if asked.token_limit is None:  # else it would depend on memory
+            asked = asked.model_copy(update={"max_tokens": self.max_tokens})
+        drawn = [_Before.of(parts) for parts in self.state.drawn(line.number)]
+        completions = len(getattr(asked, "prompts", [None])) * asked.choices
+        drawn += [_Before([], []) for _ in range(completions - len(drawn))]
+        try:
+            answers = submit(self.llm, asked, default_seed=line.seed, drawn=[before.tokens for before in drawn])
+        except RequestError as error:
+            if isinstance(error.__cause__, MemoryCeilingError) and any(before.tokens for before in drawn):
+                raise error.__cause__ from None
+            raise
+        for completion, before in zip(answers.completions, drawn, strict=True):
+            completion.generation.logprobs[:0] = before.logprobs
+        told = [len(before.tokens) for before in drawn]
+        return Running(line, request, answers, told, counted=sum(told))
+
+    def _pass(self) -> None:
+        begin = time.perf_counter()
+        try:
+            self.llm.step()
+        except MemoryCeilingError:
+            if not any(running.answers.error for running in self.running):
+                raise
+        self.progress.count_pass(time.perf_counter() - begin)
+
+    def _take(self) -> None:
+        """Keep what the pass brought."""
+        drawn, count, going_on = list[Drawn](), 0, list[Running]()
+        for running in self.running:
+            count += running.tokens - running.counted
+            running.counted = running.tokens
+            if running.answers.runs and running.answers.error is None:
+                drawn.extend(_new_tokens(running))
+                going_on.append(running)
+            else:
+                self._finish(running)
+        self.running = going_on
+        self.state.commit(drawn, self._finished)
+        self.results.append(result.record for result in self._finished)
+        unfinished = [Unfinished(running.tokens, running.limit) for running in self.running]
+        self.progress.count(self._finished, unfinished, count, time.perf_counter())
+        self._finished = []
+
+    def _finish(self, running: Running) -> None:
+        line, answers, tokens = running.line, running.answers, running.tokens
+        names, custom_id = self.names, running.request.custom_id
+        if answers.error is not None:
+            self._end(line, names.refused(line, custom_id, RequestError.of(answers.error)), failed=True)
+        else:
+            name = names.answer(line, running.request.url)
+            body = answers.response(id=name, created=self.labels.created, model=self.labels.model)
+            self._end(line, names.answered(line, custom_id, body), failed=False, tokens=tokens)
+        answers.cancel()
+
+    def _end(self, line: Line, record: bytes, *, failed: bool, tokens: int = 0) -> None:
+        self._finished.append(Result(line.number, record, failed, tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What earlier passes drew for one completion."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs]
+
+    @classmethod
+    def of(cls, parts: Sequence[str]) -> _Before:
+        """From the state's contents, as `_new_tokens` writes them."""
+        before = cls([], [])
+        for part in parts:
+            tokens, logprobs = json.loads(part)
+            before.tokens.extend(tokens)
+            before.logprobs.extend(
+                TokenLogprobs(token, logprob, tuple((i, p) for i, p in top)) for token, logprob, top in logprobs
+            )
+        return before
+
+
+def _new_tokens(running: Running) -> Iterator[Drawn]:
+    """What the state has not been told yet, of each of a request's completions."""
+    for choice, completion in enumerate(running.answers.completions):
+        completion.pieces.clear()
+        first, tokens = running.told[choice], completion.generation.token_ids
+        if len(tokens) > first:
+            content = json.dumps([tokens[first:], _logprobs(completion, first)], separators=(",", ":"))
+            running.told[choice] = len(tokens)
+            yield Drawn(running.line.number, choice, first, content)
+
+
+def _logprobs(completion: Completion, first: int) -> list[tuple[int, float, object]]:
+    return [(t.token, t.logprob, t.top) for t in completion.generation.logprobs[first:]]

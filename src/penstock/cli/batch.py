@@ -1,0 +1,82 @@
+"""`penstock batch`: a file of requests, answered in passes that they share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from penstock.cli import options as opt
+from penstock.cli.progress import seconds_in_words
+
+if TYPE_CHECKING:
+    from penstock.batch.run import Summary
+
+
+def batch(
+    model: opt.Model,
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Requests, a JSON object a line, as for OpenAI's batches.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write the results to, in the order of IN.")],
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer, where its request names no limit. (default: 1024)")
+    ] = None,
+    at_once: Annotated[
+        int | None,
+        typer.Option(help="Most requests that share a pass. (default: as many as memory has room for, 1024 at most)"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT if it holds anything but this batch, interrupted.")
+    ] = False,
+    memory: opt.Memory = None,
+    context: opt.Context = None,
+    threads: opt.Threads = None,
+    kv_dtype: opt.KvDtype = "bf16",
+    draft: opt.Draft = None,
+    draft_nodes: opt.DraftNodes = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it goes well.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+) -> None:
+    """Answer a file of requests, all that fit into memory sharing each pass; goes on where it was interrupted."""
+    from penstock.batch.run import BatchSettings, run  # takes memory, which other commands need for weights
+    from penstock.cli.batch_display import display
+
+    counts = {"max_tokens": max_tokens, "at_once": at_once}
+    settings = BatchSettings(
+        model=model,
+        source=source,
+        out=out,
+        memory=memory,
+        context=context,
+        threads=threads,
+        kv_dtype=kv_dtype,
+        draft=draft,
+        draft_nodes=draft_nodes,
+        overwrite=overwrite,
+        **{name: value for name, value in counts.items() if value is not None},
+    )
+    try:
+        with nullcontext() if quiet else display() as watcher:
+            summary = run(settings, watcher)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise
+    if as_json:
+        print(json.dumps(asdict(summary)))
+    elif not quiet:
+        print(in_words(summary))
+
+
+def in_words(summary: Summary) -> str:
+    """The summary in a line."""
+    counts = f"{summary.out}: {summary.answered:,} answered, {summary.failed:,} failed, {summary.tokens:,} tokens"
+    if summary.complete_before:
+        return f"{counts}; nothing was left to do"
+    passes = f"{summary.passes:,} pass{'es' * (summary.passes != 1)}"
+    return f"{counts}; {passes} in {seconds_in_words(summary.seconds)}, {summary.tokens_per_second:.3g} tokens/s"
