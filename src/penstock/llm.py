@@ -69,6 +69,8 @@ class Options:
     """Guesses a sequence and pass; None for as many as pay."""
     max_resident: int | None = None
     """Most bytes of weights to keep in memory; None keeps what the ceiling allows."""
+    reserve: int = 0
+    """Bytes under the ceiling that are left to the caller."""
 
 
 class LLM:
@@ -99,7 +101,7 @@ class LLM:
         except BaseException:
             self._free()
             raise
-        self._on_layer = on_layer
+        self.on_layer = on_layer
 
     def _set_up(self, options: Options, ceiling: int, chunk: int) -> None:
         """What needs the weights."""
@@ -109,7 +111,7 @@ class LLM:
             config=self.config,
             weights=self.weights.pass_bytes,
             ceiling=ceiling,
-            process=machine.footprint().nbytes,
+            process=machine.footprint().nbytes + options.reserve,
             scratch=self.kernels.scratch_bytes * self.kernels.threads,
             chunk=chunk,
             indexed=self.weights.indexed_bytes,
@@ -161,6 +163,7 @@ class LLM:
         draft_nodes: int | None = None,
         kv_dtype: str = "bf16",
         on_layer: OnLayer | None = None,
+        reserve: int = 0,
     ) -> LLM:
         """Open MODEL: a directory in the Hugging Face layout, a name that this machine knows, or "demo".
 
@@ -171,7 +174,9 @@ class LLM:
         same tokenizer, besides; "none" for nothing.
         draft_nodes: guesses a pass; None for as many as pay, by what passes and guesses are seen to take.
         kv_dtype: "bf16" or "f32", the type that keys and values are rounded to.
-        on_layer: called as (layer, read_seconds, wait_seconds, compute_seconds) after each layer of each pass.
+        on_layer: called as (layer, read_seconds, wait_seconds, compute_seconds) after each layer of each pass; what it
+        raises ends the pass, and the next one computes the same again.
+        reserve: bytes under the ceiling that are left to the caller.
 
         Reads headers and small tensors only. Raises CheckpointError and its kin, UsageError, MemoryCeilingError.
         """
@@ -187,6 +192,7 @@ class LLM:
             guesses=draft != "none" and draft_nodes != 0,
             draft=None if draft in (None, "none") or draft_nodes == 0 else find_model(draft),
             draft_nodes=draft_nodes,
+            reserve=reserve,
         )
         return cls(find_model(model), options, on_layer)
 
@@ -221,7 +227,7 @@ class LLM:
 
     def chat_prompt(self, messages: Sequence[Message], **template: Any) -> list[int]:
         """The token ids of a conversation, ready for the answer."""
-        return self._text_side().apply_chat_template(messages, **template)
+        return self.text_side().apply_chat_template(messages, **template)
 
     def logits(self, tokens: Sequence[int]) -> F32:
         """Logits after every token, float32 [n_tokens, vocab_size]. Raises UsageError, ContextError, ReadError."""
@@ -268,7 +274,7 @@ class LLM:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer puts around it. Raises TokenizerError."""
-        ids = self._text_side().encode(text)
+        ids = self.text_side().encode(text)
         if len(text) > LONG_TEXT:
             machine.trim_heap()
         return ids
@@ -404,10 +410,11 @@ class LLM:
 
     def _after_layer(self, index: int, read: float, wait: float, compute: float) -> None:
         self.memory.relieve()
-        if self._on_layer is not None:
-            self._on_layer(index, read, wait, compute)
+        if self.on_layer is not None:
+            self.on_layer(index, read, wait, compute)
 
-    def _text_side(self) -> Tokenizer:
+    def text_side(self) -> Tokenizer:
+        """The tokenizer. Raises TokenizerError where there is none."""
         if self.tokenizer is None:
             raise TokenizerError(
                 "This checkpoint has no tokenizer, so it cannot take or give text.",
