@@ -11,6 +11,7 @@ PenstockError
 │   └── ChatTemplateError      the chat template is missing, malformed, or rejects the conversation
 ├── ReadError                  the disk failed in the middle of a run
 │   └── ChecksumError          bytes of a packed model that are not those that were written
+├── SessionError               a session's file that cannot be used: damaged, in use, another model's, no room
 └── NumericsError              a logit that is not a number
 """
 
@@ -70,6 +71,10 @@ class ReadError(PenstockError):
 
 class ChecksumError(ReadError):
     """Bytes of a packed model that are not those that were written."""
+
+
+class SessionError(PenstockError):
+    """A session's file that cannot be read, written, or gone on with."""
 
 
 class NumericsError(PenstockError):

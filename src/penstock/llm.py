@@ -315,8 +315,8 @@ class LLM:
         drawn: tokens that an earlier run of the same prompt and parameters drew; it goes on as that one would have.
         choice: several answers to a prompt, of one seed, differ by it. most_tokens: a bound for parameters that have
         none. cache: of this model's `new_cache`, with the keys and values of some of the first tokens; it comes to have
-        those of the others, and stays the caller's. The caller takes `pieces`, looks at `error`, and calls `cancel` when
-        it has lost interest.
+        those of the others, and stays the caller's. The caller takes `pieces`, looks at `error`, and calls `cancel`
+        when it has lost interest.
 
         Raises UsageError, ContextError, TokenizerError; MemoryCeilingError where it would not fit even by itself.
         """
