@@ -217,6 +217,17 @@ class TestErrors:
         )
         assert caught.value.remedy == "Lower --batch or --prompt-tokens, or raise --memory."
 
+    @pytest.mark.usefixtures("steady")
+    def test_sequences_that_would_have_to_wait_for_each_other(self) -> None:
+        memory, events = least_ceiling() + 8 * MIB, list[Event]()
+        check(run("demo", BenchSettings(passes=2, memory=memory)), BenchSettings(passes=2))
+        with pytest.raises(MemoryCeilingError) as caught:
+            run("demo", BenchSettings(passes=2, prompt_tokens=1000, batch=8, memory=memory), listener=events.append)
+        assert caught.value.problem.startswith("The keys and values of 8000 prompt tokens and ")
+        assert "new ones for each of 8 prompts, " in caught.value.problem
+        assert "raise --memory" in caught.value.remedy
+        assert not [event for event in events if event.kind == "pass"]
+
     def test_too_few_passes_that_all_sequences_share(self) -> None:
         """As where the first sequences end before the last ones' prompts are done."""
         costs = {"seconds": 1.0, "read_seconds": 0.0, "wait_seconds": 0.0, "compute_seconds": 1.0}

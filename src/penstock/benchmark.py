@@ -117,8 +117,9 @@ def run(
     """Open MODEL, probe its disk, and run passes of plain greedy decoding after random prompts.
 
     tell: told what is being done, in a few words, layer by layer. listener: hears of the passes, not of the probe.
-    Raises as LLM.open and LLM.generate do, ContextError where prompt and passes are more than the context, and
-    UsageError where the sequences cannot share so many passes.
+    Raises as LLM.open and LLM.generate do, ContextError where prompt and passes are more than the context,
+    MemoryCeilingError where the sequences do not fit beside each other, and UsageError where they cannot share so many
+    passes.
     """
     tell("opening")
     progress = _Progress(settings.passes, tell)
@@ -244,6 +245,8 @@ def _generate(llm: LLM, settings: BenchSettings) -> list[Stats]:
     shape = (settings.batch, settings.prompt_tokens)
     prompts = np.random.default_rng(0).integers(0, llm.config.vocab_size, shape).tolist()
     most = settings.passes + _head_start(llm, settings)
+    # Those that do not fit beside the others would wait, and the passes not be all sequences'.
+    llm.memory.most_tokens([settings.prompt_tokens] * settings.batch, most, llm.context)
     completions = llm._start(prompts, SamplingParams(temperature=0, max_tokens=most, ignore_eos=True))
     for _ in llm._run(completions):  # generate() would go on until all have drawn `most`
         enough = all(completion.stats.tokens >= settings.passes for completion in completions)
