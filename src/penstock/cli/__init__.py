@@ -14,6 +14,7 @@ from penstock.cli.pack import pack
 from penstock.cli.plan import plan
 from penstock.cli.pull import pull
 from penstock.cli.run import run
+from penstock.cli.serve import serve
 from penstock.cli.synth import synth
 from penstock.cli.unpack import unpack
 from penstock.cli.verify import verify
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, run, batch, pull, pack, unpack, verify, plan, bench, synth):
+for command in (demo, run, batch, pull, pack, unpack, verify, plan, bench, synth, serve):
     app.command()(command)
 
 

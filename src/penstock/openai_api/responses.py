@@ -1,0 +1,147 @@
+"""The shapes of what is answered, for descriptions and for tests; answers themselves are built as plain objects."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Body(BaseModel):
+    """An object with the fields that it names and no others."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Usage(Body):
+    """Tokens of the prompts, each counted once, and of the answers, without stop tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class TopLogprob(Body):
+    """A token that was likely, and the natural logarithm of its probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer, beside the likeliest ones."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Body):
+    """One entry a token of the answer."""
+
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class TextLogprobs(Body):
+    """Lists with one entry a token of the answer."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class AssistantMessage(Body):
+    """What the model said."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class Choice(Body):
+    """What all answers have."""
+
+    index: int
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatChoice(Choice):
+    """One answer to a conversation."""
+
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+
+
+class TextChoice(Choice):
+    """One answer to a prompt; those of the first prompt come first."""
+
+    text: str
+    logprobs: TextLogprobs | None
+
+
+class Completion(Body):
+    """What both kinds of completion have in common."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    seed: int
+    """With it, the same request gets the same answer."""
+    usage: Usage
+
+
+class ChatCompletion(Completion):
+    """The answer to POST /v1/chat/completions."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class TextCompletion(Completion):
+    """The answer to POST /v1/completions."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+class Model(Body):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    context_length: int
+
+
+class ModelList(Body):
+    """All models that are served."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(Body):
+    """Whether the server works, and how busy it is."""
+
+    status: Literal["ok", "failed"]
+    model: str
+    running: int
+    queued: int
+
+
+class ErrorDetail(Body):
+    """What is wrong, and with which parameter."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Body):
+    """OpenAI's error object."""
+
+    error: ErrorDetail

@@ -1,0 +1,1 @@
+"""`penstock serve`: a model behind OpenAI's HTTP protocol, with a chat page."""

@@ -1,0 +1,201 @@
+"""The paths of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from penstock import machine
+from penstock.llm import LONG_TEXT
+from penstock.openai_api.answers import prepare
+from penstock.openai_api.errors import RequestError
+from penstock.openai_api.requests import parse
+from penstock.openai_api.responses import ChatCompletion, Health, Model, ModelList, TextCompletion
+from penstock.server.bodies import Bodies
+from penstock.server.description import describe, errors
+from penstock.server.errors import error_response, on_failure, on_http_error, on_request_error
+from penstock.server.guard import Guard
+from penstock.server.job import Job
+from penstock.server.page import chat_page
+from penstock.server.replies import StreamReply, WholeReply
+
+if TYPE_CHECKING:
+    from penstock.openai_api.answers import Prepared
+    from penstock.openai_api.responses import Completion
+    from penstock.server.metrics import Metrics
+    from penstock.server.settings import Settings
+    from penstock.server.worker import Worker
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+class Gateway:
+    """Takes requests in: reads, checks and tokenizes them one by one, and gives them to the worker."""
+
+    def __init__(self, worker: Worker, settings: Settings, metrics: Metrics) -> None:
+        self.worker = worker
+        self.settings = settings
+        self.metrics = metrics
+        self._bodies = Bodies(settings.max_body, settings.body_seconds)
+        self._executor = ThreadPoolExecutor(1, "prepare")
+        """One request at a time, since a long text takes much memory while it becomes tokens."""
+
+    async def complete(self, request: Request, url: str) -> Response:
+        """The reply to a request for a completion."""
+        try:
+            return await self._accept(request, url)
+        except ClientDisconnect:
+            self.metrics.count("cancelled")
+            return Response(status_code=400)  # nobody reads it
+        except RequestError as error:
+            full = error.status == 429
+            self.metrics.count("queue_full" if full else "failed" if error.status >= 500 else "rejected")
+            return error_response(error, {"Retry-After": str(self.worker.retry_seconds)} if full else None)
+
+    async def _accept(self, request: Request, url: str) -> Response:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise RequestError(
+                f"The body is declared as {kind[:50]!r}.", "Send Content-Type: application/json.", status=415
+            )
+        self.worker.check_room()
+        loop = asyncio.get_running_loop()
+        async with self._bodies.read(request) as body:
+            prepared, stream, usage = await loop.run_in_executor(self._executor, self._prepare, url, body)
+        job = Job(prepared)
+        self.worker.offer(job)
+        identity = {
+            "id": f"{'chatcmpl' if prepared.chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": self.settings.model,
+        }
+        if stream:
+            return StreamReply(job, self.worker, self.settings, self.metrics, identity, usage)
+        return WholeReply(job, self.worker, self.settings, self.metrics, identity, self._executor)
+
+    def _prepare(self, url: str, body: bytes) -> tuple[Prepared, bool, bool]:
+        """The request in a body, whether to stream, and whether to end a stream with its usage."""
+        try:
+            value = from_json(body, allow_inf_nan=False, cache_strings="none")
+        except ValueError as error:
+            raise RequestError(f"The body is not JSON: {error}.") from None
+        request = parse(url, value)
+        del value
+        request.check_model(self.settings.model)
+        try:
+            prepared = prepare(self.worker.llm, request, default_max_tokens=self.settings.max_tokens)
+        finally:
+            if len(body) > LONG_TEXT:
+                machine.trim_heap()
+        return prepared, bool(request.stream), request.wants_usage
+
+    def model(self) -> Model:
+        """What is served."""
+        return Model(
+            id=self.settings.model,
+            object="model",
+            created=int(self._created),
+            owned_by="penstock",
+            context_length=self.worker.llm.context,
+        )
+
+    @property
+    def _created(self) -> float:
+        return self.worker.llm.path.stat().st_mtime
+
+    def health(self) -> Health:
+        """How it is."""
+        status, worker = "ok" if self.worker.alive else "failed", self.worker
+        return Health.model_construct(
+            status=status, model=self.settings.model, running=worker.running, queued=worker.queued
+        )
+
+
+def create_app(worker: Worker, settings: Settings, metrics: Metrics) -> FastAPI:
+    """The application; the worker is started and closed by others."""
+    app = FastAPI(
+        title="Penstock",
+        version=version("penstock"),
+        description="A language model behind OpenAI's protocol.",
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers={
+            RequestError: on_request_error,
+            HTTPException: on_http_error,
+            Exception: on_failure,
+        },
+    )
+    app.add_middleware(Guard, settings=settings)
+    gateway = Gateway(worker, settings, metrics)
+    _add_completions(app, gateway)
+    _add_models(app, gateway)
+    _add_state(app, gateway)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    return app
+
+
+def _add_completions(app: FastAPI, gateway: Gateway) -> None:
+    problems = errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
+
+    def responses(model: type[Completion]) -> dict[int | str, dict[str, Any]]:
+        stream = {"text/event-stream": {"schema": {"type": "string"}}}
+        return {200: {"model": model, "content": stream}, **problems}
+
+    @app.post(CHAT, response_model=None, responses=responses(ChatCompletion))
+    async def chat_completions(request: Request) -> Response:
+        """Answer a conversation."""
+        return await gateway.complete(request, CHAT)
+
+    @app.post(TEXT, response_model=None, responses=responses(TextCompletion))
+    async def completions(request: Request) -> Response:
+        """Go on with one text or several."""
+        return await gateway.complete(request, TEXT)
+
+
+def _add_models(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/v1/models", responses=errors(401, 403))
+    async def models() -> ModelList:
+        """The one model that is served."""
+        return ModelList(object="list", data=[gateway.model()])
+
+    @app.get("/v1/models/{model_id:path}", responses=errors(401, 403, 404))
+    async def model(model_id: str) -> Model:
+        """It, by its name."""
+        if model_id != gateway.settings.model:
+            raise RequestError(
+                f"The model {model_id[:200]!r} is not served here.", status=404, param="model", code="model_not_found"
+            )
+        return gateway.model()
+
+
+def _add_state(app: FastAPI, gateway: Gateway) -> None:
+    page = chat_page()
+
+    @app.get("/", include_in_schema=False)
+    async def chat() -> Response:
+        """The chat page."""
+        return page
+
+    @app.get("/health", response_model=Health, responses={403: errors(403)[403], 503: {"model": Health}})
+    async def health() -> Response:
+        """Whether the engine works."""
+        state = gateway.health()
+        return JSONResponse(state.model_dump(), 200 if state.status == "ok" else 503)
+
+    metrics = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401, 403)}
+
+    @app.get("/metrics", response_class=Response, responses=metrics)
+    async def prometheus() -> Response:
+        """Counters for Prometheus."""
+        return Response(gateway.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")

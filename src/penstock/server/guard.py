@@ -1,0 +1,80 @@
+"""Who may ask: this machine's own programs, pages of the server itself, and those who have the key."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+
+from penstock.openai_api.errors import RequestError
+from penstock.server.errors import error_response
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from penstock.server.settings import Settings
+
+OPEN_PATHS = ("/", "/health")
+"""They need no key."""
+
+
+class Guard:
+    """Middleware that answers what it refuses with OpenAI's error object.
+
+    A page from elsewhere, open in a browser on this machine, could send requests here. It is told apart by `Origin`;
+    one whose name was made to resolve to this machine, by `Host`.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(Headers(scope=scope), scope["path"])
+        except RequestError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _check(self, headers: Headers, path: str) -> None:
+        host = headers.get("host", "")
+        if self._settings.loopback and not is_loopback(host_name(host)):
+            raise RequestError(
+                f"The host {host[:100]!r} is not this machine.",
+                "Use 127.0.0.1 or localhost, or serve with --host and --api-key for others.",
+                status=403,
+            )
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            raise RequestError(f"Pages from {origin[:100]!r} may not use this server.", "Use its own page.", status=403)
+        key = self._settings.api_key
+        if key is None or path in OPEN_PATHS:
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), key.encode()):
+            raise RequestError("The API key is missing or wrong.", "Send Authorization: Bearer KEY.", status=401)
+
+
+def host_name(host: str) -> str:
+    """The name or address in a Host header or a URL's authority, without the port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,161 @@
+"""Answers on their way to a client, whole or as a stream, with signs of life while a pass runs.
+
+A pass may take longer than clients and proxies wait for a silent connection. A stream says something every second, the
+time in the queue included: a comment that clients skip. A whole answer that is not there after ten seconds begins, with
+white space, which JSON may begin with. Either way the request is cancelled when its client goes away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+from penstock.openai_api.streaming import Chunks
+from penstock.server.errors import error_response
+from penstock.server.job import Ended, Failed, Pieces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+
+    from starlette.types import Receive, Scope, Send
+
+    from penstock.server.job import Job
+    from penstock.server.metrics import Metrics
+    from penstock.server.settings import Settings
+    from penstock.server.worker import Worker
+
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+class Reply(Response):
+    """What both kinds of answers have in common; `identity` is the answer's id, created and model."""
+
+    def __init__(
+        self, job: Job, worker: Worker, settings: Settings, metrics: Metrics, identity: dict[str, Any]
+    ) -> None:
+        super().__init__(headers=HEADERS, media_type=self.media_type)
+        del self.headers["content-length"]
+        self._job = job
+        self._worker = worker
+        self._settings = settings
+        self._metrics = metrics
+        self._identity = identity
+        self._outcome = "cancelled"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = asyncio.create_task(self._answer(scope, receive, send))
+        gone = asyncio.create_task(_until_gone(receive))
+        try:
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._worker.cancel(self._job)
+            for task in (answer, gone):
+                task.cancel()
+            results = await asyncio.gather(answer, gone, return_exceptions=True)
+            self._metrics.count(self._outcome)
+        if isinstance(results[0], Exception) and not isinstance(results[0], (asyncio.TimeoutError, OSError)):
+            raise results[0]
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotImplementedError
+
+    async def _start(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
+    async def _send(self, send: Send, data: bytes, more: bool = True) -> None:
+        """Raises TimeoutError where the client takes nothing any more."""
+        message = {"type": "http.response.body", "body": data, "more_body": more}
+        await asyncio.wait_for(send(message), self._settings.body_seconds)
+
+
+class StreamReply(Reply):
+    """Server-sent events: a chunk for every piece, comments in between, `[DONE]` in the end."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, job: Job, worker: Worker, settings: Settings, metrics: Metrics, identity: dict[str, Any],
+                 usage: bool) -> None:  # fmt: skip
+        """`usage`: tell in the end what it took."""
+        super().__init__(job, worker, settings, metrics, identity)
+        self._chunks = Chunks(job.request, worker.llm.tokenizer, usage, **identity)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._start(send)
+        await self._send(send, self._comment() + _events(self._chunks.begin()))
+        while True:
+            event = await self._job.next(self._settings.keep_alive_seconds)
+            if isinstance(event, Pieces):
+                await self._send(send, _events([self._chunks.piece(*piece) for piece in event.pieces]))
+            elif isinstance(event, Ended):
+                self._outcome = "completed"
+                end = _events(self._chunks.end(event.answers.usage))
+                await self._send(send, end + b"data: [DONE]\n\n", more=False)
+                return
+            elif isinstance(event, Failed):
+                self._outcome = "failed"
+                await self._send(send, _events([event.error.body()]), more=False)
+                return
+            else:
+                await self._send(send, self._comment())
+
+    def _comment(self) -> bytes:
+        """A sign of life, which tells those who read it how far things are."""
+        return f": {json.dumps(self._worker.status(self._job))}\n\n".encode()
+
+
+class WholeReply(Reply):
+    """One JSON object."""
+
+    media_type = "application/json"
+
+    def __init__(self, job: Job, worker: Worker, settings: Settings, metrics: Metrics, identity: dict[str, Any],
+                 executor: Executor) -> None:  # fmt: skip
+        """`executor` makes the object, which may be a long one."""
+        super().__init__(job, worker, settings, metrics, identity)
+        self._executor = executor
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        patient_until = loop.time() + self._settings.patience_seconds
+        begun = False
+        while not isinstance(event := await self._job.next(self._settings.keep_alive_seconds), (Ended, Failed)):
+            if event is None and loop.time() >= patient_until:
+                if not begun:
+                    await self._start(send)
+                    begun = True
+                await self._send(send, b" ")
+        if isinstance(event, Failed):
+            self._outcome = "failed"
+            if begun:
+                raise CutError(event.error.problem)
+            await error_response(event.error)(scope, receive, send)
+            return
+        body = await loop.run_in_executor(self._executor, self._whole(event))
+        if not begun:
+            await self._start(send)
+        self._outcome = "completed"
+        await self._send(send, body, more=False)
+
+    def _whole(self, event: Ended) -> Callable[[], bytes]:
+        return lambda: _json(event.answers.response(**self._identity))
+
+
+class CutError(Exception):
+    """An answer that has begun and cannot be finished: the connection is cut, so that no client takes it for whole."""
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _events(chunks: list[dict[str, Any]]) -> bytes:
+    return b"".join(b"data: " + _json(chunk) + b"\n\n" for chunk in chunks)

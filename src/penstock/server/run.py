@@ -1,0 +1,86 @@
+"""Serving until a signal comes."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from penstock.errors import UsageError
+from penstock.server.app import create_app
+from penstock.server.metrics import Metrics
+from penstock.server.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from penstock.llm import LLM
+    from penstock.server.settings import Settings
+
+GRACE_SECONDS = 5
+"""For connections to end once the server has said that it does."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at an address; port 0 takes a free one. Raises UsageError."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"Cannot listen at port {port} of {host}: {getattr(error, 'strerror', None) or error}.",
+            "Choose another with --port or --host.",
+        ) from None
+
+
+def url(listening: socket.socket) -> str:
+    """The address of a listening socket for browsers and clients."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """Tells when it is ready, and ends what runs before it ends itself."""
+
+    def __init__(self, config: uvicorn.Config, worker: Worker, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._worker = worker
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._worker.close()
+        await super().shutdown(sockets)
+
+
+def server(llm: LLM, settings: Settings, ready: Callable[[], None] = lambda: None) -> tuple[Server, Worker]:
+    """A server for an open model, and its worker, which `run` starts."""
+    metrics = Metrics()
+    worker = Worker(llm, settings, metrics)
+    config = uvicorn.Config(
+        create_app(worker, settings, metrics),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    return Server(config, worker, ready), worker
+
+
+def run(llm: LLM, settings: Settings, listening: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGTERM, then return, or until Ctrl-C, then raise KeyboardInterrupt. Streams end before that."""
+    serving, worker = server(llm, settings, ready)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it has ended
+    worker.start()
+    try:
+        serving.run([listening])
+    finally:
+        worker.close(wait=True)
+        signal.signal(signal.SIGTERM, before)

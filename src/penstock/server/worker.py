@@ -1,0 +1,252 @@
+"""The one thread that may touch the model: takes requests in between passes, runs passes, hands out what they bring."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from penstock.errors import MemoryCeilingError, PenstockError
+from penstock.openai_api.answers import submit
+from penstock.openai_api.errors import RequestError
+from penstock.server.job import Ended, Failed, Job, Pieces
+
+if TYPE_CHECKING:
+    from penstock.llm import LLM
+    from penstock.server.metrics import Metrics
+    from penstock.server.settings import Settings
+
+MOST_SEQUENCES = 64
+"""Requests join the engine as long as fewer sequences than this run in it."""
+PASSES_TO_WAIT = 8
+"""What a client is asked to wait where the queue is full."""
+
+log = logging.getLogger(__name__)
+
+
+class Abandoned(Exception):  # noqa: N818
+    """Nobody wants what the running pass would bring."""
+
+
+class Progress:
+    """Where the running pass is. Written by the engine's thread, read by others."""
+
+    def __init__(self, layers: int) -> None:
+        self.passes = 0
+        """Passes that have ended."""
+        self.layers = layers
+        self.layer = 0
+        """Layers of the running pass that have ended."""
+        self.begin = time.monotonic()
+        self.seconds = 0.0
+        """What the latest whole pass took."""
+
+    def start(self) -> None:
+        self.layer, self.begin = 0, time.monotonic()
+
+    def end(self) -> None:
+        self.seconds, self.passes, self.layer = time.monotonic() - self.begin, self.passes + 1, 0
+
+
+class Worker:
+    """Owns an open model from `start` to the end of `close`; other threads offer and cancel jobs."""
+
+    def __init__(self, llm: LLM, settings: Settings, metrics: Metrics) -> None:
+        self.llm = llm
+        self.progress = Progress(llm.config.num_hidden_layers)
+        self._settings = settings
+        self._metrics = metrics
+        self._changed = threading.Condition()
+        self._queue: deque[Job] = deque()
+        self._running: list[Job] = []
+        """Submitted to the engine; changed by its thread alone."""
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        metrics.watch(llm, lambda: self.queued, lambda: self.running)
+
+    def start(self) -> None:
+        self.llm.on_layer = self._after_layer
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for their turn, or for memory."""
+        return len(self._queue) + sum(1 for job in list(self._running) if self._waits(job))
+
+    @property
+    def running(self) -> int:
+        """Requests that passes serve."""
+        return len(self._running) + len(self._queue) - self.queued
+
+    def check_room(self, tokens: int = 0) -> None:
+        """Raise RequestError, 429, where the queue has no room for so many tokens more."""
+        waiting = list(self._queue)
+        full = len(waiting) >= self._settings.queue
+        if waiting and tokens:
+            full = full or sum(job.request.tokens for job in waiting) + tokens > self._settings.queue_tokens
+        if full:
+            raise RequestError(
+                f"{len(waiting)} requests wait already.", "Try again later.", status=429, code="queue_full"
+            )
+
+    @property
+    def retry_seconds(self) -> int:
+        """When there may be room in the queue again."""
+        return max(1, min(600, math.ceil(PASSES_TO_WAIT * self.progress.seconds)))
+
+    def offer(self, job: Job) -> None:
+        """Queue a job. Raises RequestError where the queue is full, or the server ends."""
+        with self._changed:
+            if self._closing or not self.alive:
+                raise ending()
+            self.check_room(job.request.tokens)
+            self._queue.append(job)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Nobody wants this job any more; does nothing where it has ended."""
+        job.cancelled = True
+        with self._changed:
+            if job in self._queue:
+                self._queue.remove(job)
+            self._changed.notify()
+
+    def status(self, job: Job) -> dict[str, int | float]:
+        """What to tell a client that waits: how many requests are ahead of it, and how far the running pass is.
+
+        Seconds are those of the running pass so far, and of the latest whole one.
+        """
+        progress = self.progress
+        queue = list(self._queue)
+        return {
+            "waiting": queue.index(job) + 1 if job in queue else int(self._waits(job)),
+            "pass": progress.passes + 1,
+            "layer": progress.layer,
+            "layers": progress.layers,
+            "seconds": round(time.monotonic() - progress.begin, 1),
+            "pass_seconds": round(progress.seconds, 2),
+        }
+
+    def close(self, wait: bool = False) -> None:
+        """End all jobs, and the thread at the next layer; `wait` for that."""
+        with self._changed:
+            self._closing = True
+            for job in [*self._queue, *self._running]:
+                job.tell(Failed(ending()))
+            self._queue.clear()
+            self._changed.notify()
+        if wait and self.alive:
+            self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            while self._await_work():
+                self._drop_cancelled()
+                self._admit()
+                self._pass()
+                self._deliver()
+        except Exception:
+            log.exception("The engine's thread has ended.")
+            self.close()
+        finally:
+            for job in list(self._running):
+                self._end(job)
+
+    def _await_work(self) -> bool:
+        """Sleep until there is something to do; False when the server ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._queue or self._running)
+            return not self._closing
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._running if job.cancelled]:
+            self._end(job)
+
+    def _admit(self) -> None:
+        """Submit what waits, in its order. At most one request waits in the engine, where prompts take more memory."""
+        while self.llm.waiting == 0 and self._sequences() < MOST_SEQUENCES:
+            with self._changed:
+                if not self._queue:
+                    return
+                job = self._queue.popleft()
+                # Within the lock, since it is neither in the queue nor running in between.
+                try:
+                    job.answers = submit(self.llm, job.request)
+                    self._running.append(job)
+                except RequestError as error:
+                    job.tell(Failed(error))
+
+    def _pass(self) -> None:
+        if not self.llm.busy:
+            return
+        self.progress.start()
+        try:
+            stats = self.llm.step()
+        except Abandoned:
+            return
+        except MemoryCeilingError as error:
+            if not any(job.answers and job.answers.error for job in self._running):
+                self._fail_all(RequestError.of(error))
+        except PenstockError as error:
+            log.warning("%s", error)
+            self._fail_all(RequestError.of(error))
+        except Exception:
+            log.exception("A pass failed.")
+            self._fail_all(RequestError("The server failed; its log says why.", status=500))
+        else:
+            self.progress.end()
+            self._metrics.took(stats)
+
+    def _deliver(self) -> None:
+        """Hand out what came, and what ended."""
+        for job in list(self._running):
+            answers = job.answers
+            if answers is None:
+                continue
+            pieces = []
+            for index, completion in enumerate(answers.completions):
+                while completion.pieces:
+                    pieces.append((index, completion.pieces.popleft()))
+            if pieces:
+                job.tell(Pieces(pieces))
+            if (error := answers.error) is not None:
+                self._end(job)
+                job.tell(Failed(RequestError.of(error)))
+            elif not answers.runs:
+                self._end(job)
+                job.tell(Ended(answers))
+
+    def _fail_all(self, error: RequestError) -> None:
+        for job in list(self._running):
+            self._end(job)
+            job.tell(Failed(error))
+
+    def _end(self, job: Job) -> None:
+        self._running.remove(job)
+        if job.answers is not None:
+            self._metrics.left(job.answers)
+            job.answers.cancel()
+
+    def _sequences(self) -> int:
+        return sum(len(job.answers.completions) for job in self._running if job.answers)
+
+    def _waits(self, job: Job) -> bool:
+        """Whether a submitted job waits for memory."""
+        answers = job.answers
+        return answers is not None and not any(c.stats.log for c in answers.completions) and self.llm.waiting > 0
+
+    def _after_layer(self, index: int, read: float, wait: float, compute: float) -> None:
+        self.progress.layer = index + 1
+        if self._closing or all(job.cancelled for job in self._running):
+            raise Abandoned
+
+
+def ending() -> RequestError:
+    return RequestError("The server is shutting down.", status=503)
