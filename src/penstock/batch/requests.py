@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 URLS = ("/v1/chat/completions", "/v1/completions")
 MOST_LINE_BYTES = 4 << 20
-"""A longer line is not read into memory."""
+"""A longer line is never taken into memory."""
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 1 << 20
 
@@ -119,11 +119,13 @@ class RequestFile:
         self._forget()
         return Contents(nbytes, digest.hexdigest(), modified)
 
-    def read(self, line: Line) -> bytes:
+    def read(self, line: Line, most_bytes: int = MOST_LINE_BYTES) -> bytes:
         """A line's bytes. Raises LineError for one that is too long, PenstockError where it is not the one that was
         scanned."""
-        if line.nbytes > MOST_LINE_BYTES:
-            raise LineError("line_too_long", f"The line has more than {MOST_LINE_BYTES:,} bytes.")
+        if line.nbytes > most_bytes:
+            problem = f"Line {line.number} has {line.nbytes:,} bytes; there is room for {most_bytes:,} at most."
+            hint = " Raise --memory." if line.nbytes <= MOST_LINE_BYTES else ""
+            raise LineError("line_too_long", problem + hint)
         try:
             self._file.seek(line.offset)
             data = _stripped(self._file.read(line.nbytes), line.number)

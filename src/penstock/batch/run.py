@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from penstock import machine
 from penstock.batch.opening import Labels, begin_or_resume, check_paths, counts_if_complete, describe
 from penstock.batch.progress import Progress
-from penstock.batch.requests import RequestFile
+from penstock.batch.requests import MOST_LINE_BYTES, RequestFile
 from penstock.batch.results import ResultFile, put_in_order, state_path, write_in_order
 from penstock.batch.state import State
 from penstock.batch.worker import MOST_AT_ONCE, Worker
 from penstock.errors import UsageError
 from penstock.llm import LLM
 from penstock.openai_api.answers import DEFAULT_MAX_TOKENS
+from penstock.plan import parse_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from penstock.batch.records import Names
+
+STATE_BYTES = 8 << 20
+"""What the database may take, and results that are put together."""
+BYTES_TO_TOKENIZE = 104
+"""What a byte of a line may take while it becomes token ids."""
+LEAST_LINE_BYTES, LINE_SHARE = 64 << 10, 3072
+"""A line may have this part of the ceiling, or so many bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +50,7 @@ class BatchSettings:
     max_tokens: int = DEFAULT_MAX_TOKENS
     """Of each answer, where a request does not say."""
     at_once: int = MOST_AT_ONCE
-    """Requests that may share a pass."""
+    """Answers that may share a pass."""
     overwrite: bool = False
     """Replace results that no unfinished batch accounts for."""
 
@@ -92,35 +108,46 @@ def run(settings: BatchSettings, watcher: Watcher | None = None) -> Summary:
     out = settings.out.resolve()
     check_paths(settings.source, out)
     with RequestFile(settings.source) as requests, State(state_path(out)) as state:
-        try:
+        with _removed_if_in_vain(state):
             job, modified = describe(requests, settings.model, settings.kv_dtype, settings.context, settings.max_tokens)
             if state.job is None and out.exists() and not settings.overwrite:
                 counts = counts_if_complete(out, requests, job.names)
                 state.remove()
-                return _summary(settings.out, Progress(counts), complete_before=True)
+                return _summary(settings, Progress(counts), complete_before=True)
             labels = Labels(modified, _model_name(settings.model))
             labels = begin_or_resume(state, job, labels, requests, watcher.scanning, anew=settings.overwrite)
             progress = Progress(state.counts())
-            before = progress.done == progress.total
-            if not before:
-                watcher.opening()
-            llm = None if before else _open(settings, watcher)
-        except BaseException:
-            if not state.has_progress:
-                state.remove()
-            raise
+            complete_before = progress.done == progress.total
+            files = _Files(requests, state, out)
+            llm = None if complete_before else _open(settings, watcher, files)
         if llm is not None:
-            with llm, ResultFile(out, *state.unwritten()) as results:
-                worker = Worker(
-                    llm, requests, state, results, job.names, labels, job.max_tokens, settings.at_once, progress
-                )
-                watcher.working(progress, llm.config.num_hidden_layers)
-                worker.run(watcher.passed)
+            with llm:
+                _work(llm, settings, files, job.names, labels, progress, watcher)
         _finish(out, state)
-        return _summary(settings.out, progress, before)
+        return _summary(settings, progress, complete_before)
 
 
-def _open(settings: BatchSettings, watcher: Watcher) -> LLM:
+@dataclass(frozen=True, slots=True)
+class _Files:
+    requests: RequestFile
+    state: State
+    out: Path
+
+
+@contextmanager
+def _removed_if_in_vain(state: State) -> Iterator[None]:
+    """Leave no state behind where the block fails and nothing would be lost with it."""
+    try:
+        yield
+    except BaseException:
+        if not state.has_progress:
+            state.remove()
+        raise
+
+
+def _open(settings: BatchSettings, watcher: Watcher, files: _Files) -> LLM:
+    watcher.opening()
+    longest = min(_most_line_bytes(settings.memory), files.state.longest_line())
     return LLM.open(
         settings.model,
         memory=settings.memory,
@@ -130,7 +157,35 @@ def _open(settings: BatchSettings, watcher: Watcher) -> LLM:
         draft_nodes=settings.draft_nodes,
         kv_dtype=settings.kv_dtype,
         on_layer=lambda index, *_: watcher.layer(index),
+        reserve=STATE_BYTES + BYTES_TO_TOKENIZE * longest,
     )
+
+
+def _work(
+    llm: LLM,
+    settings: BatchSettings,
+    files: _Files,
+    names: Names,
+    labels: Labels,
+    progress: Progress,
+    watcher: Watcher,
+) -> None:
+    """Until every request has a result."""
+    with ResultFile(files.out, *files.state.unwritten()) as results:
+        worker = Worker(
+            llm=llm,
+            requests=files.requests,
+            state=files.state,
+            results=results,
+            names=names,
+            labels=labels,
+            max_tokens=settings.max_tokens,
+            at_once=settings.at_once,
+            most_line_bytes=_most_line_bytes(settings.memory),
+            progress=progress,
+        )
+        watcher.working(progress, llm.config.num_hidden_layers)
+        worker.run(watcher.passed)
 
 
 def _finish(out: Path, state: State) -> None:
@@ -148,10 +203,10 @@ def _model_name(model: str) -> str:
     return Path(model).resolve().name if Path(model).exists() else model
 
 
-def _summary(out: Path, progress: Progress, complete_before: bool) -> Summary:
+def _summary(settings: BatchSettings, progress: Progress, complete_before: bool) -> Summary:
     seconds = progress.seconds
     return Summary(
-        out=str(out),
+        out=str(settings.out),
         total=progress.total,
         answered=progress.done - progress.failed,
         failed=progress.failed,

@@ -182,6 +182,11 @@ class State:
             ).fetchone()
         return Counts(*row)
 
+    def longest_line(self) -> int:
+        """Bytes."""
+        with self._errors():
+            return int(self._db.execute("SELECT coalesce(max(nbytes), 0) FROM lines").fetchone()[0])
+
     def commit(self, drawn: Iterable[Drawn], results: Sequence[Result]) -> None:
         """Take in what a pass brought; the results of earlier ones have to be in their file by now."""
         position = self._out_bytes

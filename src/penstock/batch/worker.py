@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from penstock.openai_api.answers import Answers
 
 MOST_AT_ONCE = 1024
-"""Requests that take part in passes, however much room there is: each has a row in every pass, of 4,096 at most."""
+"""Answers that take part in passes, however much room there is: each has a row in every pass, of 4,096 at most."""
 MOST_HELD = 256
 """Results that are kept together, where lines fail without a pass."""
 
@@ -40,7 +40,8 @@ class Running:
     """A request on its way."""
 
     line: Line
-    request: Request
+    custom_id: str
+    url: str
     answers: Answers
     told: list[int]
     """How many tokens of each completion the state has."""
@@ -69,6 +70,9 @@ class Worker:
     max_tokens: int
     """Of requests that name no limit."""
     at_once: int
+    """Answers that take part in passes, where that makes more than one request."""
+    most_line_bytes: int
+    """Longer lines are not taken into memory."""
     progress: Progress
     running: list[Running] = field(default_factory=list)
     _finished: list[Result] = field(default_factory=list)
@@ -97,17 +101,19 @@ class Worker:
     def _fill(self, to_do: Iterator[ToDo]) -> bool:
         """Take up lines, in their order, while there is room for more; whether any was."""
         begun = self._begun
-        while not self.llm.waiting and len(self.running) < self.at_once and len(self._finished) < MOST_HELD:
-            one = next(to_do, None)
-            if one is None:
-                break
+        while self._has_room and (one := next(to_do, None)) is not None:
             self._take_up(one)
         return self._begun > begun
+
+    @property
+    def _has_room(self) -> bool:
+        answers = sum(len(running.answers.completions) for running in self.running)
+        return not self.llm.waiting and answers < self.at_once and len(self._finished) < MOST_HELD
 
     def _take_up(self, one: ToDo) -> None:
         line = one.line
         try:
-            request = parse_request(self.requests.read(line), line.number)
+            request = parse_request(self.requests.read(line, self.most_line_bytes), line.number)
             if one.first_of_id is not None:
                 problem = f"Line {one.first_of_id} has the same custom_id."
                 raise LineError("duplicate_custom_id", problem, request.custom_id)
@@ -136,7 +142,7 @@ class Worker:
         for completion, before in zip(answers.completions, drawn, strict=True):
             completion.generation.logprobs[:0] = before.logprobs
         told = [len(before.tokens) for before in drawn]
-        return Running(line, request, answers, told, counted=sum(told))
+        return Running(line, request.custom_id, request.url, answers, told, counted=sum(told))
 
     def _pass(self) -> None:
         begin = time.perf_counter()
@@ -167,11 +173,11 @@ class Worker:
 
     def _finish(self, running: Running) -> None:
         line, answers, tokens = running.line, running.answers, running.tokens
-        names, custom_id = self.names, running.request.custom_id
+        names, custom_id = self.names, running.custom_id
         if answers.error is not None:
             self._end(line, names.refused(line, custom_id, RequestError.of(answers.error)), failed=True)
         else:
-            name = names.answer(line, running.request.url)
+            name = names.answer(line, running.url)
             body = answers.response(id=name, created=self.labels.created, model=self.labels.model)
             self._end(line, names.answered(line, custom_id, body), failed=False, tokens=tokens)
         answers.cancel()

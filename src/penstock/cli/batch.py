@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def batch(
     model: opt.Model,
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Requests, a JSON object a line, as for OpenAI's batches.")
+        Path, typer.Argument(metavar="IN", help="File of requests, a JSON object a line, as for OpenAI's batches.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write the results to, in the order of IN.")],
     max_tokens: Annotated[
@@ -29,7 +29,7 @@ def batch(
     ] = None,
     at_once: Annotated[
         int | None,
-        typer.Option(help="Most requests that share a pass. (default: as many as memory has room for, 1024 at most)"),
+        typer.Option(help="Most answers that share a pass. (default: as many as memory has room for, 1024 at most)"),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT if it holds anything but this batch, interrupted.")
