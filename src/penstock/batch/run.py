@@ -118,7 +118,7 @@ def run(settings: BatchSettings, watcher: Watcher | None = None) -> Summary:
             labels = begin_or_resume(state, job, labels, requests, watcher.scanning, anew=settings.overwrite)
             progress = Progress(state.counts())
             complete_before = progress.done == progress.total
-            files = _Files(requests, state, out)
+            files = _Files(requests, state, out, _most_line_bytes(settings.memory))
             llm = None if complete_before else _open(settings, watcher, files)
         if llm is not None:
             with llm:
@@ -132,6 +132,7 @@ class _Files:
     requests: RequestFile
     state: State
     out: Path
+    most_line_bytes: int
 
 
 @contextmanager
@@ -147,7 +148,7 @@ def _removed_if_in_vain(state: State) -> Iterator[None]:
 
 def _open(settings: BatchSettings, watcher: Watcher, files: _Files) -> LLM:
     watcher.opening()
-    longest = min(_most_line_bytes(settings.memory), files.state.longest_line())
+    longest = min(files.most_line_bytes, files.state.longest_line())
     return LLM.open(
         settings.model,
         memory=settings.memory,
@@ -181,7 +182,7 @@ def _work(
             labels=labels,
             max_tokens=settings.max_tokens,
             at_once=settings.at_once,
-            most_line_bytes=_most_line_bytes(settings.memory),
+            most_line_bytes=files.most_line_bytes,
             progress=progress,
         )
         watcher.working(progress, llm.config.num_hidden_layers)
@@ -196,6 +197,12 @@ def _finish(out: Path, state: State) -> None:
         state.set_phase("ordered")
     put_in_order(out)
     state.remove()
+
+
+def _most_line_bytes(memory: str | int | None) -> int:
+    """The longest line that becomes tokens under a ceiling on the process."""
+    ceiling = machine.available_bytes() if memory is None else parse_bytes(memory)
+    return min(max(ceiling // LINE_SHARE, LEAST_LINE_BYTES), MOST_LINE_BYTES)
 
 
 def _model_name(model: str) -> str:
