@@ -125,9 +125,7 @@ class Answers:
     @property
     def usage(self) -> dict[str, int]:
         """Tokens of the prompts, each counted once, and of the answers so far."""
-        drawn = sum(len(completion.generation.token_ids) for completion in self.completions)
-        prompts = self.request.tokens
-        return {"prompt_tokens": prompts, "completion_tokens": drawn, "total_tokens": prompts + drawn}
+        return usage_of(self.request, sum(len(completion.generation.token_ids) for completion in self.completions))
 
     def response(self, *, id: str, created: int, model: str) -> dict[str, Any]:
         """The response object once all have ended. `created`: seconds since 1970."""
@@ -154,6 +152,11 @@ class Answers:
             body = {"text": output.text}
             logprobs = text_logprobs(tokenizer, output.logprobs) if wanted else None
         return {"index": index, **body, "logprobs": logprobs, "finish_reason": output.finish_reason}
+
+
+def usage_of(request: Prepared, drawn: int) -> dict[str, int]:
+    """OpenAI's usage object, of a request whose answers have `drawn` tokens together."""
+    return {"prompt_tokens": request.tokens, "completion_tokens": drawn, "total_tokens": request.tokens + drawn}
 
 
 def head(kind: str, id: str, created: int, model: str) -> dict[str, Any]:

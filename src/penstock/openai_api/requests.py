@@ -24,11 +24,12 @@ STRICT = ConfigDict(strict=True, extra="ignore")
 
 
 class StreamOptions(BaseModel):
-    """How to stream."""
+    """How to stream. `continuous_usage_stats` is not OpenAI's: every chunk then tells what was used so far."""
 
     model_config = STRICT
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class Message(BaseModel):
@@ -92,11 +93,6 @@ class GenerationRequest(BaseModel):
     @property
     def token_limit(self) -> int | None:
         return self.max_tokens
-
-    @property
-    def wants_usage(self) -> bool:
-        """Whether a stream ends with what it took."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def params(self, default_seed: int | None = None) -> SamplingParams:
         """How to draw. Negative seeds count from the top of the 64-bit range."""

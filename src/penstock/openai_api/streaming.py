@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from penstock.openai_api.answers import head
+from penstock.openai_api.answers import head, usage_of
 from penstock.openai_api.logprobs import chat_logprobs, text_logprobs
 
 if TYPE_CHECKING:
     from penstock.completion import Piece
     from penstock.openai_api.answers import Prepared
+    from penstock.openai_api.requests import StreamOptions
     from penstock.tokenizer import Tokenizer
 
 
@@ -20,16 +21,17 @@ class Chunks:
         self,
         request: Prepared,
         tokenizer: Tokenizer | None,
-        usage: bool,
+        options: StreamOptions | None,
         *,
         id: str,
         created: int,
         model: str,
     ) -> None:
-        """`usage`: end with a chunk that tells what it took."""
         self._request = request
         self._tokenizer = tokenizer
-        self._usage = usage
+        self._usage = options is not None and bool(options.include_usage)
+        self._always = self._usage and options is not None and bool(options.continuous_usage_stats)
+        self._drawn = 0
         self._head = head("chat.completion.chunk" if request.chat else "text_completion", id, created, model)
         self._offsets = [0] * (len(request.prompts) * request.choices)
 
@@ -44,6 +46,7 @@ class Chunks:
 
     def piece(self, index: int, piece: Piece) -> dict[str, Any]:
         """What came of one of the answers."""
+        self._drawn += len(piece.token_ids)
         wanted = self._request.params.logprobs is not None and bool(piece.logprobs)
         if self._request.chat:
             logprobs = chat_logprobs(self._tokenizer, piece.logprobs) if wanted else None
@@ -61,4 +64,5 @@ class Chunks:
         self, index: int, body: dict[str, Any], logprobs: dict[str, Any] | None, finish_reason: str | None
     ) -> dict[str, Any]:
         choice = {"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}
-        return {**self._head, "choices": [choice]} | ({"usage": None} if self._usage else {})
+        usage = usage_of(self._request, self._drawn) if self._always else None
+        return {**self._head, "choices": [choice]} | ({"usage": usage} if self._usage else {})

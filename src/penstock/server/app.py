@@ -32,6 +32,7 @@ from penstock.server.replies import StreamReply, WholeReply
 
 if TYPE_CHECKING:
     from penstock.openai_api.answers import Prepared
+    from penstock.openai_api.requests import StreamOptions
     from penstock.openai_api.responses import Completion
     from penstock.server.metrics import Metrics
     from penstock.server.settings import Settings
@@ -72,7 +73,7 @@ class Gateway:
         self.worker.check_room()
         loop = asyncio.get_running_loop()
         async with self._bodies.read(request) as body:
-            prepared, stream, usage = await loop.run_in_executor(self._executor, self._prepare, url, body)
+            prepared, stream, options = await loop.run_in_executor(self._executor, self._prepare, url, body)
         job = Job(prepared)
         self.worker.offer(job)
         identity = {
@@ -81,11 +82,11 @@ class Gateway:
             "model": self.settings.model,
         }
         if stream:
-            return StreamReply(job, self.worker, self.settings, self.metrics, identity, usage)
+            return StreamReply(job, self.worker, self.settings, self.metrics, identity, options)
         return WholeReply(job, self.worker, self.settings, self.metrics, identity, self._executor)
 
-    def _prepare(self, url: str, body: bytes) -> tuple[Prepared, bool, bool]:
-        """The request in a body, whether to stream, and whether to end a stream with its usage."""
+    def _prepare(self, url: str, body: bytes) -> tuple[Prepared, bool, StreamOptions | None]:
+        """The request in a body, whether to stream, and how."""
         try:
             value = from_json(body, allow_inf_nan=False, cache_strings="none")
         except ValueError as error:
@@ -98,7 +99,7 @@ class Gateway:
         finally:
             if len(body) > LONG_TEXT:
                 machine.trim_heap()
-        return prepared, bool(request.stream), request.wants_usage
+        return prepared, bool(request.stream), request.stream_options
 
     def model(self) -> Model:
         """What is served."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
+    from penstock.openai_api.requests import StreamOptions
     from penstock.server.job import Job
     from penstock.server.metrics import Metrics
     from penstock.server.settings import Settings
     from penstock.server.worker import Worker
+
+log = logging.getLogger(__name__)
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -57,7 +61,9 @@ class Reply(Response):
                 task.cancel()
             results = await asyncio.gather(answer, gone, return_exceptions=True)
             self._metrics.count(self._outcome)
-        if isinstance(results[0], Exception) and not isinstance(results[0], (asyncio.TimeoutError, OSError)):
+        if isinstance(results[0], CutError):
+            log.warning("An answer was cut: %s", results[0])  # and since it is not completed, its connection
+        elif isinstance(results[0], Exception) and not isinstance(results[0], (asyncio.TimeoutError, OSError)):
             raise results[0]
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,10 +84,9 @@ class StreamReply(Reply):
     media_type = "text/event-stream"
 
     def __init__(self, job: Job, worker: Worker, settings: Settings, metrics: Metrics, identity: dict[str, Any],
-                 usage: bool) -> None:  # fmt: skip
-        """`usage`: tell in the end what it took."""
+                 options: StreamOptions | None) -> None:  # fmt: skip
         super().__init__(job, worker, settings, metrics, identity)
-        self._chunks = Chunks(job.request, worker.llm.tokenizer, usage, **identity)
+        self._chunks = Chunks(job.request, worker.llm.tokenizer, options, **identity)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._start(send)
