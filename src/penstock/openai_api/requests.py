@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from penstock.errors import UsageError
 from penstock.openai_api.errors import RequestError
-from penstock.openai_api.fields import LEAST_SEED, MOST_CHOICES, MOST_SEED, Content, Prompt, Stop, only
+from penstock.openai_api.fields import LEAST_SEED, MOST_CHOICES, MOST_PROMPTS, MOST_SEED, Content, Prompt, Stop, only
 from penstock.sampling import MOST_LOGPROBS, SamplingParams
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ class CompletionRequest(GenerationRequest):
     def _check_completion(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != self.choices:
             raise PydanticCustomError("best_of", "is not supported, unless it equals n: leave it out")
+        if len(self.prompts) * self.choices > MOST_PROMPTS:
+            raise PydanticCustomError("n", f"is too high: prompts times n are at most {MOST_PROMPTS}")
         return self
 
     @property
