@@ -144,10 +144,15 @@ def _not_ours(out: Path) -> UsageError:
 
 def _other_batch(state: State, name: str, held: Any, asked: Any) -> UsageError:
     source, model = (state.job or {}).get("input"), (state.job or {}).get("model")
+    option = f"--{name.replace('_', '-')}"
     problem = {
         "input_digest": f"The requests are not those that the interrupted batch began with ({source}).",
         "model_digest": f"The interrupted batch was begun with another model ({model}).",
-    }.get(name, f"The interrupted batch was begun with --{name.replace('_', '-')} {held}, not {asked}.")
+    }.get(name, f"The interrupted batch was begun with {_with(option, held)}, not {_with(option, asked)}.")
     return UsageError(
         problem, "Go on with what it was begun with, write to another OUT, or let --overwrite begin anew."
     )
+
+
+def _with(option: str, value: Any) -> str:
+    return f"no {option}" if value is None else f"{option} {value}"

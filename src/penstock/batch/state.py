@@ -218,8 +218,16 @@ class State:
 
     def places(self) -> Iterator[tuple[int, int]]:
         """Offset and size of every result in its file, in the order of the requests."""
+        after = 0
+        while rows := self._places(after):
+            yield from ((offset, nbytes) for _, offset, nbytes in rows)
+            after = rows[-1][0]
+
+    def _places(self, after: int) -> list[tuple[int, int, int]]:
         with self._errors():
-            yield from self._db.execute("SELECT out_offset, out_nbytes FROM lines ORDER BY number")
+            return self._db.execute(
+                "SELECT number, out_offset, out_nbytes FROM lines WHERE number > ? ORDER BY number LIMIT 1000", (after,)
+            ).fetchall()
 
     def set_phase(self, phase: str) -> None:
         """Note which of the last steps is reached."""
