@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli import options as opt
-from penstock.cli.chat import chat
+from penstock.cli.chat import COMMANDS, Chat
+from penstock.cli.session_answer import session_answer
 from penstock.cli.show import choose_display, show
 from penstock.cli.stats import print_layers, print_stats, stats_object
 from penstock.errors import UsageError
 from penstock.llm import LLM
 from penstock.sampling import SamplingParams
+from penstock.session import Session
 from penstock.trace import Trace
 
 if TYPE_CHECKING:
@@ -46,6 +48,13 @@ def run(
     trace: Annotated[
         Path | None, typer.Option(help="Write every read, wait and computation to this file, for ui.perfetto.dev.")
     ] = None,
+    session: Annotated[
+        Path | None,
+        typer.Option(help="Keep the conversation in this file, after every pass; go on with what it holds."),
+    ] = None,
+    no_history: Annotated[
+        bool, typer.Option("--no-history", help="Keep no history of what is typed in chats.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No status line below the text.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
@@ -60,7 +69,8 @@ def run(
         max_tokens=max_tokens,
         stop=stop or (),
     )
-    chats = prompt is None and sys.stdin.isatty()
+    goes_on = session is not None and (raw or as_json)
+    chats = prompt is None and sys.stdin.isatty() and not goes_on
     if chats and (raw or as_json):
         raise UsageError(
             f"{'--raw' if raw else '--json'} needs a prompt.",
@@ -69,10 +79,15 @@ def run(
     display = choose_display(as_json, quiet)
 
     def report(pieces: list[Piece]) -> None:
-        if pieces and (stats or stats_layers):
+        if pieces and pieces[-1].stats.log and (stats or stats_layers):
             print_stats(llm, pieces[-1].stats)
-        if pieces and stats_layers:
+        if pieces and pieces[-1].stats.log and stats_layers:
             print_layers(pieces[-1].stats)
+
+    if chats:
+        from penstock.cli.chat_input import prompt_session  # before the model, which takes what memory is left
+
+        typed = prompt_session(list(COMMANDS), keep_history=not no_history)
 
     with ExitStack() as stack:
         listener = stack.enter_context(Trace(trace, f"penstock run {model}")) if trace else None
@@ -90,17 +105,33 @@ def run(
         if listener:
             llm.events.listeners.append(listener)
         if chats:
-            chat(llm, params, display, report)
+            Chat(llm, stack.enter_context(Session(llm, session)), params, display, report).run(typed.prompt)
             return
-        text = sys.stdin.read() if prompt in (None, "-") else prompt
-        templated = not raw and llm.has_chat_template
-        tokens = llm.chat_prompt([{"role": "user", "content": text}]) if templated else llm.encode(text or "")
-        pieces, interrupted = show(llm, tokens, params, display)
+        text = _prompt(prompt, goes_on)
+        raw = raw or not llm.has_chat_template
+        if session is not None:
+            kept = stack.enter_context(Session(llm, session))
+            coming = session_answer(kept, session, text or None, params, raw)
+            if display == "live" and not kept.unfinished:  # no pass is to come
+                display = "text"
+            pieces, interrupted = show(llm, coming, kept.rows_to_come, display)
+        else:
+            tokens = llm.encode(text) if raw else llm.chat_prompt([{"role": "user", "content": text}])
+            pieces, interrupted = show(llm, llm.stream(tokens, params), len(tokens), display)
         if as_json:
-            print(json.dumps(as_object(llm, pieces, stats_layers)))
+            print(json.dumps(as_object(llm, pieces, stats_layers)), flush=True)
         report(pieces)
+        if session is not None and not kept.unfinished:
+            kept.told()
     if interrupted:
         raise KeyboardInterrupt
+
+
+def _prompt(prompt: str | None, goes_on: bool) -> str:
+    """The argument, or what comes on standard input; nothing where an answer may go on without either."""
+    if prompt not in (None, "-"):
+        return str(prompt)
+    return "" if prompt is None and goes_on and sys.stdin.isatty() else sys.stdin.read()
 
 
 def as_object(llm: LLM, pieces: list[Piece], layers: bool = False) -> dict[str, Any]:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from penstock.completion import Piece
     from penstock.llm import LLM
-    from penstock.sampling import SamplingParams
 
     Display = Literal["live", "text", "nothing"]
     """Text with a line of status below it; text alone; nothing at all."""
@@ -28,12 +27,12 @@ def choose_display(as_json: bool, quiet: bool) -> Display:
     return "live" if is_terminal() and not quiet else "text"
 
 
-def show(llm: LLM, prompt: list[int], params: SamplingParams, display: Display) -> tuple[list[Piece], bool]:
-    """Complete a prompt and show it as it comes; all pieces, and whether Ctrl-C ended them."""
+def show(llm: LLM, coming: Iterator[Piece], rows: int, display: Display) -> tuple[list[Piece], bool]:
+    """Show an answer as it comes; all pieces, and whether Ctrl-C ended them. `rows`: tokens of the first passes."""
     pieces: list[Piece] = []
     try:
-        with _printer(llm, prompt, display) as take:
-            for piece in llm.stream(prompt, params):
+        with _printer(llm, rows, display) as take:
+            for piece in coming:
                 pieces.append(piece)
                 take(piece)
     except KeyboardInterrupt:
@@ -42,12 +41,12 @@ def show(llm: LLM, prompt: list[int], params: SamplingParams, display: Display) 
 
 
 @contextmanager
-def _printer(llm: LLM, prompt: list[int], display: Display) -> Iterator[Callable[[Piece], None]]:
+def _printer(llm: LLM, rows: int, display: Display) -> Iterator[Callable[[Piece], None]]:
     """What takes the pieces; ends what it printed with a line break."""
     if display == "nothing":
         yield lambda piece: None
     elif display == "live":
-        with _warnings_afterwards(), Live(llm, len(prompt)) as live:
+        with _warnings_afterwards(), Live(llm, rows) as live:
             live.begin()
             yield live.print
     else:

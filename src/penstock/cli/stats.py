@@ -42,7 +42,7 @@ def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]
         "weight_bytes": bf16_bytes(llm.config),
         **_stored(llm, log),
         "resident_bytes": llm.weights.resident_bytes,
-        "streamed_bytes_per_pass": statistics.median_low(totals.bytes_read for totals in log[1:] or log),
+        "streamed_bytes_per_pass": statistics.median_low(totals.bytes_read for totals in log[1:] or log) if log else 0,
         "read_seconds": sum(totals.read_seconds for totals in log),
         "disk_wait_seconds": wait,
         "compute_seconds": compute,
