@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import Ending, by_id, mixed, records, run_batch, write_requests
+from batches import Ending, ask, by_id, mixed, records, run_batch, write_requests
 
 from penstock import LLM
 from penstock.batch import results, run, worker

@@ -107,8 +107,8 @@ class BarWatcher(Watcher):
 def items(progress: BatchProgress, layer: int, layers: int) -> list[tuple[str, ...]]:
     """What there is to say, the most important first, each with a shorter form; `layer`: of the pass, of so many."""
     said: list[tuple[str, ...]] = [
-        (f"{progress.done:,} of {progress.total:,} requests done", f"{progress.done:,}/{progress.total:,}"),
-        (f"pass {progress.passes + 1:,}, layer {layer}/{layers}",),
+        (f"{progress.done:,} of {progress.total:,} done", f"{progress.done:,}/{progress.total:,}"),
+        (f"pass {progress.passes + 1:,}, layer {layer}/{layers}", f"layer {layer}/{layers}"),
     ]
     if (left := progress.left()) is not None:
         time_left = time_in_words(left.seconds)
