@@ -121,11 +121,11 @@ class Session:
             self._save(turn)
 
     def told(self) -> None:
-        """The caller has shown a finished answer: it need not be retold."""
-        if self.turn is not None and not self.turn.told:
+        """The caller has shown a finished answer: it need not be retold. Nothing is done where it is not finished."""
+        if self.turn is not None and not self.turn.told and not self.turn.unfinished:
             self.turn.told = True
             if self._log is not None:
-                self._log.append(NewRecord(TOLD, {}))
+                self._log.append(NewRecord(TOLD, {}), sync=False)
 
     def reset(self) -> None:
         """Forget all that was said."""

@@ -138,15 +138,19 @@ class SessionLog:
         if self._read(record.end - _HASH.size, _HASH.size) != _HASH.pack(digest.intdigest()):
             raise self._damaged(record.payload)
 
-    def append(self, record: NewRecord) -> None:
-        """Have a record on the disk. Raises SessionError where that fails; the file is then as it was before."""
+    def append(self, record: NewRecord, sync: bool = True) -> None:
+        """Have a record on the disk, or, without `sync`, safe from a kill only.
+
+        Raises SessionError where that fails; the file is then as it was before.
+        """
         begin = self.size
         try:
             self._file.seek(begin)
             if begin == 0:
                 _write(self._file, _FIRST_LINE)
             _write_record(self._file, self._number, record)
-            settle(self._file)
+            if sync:
+                settle(self._file)
         except BaseException as error:
             with suppress(OSError):
                 self._file.truncate(begin)

@@ -10,6 +10,7 @@ import typer
 from penstock.cli.batch import batch
 from penstock.cli.bench import bench
 from penstock.cli.demo import demo
+from penstock.cli.leaving import leave
 from penstock.cli.pack import pack
 from penstock.cli.plan import plan
 from penstock.cli.pull import pull
@@ -35,7 +36,12 @@ def main() -> None:
     """Run the command line: exits with 2 for wrong use, 130 after Ctrl-C, 1 for every other failure."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
-        app(standalone_mode=True)
+        try:
+            app(standalone_mode=True)
+        except SystemExit as ended:
+            if not ended.code:
+                leave()
+            raise
     except PenstockError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -12,6 +12,7 @@ import typer
 
 from penstock.cli import options as opt
 from penstock.cli.chat import COMMANDS, Chat
+from penstock.cli.leaving import at_the_end
 from penstock.cli.session_answer import session_answer
 from penstock.cli.show import choose_display, show
 from penstock.cli.stats import print_layers, print_stats, stats_object
@@ -89,7 +90,7 @@ def run(
 
         typed = prompt_session(list(COMMANDS), keep_history=not no_history)
 
-    with ExitStack() as stack:
+    with ExitStack() as last, ExitStack() as stack:
         listener = stack.enter_context(Trace(trace, f"penstock run {model}")) if trace else None
         llm = stack.enter_context(
             LLM.open(
@@ -110,7 +111,7 @@ def run(
         text = _prompt(prompt, goes_on)
         raw = raw or not llm.has_chat_template
         if session is not None:
-            kept = stack.enter_context(Session(llm, session))
+            kept = last.enter_context(Session(llm, session))
             coming = session_answer(kept, session, text or None, params, raw)
             if display == "live" and not kept.unfinished:  # no pass is to come
                 display = "text"
@@ -121,10 +122,12 @@ def run(
         if as_json:
             print(json.dumps(as_object(llm, pieces, stats_layers)), flush=True)
         report(pieces)
-        if session is not None and not kept.unfinished:
-            kept.told()
-    if interrupted:
-        raise KeyboardInterrupt
+        if interrupted:
+            raise KeyboardInterrupt
+        stack.close()
+        if session is not None:  # until it is told, the same command tells the same answer
+            at_the_end(kept.told)
+            at_the_end(last.pop_all().close)
 
 
 def _prompt(prompt: str | None, goes_on: bool) -> str:

@@ -1,0 +1,71 @@
+"""Which model a checkpoint is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import CASES, DEMO
+from checkpoints import random_tensors, tiny_config, write_checkpoint
+
+from penstock.checkpoint import open_checkpoint
+from penstock.model_identity import difference, model_identity
+from penstock.packing.pack import pack
+
+
+def identity(path: Path) -> dict[str, Any]:
+    checkpoint = open_checkpoint(path)
+    return model_identity(checkpoint.config, checkpoint.tensors)
+
+
+def test_raw_and_packed_are_one_model(tmp_path: Path) -> None:
+    pack(DEMO, tmp_path / "packed")
+    assert identity(tmp_path / "packed") == identity(DEMO)
+
+
+@pytest.mark.parametrize("case", ["shards", "indexed", "split"])
+def test_it_depends_on_no_layout(case: str, tmp_path: Path) -> None:
+    config = tiny_config(**CASES[case].config)
+    write_checkpoint(tmp_path / "single", config)
+    assert identity(CASES[case].write(tmp_path / "other")) == identity(tmp_path / "single")
+
+
+def test_every_tensor_counts(tmp_path: Path) -> None:
+    config = tiny_config(attention_bias=True)
+    write_checkpoint(tmp_path / "model", config)
+    expected = identity(tmp_path / "model")
+    for name in random_tensors(config):
+        tensors = random_tensors(config)
+        tensors[name] = tensors[name] ^ np.uint16(1)
+        write_checkpoint(tmp_path / "other", config, tensors=tensors)
+        told = difference(expected, identity(tmp_path / "other"))
+        assert told == "the shape is the same, the weights are others", name
+
+
+def test_what_changes_no_logit_does_not_count(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model")
+    write_checkpoint(tmp_path / "other", tiny_config(max_position_embeddings=64, eos_token_id=7))
+    assert identity(tmp_path / "model") == identity(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rope_theta": 5e5}, "its rope is {'theta': 10000.0"),
+        ({"rms_norm_eps": 1e-6}, "its rms_norm_eps is 1e-05, not 1e-06"),
+        ({"num_hidden_layers": 1}, "its num_hidden_layers is 2, not 1"),
+    ],
+)
+def test_a_config_that_differs_is_told(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model")
+    write_checkpoint(tmp_path / "other", tiny_config(**change))
+    assert words in str(difference(identity(tmp_path / "model"), identity(tmp_path / "other")))
+
+
+def test_another_dtype_of_the_same_values_counts_as_another_model(tmp_path: Path) -> None:
+    """F32 weights of the same values give the same logits, but nobody has compared all of them."""
+    write_checkpoint(tmp_path / "model", dtype="F16")
+    write_checkpoint(tmp_path / "other", dtype="F32")
+    assert difference(identity(tmp_path / "model"), identity(tmp_path / "other")) is not None

@@ -1,0 +1,113 @@
+"""`penstock run --session` killed for real (SIGKILL), in processes of their own."""
+
+from __future__ import annotations
+
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from penstock import LLM, SamplingParams, Session
+
+TOOL = Path(__file__).parent.parent / "tools" / "kill_sessions.py"
+LONG = ("--temperature", "0.8", "--seed", "1", "--max-tokens", "150", "--draft", "none")
+
+
+def penstock(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "penstock", "run", "demo", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_answers_are_those_of_a_run_that_was_left_in_peace(tmp_path: Path) -> None:
+    tool: dict[str, Any] = runpy.run_path(str(TOOL))
+    options = ["--temperature", "0.8", "--max-tokens", "150"]
+    outcome = tool["kill_sessions"](tmp_path, 5, "demo", options, random.Random(4))
+    assert outcome.differences == []
+    assert outcome.kills == 5
+
+
+def test_it_goes_on_amid_a_sentence_and_says_what_was_said(tmp_path: Path) -> None:
+    path = tmp_path / "talk"
+    command = [sys.executable, "-m", "penstock", "run", "demo", "write a class", "--session", str(path), *LONG]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while not path.exists() or path.stat().st_size < 60_000:
+        time.sleep(0.005)
+    process.kill()
+    said, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    with LLM.open("demo", draft="none") as llm, Session(llm, path) as session:
+        [expected] = llm.generate([session.turn.prompt], session.turn.params)  # type: ignore[union-attr]
+        assert 0 < len(session.turn.drawn) < 150  # type: ignore[union-attr]
+    assert expected.text.startswith(said)
+    for prompt in (("write a class",), ()):  # the same command, or none at all; the first one tells it
+        rest = penstock(*prompt, "--session", str(path))
+        if prompt:
+            assert (rest.stdout, rest.returncode) == (expected.text + "\n", 0)
+    assert rest.returncode == 2
+    assert "its last answer is finished" in rest.stderr
+    assert "Give a prompt to go on with" in rest.stderr
+
+
+class TestCommandLine:
+    def test_the_prompt_may_come_from_standard_input(self, tmp_path: Path) -> None:
+        path = str(tmp_path / "talk")
+        result = penstock("--session", path, "--max-tokens", "5", stdin="write a class")
+        assert result.returncode == 0
+        with LLM.open("demo", draft="none") as llm, Session(llm, path) as session:
+            assert session.messages[0] == {"role": "user", "content": "write a class"}
+            assert session.turn is not None
+            assert session.turn.told
+
+    def test_what_differs_from_how_an_answer_began_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "talk"
+        with LLM.open("demo", draft="none") as llm, Session(llm, path) as session:
+            session.ask("write a class", SamplingParams(temperature=0, seed=5, max_tokens=4))
+        result = penstock("write a class", "--session", str(path), "--temperature", "0.5")
+        assert result.returncode == 2
+        assert "unfinished answer that began with --temperature 0, not 0.5" in result.stderr
+        result = penstock("write a class", "--session", str(path), "--stop", "x")
+        assert "began with --stop (), not ('x',)" in result.stderr
+        result = penstock("write a class", "--session", str(path), "--temperature", "0", "--seed", "5")
+        assert result.returncode == 0
+
+    def test_another_prompt_leaves_an_unfinished_answer_behind_and_says_so(self, tmp_path: Path) -> None:
+        path = tmp_path / "talk"
+        with LLM.open("demo", draft="none") as llm, Session(llm, path) as session:
+            next(session.ask("write a class", SamplingParams(temperature=0, max_tokens=40)))
+        result = penstock("another", "--session", str(path), "--max-tokens", "3", "--temperature", "0")
+        assert result.returncode == 0
+        assert "warning: " in result.stderr
+        assert "the last answer is left unfinished" in result.stderr
+
+    def test_json_and_raw(self, tmp_path: Path) -> None:
+        path = str(tmp_path / "talk")
+        first = penstock("--raw", "def add(a, b):", "--session", path, "--max-tokens", "5", "--temperature", "0")
+        second = penstock("--raw", "", "--session", path, "--max-tokens", "5", "--temperature", "0", "--json")
+        assert first.returncode == 0
+        assert second.returncode == 2  # an empty prompt is none
+        whole = penstock("--raw", "\n", "--session", path, "--max-tokens", "5", "--temperature", "0", "--json")
+        assert '"finish_reason": "length"' in whole.stdout
+
+    def test_two_processes(self, tmp_path: Path) -> None:
+        with LLM.open("demo", draft="none") as llm, Session(llm, tmp_path / "talk") as session:
+            session.ask("write a class", SamplingParams(temperature=0, max_tokens=4))
+            result = penstock("write a class", "--session", str(tmp_path / "talk"))
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"error: {tmp_path}/talk is in use by another process.\n")
+
+    def test_ctrl_c_leaves_an_answer_to_be_gone_on_with(self, tmp_path: Path) -> None:
+        path = tmp_path / "talk"
+        command = [sys.executable, "-m", "penstock", "run", "demo", "write a class", "--session", str(path), *LONG]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not path.exists() or path.stat().st_size < 60_000:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        assert process.returncode == 130
+        whole = penstock("write a class", "--session", str(path))
+        alone = penstock("write a class", *LONG)
+        assert whole.stdout == alone.stdout
