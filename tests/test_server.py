@@ -290,7 +290,7 @@ class TestTogether:
         return [
             {
                 "prompt": texts[i % 5] * (1 + 7 * (i % 3)),
-                "max_tokens": 10 + 3 * i,
+                "max_tokens": 6 + i,
                 "temperature": (0, 0.7, 1.3)[i % 3],
                 "seed": i,
                 "logprobs": i % 4,

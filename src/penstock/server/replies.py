@@ -91,7 +91,7 @@ class StreamReply(Reply):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._start(send)
         await self._send(send, self._comment() + _events(self._chunks.begin()))
-        while True:
+        while not self._job.cancelled:  # Python 3.11 may lose a cancellation of this task
             event = await self._job.next(self._settings.keep_alive_seconds)
             if isinstance(event, Pieces):
                 await self._send(send, _events([self._chunks.piece(*piece) for piece in event.pieces]))
@@ -124,22 +124,28 @@ class WholeReply(Reply):
         self._executor = executor
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        loop = asyncio.get_running_loop()
-        patient_until = loop.time() + self._settings.patience_seconds
+        clock = asyncio.get_running_loop().time
+        patient_until = clock() + self._settings.patience_seconds
         begun = False
-        while not isinstance(event := await self._job.next(self._settings.keep_alive_seconds), (Ended, Failed)):
-            if event is None and loop.time() >= patient_until:
+        while not self._job.cancelled:
+            event = await self._job.next(self._settings.keep_alive_seconds)
+            if isinstance(event, Ended):
+                await self._finish(event, begun, send)
+                return
+            if isinstance(event, Failed):
+                self._outcome = "failed"
+                if begun:
+                    raise CutError(event.error.problem)
+                await error_response(event.error)(scope, receive, send)
+                return
+            if event is None and clock() >= patient_until:
                 if not begun:
                     await self._start(send)
                     begun = True
                 await self._send(send, b" ")
-        if isinstance(event, Failed):
-            self._outcome = "failed"
-            if begun:
-                raise CutError(event.error.problem)
-            await error_response(event.error)(scope, receive, send)
-            return
-        body = await loop.run_in_executor(self._executor, self._whole(event))
+
+    async def _finish(self, event: Ended, begun: bool, send: Send) -> None:
+        body = await asyncio.get_running_loop().run_in_executor(self._executor, self._whole(event))
         if not begun:
             await self._start(send)
         self._outcome = "completed"
