@@ -21,6 +21,8 @@ from penstock.batch import results, run, worker
 from penstock.batch.results import ResultFile, ordered_path, state_path
 from penstock.batch.state import State
 from penstock.errors import MemoryCeilingError, PenstockError, UsageError
+from penstock.packing.pack import pack
+from penstock.store import find_model
 
 AT_ONCE = 4
 """So that not all requests begin together."""
@@ -304,6 +306,14 @@ class TestRefusals:
             shutil.copytree(llm.path, tmp_path / "other")
         (tmp_path / "other" / "generation_config.json").write_text('{"temperature": 0.5, "do_sample": true}')
         assert "was begun with another model (demo)" in refused(model=str(tmp_path / "other"))
+
+    def test_a_packed_copy_is_no_other_model(
+        self, path: Path, out: Path, expected: tuple[bytes, int, int], tmp_path: Path
+    ) -> None:
+        packed = tmp_path / "copies" / "packed"
+        pack(find_model("demo"), packed)
+        run_batch(path, out, model=str(packed), at_once=AT_ONCE)
+        assert out.read_bytes() == expected[0]
 
     def test_another_process(
         self, refused: Callable[..., str], path: Path, out: Path, expected: tuple[bytes, int, int]

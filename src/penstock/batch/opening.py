@@ -12,7 +12,7 @@ from penstock.batch.records import Names, read_record
 from penstock.batch.requests import custom_id_of
 from penstock.batch.results import ordered_path, state_path
 from penstock.batch.state import Counts
-from penstock.checkpoint import open_checkpoint
+from penstock.checkpoint import generation_defaults, open_checkpoint
 from penstock.errors import UsageError
 from penstock.model_identity import model_identity
 from penstock.store import find_model
@@ -24,14 +24,7 @@ if TYPE_CHECKING:
     from penstock.batch.requests import Line, RequestFile
     from penstock.batch.state import State
 
-TEXT_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +63,13 @@ def describe(requests: RequestFile, model: str, kv_dtype: str, context: int | No
 def _model_digest(path: Path) -> str:
     """Of the weights, and of what makes tokens of a text and says how to draw them."""
     checkpoint, digest = open_checkpoint(path), xxhash.xxh3_128()
-    digest.update(json.dumps(model_identity(checkpoint.config, checkpoint.tensors)).encode())
+    config = checkpoint.config
+    said = [
+        model_identity(config, checkpoint.tensors),
+        asdict(generation_defaults(path)),
+        config.max_position_embeddings,
+    ]
+    digest.update(json.dumps(said, sort_keys=True).encode())
     for name in TEXT_FILES:
         if (path / name).is_file():
             digest.update(name.encode() + xxhash.xxh3_128_digest((path / name).read_bytes()))
