@@ -17,6 +17,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "live: needs torch and transformers, see ./scripts/test --live")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_history_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests type in chats stays out of the user's own history."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(params=_core.isas())
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every instruction set that this CPU can run, active for the length of the test, new Kernels included."""

@@ -25,9 +25,9 @@ def penstock(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[st
 def test_answers_are_those_of_a_run_that_was_left_in_peace(tmp_path: Path) -> None:
     tool: dict[str, Any] = runpy.run_path(str(TOOL))
     options = ["--temperature", "0.8", "--max-tokens", "150"]
-    outcome = tool["kill_sessions"](tmp_path, 5, "demo", options, random.Random(4))
+    outcome = tool["kill_sessions"](tmp_path, 4, "demo", options, random.Random(4))
     assert outcome.differences == []
-    assert outcome.kills == 5
+    assert outcome.kills == 4
 
 
 def test_it_goes_on_amid_a_sentence_and_says_what_was_said(tmp_path: Path) -> None:
@@ -62,33 +62,10 @@ class TestCommandLine:
             assert session.turn is not None
             assert session.turn.told
 
-    def test_what_differs_from_how_an_answer_began_is_refused(self, tmp_path: Path) -> None:
-        path = tmp_path / "talk"
-        with LLM.open("demo", draft="none") as llm, Session(llm, path) as session:
-            session.ask("write a class", SamplingParams(temperature=0, seed=5, max_tokens=4))
-        result = penstock("write a class", "--session", str(path), "--temperature", "0.5")
-        assert result.returncode == 2
-        assert "unfinished answer that began with --temperature 0, not 0.5" in result.stderr
-        result = penstock("write a class", "--session", str(path), "--stop", "x")
-        assert "began with --stop (), not ('x',)" in result.stderr
-        result = penstock("write a class", "--session", str(path), "--temperature", "0", "--seed", "5")
-        assert result.returncode == 0
-
-    def test_another_prompt_leaves_an_unfinished_answer_behind_and_says_so(self, tmp_path: Path) -> None:
-        path = tmp_path / "talk"
-        with LLM.open("demo", draft="none") as llm, Session(llm, path) as session:
-            next(session.ask("write a class", SamplingParams(temperature=0, max_tokens=40)))
-        result = penstock("another", "--session", str(path), "--max-tokens", "3", "--temperature", "0")
-        assert result.returncode == 0
-        assert "warning: " in result.stderr
-        assert "the last answer is left unfinished" in result.stderr
-
     def test_json_and_raw(self, tmp_path: Path) -> None:
         path = str(tmp_path / "talk")
         first = penstock("--raw", "def add(a, b):", "--session", path, "--max-tokens", "5", "--temperature", "0")
-        second = penstock("--raw", "", "--session", path, "--max-tokens", "5", "--temperature", "0", "--json")
         assert first.returncode == 0
-        assert second.returncode == 2  # an empty prompt is none
         whole = penstock("--raw", "\n", "--session", path, "--max-tokens", "5", "--temperature", "0", "--json")
         assert '"finish_reason": "length"' in whole.stdout
 
@@ -108,6 +85,7 @@ class TestCommandLine:
         process.send_signal(signal.SIGINT)
         process.communicate()
         assert process.returncode == 130
-        whole = penstock("write a class", "--session", str(path))
-        alone = penstock("write a class", *LONG)
-        assert whole.stdout == alone.stdout
+        with LLM.open("demo", draft="none") as llm, Session(llm, path) as session:
+            assert session.turn is not None
+            [expected] = llm.generate([session.turn.prompt], session.turn.params)
+            assert "".join(piece.text for piece in session.go_on()) == expected.text

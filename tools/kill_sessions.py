@@ -20,6 +20,8 @@ from pathlib import Path
 
 from penstock.session_log import SessionLog
 
+EARLY = 0.2
+"""The share of kills whose moment counts from the start of the command; most of that time nothing is written yet."""
 QUESTIONS = ("write a class", "and another one", "now a test of it", "shorter", "once more", "and the last one")
 
 
@@ -28,8 +30,8 @@ class Outcome:
     """What was done, and what came of it."""
 
     kills: int = 0
-    before_the_session: int = 0
-    """Kills before the session was opened, or just after, which left the file as it was."""
+    nothing_new: int = 0
+    """Kills that found the file as it was before the command."""
     answers: int = 0
     most_kills_of_one: int = 0
     torn: int = 0
@@ -37,31 +39,49 @@ class Outcome:
     differences: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Run:
+    """What became of a command."""
+
+    killed: bool
+    out: str
+    errors: str
+    wrote: bool
+    seconds: float
+    writing_seconds: float
+    """From when it first wrote to its session."""
+
+
 def command(model: str, question: str, session: Path, options: list[str]) -> list[str]:
     return [sys.executable, "-m", "penstock", "run", model, question, "--session", str(session), *options]
 
 
-def run(arguments: list[str]) -> tuple[str, str]:
-    """What a command prints on standard output and on standard error."""
-    result = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(result.stderr)
-    return result.stdout, result.stderr
+def run(arguments: list[str], session: Path, wait: float | None = None, early: bool = False) -> Run:
+    """Run a command, and kill it `wait` seconds after it first wrote to its session, or, where `early`, after it began.
+
+    Raises RuntimeError where it fails.
+    """
+    size, begin = _size(session), time.perf_counter()
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=errors)
+        while process.poll() is None and _size(session) == size and not early:
+            time.sleep(0.001)
+        wrote = time.perf_counter()
+        try:
+            process.wait(wait)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        code = process.wait()
+        end = time.perf_counter()
+        out.seek(0)
+        errors.seek(0)
+        if code > 0:
+            raise RuntimeError(errors.read())
+        return Run(code < 0, out.read(), errors.read(), _size(session) != size, end - begin, end - wrote)
 
 
-def killed_after(arguments: list[str], seconds: float) -> tuple[bool, str, str]:
-    """Start a command and kill it after so long: whether that was before it ended, and what it printed."""
-    process = subprocess.Popen(
-        arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        out, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, errors = process.communicate()
-    if process.returncode > 0:
-        raise RuntimeError(errors)
-    return process.returncode < 0, out, errors
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def held(path: Path) -> list[object]:
@@ -86,26 +106,24 @@ def kill_sessions(folder: Path, kills: int, model: str, options: list[str], chan
     while outcome.kills < kills or number == 0:
         question, seeded = QUESTIONS[number % len(QUESTIONS)], [*options, "--seed", str(number)]
         number += 1
-        begin = time.perf_counter()
-        expected, _ = run(command(model, question, peace, seeded))
-        seconds = time.perf_counter() - begin
+        left = run(command(model, question, peace, seeded), peace)
         of_this = 0
         while True:
-            size = war.stat().st_size if war.exists() else 0
-            wait = chance.uniform(0, 1.1 * seconds) if outcome.kills < kills else 600.0
-            killed, out, errors = killed_after(command(model, question, war, seeded), wait)
-            outcome.torn += "is torn" in errors
-            if not killed:
+            early = chance.random() < EARLY
+            wait = chance.uniform(0, left.seconds if early else left.writing_seconds)
+            last = run(command(model, question, war, seeded), war, wait if outcome.kills < kills else None, early)
+            outcome.torn += "is torn" in last.errors
+            if not last.killed:
                 break
             of_this += 1
             outcome.kills += 1
-            outcome.before_the_session += size == (war.stat().st_size if war.exists() else 0)
-            if not expected.startswith(out):
-                outcome.differences.append(f"{question}: a killed run printed {out!r}, not {expected!r}")
+            outcome.nothing_new += not last.wrote
+            if not left.out.startswith(last.out):
+                outcome.differences.append(f"{question}: a killed run printed {last.out!r}, not {left.out!r}")
         outcome.answers += 1
         outcome.most_kills_of_one = max(outcome.most_kills_of_one, of_this)
-        if out != expected:
-            outcome.differences.append(f"{question}: {out!r}, not {expected!r}")
+        if last.out != left.out:
+            outcome.differences.append(f"{question}: {last.out!r}, not {left.out!r}")
     if held(peace) != held(war):
         outcome.differences.append("the sessions hold different tokens")
     return outcome
@@ -124,7 +142,7 @@ def main() -> None:
         size = (Path(folder) / "war").stat().st_size
     print(
         f"{outcome.kills} kills of {outcome.answers} answers (at most {outcome.most_kills_of_one} of one), "
-        f"{outcome.before_the_session} of them before anything was written, {outcome.torn} torn records dropped; "
+        f"{outcome.nothing_new} of them before anything was written, {outcome.torn} torn records dropped; "
         f"{size} bytes in the end; {time.perf_counter() - begin:.0f} s"
     )
     print("\n".join(outcome.differences) or "all answers, tokens and conversations are identical")
