@@ -131,17 +131,16 @@ class Worker:
         if asked.token_limit is None:  # else it would depend on memory
             asked = asked.model_copy(update={"max_tokens": self.max_tokens})
         drawn = [_Before.of(parts) for parts in self.state.drawn(line.number)]
-        completions = len(getattr(asked, "prompts", [None])) * asked.choices
-        drawn += [_Before([], []) for _ in range(completions - len(drawn))]
         try:
             answers = submit(self.llm, asked, default_seed=line.seed, drawn=[before.tokens for before in drawn])
         except RequestError as error:
             if isinstance(error.__cause__, MemoryCeilingError) and any(before.tokens for before in drawn):
                 raise error.__cause__ from None
             raise
-        for completion, before in zip(answers.completions, drawn, strict=True):
-            completion.generation.logprobs[:0] = before.logprobs
-        told = [len(before.tokens) for before in drawn]
+        told = [0] * len(answers.completions)
+        for index, before in enumerate(drawn):
+            answers.completions[index].generation.logprobs[:0] = before.logprobs
+            told[index] = len(before.tokens)
         return Running(line, request.custom_id, request.url, answers, told, counted=sum(told))
 
     def _pass(self) -> None:

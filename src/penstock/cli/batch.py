@@ -13,6 +13,7 @@ import typer
 
 from penstock.cli import options as opt
 from penstock.cli.progress import seconds_in_words
+from penstock.errors import ReadError
 
 if TYPE_CHECKING:
     from penstock.batch.run import Summary
@@ -64,7 +65,7 @@ def batch(
     try:
         with nullcontext() if quiet else display() as watcher:
             summary = run(settings, watcher)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ReadError):
         print("interrupted; the same command goes on from here", file=sys.stderr)
         raise
     if as_json:

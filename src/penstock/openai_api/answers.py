@@ -90,7 +90,7 @@ def submit(
     try:
         for prompt in request.prompts:
             for choice in range(request.choices):
-                before = drawn[len(completions)] if drawn else ()
+                before = drawn[len(completions)] if len(completions) < len(drawn) else ()
                 completions.append(_submit_one(llm, request, prompt, choice, before))
     except PenstockError as error:
         for completion in completions:
