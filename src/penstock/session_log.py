@@ -135,6 +135,8 @@ class SessionLog:
             data = self._read(begin, min(chunk, record.end - _HASH.size - begin))
             digest.update(data)
             yield data
+        if hasattr(os, "posix_fadvise"):  # the page cache counts as memory
+            os.posix_fadvise(self._file.fileno(), record.payload, record.payload_bytes, os.POSIX_FADV_DONTNEED)
         if self._read(record.end - _HASH.size, _HASH.size) != _HASH.pack(digest.intdigest()):
             raise self._damaged(record.payload)
 
