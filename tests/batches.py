@@ -26,7 +26,7 @@ def ask(custom_id: str, url: str = TEXT, **body: Any) -> dict[str, Any]:
 
 
 def mixed() -> list[Any]:
-    """Requests that draw, end and fail in all the ways there are; 26 tokens at most, 20 lines."""
+    """Requests that draw, end and fail in all the ways there are; 26 tokens at most, 21 lines."""
     return [
         ask("greedy", max_tokens=20),
         ask("sampled", temperature=1.0, max_tokens=25),
@@ -48,6 +48,7 @@ def mixed() -> list[Any]:
         ask("streams", stream=True),
         ask("default", prompt="x = [1, 2,", max_tokens=None, stop="]"),
         ask("last", prompt="for i in", max_tokens=18, temperature=0.6, min_p=0.1),
+        ask("chat", CHAT, messages=[{"role": "user", "content": "Write a stack."}], max_tokens=12),
     ]
 
 

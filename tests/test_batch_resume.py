@@ -255,7 +255,7 @@ class TestFullDisk:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(results, "write_through", full)
             self.check(path, out, f"{ordered_path(out)} cannot be written: No space left on device.")
-        assert len(records(out)) == 19
+        assert len(records(out)) == 20
         summary = run_batch(path, out, at_once=AT_ONCE)
         assert (summary.complete_before, summary.passes) == (True, 0)
         check_finished(path, out, expected)
@@ -297,7 +297,7 @@ class TestRefusals:
         assert said.startswith(f"The requests are not those that the interrupted batch began with ({path}).\n")
         assert "Go on with what it was begun with" in said
         run_batch(path, out, overwrite=True)
-        assert len(records(out)) == 19
+        assert len(records(out)) == 20
 
     def test_another_model(self, refused: Callable[..., str], tmp_path: Path, path: Path) -> None:
         import shutil
@@ -368,4 +368,4 @@ def test_another_batch_that_has_not_got_anywhere_is_forgotten(path: Path, out: P
         with pytest.raises(Crash):
             run_batch(path, out, max_tokens=3)
     assert state_path(out).exists()
-    assert run_batch(path, out).answered == 13
+    assert run_batch(path, out).answered == 14

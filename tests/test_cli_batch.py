@@ -182,7 +182,10 @@ def test_a_terminal_shows_a_bar_that_goes_away(tmp_path: Path, out: Path) -> Non
     path = write_requests(tmp_path / "in.jsonl", [one for one in mixed() if len(str(one)) < 1000], CREATED)
     ours, theirs = os.openpty()
     process = subprocess.Popen(
-        command(path, out, "--max-tokens", "40"), stdout=subprocess.PIPE, stderr=theirs, env=os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+        command(path, out, "--max-tokens", "40"),
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
     )
     os.close(theirs)
     shown = b""
