@@ -84,6 +84,9 @@ class TestRefusals:
             pytest.raises(SessionError, match="was made with other weights: these give position 5 other keys"),
         ):
             list(session.complete([9], params))
+        for use in (session.go_on, session.reset, lambda: session.complete([9], params)):
+            with pytest.raises(UsageError, match="has been closed"):  # nothing of it gets into the file
+                use()
         with LLM.open(tmp_path / "model", draft="none") as llm, Session(llm, tmp_path / "talk") as session:
             assert len(list(session.go_on())) > 1
 

@@ -52,6 +52,7 @@ class Session:
         self._llm = llm
         self._cache = llm.new_cache()
         self._running: Completion | None = None
+        self._closed = False
         self._saved = 0
         """Positions whose keys and values are in the file."""
         self._saved_tokens = 0
@@ -99,6 +100,7 @@ class Session:
         turn = self.turn
         if turn is None or not turn.unfinished:
             raise UsageError("There is no unfinished answer to go on with.", "Give a prompt.")
+        self._check_open()
         self._end_running()
         self._cache.truncate(min(self._cache.length, len(turn.tokens) - 1))
         completion = self._llm.submit(turn.prompt, turn.params, drawn=turn.drawn, cache=self._cache)
@@ -116,7 +118,7 @@ class Session:
         """End an unfinished answer where it is; `go_on` would still go on with it."""
         turn = self.turn
         self._end_running()
-        if turn is not None and turn.end is None:
+        if turn is not None and turn.end is None and not self._closed:
             turn.end, turn.text = "cut", turn.answer(self._llm.tokenizer)
             self._save(turn)
 
@@ -129,6 +131,7 @@ class Session:
 
     def reset(self) -> None:
         """Forget all that was said."""
+        self._check_open()
         self._end_running()
         if self._log is not None:
             self._log.rewrite([self._model_record()])
@@ -162,6 +165,7 @@ class Session:
 
     def close(self) -> None:
         """End what runs, free the keys and values, and let others have the file."""
+        self._closed = True
         self._end_running()
         self._cache.truncate(0)
         if self._log is not None:
@@ -175,6 +179,10 @@ class Session:
     ) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("This session has been closed.", "Open it again.")
+
     @property
     def _name(self) -> str:
         return "This session" if self._log is None else str(self._log.path)
@@ -183,6 +191,7 @@ class Session:
         self, prompt: list[int], params: SamplingParams | None, messages: list[Message] | None, asked: str
     ) -> Iterator[Piece]:
         """A new turn, on the disk before its first pass."""
+        self._check_open()
         params = params or SamplingParams()
         self._llm.check(prompt, params)
         self._end_running()
@@ -246,7 +255,7 @@ class Session:
             return
         (position, data), self._proof = self._proof, None
         if self._cache.read_slot(position) != data:
-            self._cache.truncate(0)
+            self.close()
             raise SessionError(
                 f"{self._name} was made with other weights: these give position {position} other keys and values.",
                 "Open it with the model that made it, or begin another session.",
