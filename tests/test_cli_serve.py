@@ -1,0 +1,112 @@
+"""`penstock serve` as a process of its own: its line, its signals, its memory."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import eventually
+
+COMMAND = (sys.executable, "-m", "penstock", "serve", "demo")
+
+
+@contextmanager
+def served(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its address."""
+    command = [*COMMAND, "--port", "0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("demo is served at http://127.0.0.1:")
+            yield process, line.split()[-1]
+        finally:
+            process.kill()
+
+
+def refused(*arguments: str) -> tuple[int, str]:
+    result = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert "Traceback" not in result.stderr
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_ends_streams_and_then_the_server(sent: signal.Signals, code: int) -> None:
+    body = {"prompt": "x", "stream": True, "max_tokens": 100000, "ignore_eos": True}
+    with served("--memory", "1GiB") as (process, url):
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+            lines = (line for line in response.iter_lines() if line)
+            assert next(lines)
+            process.send_signal(sent)
+            last = list(lines)[-1]
+        assert "The server is shutting down." in last
+        assert process.wait(30) == code
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert (process.stdout.read(), process.stderr.read()) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--host", "no.such.host.invalid"), "Cannot listen at port 8000"),
+        (("--host", "192.0.2.1"), "Cannot listen at port 8000 of 192.0.2.1"),
+        (("--api-key", "", "--port", "0"), "The API key is empty"),
+        (("--max-body", "lots", "--port", "0"), "'lots' is not a size"),
+        (("--memory", "60MiB", "--port", "0"), "The least that works is"),
+        (("--queue", "0"), "--queue"),
+        (("--port", "99999"), "--port"),
+    ],
+)
+def test_wrong_use(arguments: tuple[str, ...], words: str) -> None:
+    code, errors = refused(*arguments)
+    assert code == 2
+    assert words in " ".join(errors.split())
+
+
+def test_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, errors = refused("--port", str(taken.getsockname()[1]))
+    assert code == 2
+    assert "Choose another with --port" in errors
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_a_hundred_long_prompts_wait_under_the_ceiling() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+
+    def send(index: int, client: socket.socket) -> None:
+        body = json.dumps({"prompt": f"{index} {text * 20}"[:30_000], "max_tokens": 1})
+        client.sendall(f"{head}{len(body)}\r\n\r\n{body}".encode())
+
+    with served("--memory", "400MiB") as (process, url):
+        address = ("127.0.0.1", httpx.URL(url).port or 0)
+        clients = [socket.create_connection(address) for _ in range(101)]
+        threads = [threading.Thread(target=send, args=client) for client in enumerate(clients)]
+        for thread in threads:
+            thread.start()
+
+        def waiting() -> int:
+            return int(httpx.get(f"{url}/health", timeout=60).json()["queued"])
+
+        eventually(lambda: waiting() >= 99)
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+        peak = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
+        assert peak < 400 << 20
+        for client in clients:
+            client.close()
+        eventually(lambda: waiting() == 0)
+        for thread in threads:
+            thread.join()
+        answer = httpx.post(f"{url}/v1/completions", json={"prompt": "def ", "max_tokens": 2}, timeout=60)
+        assert answer.json()["usage"]["completion_tokens"] == 2
