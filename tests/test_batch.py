@@ -139,7 +139,7 @@ class TestFailures:
             ("hot", 400, "invalid_value", "temperature=3"),
             ("long", 400, "context_length_exceeded", "140000 tokens"),
             ("nowhere", None, "invalid_url", '"url" is "/v1/embeddings", not /v1/chat/completions or /v1/completions.'),
-            ("streams", None, "unsupported_parameter", '"stream" has no meaning in a batch'),
+            ("streams", 400, "unsupported_parameter", "stream has no meaning in a batch"),
             (None, None, "invalid_json_line", "Line 9 is not JSON"),
         ],
     )

@@ -18,6 +18,7 @@ from batches import Ending, ask, by_id, mixed, records, run_batch, write_request
 
 from penstock import LLM
 from penstock.batch import results, run, worker
+from penstock.batch.progress import Progress
 from penstock.batch.results import ResultFile, ordered_path, state_path
 from penstock.batch.state import State
 from penstock.errors import MemoryCeilingError, PenstockError, UsageError
@@ -63,8 +64,13 @@ class TestGoingOn:
         counts: list[tuple[int, int]] = []
 
         class Counting(Ending):
-            def working(self, progress: Any, layers: int) -> None:
+            progress: Progress
+
+            def working(self, progress: Progress, layers: int) -> None:
                 self.progress = progress
+
+            def layer(self, index: int) -> None:
+                assert self.progress.tokens >= (counts[-1][1] if counts else 0), "of requests that go on"
 
         while True:
             watcher = Counting(every, Crash)

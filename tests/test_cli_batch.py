@@ -46,7 +46,7 @@ def test_lines_and_a_summary(path: Path, out: Path) -> None:
     assert begin == f"{out}: 1 answered, 1 failed, 4 tokens"
     assert end.startswith(" 4 passes in ")
     assert end.endswith(" tokens/s\n")
-    assert result.stderr == "0 of 2 done, pass 1, layer 0/6, 0 tokens, 0 running\n"
+    assert result.stderr == "0 of 2 done, pass 1, layer 1/6, 0 tokens, 1 running\n"
     again = batch(path, out, "--draft", "none")
     assert again.stdout == f"{out}: 1 answered, 1 failed, 4 tokens; nothing was left to do\n"
     assert (again.returncode, again.stderr) == (0, "")
@@ -150,8 +150,8 @@ class TestDisplay:
             lines.layer(layer)
         lines.passed()
         assert capsys.readouterr().err.splitlines() == [
-            "5 of 20 done, pass 2, layer 0/32, 54 tokens, 3 s a pass, 1 running",
-            "5 of 20 done, pass 2, layer 15/32, 54 tokens, 3 s a pass, 1 running",
+            "5 of 20 done, pass 2, layer 1/32, 54 tokens, 3 s a pass, 1 running",
+            "5 of 20 done, pass 2, layer 16/32, 54 tokens, 3 s a pass, 1 running",
         ]
 
     @pytest.mark.parametrize(

@@ -186,8 +186,6 @@ def parse_request(data: bytes, number: int) -> Request:
         raise LineError("invalid_url", f'"url" is {_shown(parsed, "url")}, not {" or ".join(URLS)}.', custom_id)
     if not isinstance(body, dict):
         raise LineError("invalid_body", f'"body" is {_shown(parsed, "body")}, not a JSON object.', custom_id)
-    if body.get("stream"):
-        raise LineError("unsupported_parameter", '"stream" has no meaning in a batch: leave it out.', custom_id)
     return Request(custom_id, url, body)
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE = 1024
 """Answers that take part in passes, however much room there is: each has a row in every pass, of 4,096 at most."""
+UNSUPPORTED = "unsupported_parameter"
 MOST_HELD = 256
 """Results that are kept together, where lines fail without a pass."""
 
@@ -87,6 +88,7 @@ class Worker:
         """
         to_do = self._to_do()
         while self._fill(to_do) or self.running or self._finished:
+            self.progress.unfinished = self._unfinished
             if self.llm.busy:
                 self._pass()
             self._take()
@@ -128,6 +130,8 @@ class Worker:
     def _submit(self, line: Line, request: Request) -> Running:
         """Raises RequestError; MemoryCeilingError where an earlier run had room for the request, and began it."""
         asked = parse(request.url, request.body)
+        if asked.stream:
+            raise RequestError("stream has no meaning in a batch: leave it out.", param="stream", code=UNSUPPORTED)
         if asked.token_limit is None:  # else it would depend on memory
             asked = asked.model_copy(update={"max_tokens": self.max_tokens})
         drawn = [_Before.of(parts) for parts in self.state.drawn(line.number)]
@@ -166,9 +170,12 @@ class Worker:
         self.running = going_on
         self.state.commit(drawn, self._finished)
         self.results.append(result.record for result in self._finished)
-        unfinished = [Unfinished(running.tokens, running.limit) for running in self.running]
-        self.progress.count(self._finished, unfinished, count, time.perf_counter())
+        self.progress.count(self._finished, self._unfinished, count, time.perf_counter())
         self._finished = []
+
+    @property
+    def _unfinished(self) -> list[Unfinished]:
+        return [Unfinished(running.tokens, running.limit) for running in self.running]
 
     def _finish(self, running: Running) -> None:
         line, answers, tokens = running.line, running.answers, running.tokens

@@ -39,7 +39,7 @@ def display() -> Iterator[Watcher]:
 
 
 class LinesWatcher(Watcher):
-    """Prints a line when the passes begin, and whenever the last one is old."""
+    """Prints a line when the passes have begun, and whenever the last one is old."""
 
     def __init__(self, every: float = LINE_SECONDS) -> None:
         self._every = every
@@ -49,7 +49,6 @@ class LinesWatcher(Watcher):
 
     def working(self, progress: BatchProgress, layers: int) -> None:
         self._progress, self._layers = progress, layers
-        self._tell()
 
     def layer(self, index: int) -> None:
         self._layer = index + 1
