@@ -271,14 +271,14 @@ class SessionLog:
         """Raises SessionError where the disk fails."""
         try:
             self._file.seek(offset)
-            data = bytearray()
+            data = self._file.read(nbytes)
             while len(data) < nbytes and (part := self._file.read(nbytes - len(data))):
                 data += part
         except OSError as error:
             raise SessionError(
                 f"{self.path}: reading at offset {offset} failed: {os.strerror(error.errno or 0)}.", "Check the disk."
             ) from error
-        return bytes(data)
+        return data
 
 
 def _open_locked(path: Path) -> FileIO:
