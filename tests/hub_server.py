@@ -192,8 +192,10 @@ class _HubHandler(_Handler):
     """The Hub itself: what models there are, and their small files."""
 
     def do_GET(self) -> None:
-        self.hub.tokens.append(self.headers.get("Authorization"))
         path = unquote(urlsplit(self.path).path).strip("/")
+        if path.startswith("api/agent-harnesses"):  # the library's own, of no repository and without a token
+            return self.answer(404, {})
+        self.hub.tokens.append(self.headers.get("Authorization"))
         if listing := re.fullmatch(r"api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._list(listing[1], listing[2] or "main")
         elif resolve := re.fullmatch(r"([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
