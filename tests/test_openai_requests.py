@@ -50,6 +50,9 @@ class TestGood:
         assert chat().params(5).seed == 5
         assert chat(seed=0).params(5).seed == 0
 
+    def test_whole_numbers_may_have_a_point(self) -> None:
+        assert chat(max_tokens=3.0).params().max_tokens == 3
+
     def test_negative_seeds_are_seeds(self) -> None:
         assert chat(seed=-1).params().seed == 2**64 - 1
 

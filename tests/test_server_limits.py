@@ -280,6 +280,11 @@ class TestPatience:
         assert set(b"".join(first)) == {ord(" ")}
         assert json.loads(body)["choices"][0]["text"]
 
+    def test_a_whole_answer_of_many_quick_passes_begins_too(self, server: Serving) -> None:
+        with httpx.stream("POST", server.url + COMPLETIONS, json={**ENDLESS, "max_tokens": 2000}) as response:
+            assert next(response.iter_raw()) == b" "
+        eventually(lambda: server.worker.running == 0)
+
     def test_the_openai_client_waits_for_both(self, server: Serving) -> None:
         """Its limit is on silence; the pass takes longer than that."""
         client = server.client(timeout=0.5)

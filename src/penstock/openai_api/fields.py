@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 MOST_CHOICES = 8
 MOST_PROMPTS = 128
 MOST_STOPS = 4
 LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 2.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+"""For annotations of int, behind their bounds."""
 
 
 def only(*values: Any) -> Any:
@@ -77,7 +86,7 @@ def _any_of(*schemas: dict[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": list(schemas)})
 
 
-_TEXT, _STOP, _IDS = {"type": "string"}, {"type": "string", "minLength": 1}, _array({"type": "integer"})
+_TEXT, _STOP, _IDS = {"type": "string"}, {"type": "string", "minLength": 1}, _array({"type": "integer", "minimum": 0})
 
 Prompt = Annotated[
     Any,

@@ -14,7 +14,17 @@ from pydantic_core import PydanticCustomError
 
 from penstock.errors import UsageError
 from penstock.openai_api.errors import RequestError
-from penstock.openai_api.fields import LEAST_SEED, MOST_CHOICES, MOST_PROMPTS, MOST_SEED, Content, Prompt, Stop, only
+from penstock.openai_api.fields import (
+    LEAST_SEED,
+    MOST_CHOICES,
+    MOST_PROMPTS,
+    MOST_SEED,
+    WHOLE,
+    Content,
+    Prompt,
+    Stop,
+    only,
+)
 from penstock.sampling import MOST_LOGPROBS, SamplingParams
 
 if TYPE_CHECKING:
@@ -60,12 +70,12 @@ class GenerationRequest(BaseModel):
     model: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0), WHOLE] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    seed: Annotated[int, Field(ge=LEAST_SEED, le=MOST_SEED)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    seed: Annotated[int, Field(ge=LEAST_SEED, le=MOST_SEED), WHOLE] | None = None
+    max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE] | None = None
     stop: Stop = None
     ignore_eos: bool | None = None
     stream: bool | None = None
@@ -126,9 +136,9 @@ class ChatCompletionRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), WHOLE] | None = None
     tools: only([]) = None  # type: ignore[valid-type]
     tool_choice: only("none", "auto") = None  # type: ignore[valid-type]
     functions: only([]) = None  # type: ignore[valid-type]
@@ -162,8 +172,8 @@ class CompletionRequest(GenerationRequest):
     """The body of POST /v1/completions."""
 
     prompt: Prompt
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE] | None = None
     echo: only(False) = None  # type: ignore[valid-type]
     suffix: only("") = None  # type: ignore[valid-type]
 

@@ -6,6 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+from starlette.requests import ClientDisconnect
+
 from penstock.openai_api.errors import RequestError
 from penstock.server.settings import BODIES
 
@@ -32,7 +34,8 @@ class Bodies:
     async def read(self, request: Request) -> AsyncIterator[bytes]:
         """The body of a request, for as long as the context lasts.
 
-        Raises RequestError: 413 where it is too long, 408 where it comes too slowly.
+        Raises RequestError: 413 where it is too long, 408 where it comes too slowly, 429 where there is no room for it;
+        and ClientDisconnect.
         """
         declared = request.headers.get("content-length", "")
         size = int(declared) if declared.isascii() and declared.isdigit() else self._most
@@ -60,11 +63,17 @@ class Bodies:
 
     async def _collect(self, request: Request) -> bytes:
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
+        more = True
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
             if len(body) > self._most:
                 body.clear()
-                await self._drain(request)
+                if more:
+                    await self._drain(request)
                 raise self._too_long()
         return bytes(body)
 

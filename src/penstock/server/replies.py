@@ -125,7 +125,7 @@ class WholeReply(Reply):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         clock = asyncio.get_running_loop().time
-        patient_until = clock() + self._settings.patience_seconds
+        sign_due = clock() + self._settings.patience_seconds
         begun = False
         while not self._job.cancelled:
             event = await self._job.next(self._settings.keep_alive_seconds)
@@ -138,11 +138,12 @@ class WholeReply(Reply):
                     raise CutError(event.error.problem)
                 await error_response(event.error)(scope, receive, send)
                 return
-            if event is None and clock() >= patient_until:
+            if clock() >= sign_due:
                 if not begun:
                     await self._start(send)
                     begun = True
                 await self._send(send, b" ")
+                sign_due = clock() + self._settings.keep_alive_seconds
 
     async def _finish(self, event: Ended, begun: bool, send: Send) -> None:
         body = await asyncio.get_running_loop().run_in_executor(self._executor, self._whole(event))
