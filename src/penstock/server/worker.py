@@ -40,15 +40,23 @@ class Progress:
         self.layers = layers
         self.layer = 0
         """Layers of the running pass that have ended."""
-        self.begin = time.monotonic()
         self.seconds = 0.0
         """What the latest whole pass took."""
+        self._begin: float | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the running pass; 0 between passes."""
+        begin = self._begin
+        return 0.0 if begin is None else time.monotonic() - begin
 
     def start(self) -> None:
-        self.layer, self.begin = 0, time.monotonic()
+        self.layer, self._begin = 0, time.monotonic()
 
-    def end(self) -> None:
-        self.seconds, self.passes, self.layer = time.monotonic() - self.begin, self.passes + 1, 0
+    def end(self, whole: bool) -> None:
+        if whole:
+            self.seconds, self.passes = self.elapsed, self.passes + 1
+        self.layer, self._begin = 0, None
 
 
 class Worker:
@@ -130,7 +138,7 @@ class Worker:
             "pass": progress.passes + 1,
             "layer": progress.layer,
             "layers": progress.layers,
-            "seconds": round(time.monotonic() - progress.begin, 1),
+            "seconds": round(progress.elapsed, 1),
             "pass_seconds": round(progress.seconds, 2),
         }
 
@@ -186,11 +194,13 @@ class Worker:
     def _pass(self) -> None:
         if not self.llm.busy:
             return
+        whole = False
         self.progress.start()
         try:
-            stats = self.llm.step()
+            self._metrics.took(self.llm.step())
+            whole = True
         except Abandoned:
-            return
+            pass
         except MemoryCeilingError as error:
             if not any(job.answers and job.answers.error for job in self._running):
                 self._fail_all(RequestError.of(error))
@@ -200,9 +210,8 @@ class Worker:
         except Exception:
             log.exception("A pass failed.")
             self._fail_all(RequestError("The server failed; its log says why.", status=500))
-        else:
-            self.progress.end()
-            self._metrics.took(stats)
+        finally:
+            self.progress.end(whole)
 
     def _deliver(self) -> None:
         """Hand out what came, and what ended."""
