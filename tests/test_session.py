@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from cases import DEMO, random_tokens
 
-from penstock import LLM, SamplingParams, Session, machine
-from penstock.errors import PenstockError, ReadError, SessionError
+from penstock import LLM, SamplingParams, Session
+from penstock.errors import MemoryCeilingError, PenstockError, ReadError, SessionError
 from penstock.llm import Options
 from penstock.packing.pack import pack
 
@@ -117,7 +117,10 @@ class TestResuming:
 
     def test_in_raw_and_packed_form_and_with_other_memory(self, packed: Path, tmp_path: Path) -> None:
         path = tmp_path / "talk"
-        low = machine.footprint().nbytes + (100 << 20)
+        with pytest.raises(MemoryCeilingError) as least:
+            LLM.open(packed, draft="none", memory="1MiB")
+        words = least.value.remedy.split()
+        low = (int(words[words.index("MiB:") - 1]) + 8) << 20
         forms = [("demo", None), (packed, None), ("demo", low), (packed, low), (packed, "1GiB")]
         with LLM.open("demo") as llm:
             [expected] = llm.generate([TEXT], SAMPLED)

@@ -15,7 +15,7 @@ from checkpoints import random_tensors, tiny_config, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penstock import LLM, SamplingParams, Session, machine
+from penstock import LLM, SamplingParams, Session
 from penstock.errors import ContextError, MemoryCeilingError, SessionError, UsageError
 from penstock.session_log import SessionLog, SessionWarning
 from penstock.session_state import PASS, TURN
@@ -128,7 +128,10 @@ class TestRefusals:
                 session._cache.append_slot(bytes(session._cache.shape.slot_bytes))
             assert session.turn is not None
             session._save(session.turn)
-        low = machine.footprint().nbytes + (88 << 20)
+        with pytest.raises(MemoryCeilingError) as least:
+            LLM.open("demo", draft="none", kv_dtype="f32", memory="1MiB")
+        words = least.value.remedy.split()
+        low = (int(words[words.index("MiB:") - 1]) + 12) << 20  # where the keys and values take 26
         with LLM.open("demo", draft="none", kv_dtype="f32", memory=low) as llm, pytest.raises(MemoryCeilingError):
             Session(llm, tmp_path / "talk")
         with LLM.open("demo", draft="none", kv_dtype="f32") as llm, Session(llm, tmp_path / "talk") as session:
