@@ -9,17 +9,21 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from cases import DEMO
+from packed_files import flip
 from serving import PATIENCE, Serving, braked, eventually, serving
 from starlette.requests import Request
 
 from penstock import LLM
 from penstock.errors import ChecksumError, MemoryCeilingError, NumericsError, ReadError
 from penstock.openai_api.errors import RequestError
+from penstock.packing.pack import pack
 from penstock.server.app import create_app
 from penstock.server.bodies import Bodies
 from penstock.server.metrics import Metrics
@@ -374,6 +378,19 @@ class TestFailures:
             assert good.result().json()["choices"] == expected
             assert bad.result().status_code == (500 if isinstance(error, NumericsError) else 400)
             assert error.args[0] in bad.result().json()["error"]["message"]
+
+
+def test_damaged_weights_give_no_token_and_repaired_ones_do(tmp_path: Path) -> None:
+    pack(DEMO, tmp_path / "packed")
+    weights = tmp_path / "packed" / "model.safetensors"
+    with LLM.open(str(tmp_path / "packed"), memory="1GiB", draft="none") as llm, serving(llm) as server:
+        flip(weights, 6_000_000)
+        for _ in range(2):
+            response = server.post(COMPLETIONS, json=BODY)
+            assert response.status_code == 500
+            assert "the checksum does not match" in response.json()["error"]["message"]
+        flip(weights, 6_000_000)
+        assert server.post(COMPLETIONS, json=BODY).json()["usage"]["completion_tokens"] == 3
 
 
 class TestSettings:

@@ -28,7 +28,8 @@ class RequestError(UsageError):
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error object."""
-        message = " ".join(part for part in (self.problem, self.remedy) if part)
+        end = "" if not self.remedy or self.problem.endswith((".", "!", "?")) else "."
+        message = f"{self.problem}{end} {self.remedy}".strip()
         return {"error": {"message": message, "type": self.type, "param": self.param, "code": self.code}}
 
     @classmethod
