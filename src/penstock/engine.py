@@ -73,6 +73,8 @@ class Engine:
         self._kv_shape = kv_shape
         self._max_rows = max_rows
         self._memory = memory
+        self.room_for_prompts = False
+        """Whether sequences wait, too, where memory would leave prompts only few rows a pass, and so many passes."""
         self.kept = None if memory is None else KeptPrefixes(memory, memory.budget.ceiling // KEPT_SHARE)
 
     def add(
@@ -245,10 +247,16 @@ class Engine:
         """Whether there is room for a sequence that shares so many blocks; what was kept gives way."""
         if self._memory is None:
             return True
-        while not self._memory.admits(generation.most_slots, shared):
+        rows = self._prompt_rows(generation, shared) if self.room_for_prompts else 0
+        while not self._memory.admits(generation.most_slots, shared, rows):
             if self.kept is None or not self.kept.drop_oldest():
                 return False
         return True
+
+    def _prompt_rows(self, generation: Generation, shared: int) -> int:
+        """What the next pass would have to compute, if it could, with this sequence and those that take part."""
+        rows = sum(len(g.tokens) - g.cache.length for g in (*self.active, generation))
+        return min(rows - shared * BLOCK_SLOTS, self._max_rows)
 
     def _require_room(self, generation: Generation) -> None:
         """End a sequence with a MemoryCeilingError, and raise it, where it does not fit even by itself."""

@@ -338,6 +338,11 @@ class LLM:
         MemoryCeilingError."""
         return self._engine.step()
 
+    def favour_prompts(self) -> None:
+        """From now on let prompts wait rather than be computed a few rows a pass, for want of memory: fewer sequences
+        share the passes, and fewer passes are needed where prompts are long and answers short."""
+        self._engine.room_for_prompts = True
+
     def cancel(self, completion: Completion) -> None:
         """End a completion, if it has not ended, and free its memory."""
         self._engine.cancel(completion.generation)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from penstock.rows import Rows
     from penstock.weights import Weights
 
+CHUNK_SHARE = 4
+"""This part of the room for keys and values may be left to the rows of prompts."""
+
 
 class Memory:
     """The memory of one open model."""
@@ -63,10 +66,13 @@ class Memory:
         self._kept.add(cache)
         return cache
 
-    def admits(self, most_slots: int, adopted_blocks: int = 0) -> bool:
-        """Whether one sequence more, which may come to have so many slots, fits beside all that was promised."""
+    def admits(self, most_slots: int, adopted_blocks: int = 0, rows: int = 0) -> bool:
+        """Whether one sequence more, which may come to have so many slots, fits beside all that was promised; and
+        beside a pass of `rows` rows, or of as many as a share of the room is enough for."""
         sequences = 1 + sum(promised > 0 for promised in self._caches.values())
-        return self._taken() + self._promised(most_slots, adopted_blocks) <= self.budget.most_kv(sequences)
+        room = self.budget.most_kv(sequences)
+        chunk = min(rows * self.budget.row_bytes, room // CHUNK_SHARE)
+        return self._taken() + self._promised(most_slots, adopted_blocks) + chunk <= room
 
     def before_pass(self, rows: Rows, held_logits: int = 0) -> None:
         """Make room for a pass, beside the logits of `held_logits` rows that are kept already.

@@ -145,6 +145,11 @@ class Budget:
         row = self._activations(1, int(all_logits)) - self._activations(0, 0)
         return (self._usable - without) // row
 
+    @property
+    def row_bytes(self) -> int:
+        """What a row of a chunk takes whose logits are not wanted."""
+        return self._activations(1, 0) - self._activations(0, 0)
+
     def most_guesses(self, kv: int, rows: int, logit_rows: int, slot_bytes: int, wanted: int) -> int:
         """Rows with logits that fit beside a pass of `rows` rows, each with a slot of the KV cache.
 

@@ -185,6 +185,7 @@ def _work(
             most_line_bytes=files.most_line_bytes,
             progress=progress,
         )
+        llm.favour_prompts()
         watcher.working(progress, llm.config.num_hidden_layers)
         worker.run(watcher.passed)
 
