@@ -64,6 +64,7 @@ def server(llm: LLM, settings: Settings, ready: Callable[[], None] = lambda: Non
     worker = Worker(llm, settings, metrics)
     config = uvicorn.Config(
         create_app(worker, settings, metrics),
+        http="h11",
         log_config=None,
         access_log=False,
         server_header=False,
