@@ -18,7 +18,7 @@ import numpy as np
 from penstock.errors import ContextError, MemoryCeilingError, NumericsError
 from penstock.generation import Generation
 from penstock.kv_cache import BLOCK_SLOTS, KvCache
-from penstock.prefixes import KeptPrefixes, Prefix, common_blocks, longest
+from penstock.prefixes import Prefix, common_blocks, longest
 from penstock.rows import Rows
 from penstock.sampling import Sampler
 from penstock.speculate.speculator import walk
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 4096
 """Rows of one pass: prompts up to this length cost one pass over the disk."""
-KEPT_SHARE = 8
-"""Keys and values of sequences that have ended may take this part of the ceiling."""
 
 
 class Engine:
@@ -75,7 +73,7 @@ class Engine:
         self._memory = memory
         self.room_for_prompts = False
         """Whether sequences wait, too, where memory would leave prompts only few rows a pass, and so many passes."""
-        self.kept = None if memory is None else KeptPrefixes(memory, memory.budget.ceiling // KEPT_SHARE)
+        self.kept = None if memory is None else memory.caches.kept
 
     def add(
         self,
@@ -138,8 +136,9 @@ class Engine:
         if self.kept is not None and self._memory is not None and self._memory.pressed:
             self.kept.clear()
         self._admit(must=True)
-        chunks, adopting = self._chunks()
+        adopting: list[Generation] = []
         try:
+            chunks = self._chunks(adopting)
             trees, rows, logits, stats = self._run(chunks)
         except BaseException:
             for generation in adopting:  # what they were to share has not been computed
@@ -179,6 +178,8 @@ class Engine:
         if self._memory is not None:
             slots = {g.cache: g.cache.length + len(tokens) for g, tokens in chunks}
             most = min(most, self._memory.most_guesses(slots, rows))
+            if most <= 0:
+                return {}
             self._memory.before_guessing(slots, rows, most)
         trees = self.speculator.guess([g.root() for g in ready], rows - len(ready), most)
         nodes = sum(len(tree) - 1 for tree in trees)
@@ -191,17 +192,18 @@ class Engine:
         A sequence that cannot draw ends with its error, and the others go on.
         """
         cache, before = generation.cache, len(generation.token_ids)
+        nodes: list[int] = []
+        if len(logits):
+            try:
+                nodes = walk(tree or generation.root(), logits, generation.draw)
+            except NumericsError as error:
+                generation.error = error
+                self.cancel(generation, "error")
+                return
+        # After the draws: wherever Ctrl-C comes, what is not in the cache will be computed.
         if tree is None:
             cache.truncate(cache.length + len(tokens))
-        if not len(logits):
-            return
-        try:
-            nodes = walk(tree or generation.root(), logits, generation.draw)
-        except NumericsError as error:
-            generation.error = error
-            self.cancel(generation, "error")
-            return
-        if tree is not None and self.speculator is not None:
+        elif self.speculator is not None:
             cache.keep(np.array(nodes) + cache.length)
             drawn = generation.token_ids[before:]
             generation.guesses.take(tree, drawn)
@@ -217,7 +219,7 @@ class Engine:
             self.kept.keep(generation.tokens, generation.cache)
         generation.cache.truncate(generation.cache.length if generation.lent else 0)
         if self._memory is not None:
-            self._memory.promise(generation.cache, 0)
+            self._memory.caches.promise(generation.cache, 0)
         if self.speculator is not None:
             self.speculator.forget(generation)
         self.active = [g for g in self.active if g is not generation]
@@ -229,33 +231,32 @@ class Engine:
 
         `must`: where none takes part, the next one has to. Raises MemoryCeilingError where it cannot.
         """
+        for ended in [g for g in self.waiting if g.finish_reason is not None]:
+            self.cancel(ended)
         self._renew_promises()
         while self.waiting:
             generation = self.waiting[0]
             held = generation.cache.nbytes // self._kv_shape.block_bytes
             shared = held or self._expected_blocks(generation, self.active)
-            if not self._makes_room(generation, shared):
+            if not self._has_room(generation, shared):
                 if not must or self.active:
                     return
                 self._require_room(generation)
             if self._memory is not None:
                 adopted = generation.cache.adopted if held else shared
-                self._memory.promise(generation.cache, generation.most_slots, adopted)
+                self._memory.caches.promise(generation.cache, generation.most_slots, adopted)
             self.active.append(self.waiting.popleft())
 
-    def _makes_room(self, generation: Generation, shared: int) -> bool:
-        """Whether there is room for a sequence that shares so many blocks; what was kept gives way."""
+    def _has_room(self, generation: Generation, shared: int) -> bool:
+        """Whether there is room for a sequence that shares so many blocks."""
         if self._memory is None:
             return True
         rows = self._prompt_rows(generation, shared) if self.room_for_prompts else 0
-        while not self._memory.admits(generation.most_slots, shared, rows):
-            if self.kept is None or not self.kept.drop_oldest():
-                return False
-        return True
+        return self._memory.admits(generation.most_slots, shared, rows)
 
     def _prompt_rows(self, generation: Generation, shared: int) -> int:
         """What the next pass would have to compute, if it could, with this sequence and those that take part."""
-        rows = sum(len(g.tokens) - g.cache.length for g in (*self.active, generation))
+        rows = sum(len(g.prompt) + len(g.token_ids) - g.cache.length for g in (*self.active, generation))
         return min(rows - shared * BLOCK_SLOTS, self._max_rows)
 
     def _require_room(self, generation: Generation) -> None:
@@ -274,7 +275,7 @@ class Engine:
             return
         for index, g in enumerate(self.active):
             shared = g.cache.adopted if g.cache.own_bytes else self._expected_blocks(g, self.active[:index])
-            self._memory.promise(g.cache, g.most_slots, shared)
+            self._memory.caches.promise(g.cache, g.most_slots, shared)
 
     def _expected_blocks(self, generation: Generation, others: Sequence[Generation]) -> int:
         """Blocks that it is going to share with one of them, computed or not."""
@@ -282,27 +283,32 @@ class Engine:
         # The last token of the other may stay its last.
         return max((common_blocks(other.tokens[:-1], tokens) for other in others), default=0)
 
-    def _chunks(self) -> tuple[list[Chunk], list[Generation]]:
-        """What each generation computes in this pass, the shortest first, as far as the rows go; and which of them
-        begin with keys and values of others."""
+    def _chunks(self, adopting: list[Generation]) -> list[Chunk]:
+        """What each generation computes in this pass, the shortest first, as far as the rows go. Those that begin with
+        keys and values of others are added to `adopting`."""
         left = self._most_rows()
         chunks: list[Chunk] = []
-        adopting = []
         for generation in sorted(self.active, key=lambda g: len(g.pending)):
             if not left:
                 break
-            if not generation.cache.own_bytes and self._adopt(generation, chunks):
-                adopting.append(generation)
+            if not generation.cache.own_bytes and not self._begin(generation, chunks, adopting):
+                continue
             tokens = generation.pending[:left]
             left -= len(tokens)
             chunks.append((generation, tokens))
-        return chunks, adopting
+        return chunks
 
-    def _adopt(self, generation: Generation, chunks: Sequence[Chunk]) -> bool:
-        """Begin with what others have in common with it, or compute in this very pass; whether there is any."""
+    def _begin(self, generation: Generation, chunks: Sequence[Chunk], adopting: list[Generation]) -> bool:
+        """Take over what others have in common with it, or compute in this very pass. False where it had better wait,
+        since one that is amid its prompt will come to have more of it."""
         prefix, blocks = longest(self._prefixes(generation, chunks), generation.tokens)
-        if prefix is None:
+        blocks = max(blocks, generation.cache.adopted)
+        amid = [g for g in self.active if g.cache.own_bytes and g.cache.length < len(g.prompt)]
+        if self._expected_blocks(generation, amid) > blocks:
             return False
+        if prefix is None or blocks * BLOCK_SLOTS <= generation.cache.length:
+            return True
+        adopting.append(generation)
         prefix.cache.reserve(blocks * BLOCK_SLOTS)
         generation.cache.adopt(prefix.cache, blocks)
         if self.kept is not None:
@@ -322,8 +328,10 @@ class Engine:
     def _most_rows(self) -> int:
         if self._memory is None:
             return self._max_rows
-        slots = {g.cache: g.cache.length + min(len(g.pending), self._max_rows) for g in self.active}
-        return min(self._max_rows, self._memory.most_rows(slots, logit_rows=len(slots)))
+        pending = {g.cache: min(len(g.pending), self._max_rows) for g in self.active}
+        slots = {cache: cache.length + rows for cache, rows in pending.items()}
+        wanted = min(self._max_rows, sum(pending.values()))
+        return min(self._max_rows, self._memory.most_rows(slots, logit_rows=len(slots), wanted=wanted))
 
     def check_prompt(self, tokens: Sequence[int]) -> None:
         """Raise as `add` does."""
