@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.completion import Piece, Stats
-from penstock.errors import SessionError, UsageError
+from penstock.errors import ContextError, SessionError, UsageError
 from penstock.follow_up import appended, common_length, extended
 from penstock.model_identity import difference, model_identity
 from penstock.sampling import SamplingParams
@@ -53,8 +53,10 @@ class Session:
         self._cache = llm.new_cache()
         self._running: Completion | None = None
         self._closed = False
+        self._saved_turn: Turn | None = None
+        """The turn that the file's records are of; None where that is open, since Ctrl-C came as one was written."""
         self._saved = 0
-        """Positions whose keys and values are in the file."""
+        """Positions whose keys and values are in the file, at least."""
         self._saved_tokens = 0
         self._proof: tuple[int, bytes] | None = None
         """A position behind the cache's that is to be computed again, and its keys and values."""
@@ -95,17 +97,30 @@ class Session:
     def go_on(self) -> Iterator[Piece]:
         """The rest of an answer that was not finished; the first piece is what had come already.
 
-        Raises UsageError where there is none.
+        It ends where it would have ended. Raises UsageError where there is none, MemoryCeilingError and ContextError
+        where there is less room than it began with.
         """
         turn = self.turn
         if turn is None or not turn.unfinished:
             raise UsageError("There is no unfinished answer to go on with.", "Give a prompt.")
         self._check_open()
         self._end_running()
+        if len(turn.prompt) + turn.limit > self._llm.context:
+            raise ContextError(
+                f"The answer began with room for {turn.limit} tokens after the prompt's {len(turn.prompt)}, and a "
+                f"context of {self._llm.context} has not so much.",
+                "Raise `context` to go on with it, or give another prompt.",
+            )
         self._cache.truncate(min(self._cache.length, len(turn.tokens) - 1))
-        completion = self._llm.submit(turn.prompt, turn.params, drawn=turn.drawn, cache=self._cache)
-        turn.end = None
-        return self._answer(turn, completion)
+        completion = self._llm.submit(
+            turn.prompt, turn.params, drawn=turn.drawn, most_tokens=turn.limit, cache=self._cache
+        )
+        try:
+            turn.end = None
+            return self._answer(turn, completion)
+        except BaseException:
+            self._llm.cancel(completion)
+            raise
 
     def retell(self) -> Iterator[Piece]:
         """A finished answer once more, as one piece."""
@@ -119,23 +134,27 @@ class Session:
         turn = self.turn
         self._end_running()
         if turn is not None and turn.end is None and not self._closed:
-            turn.end, turn.text = "cut", turn.answer(self._llm.tokenizer)
+            turn.text, turn.end = turn.answer(self._llm.tokenizer), "cut"
             self._save(turn)
 
     def told(self) -> None:
         """The caller has shown a finished answer: it need not be retold. Nothing is done where it is not finished."""
-        if self.turn is not None and not self.turn.told and not self.turn.unfinished:
-            self.turn.told = True
+        turn = self.turn
+        if turn is not None and not turn.told and not turn.unfinished:
+            turn.told = True
             if self._log is not None:
+                if self._saved_turn is not turn:
+                    self._save(turn)
                 self._log.append(NewRecord(TOLD, {}), sync=False)
 
     def reset(self) -> None:
         """Forget all that was said."""
         self._check_open()
         self._end_running()
+        self._saved_turn, self._saved, self._saved_tokens = None, 0, 0
         if self._log is not None:
             self._log.rewrite([self._model_record()])
-        self.turn, self._saved, self._saved_tokens, self._proof = None, 0, 0, None
+        self.turn = self._proof = None
         self._cache.truncate(0)
 
     @property
@@ -200,15 +219,16 @@ class Session:
             self._proof = None
         kept = min(self._cache.length, common, len(prompt) - 1)
         self._cache.truncate(kept)
-        completion = self._llm.submit(prompt, params, cache=self._cache)
-        turn = Turn.begun(messages, asked, completion.generation, params)
+        before, completion = self.turn, self._llm.submit(prompt, params, cache=self._cache)
         try:
+            self.turn = turn = Turn.begun(messages, asked, completion.generation, params)
             self._save_turn(turn, kept)
-        except BaseException:
+            return self._answer(turn, completion)
+        except BaseException as error:
             self._llm.cancel(completion)
+            if isinstance(error, Exception):  # and not Ctrl-C, which may have come when it was on the disk
+                self.turn = before
             raise
-        self.turn = turn
-        return self._answer(turn, completion)
 
     def _answer(self, turn: Turn, completion: Completion) -> Iterator[Piece]:
         """Run the passes of an answer: each is on the disk before what it brought is told."""
@@ -227,7 +247,6 @@ class Session:
                 if not completion.runs:
                     return
                 self._llm.step()
-                self._check_proof()
                 self._take(turn, completion)
         finally:
             if self._running is completion:
@@ -237,53 +256,65 @@ class Session:
         turn.drawn = list(completion.generation.token_ids)
         if completion.error is None and not completion.runs:
             output = completion.output()
-            turn.end, turn.text = output.finish_reason, output.text
+            turn.text, turn.end = output.text, output.finish_reason
         self._save(turn)
 
     def _end_running(self) -> None:
         """Take the answer that runs out of the passes; what it drew last may not be saved yet."""
-        completion, self._running = self._running, None
+        completion = self._running
         if completion is None:
             return
-        self._llm.cancel(completion)
         if self.turn is not None and self.turn.end is None:
             self.turn.drawn = list(completion.generation.token_ids)
+        self._llm.cancel(completion)
+        self._running = None  # at last: wherever Ctrl-C comes, it can be done again
 
     def _check_proof(self) -> None:
         """Raise SessionError where the position that was computed again has other keys and values than it had."""
         if self._proof is None or self._cache.length <= self._proof[0]:
             return
-        (position, data), self._proof = self._proof, None
+        position, data = self._proof
         if self._cache.read_slot(position) != data:
             self.close()
             raise SessionError(
                 f"{self._name} was made with other weights: these give position {position} other keys and values.",
                 "Open it with the model that made it, or begin another session.",
             )
+        self._proof = None
 
     def _save_turn(self, turn: Turn, kept: int) -> None:
         """Have a turn on the disk that begins with `kept` positions; the file is written anew where most of it is of
         no use any more."""
-        log, saved = self._log, min(self._saved, kept)
+        log = self._log
+        # Of what there was and of what there will be, this holds wherever Ctrl-C comes.
+        self._saved_turn, self._saved, self._saved_tokens = None, min(self._saved, kept), 0
         if log is not None and log.size > 2 * kept * self._cache.shape.slot_bytes + SLACK_BYTES:
-            saved = kept
-            log.rewrite([self._model_record(), NewRecord(TURN, turn.as_json(0)), self._pass_record(turn, 0, kept)])
+            begun = NewRecord(TURN, turn.as_json(0))
+            log.rewrite([self._model_record(), begun, self._pass_record(turn, 0, kept)])
+            self._saved = kept
         elif log is not None:
             if log.is_new:
                 log.append(self._model_record())
-            log.append(NewRecord(TURN, turn.as_json(saved)))
-        self._saved, self._saved_tokens = saved, 0
+            log.append(NewRecord(TURN, turn.as_json(self._saved)))
+        self._saved_turn = turn
 
     def _save(self, turn: Turn) -> None:
         """Have what is new on the disk: positions, tokens, and why the answer ended."""
-        length = min(self._cache.length, len(turn.tokens))
-        if self._log is not None and (length > self._saved or len(turn.drawn) > self._saved_tokens or turn.end):
+        self._check_proof()
+        length, count = min(self._cache.length, len(turn.tokens)), len(turn.drawn)
+        if self._log is not None and self._saved_turn is not turn:
+            self._save_turn(turn, length)
+        # A stop string takes back tokens, and Ctrl-C may have come before it did.
+        self._saved, self._saved_tokens = min(self._saved, len(turn.tokens)), min(self._saved_tokens, count)
+        if self._log is not None and (length > self._saved or count > self._saved_tokens or turn.end):
             self._log.append(self._pass_record(turn, self._saved, max(self._saved, length)))
-        self._saved, self._saved_tokens = max(self._saved, length), len(turn.drawn)
+        self._saved, self._saved_tokens = max(self._saved, length), count
 
     def _pass_record(self, turn: Turn, begin: int, end: int) -> NewRecord:
-        new = turn.drawn[self._saved_tokens :] if turn.drawn else []
-        meta = {"at": begin, "drawn": new, "end": turn.end, "text": turn.text if turn.end else ""}
+        """Positions, and all tokens that are not in the file yet."""
+        first = self._saved_tokens
+        meta = {"at": begin, "first": first, "drawn": turn.drawn[first:], "end": turn.end}
+        meta["text"] = turn.text if turn.end else ""
         slots = (self._cache.read_slot(slot) for slot in range(begin, end))
         return NewRecord(PASS, meta, slots, (end - begin) * self._cache.shape.slot_bytes)
 
@@ -303,7 +334,7 @@ class Session:
         self.turn = held.turn
         if held.turn is None:
             return
-        self._saved, self._saved_tokens = held.positions, len(held.turn.drawn)
+        self._saved_turn, self._saved, self._saved_tokens = held.turn, held.positions, len(held.turn.drawn)
         self._llm.memory.before_filling(self._cache, held.positions)
         for data in held.slots(log):
             self._cache.append_slot(data)

@@ -95,7 +95,10 @@ class SessionLog:
         """
         self.path = path.expanduser().resolve()
         self._file = _open_locked(self.path)
-        self._number = 0
+        self._end = 0, 0
+        """Where the next record begins, and its number."""
+        self._unfinished = False
+        """Whether a record may lie there that was not written to its end."""
         try:
             self._check_first_line()
         except BaseException:
@@ -110,23 +113,21 @@ class SessionLog:
     @property
     def is_new(self) -> bool:
         """Whether nothing has been written yet."""
-        return self.size == 0
+        return self._end[0] == 0
 
     def replay(self) -> Iterator[Record]:
         """The records, in order; to be gone through once, before anything is appended.
 
         A torn last record is dropped, with a SessionWarning. Raises SessionError where bytes before it are damaged.
         """
-        begin = len(_FIRST_LINE)
-        self._number = 0
-        while begin < self.size:
+        while self._end[0] < self.size:
+            begin, number = self._end
             record = self._record_at(begin)
             if record is None or (record.end == self.size and not self._is_sound(record)):
                 self._drop_tail(begin)
                 return
-            self._number += 1
+            self._end = record.end, number + 1
             yield record
-            begin = record.end
 
     def payload(self, record: Record, chunk: int) -> Iterator[bytes]:
         """A record's payload, `chunk` bytes at a time. Raises SessionError at its end if it is damaged."""
@@ -143,47 +144,68 @@ class SessionLog:
     def append(self, record: NewRecord, sync: bool = True) -> None:
         """Have a record on the disk, or, without `sync`, safe from a kill only.
 
-        Raises SessionError where that fails; the file is then as it was before.
+        Raises SessionError where that fails; the file is then as it was before. So it is after Ctrl-C, unless the
+        record was there already.
         """
-        begin = self.size
+        begin, number = self._end
         try:
+            if self._unfinished:
+                self._file.truncate(begin)
+            self._unfinished = True
             self._file.seek(begin)
             if begin == 0:
                 _write(self._file, _FIRST_LINE)
-            _write_record(self._file, self._number, record)
+            _write_record(self._file, number, record)
             if sync:
                 settle(self._file)
+            if begin == 0:
+                sync_folder(self.path.parent)
+            self._end = self._file.tell(), number + 1
+            self._unfinished = False
         except BaseException as error:
-            with suppress(OSError):
-                self._file.truncate(begin)
+            self._drop_unfinished()
             raise self._no_room(error) from error if isinstance(error, OSError) else None
-        self._number += 1
-        if begin == 0:
-            sync_folder(self.path.parent)
 
     def rewrite(self, records: Iterable[NewRecord]) -> None:
         """Put these records in place of all that the log holds. Raises SessionError; the log is then as it was."""
         new = self.path.with_name(self.path.name + ".new")
         file = _open(new, os.O_TRUNC)
+        number = 0
         try:
-            number = 0
             _lock(file, new)
             _write(file, _FIRST_LINE)
-            for number, record in enumerate(records):
+            for record in records:
                 _write_record(file, number, record)
+                number += 1
             settle(file)
             give_name(new, self.path)
+            self._replace(file, number)
         except BaseException as error:
-            file.close()
-            with suppress(OSError):
-                new.unlink()
+            if _is_at(self.path, file):  # Ctrl-C after it came into its place
+                self._replace(file, number)
+            else:
+                file.close()
+                with suppress(OSError):
+                    new.unlink()
             raise self._no_room(error) from error if isinstance(error, OSError) else None
-        self._file.close()
-        self._file, self._number = file, number + 1
+
+    def _replace(self, file: FileIO, number: int) -> None:
+        """Go on with another file, of so many records."""
+        before, self._file, self._end, self._unfinished = self._file, file, (file.tell(), number), False
+        if before is not file:
+            before.close()
+
+    def _drop_unfinished(self) -> None:
+        """Where that fails it is tried again before the next record, and whoever opens the file drops a torn one."""
+        with suppress(OSError):
+            if self._unfinished:
+                self._file.truncate(self._end[0])
+                self._unfinished = False
 
     def close(self) -> None:
         """Let others have the file; one to which nothing was written is removed."""
         if not self._file.closed:
+            self._drop_unfinished()
             if self.is_new:
                 with suppress(OSError):
                     self.path.unlink()
@@ -196,8 +218,10 @@ class SessionLog:
     def _check_first_line(self) -> None:
         line = self._read(0, min(self.size, len(_FIRST_LINE)))
         if _FIRST_LINE.startswith(line):
-            if len(line) < len(_FIRST_LINE):  # a session that was killed as it began
+            if self.size <= len(_FIRST_LINE):  # a session that was killed as it began
                 self._file.truncate(0)
+            else:
+                self._end = len(_FIRST_LINE), 0
             return
         if line.startswith(MAGIC):
             version = line[len(MAGIC) :].split(b"\n")[0].decode("ascii", "replace")
@@ -219,9 +243,9 @@ class SessionLog:
         if payload + payload_bytes + _HASH.size > size:
             return None
         meta = self._read(begin + len(head), meta_bytes)
-        if _HASH.pack(_digest(head[: _HEAD.size], meta)) != head[_HEAD.size :] or number < self._number:
+        if _HASH.pack(_digest(head[: _HEAD.size], meta)) != head[_HEAD.size :] or number < self._end[1]:
             return None
-        if number > self._number:
+        if number > self._end[1]:
             raise self._damaged(begin)
         return Record(kind.decode("latin-1"), json.loads(meta), begin, payload, payload_bytes)
 
@@ -245,7 +269,9 @@ class SessionLog:
                 at = data.find(_MARK, at + 1)
         message = f"{self.path}: the last record is torn, and was dropped; what it held is computed anew."
         warnings.warn(message, SessionWarning, stacklevel=2)
-        self._file.truncate(begin if self._number else 0)
+        if not self._end[1]:
+            self._end = 0, 0
+        self._file.truncate(self._end[0])
 
     def _is_later_record(self, begin: int) -> bool:
         try:

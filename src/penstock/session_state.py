@@ -1,9 +1,12 @@
 """What the records of a session mean: the latest turn, and where the keys and values of its first positions lie.
 
 model   which model and KV type; the first record
-turn    a prompt: the conversation, all tokens, how to draw, and how many positions stay
-pass    what a pass brought: tokens, why the answer ended, and as payload keys and values from position `at` on
+turn    a prompt: the conversation, all tokens, how to draw and how much, and how many positions stay
+pass    what a pass brought: tokens from number `first` on, why the answer ended, and as payload keys and values from
+        position `at` on
 told    the answer has been shown
+
+A record says what is so from then on, whatever was there before: one that is written twice does no harm.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ class Turn:
     """All tokens before the answer's."""
     params: SamplingParams
     """With nothing left open but max_tokens."""
+    limit: int
+    """How many tokens the answer may have, by all that limited it as it began."""
     drawn: list[int] = field(default_factory=list)
     end: str | None = None
     """Why the answer ended: a finish reason, or "cut" where somebody stopped it; None while it goes on."""
@@ -58,7 +63,7 @@ class Turn:
             ignore_eos=params.ignore_eos,
             logprobs=params.logprobs,
         )
-        return cls(messages, asked, generation.prompt, settled)
+        return cls(messages, asked, generation.prompt, settled, generation.max_tokens)
 
     @property
     def tokens(self) -> list[int]:
@@ -81,6 +86,7 @@ class Turn:
             "asked": self.asked,
             "prompt": self.prompt,
             "params": asdict(self.params),
+            "limit": self.limit,
             "cached": cached,
         }
 
@@ -88,7 +94,7 @@ class Turn:
     def from_json(cls, meta: Mapping[str, Any]) -> Turn:
         """Raises KeyError, TypeError, UsageError for what `as_json` does not give."""
         params = SamplingParams(**{**meta["params"], "stop": tuple(meta["params"]["stop"])})
-        return cls(meta["messages"], meta["asked"], list(map(int, meta["prompt"])), params)
+        return cls(meta["messages"], meta["asked"], list(map(int, meta["prompt"])), params, int(meta["limit"]))
 
 
 @dataclass(slots=True)
@@ -141,7 +147,9 @@ def _take(held: Held, record: Record) -> None:
         held.keep(record.meta["cached"])
     elif record.kind == PASS and held.turn is not None:
         turn, meta = held.turn, record.meta
-        turn.drawn += map(int, meta["drawn"])
+        if not 0 <= meta["first"] <= len(turn.drawn):
+            raise ValueError
+        turn.drawn[meta["first"] :] = map(int, meta["drawn"])
         turn.end, turn.text = meta["end"], meta["text"]
         held.keep(meta["at"])
         count = record.payload_bytes // held.slot_bytes
