@@ -12,12 +12,20 @@ import pytest
 from cases import DEMO, random_tokens
 
 from penstock import LLM, SamplingParams, Session
-from penstock.errors import MemoryCeilingError, PenstockError, ReadError, SessionError
+from penstock.errors import ContextError, MemoryCeilingError, PenstockError, ReadError, SessionError
 from penstock.llm import Options
 from penstock.packing.pack import pack
 
 SAMPLED = SamplingParams(temperature=0.9, top_k=50, repetition_penalty=1.1, seed=3, max_tokens=14, ignore_eos=True)
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef mul("
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Nobody pulls the plug here, so nothing has to wait for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +66,10 @@ class TestResuming:
         ("options", "params"),
         [
             ({"guesses": False}, SAMPLED),
-            ({"guesses": False, "kv_dtype": "f32"}, SAMPLED),
-            ({"draft_nodes": 8}, replace(SAMPLED, temperature=0, max_tokens=40)),
+            ({"guesses": False, "kv_dtype": "f32"}, replace(SAMPLED, max_tokens=6)),
+            ({"draft_nodes": 8}, replace(SAMPLED, temperature=0, max_tokens=30)),
             ({"guesses": False}, replace(SAMPLED, stop=("e", "re"), max_tokens=60)),
-            ({"max_resident": 0, "guesses": False}, SAMPLED),
+            ({"max_resident": 0, "guesses": False}, replace(SAMPLED, max_tokens=6)),
         ],
         ids=["sampled", "f32", "guesses", "stop strings", "streamed"],
     )
@@ -205,6 +213,52 @@ class TestResuming:
         with Session(llm, tmp_path / "talk") as session:
             assert not session.unfinished
 
+    @pytest.mark.parametrize("context", [48, None])
+    def test_it_ends_where_it_would_have_ended(self, llm: LLM, tmp_path: Path, context: int | None) -> None:
+        """Without max_tokens the context ends it, or what memory had room for as it began."""
+        params = replace(SAMPLED, max_tokens=None)
+        with LLM.open("demo", draft="none", context=context, memory="300MiB") as other:
+            with Session(other, tmp_path / "talk") as session:
+                pieces = session.complete(TEXT, params)
+                next(pieces)
+                assert session._running is not None
+                limit = session._running.generation.max_tokens
+            if context is not None:
+                [expected] = other.generate([TEXT], params)
+                assert limit == len(expected.token_ids) == context - len(other.encode(TEXT))
+        with Session(llm, tmp_path / "talk") as session:
+            pieces = session.go_on()
+            assert session._running is not None
+            assert session._running.generation.max_tokens == limit
+            if context is not None:
+                assert (told(pieces), session.turn and session.turn.end) == (expected.text, "length")
+
+    def test_with_a_smaller_context(self, llm: LLM, tmp_path: Path) -> None:
+        with Session(llm, tmp_path / "talk") as session:
+            next(session.complete(TEXT, replace(SAMPLED, max_tokens=40)))
+        with LLM.open("demo", draft="none", context=50) as other, Session(other, tmp_path / "talk") as session:
+            with pytest.raises(ContextError, match=r"room for 40 tokens after the prompt's .* a context of 50"):
+                session.go_on()
+            list(session.complete(" x", replace(SAMPLED, max_tokens=2)))
+
+    def test_tokens_that_a_stop_string_takes_back(self, llm: LLM, tmp_path: Path) -> None:
+        """Ctrl-C came after they were drawn, and before their text was looked at."""
+        [whole] = llm.generate([TEXT], SAMPLED)
+        assert llm.tokenizer is not None
+        params = replace(SAMPLED, stop=(llm.tokenizer.decode(whole.token_ids[4:6]),))
+        [expected] = llm.generate([TEXT], params)
+        with Session(llm, tmp_path / "talk") as session:
+            pieces = session.complete(TEXT, SAMPLED)
+            for _ in range(10):
+                next(pieces)
+            assert session.turn is not None
+            session.turn.params = params
+            pieces.close()  # type: ignore[attr-defined]
+            assert told(session.go_on()) == expected.text
+        with Session(llm, tmp_path / "talk") as session:
+            assert session.turn is not None
+            assert (session.turn.drawn, session.turn.text) == (expected.token_ids, expected.text)
+
 
 def llm_tokens(drawn: list[int], session_prompt: str) -> list[int]:
     with LLM.open("demo", draft="none") as llm:
@@ -320,7 +374,7 @@ class TestFollowUps:
     ) -> None:
         monkeypatch.setattr("penstock.session.SLACK_BYTES", 10_000)
         path = tmp_path / "talk"
-        for number in range(6):
+        for number in range(3):
             with Session(llm, path) as session:
                 list(session.complete(random_tokens(40, 4000, number), SAMPLED))
                 assert session.turn is not None
@@ -341,11 +395,10 @@ def test_without_a_file(llm: LLM) -> None:
 
 
 def test_closing_frees_the_memory(llm: LLM, tmp_path: Path) -> None:
-    before = llm.memory._taken()
     with Session(llm, tmp_path / "talk") as session:
         list(session.ask("write a class", SAMPLED))
-        assert llm.memory._taken() > before
-    assert llm.memory._taken() == before
+        assert session._cache.nbytes
+    assert not session._cache.nbytes
 
 
 def test_errors_are_all_of_ours() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import stat
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -114,7 +116,12 @@ class TestTornTail:
             (tmp_path / "talk").write_bytes(whole[:size])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                assert read(tmp_path / "talk") == []
+                log = SessionLog(tmp_path / "talk")
+                assert list(log.replay()) == []
+            assert log.is_new
+            log.append(new(*RECORDS[0]))
+            log.close()
+            assert (tmp_path / "talk").read_bytes() == whole[: sizes[0]]
 
 
 class TestDamage:
@@ -230,6 +237,41 @@ class TestNoRoom:
         log.close()
         assert read(tmp_path / "talk") == [*RECORDS, RECORDS[2]]
         assert [path.name for path in tmp_path.iterdir()] == ["talk"]
+
+    @pytest.mark.parametrize("records", [0, 2])
+    def test_where_not_even_what_was_begun_can_be_dropped(
+        self, tmp_path: Path, content: tuple[bytes, list[int]], monkeypatch: pytest.MonkeyPatch, records: int
+    ) -> None:
+        class Stuck(FileIO):
+            is_stuck = False
+
+            def truncate(self, size: int | None = None) -> int:
+                if Stuck.is_stuck:
+                    raise OSError(errno.EIO, "stuck")
+                return super().truncate(size)
+
+        whole, sizes = content
+        monkeypatch.setattr("penstock.session_log.FileIO", Stuck)
+        log = SessionLog(tmp_path / "talk")
+        for record in RECORDS[:records]:
+            log.append(new(*record))
+        Stuck.is_stuck = True
+        begin = sizes[records - 1] if records else 0
+        with room_for(begin + 60), pytest.raises(SessionError, match="cannot be written to"):
+            log.append(new(*RECORDS[records]))
+        assert log.size == begin + 60
+        assert log.is_new == (records == 0)
+        with pytest.raises(SessionError, match="cannot be written to"):  # rather than behind the torn one
+            log.append(new(*RECORDS[records]))
+        torn = (tmp_path / "talk").read_bytes()
+        Stuck.is_stuck = False
+        for record in RECORDS[records:]:
+            log.append(new(*record))
+        log.close()
+        assert (tmp_path / "talk").read_bytes() == whole
+        (tmp_path / "torn").write_bytes(torn)  # as it is where the process ends before it can
+        with pytest.warns(SessionWarning):
+            assert read(tmp_path / "torn") == RECORDS[:records]
 
     def test_ctrl_c_amid_a_record(self, tmp_path: Path) -> None:
         def payload() -> Iterator[bytes]:

@@ -89,10 +89,10 @@ def held(path: Path) -> list[object]:
     log, turns = SessionLog(path), []
     for record in log.replay():
         if record.kind == "turn":
-            turn = {key: value for key, value in record.meta.items() if key != "cached"} | {"drawn": []}
-            turns.append(turn)
+            asked = {key: value for key, value in record.meta.items() if key not in ("cached", "limit")}
+            turns.append(asked | {"drawn": []})
         elif record.kind == "pass":
-            turns[-1]["drawn"] += record.meta["drawn"]
+            turns[-1]["drawn"][record.meta["first"] :] = record.meta["drawn"]
             turns[-1]["end"] = record.meta["end"]
     log.close()
     return turns

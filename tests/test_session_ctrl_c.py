@@ -1,0 +1,144 @@
+"""Ctrl-C at every line that runs: what follows is what would have followed, here and from the file."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from cases import CASES
+
+from penstock import LLM, SamplingParams, Session, session, session_log, session_state
+
+PARAMS = SamplingParams(temperature=0.9, seed=3, max_tokens=3, ignore_eos=True)
+QUESTIONS = [5, 6, 7, 8], [9, 10], [11]
+FILES = {module.__file__ for module in (session, session_log, session_state)}
+
+
+class CtrlC:
+    """Raises KeyboardInterrupt before the line number `at` that runs in `FILES`, and notes all lines before it."""
+
+    def __init__(self, at: int | None) -> None:
+        self._at = at
+        self.lines: list[tuple[str, int]] = []
+        self.came = False
+
+    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename not in FILES:
+            return None
+        if event == "line":
+            self.lines.append((frame.f_code.co_filename, frame.f_lineno))
+            if len(self.lines) == self._at:
+                self.came = True
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self.trace
+
+
+@contextmanager
+def ctrl_c(at: int | None) -> Iterator[CtrlC]:
+    tracer, before = CtrlC(at), sys.gettrace()
+    sys.settrace(tracer.trace)
+    try:
+        yield tracer
+    except KeyboardInterrupt:
+        assert tracer.came
+    finally:
+        sys.settrace(before)
+
+
+def each_once(lines: list[tuple[str, int]], last: bool) -> list[int]:
+    """The numbers at which each line runs for the first time, or the last."""
+    numbers: dict[tuple[str, int], int] = {}
+    for number, line in enumerate(lines, 1):
+        if last or line not in numbers:
+            numbers[line] = number
+    return sorted(numbers.values())
+
+
+@pytest.fixture(autouse=True)
+def quick(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody pulls the plug here, and there is one model."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    identity = session.model_identity(llm.config, llm.weights.tensors)
+    monkeypatch.setattr("penstock.session.model_identity", lambda config, tensors: identity)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    with LLM.open(CASES["gqa-4"].write(tmp_path_factory.mktemp("model")), draft="none") as llm:
+        yield llm
+
+
+def ask(talk: Session) -> None:
+    """An answer that is stopped, goes on, and is finished."""
+    pieces = talk.complete(QUESTIONS[1], PARAMS)
+    next(pieces)
+    talk.stop()
+    pieces.close()  # type: ignore[attr-defined]
+    list(talk.go_on())
+    talk.told()
+
+
+def rest(talk: Session) -> list[int]:
+    """All that is left to say, and then all that was said."""
+    if talk.unfinished:
+        list(talk.go_on())
+    if len(talk.tokens) == len(QUESTIONS[0]) + 3:  # the question has not come so far
+        list(talk.complete(QUESTIONS[1], PARAMS))
+    list(talk.complete(QUESTIONS[2], PARAMS))
+    return talk.tokens
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["appended", "written anew"])
+def test_at_every_line_of_an_answer(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: bool) -> None:
+    if anew:
+        monkeypatch.setattr("penstock.session.SLACK_BYTES", -(1 << 30))
+    path, killed = tmp_path / "talk", tmp_path / "killed"
+
+    def interrupted(at: int | None) -> CtrlC:
+        path.unlink(missing_ok=True)
+        with Session(llm, path) as talk:
+            list(talk.complete(QUESTIONS[0], PARAMS))
+            with ctrl_c(at) as tracer:
+                ask(talk)
+            if tracer.came:
+                talk.stop()
+            shutil.copy(path, killed)
+            assert rest(talk) == expected
+            assert not llm.busy
+        with Session(llm, path) as talk:
+            assert talk.tokens == expected
+        with Session(llm, killed) as talk:
+            assert rest(talk) == expected
+        return tracer
+
+    with Session(llm) as talk:
+        list(talk.complete(QUESTIONS[0], PARAMS))
+        expected = rest(talk)
+    numbers = each_once(interrupted(None).lines, last=not anew)
+    assert len(numbers) > 90
+    for at in numbers:
+        assert interrupted(at).came
+
+
+def test_at_every_line_of_forgetting(llm: LLM, tmp_path: Path) -> None:
+    at, came = 0, True
+    while came:
+        at += 1
+        with Session(llm, tmp_path / "talk") as talk:
+            list(talk.complete(QUESTIONS[0], PARAMS))
+            with ctrl_c(at) as tracer:
+                talk.reset()
+            came = tracer.came
+            list(talk.complete(QUESTIONS[1], PARAMS))
+            said = talk.tokens
+        with Session(llm, tmp_path / "talk") as talk:
+            assert talk.tokens == said
+            talk.reset()
+    assert at > 10
