@@ -17,7 +17,6 @@ from penstock.kv_cache import KvCache, KvShape
 from penstock.memory import Memory
 from penstock.models.llama import Llama, pass_order
 from penstock.plan import LEAST_CHUNK_ROWS, Budget, Demand, Plan
-from penstock.prefixes import KeptPrefixes
 from penstock.reader import Ring
 from penstock.rows import Rows, SequenceRows
 from penstock.sampling import SamplingParams
@@ -67,9 +66,8 @@ def limited(plain: Engine, blocks: int, kept_blocks: int | None = None) -> Itera
     with_kv = Demand(LEAST_CHUNK_ROWS, 8, blocks * shape.block_bytes)
     process = ceiling - _needs(Budget(config, 0, ceiling, 0, 0).plan(with_kv))
     memory = Memory(Budget(config, stage.weights.pass_bytes, ceiling, process, 0), stage.weights, shape)
-    engine = Engine(stage, plain._kernels, shape, plain.context, plain._defaults, memory=memory)
-    engine.kept = KeptPrefixes(memory, (blocks if kept_blocks is None else kept_blocks) * shape.block_bytes)
-    yield engine
+    memory.caches.kept.most_bytes = (blocks if kept_blocks is None else kept_blocks) * shape.block_bytes
+    yield Engine(stage, plain._kernels, shape, plain.context, plain._defaults, memory=memory)
 
 
 def _needs(plan: Plan) -> int:

@@ -194,7 +194,8 @@ class _HubHandler(_Handler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         if path.startswith("api/agent-harnesses"):  # the library's own, of no repository and without a token
-            return self.answer(404, {})
+            self.answer(404, {})
+            return
         self.hub.tokens.append(self.headers.get("Authorization"))
         if listing := re.fullmatch(r"api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._list(listing[1], listing[2] or "main")

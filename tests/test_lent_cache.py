@@ -60,9 +60,9 @@ def test_what_it_holds_is_counted_once() -> None:
         completion = llm.submit(
             list(range(40, 40 + BLOCK_SLOTS + 2)), SamplingParams(max_tokens=2 * BLOCK_SLOTS - 2), cache=cache
         )
-        assert llm.memory._taken() == 3 * cache.shape.block_bytes
+        assert llm.memory.caches.taken() == 3 * cache.shape.block_bytes
         llm.cancel(completion)
-        assert llm.memory._taken() == 2 * cache.shape.block_bytes
+        assert llm.memory.caches.taken() == 2 * cache.shape.block_bytes
 
 
 def test_one_that_leaves_nothing_to_compute() -> None:

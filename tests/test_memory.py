@@ -172,20 +172,34 @@ class TestSharing:
         assert not memory.admits(BLOCK_SLOTS + 1)
         running.reserve(BLOCK_SLOTS)  # of what was promised to it
         assert memory.admits(BLOCK_SLOTS)
-        memory.promise(running, 0)
+        memory.caches.promise(running, 0)
         assert memory.admits(2 * BLOCK_SLOTS)
         assert not memory.admits(3 * BLOCK_SLOTS)
 
-    def test_what_was_kept_takes_its_part(self, model: Model) -> None:
-        memory = model.memory(spare=9 * MIB, draft_kv=model.SHAPE)
+    def test_what_was_kept_gives_way(self, model: Model) -> None:
+        memory = model.memory(spare=9 * MIB)
         running = memory.new_cache()
-        running.reserve(BLOCK_SLOTS)
-        kept = memory.new_kept_cache()
-        kept.adopt(running, 1)
+        running.reserve(2 * BLOCK_SLOTS)
+        running.truncate(2 * BLOCK_SLOTS)
+        memory.caches.kept.keep([1] * 2 * BLOCK_SLOTS, running)
         running.truncate(0)
-        assert not memory.admits(3 * BLOCK_SLOTS)
+        assert memory.admits(3 * BLOCK_SLOTS)
         memory.before_pass(Rows([SequenceRows.plain(running, [1])]))
-        assert memory.plan.kv == 3 * model.SHAPE.block_bytes, "the draft has keys for the running one alone"
+        assert memory.plan.kv == 3 * model.SHAPE.block_bytes
+        running.reserve(2 * BLOCK_SLOTS)
+        memory.before_pass(Rows([SequenceRows.plain(running, [1])]))
+        assert memory.plan.kv == 2 * model.SHAPE.block_bytes
+        assert memory.caches.kept.nbytes == 0
+
+    def test_a_draft_models_keys_are_part_of_what_is_promised(self, model: Model) -> None:
+        """Half as many slots fit where it has as many layers, and what was checked then fits a pass."""
+        memory = model.memory(spare=13 * MIB, draft_kv=model.SHAPE)
+        assert memory.admits(2 * BLOCK_SLOTS)
+        assert not memory.admits(2 * BLOCK_SLOTS + 1)
+        assert memory.most_tokens([BLOCK_SLOTS], BLOCK_SLOTS, 512) == BLOCK_SLOTS
+        with pytest.raises(MemoryCeilingError):
+            memory.most_tokens([BLOCK_SLOTS], BLOCK_SLOTS + 2, 512)
+        memory.before_pass(Rows([SequenceRows.plain(memory.new_cache(), [1] * (BLOCK_SLOTS + 2))]))
 
 
 def test_pressure_from_outside_takes_weights_and_gives_them_back(model: Model) -> None:

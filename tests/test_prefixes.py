@@ -179,9 +179,11 @@ class TestKept:
             engine.cancel(first)
             assert engine.kept is not None
             assert engine.kept.nbytes == 4 * engine._kv_shape.block_bytes
-            add(engine, random_tokens(6 * BLOCK_SLOTS, VOCAB, 2), 2)
+            second = add(engine, random_tokens(6 * BLOCK_SLOTS, VOCAB, 2), 2)
+            assert engine.active == [second[0]]
+            finish(engine)
             assert engine.kept.nbytes == 0
-            assert len(engine.active) == 1
+            require_as_alone(path, *second)
 
     def test_they_are_given_up_where_other_programs_need_memory(
         self, path: Path, monkeypatch: pytest.MonkeyPatch

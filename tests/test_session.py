@@ -217,7 +217,7 @@ class TestResuming:
     def test_it_ends_where_it_would_have_ended(self, llm: LLM, tmp_path: Path, context: int | None) -> None:
         """Without max_tokens the context ends it, or what memory had room for as it began."""
         params = replace(SAMPLED, max_tokens=None)
-        with LLM.open("demo", draft="none", context=context, memory="300MiB") as other:
+        with LLM.open("demo", draft="none", context=context, memory="1GiB") as other:
             with Session(other, tmp_path / "talk") as session:
                 pieces = session.complete(TEXT, params)
                 next(pieces)

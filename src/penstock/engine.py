@@ -96,6 +96,8 @@ class Engine:
         """
         tokens, drawn = list(prompt), list(drawn)
         self.check_prompt(tokens)
+        for holder in [g for g in (*self.active, *self.waiting) if g.cache is cache]:
+            self.cancel(holder)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         limits = (self.context - len(tokens), params.max_tokens, most_tokens)
         generation = Generation(
@@ -301,16 +303,18 @@ class Engine:
     def _begin(self, generation: Generation, chunks: Sequence[Chunk], adopting: list[Generation]) -> bool:
         """Take over what others have in common with it, or compute in this very pass. False where it had better wait,
         since one that is amid its prompt will come to have more of it."""
+        cache = generation.cache
+        if generation.lent and cache.length:
+            return True
         prefix, blocks = longest(self._prefixes(generation, chunks), generation.tokens)
-        blocks = max(blocks, generation.cache.adopted)
-        amid = [g for g in self.active if g.cache.own_bytes and g.cache.length < len(g.prompt)]
-        if self._expected_blocks(generation, amid) > blocks:
+        amid = [g for g in self.active if g.cache.own_bytes and len(g.pending) > 1]
+        if self._expected_blocks(generation, amid) > max(blocks, cache.adopted):
             return False
-        if prefix is None or blocks * BLOCK_SLOTS <= generation.cache.length:
+        if prefix is None or blocks <= cache.adopted:
             return True
         adopting.append(generation)
         prefix.cache.reserve(blocks * BLOCK_SLOTS)
-        generation.cache.adopt(prefix.cache, blocks)
+        cache.adopt(prefix.cache, blocks)
         if self.kept is not None:
             self.kept.touch(prefix)
         return True

@@ -239,7 +239,7 @@ class LLM:
             )
         slots = len(tokens)
         cache = self.memory.new_cache(slots)
-        if slots <= min(MAX_ROWS, self.memory.most_rows({cache: slots}, 0, all_logits=True)):
+        if slots <= min(MAX_ROWS, self.memory.most_rows({cache: slots}, 0, all_logits=True, wanted=slots)):
             return self._chunk_logits(cache, tokens, 0)
         step = min(MAX_ROWS, self.memory.most_rows({cache: slots}, slots, all_logits=True))
         self.memory.check(cache, slots, min(step, slots), slots)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary, WeakSet
 
+from penstock.caches import Caches
 from penstock.errors import MemoryCeilingError
-from penstock.kv_cache import BLOCK_SLOTS, KvCache
+from penstock.kv_cache import BLOCK_SLOTS
 from penstock.plan import LEAST_CHUNK_ROWS, MIB, Demand, format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from penstock.kv_cache import KvShape
+    from penstock.kv_cache import KvCache, KvShape
     from penstock.plan import Budget, Plan
     from penstock.pressure import Relief
     from penstock.rows import Rows
     from penstock.weights import Weights
 
+KEPT_SHARE = 8
+"""Keys and values of sequences that have ended may take this part of the ceiling."""
 CHUNK_SHARE = 4
 """This part of the room for keys and values may be left to the rows of prompts."""
 
@@ -40,39 +42,21 @@ class Memory:
         self.budget = budget
         self.plan: Plan = budget.plan(Demand(LEAST_CHUNK_ROWS, 1, kv_shape.bytes_for(1)))
         """Of the latest pass."""
+        self.caches = Caches(kv_shape, draft_kv, budget.ceiling // KEPT_SHARE)
         self._weights = weights
-        self._kv_shape = kv_shape
-        self._draft_kv = draft_kv
         self._relief = relief
         self._max_resident = max_resident
-        self._caches: WeakKeyDictionary[KvCache, int] = WeakKeyDictionary()
-        """Every cache, and how many bytes of its own it may come to have."""
-        self._kept: WeakSet[KvCache] = WeakSet()
-        """Those of sequences that have ended, which a draft model has forgotten."""
 
     def new_cache(self, most_slots: int = 0) -> KvCache:
         """An empty KV cache that counts from now on; sequences that come later leave it room for `most_slots`."""
-        cache = KvCache(self._kv_shape)
-        self.promise(cache, most_slots)
-        return cache
-
-    def promise(self, cache: KvCache, most_slots: int, adopted_blocks: int = 0) -> None:
-        """Leave room for a cache to grow to so many slots, besides as many blocks that it shares with another."""
-        self._caches[cache] = self._promised(most_slots, adopted_blocks)
-
-    def new_kept_cache(self) -> KvCache:
-        """One for keys and values of sequences that have ended, for those that begin alike."""
-        cache = self.new_cache()
-        self._kept.add(cache)
-        return cache
+        return self.caches.new(most_slots)
 
     def admits(self, most_slots: int, adopted_blocks: int = 0, rows: int = 0) -> bool:
         """Whether one sequence more, which may come to have so many slots, fits beside all that was promised; and
         beside a pass of `rows` rows, or of as many as a share of the room is enough for."""
-        sequences = 1 + sum(promised > 0 for promised in self._caches.values())
-        room = self.budget.most_kv(sequences)
+        room = self.budget.most_kv(1 + self.caches.promised)
         chunk = min(rows * self.budget.row_bytes, room // CHUNK_SHARE)
-        return self._taken() + self._promised(most_slots, adopted_blocks) + chunk <= room
+        return self.caches.taken() + self.caches.bytes_for(most_slots, adopted_blocks) + chunk <= room
 
     def before_pass(self, rows: Rows, held_logits: int = 0) -> None:
         """Make room for a pass, beside the logits of `held_logits` rows that are kept already.
@@ -80,20 +64,20 @@ class Memory:
         Raises MemoryCeilingError where there is none, even without resident weights.
         """
         slots = {s.cache: int(s.slots[-1]) + 1 for s in rows.sequences}
-        self._share_out(Demand(len(rows), len(rows.wanted) + held_logits, self._kv_bytes(slots)))
+        self._share_out(lambda kv: Demand(len(rows), len(rows.wanted) + held_logits, kv), slots)
 
     def before_filling(self, cache: KvCache, slots: int) -> None:
         """Make room for keys and values that do not come from a pass. Raises as before_pass does."""
-        self._share_out(Demand(LEAST_CHUNK_ROWS, 1, self._kv_bytes({cache: slots})))
+        self._share_out(lambda kv: Demand(LEAST_CHUNK_ROWS, 1, kv), {cache: slots})
 
     def drop_draft(self, nbytes: int) -> None:
         """A draft model has gone, and its keys and values with it: leave its bytes to the weights."""
-        self.budget, self._draft_kv = replace(self.budget, draft=self.budget.draft - nbytes), None
+        self.budget, self.caches.draft = replace(self.budget, draft=self.budget.draft - nbytes), None
 
     def check(self, cache: KvCache, slots: int, rows: int, logit_rows: int) -> None:
         """Raise MemoryCeilingError unless passes of `rows` rows, each with its logits, may fill a cache so far, beside
         `logit_rows` rows of logits."""
-        self.budget.plan(Demand(rows, rows + logit_rows, self._kv_bytes({cache: slots})))
+        self._plan(lambda kv: Demand(rows, rows + logit_rows, kv), {cache: slots})
 
     def relieve(self) -> None:
         """Give weights back if other programs need the memory; to be called every now and then."""
@@ -105,33 +89,48 @@ class Memory:
         """Whether other programs need memory."""
         return self._relief is not None and self._relief.limit is not None
 
-    def most_rows(self, slots: Mapping[KvCache, int], logit_rows: int, all_logits: bool = False) -> int:
+    def most_rows(
+        self, slots: Mapping[KvCache, int], logit_rows: int, all_logits: bool = False, wanted: int = LEAST_CHUNK_ROWS
+    ) -> int:
         """The longest chunk of prompts that a pass has room for, in rows, where it ends with so many slots a cache.
 
-        Beside the logits of `logit_rows` rows, and those of every row of the chunk where `all_logits`.
+        Beside the logits of `logit_rows` rows, and those of every row of the chunk where `all_logits`. What was kept of
+        sequences that have ended gives way to `wanted` rows.
         """
-        return max(LEAST_CHUNK_ROWS, self.budget.most_rows(self._kv_bytes(slots), logit_rows, all_logits))
+        while True:
+            rows = self.budget.most_rows(self.caches.bytes_with(slots), logit_rows, all_logits)
+            if rows >= wanted or not self.caches.kept.drop_oldest():
+                return max(LEAST_CHUNK_ROWS, rows)
 
     def most_guesses(self, slots: Mapping[KvCache, int], rows: int) -> int:
         """Guesses that a pass has room for, which ends with so many slots a cache without them, and has `rows` rows."""
-        kv = self._kv_bytes(slots) + len(slots) * self._kv_shape.block_bytes
+        kv = self.caches.bytes_with(slots) + len(slots) * self.caches.shape.block_bytes
         wanted = self._weights.draft_bytes
         return self.budget.most_guesses(kv, rows, len(slots), self._guess_bytes, wanted)
 
     def before_guessing(self, slots: Mapping[KvCache, int], rows: int, guesses: int) -> None:
         """Make room for a pass with so many guesses besides, and for making them. Raises as before_pass does."""
-        kv = self._kv_bytes(slots) + len(slots) * self._kv_shape.block_bytes + guesses * self._guess_bytes
-        self._share_out(Demand(rows + guesses, len(slots) + guesses, kv))
+        more = len(slots) * self.caches.shape.block_bytes + guesses * self._guess_bytes
+        self._share_out(lambda kv: Demand(rows + guesses, len(slots) + guesses, kv + more), slots)
 
     @property
     def _guess_bytes(self) -> int:
         """Slots of a guess: one while it is made, of nodes some of which are dropped, and one while it is checked."""
-        slot_bytes = self._kv_shape.block_bytes + (self._draft_kv.block_bytes if self._draft_kv else 0)
-        return 2 * slot_bytes // BLOCK_SLOTS
+        return 2 * self.caches.block_bytes // BLOCK_SLOTS
 
-    def _share_out(self, demand: Demand) -> None:
-        self.plan = self.budget.plan(demand)
+    def _share_out(self, demand: Callable[[int], Demand], slots: Mapping[KvCache, int]) -> None:
+        self.plan = self._plan(demand, slots)
         self._limit()
+
+    def _plan(self, demand: Callable[[int], Demand], slots: Mapping[KvCache, int]) -> Plan:
+        """The plan for what is asked beside the bytes of every cache, with so many slots in those that are named. What
+        was kept of sequences that have ended gives way."""
+        while True:
+            try:
+                return self.budget.plan(demand(self.caches.bytes_with(slots)))
+            except MemoryCeilingError:
+                if not self.caches.kept.drop_oldest():
+                    raise
 
     def most_tokens(
         self, prompts: Sequence[int], wanted: int | None, context: int, *, beside_others: bool = True
@@ -143,13 +142,13 @@ class Memory:
         promised to them, unless `beside_others` is False. Raises MemoryCeilingError where the keys and values of all do
         not fit.
         """
-        shape = self._kv_shape
-        room = self.budget.most_kv(len(prompts)) - (self._taken() if beside_others else 0)
+        caches = self.caches
+        room = self.budget.most_kv(len(prompts)) - (caches.taken() if beside_others else 0)
         if wanted is None:
-            blocks = (room - sum(shape.bytes_for(n) for n in prompts)) // 2 // shape.block_bytes
+            blocks = (room - sum(caches.bytes_for(n) for n in prompts)) // 2 // caches.block_bytes
             wanted = max(1, blocks // max(1, len(prompts)) * BLOCK_SLOTS)
         # The last token's keys and values are never computed.
-        needed = sum(shape.bytes_for(min(n + wanted, context) - 1) for n in prompts)
+        needed = sum(caches.bytes_for(min(n + wanted, context) - 1) for n in prompts)
         if needed > room:
             least = self.budget.least_ceiling(needed - room)
             raise MemoryCeilingError(
@@ -158,28 +157,6 @@ class Memory:
                 f"The least that works is {format_bytes(least)}: raise --memory, or lower --max-tokens.",
             )
         return wanted
-
-    def _promised(self, most_slots: int, adopted_blocks: int) -> int:
-        return max(0, self._kv_shape.bytes_for(most_slots) - adopted_blocks * self._kv_shape.block_bytes)
-
-    def _taken(self) -> int:
-        """Bytes of every cache, and of what each may still come to have."""
-        growth = sum(max(0, promised - cache.own_bytes) for cache, promised in self._caches.items())
-        return self._block_bytes() + growth
-
-    def _block_bytes(self) -> int:
-        """Bytes of the blocks of every cache, those that several share counted once."""
-        return len({block for cache in self._caches for block in cache.block_ids}) * self._kv_shape.block_bytes
-
-    def _kv_bytes(self, slots: Mapping[KvCache, int]) -> int:
-        """Bytes of every cache, with so many slots in those that are named."""
-        growth = sum(max(0, self._kv_shape.bytes_for(count) - cache.nbytes) for cache, count in slots.items())
-        own = self._block_bytes() + growth
-        if self._draft_kv is None:
-            return own
-        others = [cache for cache in self._caches if cache not in slots and cache not in self._kept]
-        counts = [*slots.values(), *(cache.nbytes // self._kv_shape.block_bytes * BLOCK_SLOTS for cache in others)]
-        return own + sum(self._draft_kv.bytes_for(count) for count in counts)
 
     def _limit(self) -> None:
         limits = [self.plan.resident, self._max_resident, self._relief.limit if self._relief is not None else None]

@@ -9,13 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from penstock.kv_cache import BLOCK_SLOTS
+from penstock.kv_cache import BLOCK_SLOTS, KvCache
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-    from penstock.kv_cache import KvCache
-    from penstock.memory import Memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,23 +54,25 @@ def longest(prefixes: Iterable[Prefix], tokens: Sequence[int]) -> tuple[Prefix |
 class KeptPrefixes:
     """Keys and values of sequences that have ended, the latest last, under a limit of bytes."""
 
-    def __init__(self, memory: Memory, most_bytes: int) -> None:
-        self._memory = memory
-        self._most_bytes = most_bytes
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
         self._kept: list[Prefix] = []
 
     def __iter__(self) -> Iterator[Prefix]:
         return iter(self._kept)
 
+    def block_ids(self) -> set[int]:
+        """Of all blocks, each once."""
+        return {block for prefix in self._kept for block in prefix.cache.block_ids}
+
     @property
     def nbytes(self) -> int:
-        """Of all blocks, each counted once."""
-        blocks = {block for prefix in self._kept for block in prefix.cache.block_ids}
+        blocks = self.block_ids()
         return len(blocks) * self._kept[0].cache.shape.block_bytes if blocks else 0
 
     def keep(self, tokens: Sequence[int], cache: KvCache) -> None:
         """Keep what a sequence that ends has of whole blocks, in place of those that it began with."""
-        most = self._most_bytes // cache.shape.block_bytes
+        most = self.most_bytes // cache.shape.block_bytes
         length = min(cache.length // BLOCK_SLOTS, len(tokens) // BLOCK_SLOTS, most) * BLOCK_SLOTS
         if not length:
             return
@@ -81,12 +80,12 @@ class KeptPrefixes:
         if longer is not None:
             self.touch(longer)
             return
-        copy = self._memory.new_kept_cache()
+        copy = KvCache(cache.shape)
         copy.adopt(cache, length // BLOCK_SLOTS)
         new = Prefix(tuple(tokens[:length]), copy, length)
         self._kept = [kept for kept in self._kept if kept.tokens != new.tokens[: kept.length]]
         self._kept.append(new)
-        while self.nbytes > self._most_bytes:
+        while self.nbytes > self.most_bytes:
             self.drop_oldest()
 
     def touch(self, prefix: Prefix) -> None:

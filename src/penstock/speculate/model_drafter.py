@@ -177,6 +177,7 @@ class ModelDrafter:
         else:
             cache = last.cache
             cache.keep(np.array(_kept_slots(last, tree.context), np.int64))
+            self._drafts[tree.key] = _Draft(tree, cache)  # what was kept is not kept again if a read fails below
         begin, end = cache.length, len(tree.context) - 1
         for start in range(begin, end, CHUNK_ROWS):
             tokens = tree.context[start : min(start + CHUNK_ROWS, end)]
