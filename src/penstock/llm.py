@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from penstock.generation import Generation
     from penstock.kernels import F32
     from penstock.kv_cache import KvCache
     from penstock.plan import Plan
@@ -371,8 +372,15 @@ class LLM:
             )
         tokens = [self._checked(p, params) for p in prompts]  # all of them, before any starts
         most_tokens = self._most_tokens([len(prompt) for prompt in tokens], params.max_tokens)
-        generations = [self._engine.add(prompt, params, most_tokens) for prompt in tokens]
-        return [Completion(generation, self.tokenizer, params.stops) for generation in generations]
+        generations: list[Generation] = []
+        try:
+            for prompt in tokens:
+                generations.append(self._engine.add(prompt, params, most_tokens))
+            return [Completion(generation, self.tokenizer, params.stops) for generation in generations]
+        except BaseException:  # Ctrl-C among them: none is left to compute for nobody
+            for generation in generations:
+                self._engine.cancel(generation)
+            raise
 
     def _checked(self, prompt: Prompt, params: SamplingParams) -> list[int]:
         """The prompt's token ids; raises what `add` would, and for stop strings without a tokenizer."""

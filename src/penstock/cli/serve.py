@@ -13,6 +13,8 @@ from penstock.errors import UsageError
 from penstock.llm import LLM
 from penstock.plan import parse_bytes
 
+SERVER_PACKAGES = 'Install those of the extra "serve": pip install fastapi uvicorn prometheus-client.'
+
 
 def serve(
     model: opt.Model,
@@ -44,7 +46,7 @@ def serve(
         from penstock.server.run import listen, run, url
         from penstock.server.settings import Settings, default_body, queue_tokens
     except ModuleNotFoundError as error:
-        raise UsageError(f"The server needs the package {error.name}.", 'pip install "penstock[serve]"') from error
+        raise UsageError(f"The server needs the package {error.name}.", SERVER_PACKAGES) from error
     if api_key == "":
         raise UsageError("The API key is empty.", "Give one, or leave --api-key out.")
     ceiling = machine.available_bytes() if memory is None else parse_bytes(memory)

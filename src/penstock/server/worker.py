@@ -190,6 +190,9 @@ class Worker:
                     self._running.append(job)
                 except RequestError as error:
                     job.tell(Failed(error))
+                except Exception:
+                    log.exception("A request could not be begun.")
+                    job.tell(Failed(failed()))
 
     def _pass(self) -> None:
         if not self.llm.busy:
@@ -209,7 +212,7 @@ class Worker:
             self._fail_all(RequestError.of(error))
         except Exception:
             log.exception("A pass failed.")
-            self._fail_all(RequestError("The server failed; its log says why.", status=500))
+            self._fail_all(failed())
         finally:
             self.progress.end(whole)
 
@@ -259,3 +262,7 @@ class Worker:
 
 def ending() -> RequestError:
     return RequestError("The server is shutting down.", status=503)
+
+
+def failed() -> RequestError:
+    return RequestError("The server failed; its log says why.", status=500)
