@@ -1,4 +1,4 @@
-"""Shared fixtures and markers."""
+"""Shared fixtures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from penstock import _core
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "live: needs torch and transformers, see ./scripts/test --live")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,7 +17,6 @@ from tokenizers import decoders, models, normalizers, processors
 from penstock.errors import ChatTemplateError
 from penstock.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.live
 pytest.importorskip("transformers")
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,6 @@ from penstock.sampling import Sampler, SamplingRule
 torch = pytest.importorskip("torch")
 processors = pytest.importorskip("transformers.generation.logits_process")
 
-pytestmark = pytest.mark.live
 
 KERNELS = Kernels(1)
 SEEN = [3, 3, 17, 90]

@@ -27,7 +27,6 @@ from penstock.models.rope import inverse_frequencies
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.live
 
 GREEDY = 40
 LONG = Case(
