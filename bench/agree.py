@@ -20,8 +20,8 @@ from contestants import ALL_PEERS, PEERS, Peer, add_pythons
 from measure import last_line
 
 from penstock import LLM, SamplingParams
+from penstock.checkpoints.store import DEMO, find_model
 from penstock.errors import PenstockError
-from penstock.store import DEMO, find_model
 
 sys.path.append(str(PEERS))
 from timing import PROMPT  # type: ignore[import-not-found]

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from penstock import _core, codec
+from penstock import _core
+from penstock.compute import codec
 
 CHUNK_BYTES = 1 << 20
 

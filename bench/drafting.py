@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from matmul import Reader, seconds_of
 
-from penstock import _core, codec
-from penstock.kernels import F32, U8, Kernels
-from penstock.levels import CoarseRows
+from penstock import _core
+from penstock.compute import codec
+from penstock.compute.kernels import F32, U8, Kernels
+from penstock.compute.levels import CoarseRows
 
 MEMORY_BYTES = 1 << 28
 ROWS_PER_CHUNK = 128

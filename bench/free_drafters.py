@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from penstock import LLM, SamplingParams
-from penstock.rows import Rows, SequenceRows
+from penstock.checkpoints.store import DEMO
+from penstock.models.rows import Rows, SequenceRows
+from penstock.models.stage import Stage
 from penstock.sampling import Sampler
 from penstock.speculate.calibration import Calibration
 from penstock.speculate.drafter import Drafter
 from penstock.speculate.lookup import Lookup
 from penstock.speculate.recycling import Recycling
 from penstock.speculate.tree import Claim, Tree
-from penstock.stage import Stage
-from penstock.store import DEMO
 
 Drafters = list[Drafter]
 SEED = 0

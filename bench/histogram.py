@@ -133,7 +133,7 @@ def exponent_shares(words: U16) -> F64:
 
 def packed_bytes(words: U16, name: str = "weight") -> int:
     """What a matrix takes packed: both tiers, padding, and the checksums of its chunks (docs/format.md)."""
-    from penstock import codec
+    from penstock.compute import codec
 
     rows, cols = words.shape
     step, checksums = codec.rows_per_chunk(cols, name), 20

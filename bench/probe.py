@@ -11,8 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from penstock.plan import parse_bytes
-from penstock.probe import measure_disk
+from penstock.planning.plan import parse_bytes
+from penstock.planning.probe import measure_disk
 
 
 def main() -> None:

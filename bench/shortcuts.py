@@ -26,7 +26,7 @@ import numpy.typing as npt
 from safetensors_file import write
 
 from penstock import LLM
-from penstock.store import DEMO, find_model
+from penstock.checkpoints.store import DEMO, find_model
 
 sys.path.append(str(Path(__file__).resolve().parent / "peers"))
 from checkpoint import read_tensors

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penstock.checkpoint import open_checkpoint
-from penstock.config import GenerationDefaults
-from penstock.engine import MAX_ROWS, Engine
-from penstock.kernels import F32, Kernels
-from penstock.kv_cache import KvCache, KvShape
-from penstock.memory import Memory
+from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.checkpoints.config import GenerationDefaults
+from penstock.compute.kernels import F32, Kernels
+from penstock.disk.reader import Ring
+from penstock.engine.engine import MAX_ROWS, Engine
+from penstock.memory.memory import Memory
+from penstock.models.kv_cache import KvCache, KvShape
 from penstock.models.llama import Llama, pass_order
-from penstock.plan import LEAST_CHUNK_ROWS, Budget, Demand, Plan
-from penstock.reader import Ring
-from penstock.rows import Rows, SequenceRows
+from penstock.models.rows import Rows, SequenceRows
+from penstock.models.stage import Stage
+from penstock.planning.plan import LEAST_CHUNK_ROWS, Budget, Demand, Plan
 from penstock.sampling import SamplingParams
-from penstock.stage import Stage
-from penstock.weights import Weights
+from penstock.weights.weights import Weights
 
 if TYPE_CHECKING:
-    from penstock.stage import OnLayer
+    from penstock.models.stage import OnLayer
 
 GREEDY = SamplingParams(temperature=0, seed=0)
 

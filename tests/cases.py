@@ -10,7 +10,7 @@ import numpy as np
 from checkpoints import tiny_config, write_checkpoint
 
 import penstock
-from penstock.tokenizer import Tokenizer
+from penstock.text.tokenizer import Tokenizer
 
 DEMO = Path(penstock.__file__).parent / "data" / "demo"
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from penstock.checkpoint import Checkpoint, open_checkpoint
-from penstock.config import CheckpointWarning
+from penstock.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from penstock.checkpoints.config import CheckpointWarning
 from penstock.errors import CheckpointError
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"

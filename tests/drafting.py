@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from cases import Case, random_tokens
 
-from penstock.checkpoint import open_checkpoint
-from penstock.kernels import F32, Kernels
-from penstock.kv_cache import KvCache, KvShape
+from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.compute.kernels import F32, Kernels
+from penstock.disk.reader import Ring
+from penstock.models.kv_cache import KvCache, KvShape
 from penstock.models.llama import Llama, draft_order, pass_order
 from penstock.packing.pack import pack
-from penstock.reader import Ring
-from penstock.weights import Weights
+from penstock.weights.weights import Weights
 
 # Matrices large enough to be packed, but for keys and values; rows that end amid a group of 64.
 PACKABLE = {

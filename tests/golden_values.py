@@ -16,7 +16,7 @@ from cases import DEMO, demo_tokens, random_tokens
 from checkpoints import tiny_config, write_checkpoint
 
 from penstock import LLM, SamplingParams
-from penstock.kernels import F32
+from penstock.compute.kernels import F32
 
 FOLDER = Path(__file__).parent / "golden"
 VALUES = FOLDER / "values.json"

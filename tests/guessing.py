@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from penstock.engine import Engine, Generation
-from penstock.kernels import F32, Kernels
+from penstock.compute.kernels import F32, Kernels
+from penstock.engine.engine import Engine, Generation
 from penstock.sampling import Sampler, SamplingRule
 from penstock.speculate.costs import Costs
 from penstock.speculate.drafter import Drafter, Guess

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from checkpoints import tiny_config
 
-from penstock.config import parse_config
-from penstock.files import Files
-from penstock.format import DType, read_header
-from penstock.kernels import U8
-from penstock.packed import CHUNKS, HEADER, INDEX, RECORD, SEAL, SERVICE, PackedFile, read_packed, seal
+from penstock.checkpoints.config import parse_config
+from penstock.checkpoints.format import DType, read_header
+from penstock.checkpoints.packed import CHUNKS, HEADER, INDEX, RECORD, SEAL, SERVICE, PackedFile, read_packed, seal
+from penstock.compute.kernels import U8
+from penstock.disk.files import Files
 from penstock.packing.pack import pass_ranks
 from penstock.packing.pack_file import pack_file
 from penstock.packing.pack_runs import PassOrder

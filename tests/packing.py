@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from penstock import codec
+from penstock.compute import codec
 
 U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]

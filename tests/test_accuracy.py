@@ -15,9 +15,9 @@ from reference import F32, Reference, inverse_frequencies, read_weights, round_k
 from rounding_noise import expected_logits
 
 from penstock import LLM
-from penstock.checkpoint import open_checkpoint
+from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.models.rope import inverse_frequencies as penstock_inverse_frequencies
-from penstock.rows import Rows, SequenceRows
+from penstock.models.rows import Rows, SequenceRows
 
 LENGTH = 40
 PROMPT = 33

@@ -21,9 +21,9 @@ from penstock.batch import results, run, worker
 from penstock.batch.progress import Progress
 from penstock.batch.results import ResultFile, ordered_path, state_path
 from penstock.batch.state import State
+from penstock.checkpoints.store import find_model
 from penstock.errors import MemoryCeilingError, PenstockError, UsageError
 from penstock.packing.pack import pack
-from penstock.store import find_model
 
 AT_ONCE = 4
 """So that not all requests begin together."""
@@ -351,7 +351,7 @@ class TestRefusals:
     def test_less_memory_than_a_request_began_with(self, path: Path, out: Path) -> None:
         """It is not failed, and what was drawn for it is not lost."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("penstock.plan.Budget.most_kv", lambda self, sequences: 0)
+            patch.setattr("penstock.planning.plan.Budget.most_kv", lambda self, sequences: 0)
             with pytest.raises(MemoryCeilingError):
                 run_batch(path, out)
         run_batch(path, out)

@@ -12,19 +12,21 @@ import pytest
 from cases import CASES
 from checkpoints import tensor_shapes, tiny_config, write_checkpoint
 
-from penstock import LLM, benchmark, machine
-from penstock.benchmark import BenchSettings, Result, run
+from penstock import LLM
+from penstock.benchmarks import passes as benchmark
+from penstock.benchmarks.passes import BenchSettings, Result, run
+from penstock.checkpoints.store import find_model
 from penstock.completion import Stats
-from penstock.engine import Engine
+from penstock.engine.engine import Engine
 from penstock.errors import ContextError, MemoryCeilingError, UsageError
 from penstock.events import Event
-from penstock.machine import Footprint
+from penstock.models.stage import PassTotals
 from penstock.packing.pack import pack
-from penstock.plan import MIB
-from penstock.probe import DiskSpeed, room_for_probe
-from penstock.stage import PassTotals
-from penstock.store import find_model
-from penstock.weights import Weights
+from penstock.planning.plan import MIB
+from penstock.planning.probe import DiskSpeed, room_for_probe
+from penstock.system import machine
+from penstock.system.machine import Footprint
+from penstock.weights.weights import Weights
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.cgroups import Group, limited_groups
+from penstock.system.cgroups import Group, limited_groups
 
 GIB = 1 << 30
 

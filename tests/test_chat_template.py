@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from penstock.chat_template import ChatTemplate
 from penstock.errors import ChatTemplateError
+from penstock.text.chat_template import ChatTemplate
 
 TEMPLATES = Path(__file__).parent / "fixtures" / "chat"
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}

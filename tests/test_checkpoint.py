@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import penstock
-from penstock.checkpoint import expected_tensors, generation_defaults, open_checkpoint
-from penstock.config import CheckpointWarning, GenerationDefaults, parse_config
+from penstock.checkpoints.checkpoint import expected_tensors, generation_defaults, open_checkpoint
+from penstock.checkpoints.config import CheckpointWarning, GenerationDefaults, parse_config
+from penstock.checkpoints.format import DType
 from penstock.errors import CheckpointError, FormatError, UnsupportedError
-from penstock.format import DType
 
 DEMO = Path(penstock.__file__).parent / "data" / "demo"
 

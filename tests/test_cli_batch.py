@@ -122,7 +122,7 @@ def test_it_keeps_its_own_ceiling(tmp_path: Path, out: Path) -> None:
     requests += [ask(f"{number}", prompt=f"def f{number}(", max_tokens=3) for number in range(60)]
     path = write_requests(tmp_path / "in.jsonl", requests)
     code = (
-        "import sys; sys.argv[0] = 'penstock'; from penstock import machine; from penstock.cli import app;"
+        "import sys; sys.argv[0] = 'penstock'; from penstock.system import machine; from penstock.cli import app;"
         "app(standalone_mode=False); print(machine.peak_process_bytes())"
     )
     arguments = ["batch", "demo", str(path), str(out), "--memory", "300MiB", "--quiet"]

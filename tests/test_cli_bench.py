@@ -15,11 +15,12 @@ from cases import CASES
 from rich.console import Console
 from rich.table import Table
 
-from penstock import benchmark, cli
-from penstock.benchmark import BenchSettings
+from penstock import cli
+from penstock.benchmarks import passes as benchmark
+from penstock.benchmarks.passes import BenchSettings
+from penstock.benchmarks.plot import PassPicture
 from penstock.cli.bench import summary, table
-from penstock.plot import PassPicture
-from penstock.probe import DiskSpeed
+from penstock.planning.probe import DiskSpeed
 
 
 class Terminal:

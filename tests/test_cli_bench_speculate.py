@@ -12,10 +12,10 @@ from rich.console import Console, RenderableType
 from text_results import text_result
 
 from penstock import cli
+from penstock.benchmarks.acceptance import NODES
+from penstock.benchmarks.seconds import GuessedPasses, PlainPasses, RandomResult, SimulatedResult, Simulation
 from penstock.cli import bench_speculate
 from penstock.cli.bench_speculate import random_table, simulated_table, text_tables
-from penstock.speculation_benchmark import NODES
-from penstock.speculation_seconds import GuessedPasses, PlainPasses, RandomResult, SimulatedResult, Simulation
 
 GUESSED = GuessedPasses(
     tokens=100,

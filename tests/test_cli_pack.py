@@ -12,7 +12,7 @@ import pytest
 from checkpoints import write_checkpoint
 from packed_files import contents, flip, packable_config
 
-from penstock.layout import UNFINISHED
+from penstock.checkpoints.layout import UNFINISHED
 
 FILE = "model.safetensors"
 TIME_AND_RATE = r"[\d.]+ m?s, [\d.]+ GB/s"

@@ -11,14 +11,16 @@ import pytest
 from cases import CASES
 from hub_server import serve
 
-from penstock import LLM, cli, machine, outlook
+from penstock import LLM, cli
+from penstock.checkpoints.store import find_model
 from penstock.cli.plan_guesses import verdict
-from penstock.guess_plan import Guesses
+from penstock.outlook import outlook
+from penstock.outlook.guess_plan import Guesses
 from penstock.packing.pack import pack
-from penstock.probe import ComputeSpeed, DraftSpeed, measure_disk
-from penstock.shapes import SHAPES
-from penstock.store import find_model
-from penstock.stored_size import StoredSize
+from penstock.planning.probe import ComputeSpeed, DraftSpeed, measure_disk
+from penstock.planning.stored_size import StoredSize
+from penstock.synth.shapes import SHAPES
+from penstock.system import machine
 
 SHARES = ("process", "scratch", "ring", "allowance", "kv", "activations", "resident")
 MIB = 1 << 20

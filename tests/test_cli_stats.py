@@ -14,14 +14,14 @@ import pytest
 from rich.console import Console
 
 from penstock import LLM, SamplingParams
+from penstock.checkpoints.store import find_model
 from penstock.cli.stats import layer_table, print_layers, print_stats, stats_object
 from penstock.completion import Stats
-from penstock.forecast import bf16_bytes
-from penstock.llm import Options
+from penstock.models.stage import PartStats
 from penstock.packing.pack import pack
+from penstock.planning.forecast import bf16_bytes
+from penstock.runtime import Options
 from penstock.speculate.speculator import Record
-from penstock.stage import PartStats
-from penstock.store import find_model
 
 PARTS = (
     PartStats("embedding", 0, 0.001, 0.001, 0.0005),

@@ -11,13 +11,13 @@ from drafting import PROMPT, correlation, keep, open_to_draft, pass_over, write_
 from guessing import root
 
 from penstock import LLM, SamplingParams
-from penstock.kv_cache import KvCache, KvShape
-from penstock.llm import Options
+from penstock.models.kv_cache import KvCache, KvShape
 from penstock.models.llama import Llama, draft_order, head_name, layer_matrices
+from penstock.runtime import Options
 from penstock.speculate.coarse import CoarseData, CoarseDrafter, CoarseWeights
 from penstock.speculate.drafter import Guess
 from penstock.speculate.tree import Tree
-from penstock.weights import Weights
+from penstock.weights.weights import Weights
 
 LAYERS = 8
 GATE, KEYS, HEAD = "model.layers.1.mlp.gate_proj.weight", "model.layers.1.self_attn.k_proj.weight", "lm_head.weight"

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packing import as_bytes, decode, encode, gaussian, one_chunk, pack
 
-from penstock import _core, codec
+from penstock import _core
+from penstock.compute import codec
 
 U16 = npt.NDArray[np.uint16]
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packing import decode, encode, gaussian, one_chunk
 
-from penstock import _core, codec
+from penstock import _core
+from penstock.compute import codec
 
 U16 = npt.NDArray[np.uint16]
 

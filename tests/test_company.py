@@ -12,10 +12,10 @@ from guessing import speculate
 
 from penstock import LLM, SamplingParams
 from penstock.completion import Completion
-from penstock.engine import Engine
+from penstock.engine.engine import Engine
+from penstock.engine.generation import Generation
 from penstock.errors import MemoryCeilingError, ReadError
-from penstock.generation import Generation
-from penstock.kv_cache import BLOCK_SLOTS
+from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.speculate.lookup import Lookup
 from penstock.speculate.recycling import Recycling
 

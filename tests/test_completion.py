@@ -11,7 +11,7 @@ from guessing import Scripted, knowing
 
 from penstock import LLM, SamplingParams
 from penstock.completion import Output, Piece
-from penstock.llm import Options
+from penstock.runtime import Options
 
 PROMPT = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n"
 TOKENS = 40

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import penstock
-from penstock.config import (
+from penstock.checkpoints.config import (
     IGNORED_KEYS,
     CheckpointWarning,
     GenerationDefaults,

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.models.stage import PartStats, PassStats
 from penstock.speculate.costs import GUESS_FLOPS, Costs, Line
-from penstock.stage import PartStats, PassStats
 
 GIGA = 10**9
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.codec import coarse_bytes
-from penstock.cuts import Cut, coarse_stream_bytes, cut, padded, stream_names
-from penstock.format import DType, TensorInfo
+from penstock.checkpoints.cuts import Cut, coarse_stream_bytes, cut, padded, stream_names
+from penstock.checkpoints.format import DType, TensorInfo
+from penstock.compute.codec import coarse_bytes
 
 
 @pytest.mark.parametrize(

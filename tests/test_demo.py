@@ -17,13 +17,17 @@ from cases import DEMO
 from checkpoints import tiny_config
 from typer.testing import CliRunner
 
-from penstock import LLM, demo, demo_layers, demo_timing, machine
+from penstock import LLM
+from penstock.checkpoints.format import read_header
 from penstock.cli import app
-from penstock.demo_timing import Timing, Timings
+from penstock.demo import layers as demo_layers
+from penstock.demo import steps as demo
+from penstock.demo import timing as demo_timing
+from penstock.demo.timing import Timing, Timings
 from penstock.errors import ChecksumError, MemoryCeilingError, PenstockError
-from penstock.format import read_header
-from penstock.machine import Footprint
-from penstock.probe import ComputeSpeed
+from penstock.planning.probe import ComputeSpeed
+from penstock.system import machine
+from penstock.system.machine import Footprint
 
 
 @pytest.fixture(scope="module")

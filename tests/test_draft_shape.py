@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from penstock import LLM
-from penstock.config import parse_config
-from penstock.draft_shape import draft_ahead, draft_here
+from penstock.checkpoints.config import parse_config
+from penstock.checkpoints.store import find_model
+from penstock.compute.kernels import Kernels
+from penstock.compute.levels import nibble_bytes
 from penstock.errors import UsageError
-from penstock.kernels import Kernels
-from penstock.kv_cache import KvShape
-from penstock.levels import nibble_bytes
+from penstock.models.kv_cache import KvShape
+from penstock.outlook.draft_shape import draft_ahead, draft_here
 from penstock.packing.pack import pack
-from penstock.shapes import shape_config
-from penstock.speculate.draft_model import LOADING
-from penstock.store import find_model
+from penstock.speculate.draft_model import LOADING, DraftModel
+from penstock.synth.shapes import shape_config
 
 DEMO = find_model("demo")
 KERNELS = Kernels(1)
@@ -24,10 +24,10 @@ KERNELS = Kernels(1)
 def test_a_draft_that_is_here_takes_what_it_takes_when_it_is_open(tmp_path: Path) -> None:
     pack(DEMO, tmp_path / "packed")
     with LLM.open("demo", draft="demo", memory="4GiB", threads=1) as llm:
-        assert llm._draft is not None
+        assert llm._runtime.draft is not None
         shape = draft_here("demo", DEMO, llm.config, DEMO, KERNELS, "bf16")
-        assert shape.likely_bytes["whole"] == llm._draft.nbytes
-        assert (shape.name, shape.config, shape.kv_shape) == ("demo", llm.config, llm._draft.kv_shape)
+        assert shape.likely_bytes["whole"] == llm._runtime.draft.nbytes
+        assert (shape.name, shape.config, shape.kv_shape) == ("demo", llm.config, llm._runtime.draft.kv_shape)
     packed = draft_here("packed", tmp_path / "packed", shape.config, None, KERNELS, "bf16")
     assert packed.likely_bytes["whole"] < shape.likely_bytes["whole"]
     assert packed.likely_bytes["4 bits"] == pytest.approx(shape.likely_bytes["4 bits"], abs=LOADING.nbytes)
@@ -69,9 +69,7 @@ def test_a_shape_with_another_vocabulary() -> None:
 
 def test_a_draft_at_the_targets_side_is_checked_as_when_it_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(
-        "penstock.draft_shape.DraftModel.check_tokens_of", lambda self, path, config: asked.append((path, config))
-    )
+    monkeypatch.setattr(DraftModel, "check_tokens_of", lambda self, path, config: asked.append((path, config)))
     with LLM.open("demo") as llm:
         draft_here("demo", DEMO, llm.config, DEMO, KERNELS, "bf16")
         assert asked == [(DEMO, llm.config)]

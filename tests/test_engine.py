@@ -10,7 +10,7 @@ from cases import CASES, random_tokens
 from checkpoints import tiny_config, write_checkpoint
 
 from penstock import SamplingParams
-from penstock.engine import MAX_ROWS, Engine
+from penstock.engine.engine import MAX_ROWS, Engine
 from penstock.errors import ContextError, UsageError
 from penstock.models.llama import pass_order
 

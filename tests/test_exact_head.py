@@ -9,12 +9,12 @@ from checkpoints import random_tensors, tiny_config, to_float32
 from drafting import PACKABLE, keep, open_to_draft, pass_over, write_pair
 from packed_files import flip
 
-from penstock import codec
+from penstock.checkpoints.packed import PackedTensor
+from penstock.compute import codec
 from penstock.errors import ReadError
 from penstock.models.llama import Llama
-from penstock.packed import PackedTensor
 from penstock.speculate.exact_head import ExactRows
-from penstock.weights import Weights
+from penstock.weights.weights import Weights
 
 HEAD, VOCAB, COLS, FEW = "lm_head.weight", 700, 280, 60
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.disk.files import ALIGNMENT, DirectReadWarning, Extent, Files, aligned_buffer, buffer_bytes
 from penstock.errors import ReadError
-from penstock.files import ALIGNMENT, DirectReadWarning, Extent, Files, aligned_buffer, buffer_bytes
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 5 * ALIGNMENT + 123, np.uint8)
 SIZE = len(CONTENT)

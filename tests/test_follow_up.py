@@ -7,8 +7,8 @@ from cases import DEMO
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.follow_up import appended, common_length, extended
-from penstock.tokenizer import Tokenizer
+from penstock.sessions.follow_up import appended, common_length, extended
+from penstock.text.tokenizer import Tokenizer
 
 DEMO_TOKENIZER = Tokenizer.open(DEMO)
 assert DEMO_TOKENIZER is not None

@@ -11,13 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import LLM
-from penstock.checkpoint import expected_tensors
-from penstock.config import ModelConfig, parse_config
-from penstock.forecast import Forecast, Rates, bf16_bytes, forecast_prompt, forecast_token, pass_flops, pass_weights
-from penstock.plan import Plan
-from penstock.probe import ComputeSpeed
-from penstock.shapes import shape_config
-from penstock.stored_size import StoredSize
+from penstock.checkpoints.checkpoint import expected_tensors
+from penstock.checkpoints.config import ModelConfig, parse_config
+from penstock.planning.forecast import (
+    Forecast,
+    Rates,
+    bf16_bytes,
+    forecast_prompt,
+    forecast_token,
+    pass_flops,
+    pass_weights,
+)
+from penstock.planning.plan import Plan
+from penstock.planning.probe import ComputeSpeed
+from penstock.planning.stored_size import StoredSize
+from penstock.synth.shapes import shape_config
 
 RATES = Rates(disk_bytes=524e6, row_bytes=20e9, flops=100e9, indexed_bytes=15e9)
 LLAMA_8B = parse_config(shape_config("llama-3.1-8b"), "shape")

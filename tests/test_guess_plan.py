@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
-from penstock import LLM, SamplingParams, machine
-from penstock.config import ModelConfig, parse_config
-from penstock.draft_shape import DraftShape, draft_ahead, draft_here
+from penstock import LLM, SamplingParams
+from penstock.checkpoints.config import ModelConfig, parse_config
+from penstock.checkpoints.store import find_model
 from penstock.errors import MemoryCeilingError
-from penstock.forecast import Rates, forecast_token, pass_flops, pass_weights
-from penstock.guess_forecast import forecast_guesses
-from penstock.guess_plan import (
+from penstock.models.kv_cache import KvShape
+from penstock.models.llama import draft_order, head_name, layer_matrices, pass_order
+from penstock.outlook.draft_shape import DraftShape, draft_ahead, draft_here
+from penstock.outlook.guess_forecast import forecast_guesses
+from penstock.outlook.guess_plan import (
     ASSUMED,
     Guessing,
     GuessSubject,
@@ -24,15 +26,14 @@ from penstock.guess_plan import (
     tiers_ahead,
     tiers_here,
 )
-from penstock.kv_cache import KvShape
-from penstock.models.llama import draft_order, head_name, layer_matrices, pass_order
 from penstock.packing.pack import pack
-from penstock.plan import MIB, Budget, Demand
-from penstock.probe import DraftSpeed
-from penstock.shapes import shape_config
+from penstock.planning.forecast import Rates, forecast_token, pass_flops, pass_weights
+from penstock.planning.plan import MIB, Budget, Demand
+from penstock.planning.probe import DraftSpeed
+from penstock.planning.stored_size import StoredSize, packed_size, pass_matrices, raw_size, size_here
 from penstock.speculate.coarse import CoarseWeights
-from penstock.store import find_model
-from penstock.stored_size import StoredSize, packed_size, pass_matrices, raw_size, size_here
+from penstock.synth.shapes import shape_config
+from penstock.system import machine
 
 RATES = Rates(disk_bytes=524e6, row_bytes=13.4e9, flops=200e9, indexed_bytes=15e9)
 SPEED = DraftSpeed(40e9, 20e9, 30e9, 15e9)

@@ -13,8 +13,8 @@ from cases import CASES, DEMO, Case, demo_tokens, random_tokens
 from numerics_oracles import same_bits
 
 from penstock import LLM, SamplingParams, _core
-from penstock.kernels import F32
-from penstock.rows import Rows, SequenceRows
+from penstock.compute.kernels import F32
+from penstock.models.rows import Rows, SequenceRows
 
 PROMPT, LENGTH = 41, 70
 MODELS = ["gqa-4", "odd-sizes", "rope-parameters", "f32", "tied", "biases"]

@@ -8,7 +8,7 @@ from threading import Event
 
 import pytest
 
-from penstock.in_order import in_order
+from penstock.disk.in_order import in_order
 
 
 def test_results_come_in_order_whatever_takes_long() -> None:

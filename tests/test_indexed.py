@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numerics_oracles import same_bits
 
-from penstock.indexed import likely_bytes
-from penstock.kernels import F32, Kernels
+from penstock.compute.indexed import likely_bytes
+from penstock.compute.kernels import F32, Kernels
 
 
 def gaussian(rows: int, cols: int, seed: int = 0) -> np.ndarray:

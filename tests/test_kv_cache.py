@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numerics_oracles import same_bits, to_bf16
 
-from penstock.config import parse_config
+from penstock.checkpoints.config import parse_config
+from penstock.compute.kernels import F32, Kernels
 from penstock.errors import UsageError
-from penstock.kernels import F32, Kernels
-from penstock.kv_cache import BLOCK_SLOTS, KvCache, KvShape
+from penstock.models.kv_cache import BLOCK_SLOTS, KvCache, KvShape
 
 KERNELS = Kernels(1)
 SHAPES = {dtype: KvShape(layers=2, kv_heads=3, head_dim=4, dtype=dtype) for dtype in ("bf16", "f32")}

@@ -6,7 +6,7 @@ import pytest
 
 from penstock import LLM, SamplingParams
 from penstock.errors import UsageError
-from penstock.kv_cache import BLOCK_SLOTS, KvCache
+from penstock.models.kv_cache import BLOCK_SLOTS, KvCache
 
 PARAMS = SamplingParams(temperature=1, seed=3, max_tokens=40)
 

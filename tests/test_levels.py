@@ -16,9 +16,10 @@ from numerics_oracles import instruction_set, same_bits, tree
 from packing import as_bytes, gaussian, pack
 from test_matmul import libc_protect
 
-from penstock import _core, codec
-from penstock.kernels import F32, U8, Kernels
-from penstock.levels import BLOCK, MOST_LEVEL, CoarseRows, NibbleRows, likely_levels, nibble_bytes
+from penstock import _core
+from penstock.compute import codec
+from penstock.compute.kernels import F32, U8, Kernels
+from penstock.compute.levels import BLOCK, MOST_LEVEL, CoarseRows, NibbleRows, likely_levels, nibble_bytes
 
 I64 = npt.NDArray[np.int64]
 U16 = npt.NDArray[np.uint16]

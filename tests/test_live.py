@@ -20,12 +20,12 @@ import pytest
 from terminals import Terminal
 
 from penstock import LLM, SamplingParams
+from penstock.checkpoints.store import find_model
 from penstock.cli.live import ROUGH_FLOPS, Live
 from penstock.cli.show import _warnings_afterwards
 from penstock.cli.status_line import StatusLine
-from penstock.forecast import pass_weights
 from penstock.packing.pack import pack
-from penstock.store import find_model
+from penstock.planning.forecast import pass_weights
 
 RUN = ("run", "demo", "--raw", "def add(a, b):", "--temperature", "0", "--max-tokens", "60")
 PATIENCE = 120.0

@@ -16,8 +16,9 @@ from cases import CASES, DEMO, random_tokens
 from checkpoints import random_tensors, tiny_config, write_checkpoint
 from tokenizers import Tokenizer as Backend
 
-from penstock import LLM, Output, SamplingParams, machine
+from penstock import LLM, Output, SamplingParams
 from penstock.errors import ContextError, MemoryCeilingError, NumericsError, TokenizerError, UsageError
+from penstock.system import machine
 
 VOCAB = 96
 

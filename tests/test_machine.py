@@ -7,9 +7,9 @@ import numpy as np
 import psutil
 import pytest
 
-from penstock import machine
-from penstock.cgroups import Group
-from penstock.machine import (
+from penstock.system import machine
+from penstock.system.cgroups import Group
+from penstock.system.machine import (
     available_bytes,
     footprint,
     peak_process_bytes,

@@ -15,8 +15,8 @@ from packing import as_bytes, gaussian, pack
 from test_matmul import libc_protect
 
 from penstock import _core
-from penstock.codec import MalformedRow, PackedRows
-from penstock.kernels import Kernels
+from penstock.compute.codec import MalformedRow, PackedRows
+from penstock.compute.kernels import Kernels
 
 F32 = npt.NDArray[np.float32]
 U16 = npt.NDArray[np.uint16]

@@ -9,12 +9,12 @@ from assembled import open_engine
 from cases import CASES
 
 from penstock.errors import MemoryCeilingError
-from penstock.kv_cache import BLOCK_SLOTS, KvShape
-from penstock.memory import Memory
-from penstock.plan import GUESS_SHARE, LEAST_CHUNK_ROWS, MIB, Budget, Demand, parse_bytes
-from penstock.pressure import Relief, Sample
-from penstock.rows import Rows, SequenceRows
-from penstock.weights import Weights
+from penstock.memory.memory import Memory
+from penstock.memory.pressure import Relief, Sample
+from penstock.models.kv_cache import BLOCK_SLOTS, KvShape
+from penstock.models.rows import Rows, SequenceRows
+from penstock.planning.plan import GUESS_SHARE, LEAST_CHUNK_ROWS, MIB, Budget, Demand, parse_bytes
+from penstock.weights.weights import Weights
 
 CALM = Sample(4000 * MIB, reserve=200 * MIB, group_free=None, group_reserve=0, swapped=0, stalled_seconds=0.0)
 BIG = 1 << 34
@@ -32,7 +32,7 @@ class Model:
         self.state, self.now = CALM, 0.0
 
     def weights_config(self):  # type: ignore[no-untyped-def]
-        from penstock.checkpoint import open_checkpoint
+        from penstock.checkpoints.checkpoint import open_checkpoint
 
         return open_checkpoint(next(iter(self.weights.tensors.values())).path.parent).config
 

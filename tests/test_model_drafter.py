@@ -12,10 +12,10 @@ from guessing import finish, speculate
 from numerics_oracles import same_bits
 
 from penstock import SamplingParams
-from penstock.engine import Engine, Generation
-from penstock.kernels import F32
-from penstock.kv_cache import KvCache
-from penstock.rows import Rows, SequenceRows
+from penstock.compute.kernels import F32
+from penstock.engine.engine import Engine, Generation
+from penstock.models.kv_cache import KvCache
+from penstock.models.rows import Rows, SequenceRows
 from penstock.speculate import model_drafter
 from penstock.speculate.drafter import MOST_GUESSES, Guess
 from penstock.speculate.model_drafter import ModelDrafter

@@ -10,9 +10,9 @@ import pytest
 from cases import CASES, DEMO
 from checkpoints import random_tensors, tiny_config, write_checkpoint
 
-from penstock.checkpoint import open_checkpoint
-from penstock.model_identity import difference, model_identity
+from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.packing.pack import pack
+from penstock.sessions.identity import difference, model_identity
 
 
 def identity(path: Path) -> dict[str, Any]:

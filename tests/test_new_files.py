@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock import new_files
-from penstock.new_files import new_file, settle, sync_folder, write_through
+from penstock.disk import new_files
+from penstock.disk.new_files import new_file, settle, sync_folder, write_through
 
 
 def test_a_file_gets_its_name_at_the_end(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from penstock import LLM, SamplingParams, machine
+from penstock import LLM, SamplingParams
 from penstock.openai_api.answers import DEFAULT_MAX_TOKENS, Answers, prepare, submit
 from penstock.openai_api.errors import RequestError
 from penstock.openai_api.requests import StreamOptions, parse
 from penstock.openai_api.responses import ChatCompletion, TextCompletion
 from penstock.openai_api.streaming import Chunks
 from penstock.openai_api.token_text import token_bytes, token_text
+from penstock.system import machine
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "print it"}]

@@ -9,17 +9,19 @@ import pytest
 from cases import CASES
 from checkpoints import tiny_config
 
-from penstock import LLM, machine, outlook
+from penstock import LLM
+from penstock.checkpoints.store import find_model
 from penstock.errors import CheckpointError, ContextError, MemoryCeilingError, UnsupportedError, UsageError
-from penstock.forecast import Rates, forecast_prompt, forecast_token
-from penstock.machine import Footprint
-from penstock.outlook import Outlook, PlanSettings, look
+from penstock.outlook import outlook
+from penstock.outlook.outlook import Outlook, PlanSettings, look
 from penstock.packing.pack import pack
-from penstock.plan import MIB, Demand
-from penstock.probe import ComputeSpeed, DiskSpeed, DraftSpeed, room_for_probe
-from penstock.shapes import SHAPES
-from penstock.store import find_model
-from penstock.stored_size import Matrix, StoredSize
+from penstock.planning.forecast import Rates, forecast_prompt, forecast_token
+from penstock.planning.plan import MIB, Demand
+from penstock.planning.probe import ComputeSpeed, DiskSpeed, DraftSpeed, room_for_probe
+from penstock.planning.stored_size import Matrix, StoredSize
+from penstock.synth.shapes import SHAPES
+from penstock.system import machine
+from penstock.system.machine import Footprint
 
 SPEEDS = Rates(disk_bytes=500e6, row_bytes=20e9, flops=100e9, indexed_bytes=15e9)
 COMPUTE = ComputeSpeed(20e9, 100e9, 10e9, 80e9, 15e9)

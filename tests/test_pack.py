@@ -16,10 +16,10 @@ from checkpoint_checks import INDEX
 from checkpoints import Tensors, random_tensors, write_checkpoint
 from packed_files import contents, flip, packable_config
 
-from penstock.checkpoint import open_checkpoint
+from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.checkpoints.layout import UNFINISHED
+from penstock.checkpoints.packed import read_packed
 from penstock.errors import CheckpointError, FormatError, PenstockError, UnsupportedError, UsageError
-from penstock.layout import UNFINISHED
-from penstock.packed import read_packed
 from penstock.packing import pack_folder
 from penstock.packing.pack import pack
 from penstock.packing.unpack import unpack

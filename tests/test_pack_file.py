@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_files import BytesSource, Entry, file_content, pack_bytes, packable_config, unpack_bytes
 
-from penstock import codec
+from penstock.checkpoints.format import DType, read_header
+from penstock.checkpoints.packed import SERVICE, read_packed
+from penstock.compute import codec
 from penstock.errors import FormatError, PenstockError
-from penstock.format import DType, read_header
-from penstock.packed import SERVICE, read_packed
 from penstock.packing.pack_file import pack_file
 from penstock.packing.pack_runs import PassOrder
 

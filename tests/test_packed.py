@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packed_files import Entry, Parts, file_content, flip, pack_bytes
 
+from penstock.checkpoints.format import parse_header, read_header
+from penstock.checkpoints.packed import CHUNKS, HEADER, INDEX, SERVICE, PackedTensor, is_packed_file, read_packed
+from penstock.disk.files import Files, aligned_buffer
 from penstock.errors import ChecksumError, FormatError
-from penstock.files import Files, aligned_buffer
-from penstock.format import parse_header, read_header
-from penstock.packed import CHUNKS, HEADER, INDEX, SERVICE, PackedTensor, is_packed_file, read_packed
 
 ENTRIES: list[Entry] = [("w", "BF16", (1300, 1024)), ("v", "F32", (300, 1000)), ("n", "BF16", (100,))]
 

@@ -7,9 +7,9 @@ import pytest
 import xxhash
 from packed_files import Parts, file_content, flip, pack_bytes
 
+from penstock.checkpoints.packed import RECORD, read_packed
+from penstock.disk.files import Files
 from penstock.errors import ChecksumError, FormatError
-from penstock.files import Files
-from penstock.packed import RECORD, read_packed
 from penstock.packing import packed_chunks
 from penstock.packing.packed_chunks import read_run, runs, same_bytes
 

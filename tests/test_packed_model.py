@@ -15,12 +15,12 @@ from checkpoints import random_tensors, tiny_config, to_float32, write_checkpoin
 from numerics_oracles import same_bits
 
 from penstock import LLM, SamplingParams, _core
-from penstock.checkpoint import open_checkpoint
+from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.checkpoints.packed import PackedTensor
+from penstock.compute.kernels import F32
 from penstock.errors import ChecksumError
-from penstock.kernels import F32
-from penstock.packed import PackedTensor
+from penstock.models.rows import Rows, SequenceRows
 from penstock.packing.pack import pack
-from penstock.rows import Rows, SequenceRows
 
 # Matrices large enough to be packed, but for keys and values; rows that end amid a group of 64.
 CONFIG = {

@@ -4,8 +4,8 @@ import mmap
 
 import pytest
 
-from penstock.machine import anonymous_bytes
-from penstock.pages import HUGE_PAGE_BYTES, page_array
+from penstock.system.machine import anonymous_bytes
+from penstock.system.pages import HUGE_PAGE_BYTES, page_array
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 4096, 4097, HUGE_PAGE_BYTES, 3 * HUGE_PAGE_BYTES + 5])

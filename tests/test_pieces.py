@@ -5,8 +5,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.format import DType, TensorInfo
-from penstock.pieces import Piece, split
+from penstock.checkpoints.format import DType, TensorInfo
+from penstock.weights.pieces import Piece, split
 
 
 def matrix(rows: int, columns: int) -> TensorInfo:

@@ -11,11 +11,11 @@ from checkpoints import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.config import parse_config
+from penstock.checkpoints.config import parse_config
 from penstock.errors import MemoryCeilingError, UsageError
-from penstock.kv_cache import KvShape
-from penstock.plan import MIB, Budget, Demand, activation_bytes, choose_ring, format_bytes, parse_bytes
-from penstock.rows import Rows, SequenceRows
+from penstock.models.kv_cache import KvShape
+from penstock.models.rows import Rows, SequenceRows
+from penstock.planning.plan import MIB, Budget, Demand, activation_bytes, choose_ring, format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(

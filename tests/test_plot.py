@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.benchmarks.plot import LastPass, PassPicture, check_plot, draw, merged, without
 from penstock.errors import PenstockError, UsageError
 from penstock.events import Event
-from penstock.plot import LastPass, PassPicture, check_plot, draw, merged, without
 
 PASS = Event("pass", "1 rows", 10.0, 14.0, 0, 1)
 SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 10)).map(lambda span: (span[0], span[0] + span[1])))

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from numerics_oracles import same_bits
 
 from penstock import SamplingParams
-from penstock.engine import Engine
+from penstock.compute.kernels import F32
+from penstock.engine.engine import Engine
+from penstock.engine.generation import Generation
 from penstock.errors import ReadError
-from penstock.generation import Generation
-from penstock.kernels import F32
-from penstock.kv_cache import BLOCK_SLOTS
-from penstock.memory import Memory
-from penstock.prefixes import common_blocks
+from penstock.memory.memory import Memory
+from penstock.memory.prefixes import common_blocks
+from penstock.models.kv_cache import BLOCK_SLOTS
 
 VOCAB = 96
 SYSTEM = random_tokens(3 * BLOCK_SLOTS + 5, VOCAB, seed=7)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from penstock import machine, pressure
-from penstock.cgroups import Group
-from penstock.pressure import CALM_SECONDS, MIB, Relief, Sample, take_sample
+from penstock.memory import pressure
+from penstock.memory.pressure import CALM_SECONDS, MIB, Relief, Sample, take_sample
+from penstock.system import machine
+from penstock.system.cgroups import Group
 
 CALM = Sample(4000 * MIB, reserve=200 * MIB, group_free=None, group_reserve=32 * MIB, swapped=0, stalled_seconds=0.0)
 RESIDENT, WANTED = 1600 * MIB, 1700 * MIB

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from checkpoints import to_float32
 
-from penstock import probe
-from penstock.codec import PackedRows, decode
-from penstock.config import parse_config
+from penstock.checkpoints.config import parse_config
+from penstock.compute.codec import PackedRows, decode
+from penstock.compute.indexed import IndexedRows
+from penstock.compute.kernels import F32, U8, Kernels
+from penstock.compute.levels import BLOCK, CoarseRows, NibbleRows, nibble_bytes
+from penstock.disk.files import Extent, Files, buffer_bytes
 from penstock.errors import PenstockError, ReadError
-from penstock.files import Extent, Files, buffer_bytes
-from penstock.indexed import IndexedRows
-from penstock.kernels import F32, U8, Kernels
-from penstock.levels import BLOCK, CoarseRows, NibbleRows, nibble_bytes
-from penstock.plan import Budget
-from penstock.probe import (
+from penstock.planning import probe
+from penstock.planning.plan import Budget
+from penstock.planning.probe import (
     FEW_ROWS,
     LEAST_READ_BYTES,
     READ_BYTES,
@@ -38,7 +38,7 @@ from penstock.probe import (
     probe_file,
     room_for_probe,
 )
-from penstock.shapes import shape_config
+from penstock.synth.shapes import shape_config
 
 MIB = 1 << 20
 
@@ -111,7 +111,7 @@ class TestDisk:
         assert measure_disk([sparse(tmp_path / "a", 100)], 10**9, seconds=0).nbytes == 0
         assert reads == []
 
-    @pytest.mark.filterwarnings("ignore::penstock.files.DirectReadWarning")
+    @pytest.mark.filterwarnings("ignore::penstock.disk.files.DirectReadWarning")
     def test_a_file_that_shrinks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = sparse(tmp_path / "a", 10_000)
         real_reads = probe._reads

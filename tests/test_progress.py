@@ -5,8 +5,8 @@ import pytest
 from penstock.cli.progress import Progress, fit, seconds_in_words
 from penstock.completion import Stats
 from penstock.events import Event, Kind
+from penstock.models.stage import PassTotals
 from penstock.speculate.speculator import Record
-from penstock.stage import PassTotals
 
 
 def event(kind: Kind, nbytes: int = 0) -> Event:

@@ -7,10 +7,11 @@ import re
 import pytest
 from cases import random_tokens
 
-from penstock import LLM, SamplingParams, machine
+from penstock import LLM, SamplingParams
 from penstock.errors import MemoryCeilingError
-from penstock.machine import Footprint
-from penstock.plan import MIB
+from penstock.planning.plan import MIB
+from penstock.system import machine
+from penstock.system.machine import Footprint
 
 GREEDY = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
 

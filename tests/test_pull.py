@@ -16,7 +16,8 @@ from checkpoints import safetensors_bytes, tiny_config, write_checkpoint
 from hub_server import Faults, Hub, Repo, directory_files, serve
 from pulling import REPO, SMALL, contents, start, write_model
 
-from penstock.checkpoint import open_checkpoint
+from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.checkpoints.store import find_model
 from penstock.errors import CheckpointError, PenstockError, UnsupportedError, UsageError
 from penstock.hub import files as hub_files
 from penstock.hub import pull_weights
@@ -24,7 +25,6 @@ from penstock.hub.files import Patience
 from penstock.hub.pull import PullResult, PullWatcher, pull
 from penstock.packing import pack_runs, packed_chunks, packed_writer
 from penstock.packing.pack import pack
-from penstock.store import find_model
 
 LAYOUTS = ("single", "indexed", "numbered", "split")
 QUICK = Patience(attempts=2, first_wait=0.01, longest_wait=0.02)

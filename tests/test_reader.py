@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.compute.kernels import U8
+from penstock.disk.files import Extent, Files, buffer_bytes
+from penstock.disk.reader import ReadAhead
 from penstock.errors import ReadError
-from penstock.files import Extent, Files, buffer_bytes
-from penstock.kernels import U8
-from penstock.reader import ReadAhead
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 5000, np.uint8)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.kernels import Kernels
+from penstock.compute.kernels import Kernels
 from penstock.sampling import Sampler, SamplingRule
 from penstock.speculate.drafter import MOST_GUESSES
 from penstock.speculate.recycling import GROUP, Recycling, largest

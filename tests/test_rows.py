@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from penstock.kv_cache import BLOCK_SLOTS, KvCache, KvShape
-from penstock.rows import Rows, SequenceRows
+from penstock.models.kv_cache import BLOCK_SLOTS, KvCache, KvShape
+from penstock.models.rows import Rows, SequenceRows
 
 SHAPE = KvShape(layers=1, kv_heads=1, head_dim=2, dtype="f32")
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock import SamplingParams, _core
-from penstock.config import GenerationDefaults
+from penstock.checkpoints.config import GenerationDefaults
+from penstock.compute.kernels import Kernels, gumbel
 from penstock.errors import NumericsError, UsageError
-from penstock.kernels import Kernels, gumbel
 from penstock.sampling import Sampler, SamplingRule
 
 KERNELS = Kernels(1)

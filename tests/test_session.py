@@ -13,8 +13,8 @@ from cases import DEMO, random_tokens
 
 from penstock import LLM, SamplingParams, Session
 from penstock.errors import ContextError, MemoryCeilingError, PenstockError, ReadError, SessionError
-from penstock.llm import Options
 from penstock.packing.pack import pack
+from penstock.runtime import Options
 
 SAMPLED = SamplingParams(temperature=0.9, top_k=50, repetition_penalty=1.1, seed=3, max_tokens=14, ignore_eos=True)
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef mul("
@@ -372,7 +372,7 @@ class TestFollowUps:
     def test_a_file_that_is_mostly_of_no_use_is_written_anew(
         self, llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("penstock.session.SLACK_BYTES", 10_000)
+        monkeypatch.setattr("penstock.sessions.session.SLACK_BYTES", 10_000)
         path = tmp_path / "talk"
         for number in range(3):
             with Session(llm, path) as session:

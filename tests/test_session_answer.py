@@ -12,7 +12,7 @@ import pytest
 from penstock import LLM, SamplingParams, Session
 from penstock.cli.session_answer import session_answer
 from penstock.errors import UsageError
-from penstock.session_log import SessionWarning
+from penstock.sessions.log import SessionWarning
 
 PARAMS = SamplingParams(temperature=0, seed=5, max_tokens=6, ignore_eos=True)
 PATH = Path("talk")

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 from cases import CASES
 
-from penstock import LLM, SamplingParams, Session, session, session_log, session_state
+from penstock import LLM, SamplingParams, Session
+from penstock.sessions import log as session_log
+from penstock.sessions import session
+from penstock.sessions import state as session_state
 
 PARAMS = SamplingParams(temperature=0.9, seed=3, max_tokens=3, ignore_eos=True)
 QUESTIONS = [5, 6, 7, 8], [9, 10], [11]
@@ -66,7 +69,7 @@ def quick(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody pulls the plug here, and there is one model."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     identity = session.model_identity(llm.config, llm.weights.tensors)
-    monkeypatch.setattr("penstock.session.model_identity", lambda config, tensors: identity)
+    monkeypatch.setattr("penstock.sessions.session.model_identity", lambda config, tensors: identity)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,7 @@ def rest(talk: Session) -> list[int]:
 @pytest.mark.parametrize("anew", [False, True], ids=["appended", "written anew"])
 def test_at_every_line_of_an_answer(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: bool) -> None:
     if anew:
-        monkeypatch.setattr("penstock.session.SLACK_BYTES", -(1 << 30))
+        monkeypatch.setattr("penstock.sessions.session.SLACK_BYTES", -(1 << 30))
     path, killed = tmp_path / "talk", tmp_path / "killed"
 
     def interrupted(at: int | None) -> CtrlC:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import SessionError, UsageError
-from penstock.session_log import NewRecord, SessionLog, SessionWarning
+from penstock.sessions.log import NewRecord, SessionLog, SessionWarning
 
 RECORDS = [
     ("mod ", {"of": "a model"}, b""),
@@ -192,7 +192,7 @@ class TestRefusals:
         with pytest.raises(SessionError, match="talk is in use by another process"):
             SessionLog(tmp_path / "talk")
         log.rewrite([new(*record) for record in RECORDS])
-        code = "import sys, pathlib, penstock.session_log as log; log.SessionLog(pathlib.Path(sys.argv[1]))"
+        code = "import sys, pathlib, penstock.sessions.log as log; log.SessionLog(pathlib.Path(sys.argv[1]))"
         result = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / "talk")], capture_output=True, text=True, check=False
         )
@@ -251,7 +251,7 @@ class TestNoRoom:
                 return super().truncate(size)
 
         whole, sizes = content
-        monkeypatch.setattr("penstock.session_log.FileIO", Stuck)
+        monkeypatch.setattr("penstock.sessions.log.FileIO", Stuck)
         log = SessionLog(tmp_path / "talk")
         for record in RECORDS[:records]:
             log.append(new(*record))

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from penstock import LLM, SamplingParams, Session
 from penstock.errors import ContextError, MemoryCeilingError, SessionError, UsageError
-from penstock.session_log import SessionLog, SessionWarning
-from penstock.session_state import PASS, TURN
+from penstock.sessions.log import SessionLog, SessionWarning
+from penstock.sessions.state import PASS, TURN
 
 SAMPLED = SamplingParams(temperature=0.9, top_k=50, repetition_penalty=1.1, seed=3, max_tokens=14, ignore_eos=True)
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef mul("

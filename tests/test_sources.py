@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from packed_files import file_content
 
+from penstock.disk.files import Files
 from penstock.errors import ReadError
-from penstock.files import Files
 from penstock.packing.sources import LocalSource
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from held_out import held_out
 
-from penstock import LLM, PenstockError, speculation_benchmark
+from penstock import LLM, PenstockError
+from penstock.benchmarks import acceptance as speculation_benchmark
+from penstock.benchmarks.acceptance import PAGE_BREAK, TextResult, TextSettings, cut_prompts, read_text, run_text
+from penstock.benchmarks.timed_decoding import Decoding
+from penstock.checkpoints.store import find_model
 from penstock.errors import TokenizerError, UsageError
 from penstock.packing.pack import pack
-from penstock.speculation_benchmark import PAGE_BREAK, TextResult, TextSettings, cut_prompts, read_text, run_text
-from penstock.store import find_model
-from penstock.timed_decoding import Decoding
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from checkpoints import tiny_config, write_checkpoint
 from guessing import Scripted, finish, speculate
 
 from penstock import SamplingParams
-from penstock import engine as engine_module
-from penstock.engine import Engine
-from penstock.kernels import F32
-from penstock.rows import Rows, SequenceRows
+from penstock.compute.kernels import F32
+from penstock.engine import engine as engine_module
+from penstock.engine.engine import Engine
+from penstock.models.rows import Rows, SequenceRows
 from penstock.speculate.tree import Tree
 
 F64 = npt.NDArray[np.float64]

@@ -17,18 +17,18 @@ from guessing import Scripted, finish, knowing, speculate
 from packed_files import flip
 
 from penstock import LLM, SamplingParams
-from penstock.checkpoint import open_checkpoint
+from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.checkpoints.packed import PackedTensor
 from penstock.completion import Piece
-from penstock.engine import Engine, Generation
+from penstock.compute.kernels import F32
+from penstock.engine.engine import Engine, Generation
 from penstock.errors import ChecksumError, NumericsError, ReadError
-from penstock.kernels import F32
-from penstock.llm import Options
-from penstock.packed import PackedTensor
+from penstock.models.rows import Rows
+from penstock.models.stage import PassStats, Stage
 from penstock.packing.pack import pack
-from penstock.rows import Rows
+from penstock.runtime import Options
 from penstock.speculate.model_drafter import ModelDrafter
 from penstock.speculate.recycling import Recycling
-from penstock.stage import PassStats, Stage
 
 CONFIG = {
     "hidden_size": 280,

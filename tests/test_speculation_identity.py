@@ -19,12 +19,12 @@ from checkpoints import tensor_shapes, write_checkpoint
 from held_out import cut
 
 from penstock import LLM, SamplingParams
+from penstock.checkpoints.format import read_header
 from penstock.completion import Output
-from penstock.engine import Generation
-from penstock.format import read_header
-from penstock.kernels import F32
-from penstock.llm import Options
+from penstock.compute.kernels import F32
+from penstock.engine.engine import Generation
 from penstock.packing.pack import pack
+from penstock.runtime import Options
 from penstock.speculate.recycling import Recycling
 
 COUNT, LEAST, TOKENS = 200, 20, 24

@@ -6,8 +6,8 @@ import pytest
 from text_results import text_result
 
 from penstock import PenstockError
+from penstock.benchmarks.acceptance_plot import draw_acceptance
 from penstock.errors import UsageError
-from penstock.speculation_plot import draw_acceptance
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

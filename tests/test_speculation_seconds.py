@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from penstock import LLM, PenstockError, speculation_seconds
-from penstock.errors import ContextError, UsageError
-from penstock.packing.pack import pack
-from penstock.speculation_seconds import (
+from penstock import LLM, PenstockError
+from penstock.benchmarks import seconds as speculation_seconds
+from penstock.benchmarks.seconds import (
     SecondsSettings,
     SimulatedResult,
     _random_text,
@@ -17,8 +16,10 @@ from penstock.speculation_seconds import (
     run_random,
     run_simulated,
 )
-from penstock.store import find_model
-from penstock.timed_decoding import Decoding, guessing
+from penstock.benchmarks.timed_decoding import Decoding, guessing
+from penstock.checkpoints.store import find_model
+from penstock.errors import ContextError, UsageError
+from penstock.packing.pack import pack
 
 
 def settings(**changes: Any) -> SecondsSettings:

@@ -12,14 +12,14 @@ from cases import CASES, random_tokens
 from guessing import Key, Scripted, finish, knowing, root, speculate
 
 from penstock import SamplingParams
-from penstock.engine import Engine
-from penstock.kernels import F32
+from penstock.compute.kernels import F32
+from penstock.engine.engine import Engine
+from penstock.models.stage import PartStats, PassStats
 from penstock.speculate.costs import Costs
 from penstock.speculate.grow import MOST_NODES
 from penstock.speculate.speculator import MOST_FIXED_NODES, Record, Speculator, walk
 from penstock.speculate.tree import Claim, Tree
 from penstock.speculate.worth import Worth
-from penstock.stage import PartStats, PassStats
 
 VOCAB, TOKENS, GIGA = 96, 20, 10**9
 WRONG = (90, 91, 92)

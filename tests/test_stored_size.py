@@ -6,13 +6,12 @@ import pytest
 from cases import CASES
 from checkpoints import tiny_config, write_checkpoint
 
-from penstock.checkpoint import open_checkpoint
-from penstock.config import parse_config
+from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.checkpoints.config import parse_config
 from penstock.models.llama import pass_order
 from penstock.packing.pack import pack
-from penstock.plan import choose_ring
-from penstock.shapes import SHAPES, shape_config
-from penstock.stored_size import (
+from penstock.planning.plan import choose_ring
+from penstock.planning.stored_size import (
     COARSE_RATIO,
     Matrix,
     StoredSize,
@@ -23,7 +22,8 @@ from penstock.stored_size import (
     raw_size,
     size_here,
 )
-from penstock.synth import synthesize
+from penstock.synth.shapes import SHAPES, shape_config
+from penstock.synth.synth import synthesize
 
 WIDE = tiny_config(hidden_size=256, intermediate_size=768, num_attention_heads=8, head_dim=32, vocab_size=300)
 """Its projections of keys and values are too small to be packed, the rest is not."""

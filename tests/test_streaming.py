@@ -15,8 +15,8 @@ import pytest
 from cases import Case, random_tokens
 
 from penstock import LLM, SamplingParams
+from penstock.disk.files import DirectReadWarning
 from penstock.errors import ReadError
-from penstock.files import DirectReadWarning
 
 # About 50 MB, so that a ceiling may hold half of it.
 CASE = Case(

@@ -19,16 +19,16 @@ from reference import Reference
 from safetensors import deserialize
 from typer.testing import CliRunner
 
-from penstock import synth
-from penstock.chat_template import ChatTemplate
-from penstock.checkpoint import expected_tensors, open_checkpoint
+from penstock.checkpoints.checkpoint import expected_tensors, open_checkpoint
+from penstock.checkpoints.config import parse_config
+from penstock.checkpoints.format import read_header
 from penstock.cli.synth import synth as synth_command
-from penstock.config import parse_config
 from penstock.errors import PenstockError, UsageError
-from penstock.format import read_header
-from penstock.shapes import SHAPES, shape_config
-from penstock.synth import U16, plan_shards, synthesize, to_bf16
-from penstock.synth_tokenizer import first_unused_id, tokenizer_config_json, tokenizer_json
+from penstock.synth import synth
+from penstock.synth.shapes import SHAPES, shape_config
+from penstock.synth.synth import U16, plan_shards, synthesize, to_bf16
+from penstock.synth.tokenizer import first_unused_id, tokenizer_config_json, tokenizer_json
+from penstock.text.chat_template import ChatTemplate
 
 # Numbers of weights that the Hub shows for these models; the 405B's from arXiv 2407.21783 by the same arithmetic.
 PARAMETERS = {
@@ -386,7 +386,7 @@ def test_options_that_cannot_be_meant_are_refused(option: dict[str, Any], messag
 
 
 def test_the_command_writes_a_checkpoint_and_says_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock.shapes.SHAPES", {"small": small_config()})
+    monkeypatch.setattr("penstock.synth.shapes.SHAPES", {"small": small_config()})
     app = typer.Typer()
     app.command()(synth_command)
     out = tmp_path / "out"

@@ -7,7 +7,7 @@ import pytest
 from jinja2 import TemplateSyntaxError, UndefinedError
 from jinja2.exceptions import SecurityError
 
-from penstock.template_sandbox import RejectionError, compile_template, run_template
+from penstock.text.template_sandbox import RejectionError, compile_template, run_template
 
 
 def rendered(source: str, **variables: Any) -> str:
@@ -102,23 +102,23 @@ class TestSandbox:
 class TestLimits:
     @pytest.mark.parametrize("inner", ["range(999)", "range(999) | map('string')", "[0] * 999", "range(9) | batch(1)"])
     def test_steps(self, monkeypatch: pytest.MonkeyPatch, inner: str) -> None:
-        monkeypatch.setattr("penstock.template_sandbox.STEP_BUDGET", 100_000)
+        monkeypatch.setattr("penstock.text.template_sandbox.STEP_BUDGET", 100_000)
         with pytest.raises(SecurityError, match="more than 100,000 steps"):
             rendered("{% for i in range(99999) %}{% for j in " + inner + " %}{% endfor %}{% endfor %}")
 
     def test_calls(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("penstock.template_sandbox.CALL_STEPS", 10_000)
+        monkeypatch.setattr("penstock.text.template_sandbox.CALL_STEPS", 10_000)
         with pytest.raises(SecurityError, match="steps"):
             rendered("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}")
 
     def test_constant_lists_count_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("penstock.template_sandbox.STEP_BUDGET", 5)
+        monkeypatch.setattr("penstock.text.template_sandbox.STEP_BUDGET", 5)
         with pytest.raises(SecurityError, match="steps"):
             rendered("{% for i in [1, 2] %}{% for j in [1, 2] %}{% endfor %}{% endfor %}")
         assert rendered("{% for i in [1, 2] %}{{ i }}{% endfor %}") == "12"
 
     def test_budget_is_of_one_rendering(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("penstock.template_sandbox.STEP_BUDGET", 1500)
+        monkeypatch.setattr("penstock.text.template_sandbox.STEP_BUDGET", 1500)
         template = compile_template("{% for i in range(999) %}{% endfor %}", datetime.now)
         for _ in range(2):
             assert run_template(template, {}) == ""

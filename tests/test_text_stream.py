@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from penstock.errors import UsageError
-from penstock.text_stream import StopStrings, TextStream
-from penstock.tokenizer import Tokenizer
+from penstock.text.text_stream import StopStrings, TextStream
+from penstock.text.tokenizer import Tokenizer
 
 DEMO = Path(__file__).parents[1] / "src" / "penstock" / "data" / "demo"
 EMOJI = "👍🏽 👩‍👩‍👧‍👦 naïve 你好 🇺🇦\u2028é\u0301"

@@ -7,8 +7,8 @@ from cases import demo_tokens
 from guessing import knowing
 
 from penstock import LLM, PenstockError, SamplingParams
+from penstock.benchmarks.timed_decoding import decode, fresh_speculator, guessing, own_drafters, require_equal
 from penstock.errors import ContextError, NumericsError
-from penstock.timed_decoding import decode, fresh_speculator, guessing, own_drafters, require_equal
 
 PROMPT = demo_tokens(9)
 PARAMS = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from penstock.errors import ChatTemplateError, TokenizerError, UsageError
-from penstock.tokenizer import Tokenizer
+from penstock.text.tokenizer import Tokenizer
 
 DEMO = Path(__file__).parents[1] / "src" / "penstock" / "data" / "demo"
 BOS, EOT = 0, 4
@@ -95,7 +95,7 @@ class TestOpen:
 
     def test_leaves_jinja_alone(self) -> None:
         """It takes 11 MB that completing plain text can do without."""
-        code = "import sys; from penstock.tokenizer import Tokenizer; Tokenizer.open(sys.argv[1]).encode('a')"
+        code = "import sys; from penstock.text.tokenizer import Tokenizer; Tokenizer.open(sys.argv[1]).encode('a')"
         code += "; sys.exit('jinja2' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code, str(DEMO)], check=False).returncode == 0
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from penstock import LLM, PenstockError, SamplingParams
+from penstock.checkpoints.store import find_model
 from penstock.events import Event, Events
-from penstock.llm import Options
-from penstock.store import find_model
+from penstock.runtime import Options
 from penstock.trace import MOST_HELD, Trace, TraceWarning
 
 

@@ -8,8 +8,8 @@ from checkpoint_checks import INDEX
 from checkpoints import write_checkpoint
 from packed_files import contents, flip, packable_config
 
+from penstock.checkpoints.layout import UNFINISHED
 from penstock.errors import CheckpointError, ChecksumError, FormatError, PenstockError, UsageError
-from penstock.layout import UNFINISHED
 from penstock.packing import pack_folder
 from penstock.packing.pack import pack
 from penstock.packing.unpack import unpack

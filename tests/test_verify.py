@@ -7,11 +7,11 @@ import pytest
 from checkpoints import random_tensors, write_checkpoint
 from packed_files import contents, flip, packable_config
 
+from penstock.checkpoints.format import read_header
+from penstock.checkpoints.packed import SERVICE, read_packed
+from penstock.disk.files import Extent, Files
 from penstock.errors import CheckpointError, ChecksumError, FormatError, PenstockError, ReadError, UsageError
-from penstock.files import Extent, Files
-from penstock.format import read_header
 from penstock.llm import LLM
-from penstock.packed import SERVICE, read_packed
 from penstock.packing.pack import pack
 from penstock.packing.verify import verify
 from penstock.sampling import SamplingParams

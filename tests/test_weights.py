@@ -12,16 +12,16 @@ from drafting import open_to_draft, pass_over, write_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock import weights as weights_module
-from penstock.checkpoint import open_checkpoint
-from penstock.config import parse_config
+from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.checkpoints.config import parse_config
+from penstock.checkpoints.packed import PackedTensor
+from penstock.compute.kernels import Kernels
+from penstock.disk.files import buffer_bytes
+from penstock.disk.reader import Ring
 from penstock.errors import ReadError
-from penstock.files import buffer_bytes
-from penstock.kernels import Kernels
 from penstock.models.llama import Llama, draft_order, pass_order
-from penstock.packed import PackedTensor
-from penstock.reader import Ring
-from penstock.weights import Weights, residency_order
+from penstock.weights import weights as weights_module
+from penstock.weights.weights import Weights, residency_order
 
 KERNELS = Kernels(1)
 GROUP = [("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight")]

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pytest
 from guessing import root
 
+from penstock.models.stage import PartStats, PassStats
 from penstock.speculate.tree import Claim, Tree
 from penstock.speculate.worth import PASSES, Worth
-from penstock.stage import PartStats, PassStats
 
 GIGA = 10**9
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from penstock.speculation_benchmark import Acceptance, Chain, FirstGuesses, TextResult
+from penstock.benchmarks.acceptance import Acceptance, Chain, FirstGuesses, TextResult
 
 
 def text_result(temperatures: Sequence[float] = (0.0, 1.0), nodes: Sequence[int] = (1, 16)) -> TextResult:

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from penstock.session_log import SessionLog
+from penstock.sessions.log import SessionLog
 
 EARLY = 0.2
 """The share of kills whose moment counts from the start of the command; most of that time nothing is written yet."""

@@ -106,7 +106,7 @@ class Penstock:
     name, at_once, own_threads = "Penstock", 1, False
 
     def __init__(self) -> None:
-        from penstock import codec
+        from penstock.compute import codec
 
         self.version = f"penstock {version('penstock')}"
         self._codec, self._local = codec, threading.local()

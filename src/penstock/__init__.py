@@ -4,7 +4,7 @@ from penstock.completion import Output, Piece, Stats
 from penstock.errors import PenstockError
 from penstock.llm import LLM
 from penstock.sampling import SamplingParams
-from penstock.session import Session
+from penstock.sessions.session import Session
 
 __all__ = ["LLM", "Output", "PenstockError", "Piece", "SamplingParams", "Session", "Stats"]
 __version__ = "0.1.0"

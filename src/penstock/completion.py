@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from penstock.speculate.speculator import Record
-from penstock.text_stream import StopStrings, TextStream
+from penstock.text.text_stream import StopStrings, TextStream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from penstock.engine.generation import Generation
     from penstock.errors import PenstockError
-    from penstock.generation import Generation
     from penstock.logprobs import TokenLogprobs
-    from penstock.stage import PartStats, PassStats, PassTotals
-    from penstock.tokenizer import Tokenizer
+    from penstock.models.stage import PartStats, PassStats, PassTotals
+    from penstock.text.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penstock import machine
-from penstock.checkpoint import generation_defaults, open_checkpoint
+from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint
+from penstock.checkpoints.store import find_model
 from penstock.completion import Completion, Output, Piece
-from penstock.engine import MAX_ROWS, Engine
+from penstock.engine.engine import MAX_ROWS
 from penstock.errors import ContextError, MemoryCeilingError, TokenizerError, UsageError
-from penstock.events import Events
-from penstock.forecast import pass_weights
-from penstock.kernels import Kernels
-from penstock.kv_cache import KvShape
-from penstock.memory import Memory
-from penstock.models.llama import Llama, draft_order, pass_order
-from penstock.pieces import largest_chunk
-from penstock.plan import Budget, Demand, check_context, choose_ring, parse_bytes
-from penstock.pressure import Relief
-from penstock.rows import Rows, SequenceRows
+from penstock.models.rows import Rows, SequenceRows
+from penstock.planning.plan import Demand, parse_bytes
+from penstock.runtime import Options, Runtime
 from penstock.sampling import SamplingParams
-from penstock.speculate.costs import Costs
-from penstock.speculate.draft_model import DraftModel
-from penstock.speculate.drafters import draft_drafter, free_drafters, working_bytes
-from penstock.speculate.speculator import MOST_FIXED_NODES, Speculator
-from penstock.speculate.worth import Worth
-from penstock.stage import Stage
-from penstock.store import find_model
-from penstock.tokenizer import Tokenizer
-from penstock.weights import Weights
+from penstock.speculate.speculator import MOST_FIXED_NODES
+from penstock.system import machine
+from penstock.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import os
@@ -39,39 +25,17 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from penstock.generation import Generation
-    from penstock.kernels import F32
-    from penstock.kv_cache import KvCache
-    from penstock.plan import Plan
-    from penstock.speculate.drafter import Drafter
-    from penstock.stage import OnLayer, PassStats
+    from penstock.compute.kernels import F32
+    from penstock.engine.generation import Generation
+    from penstock.models.kv_cache import KvCache
+    from penstock.models.stage import OnLayer, PassStats
+    from penstock.planning.plan import Plan
 
     Prompt = str | Sequence[int]
     Message = Mapping[str, Any]
 
 LONG_TEXT = 1 << 16
 """Characters from which on the memory that a tokenizer took is worth giving back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to open a model; `LLM.open` describes them."""
-
-    memory: int | None = None
-    """Ceiling on the whole process, bytes."""
-    threads: int | None = None
-    context: int | None = None
-    kv_dtype: str = "bf16"
-    guesses: bool = True
-    """Whether to guess tokens, for passes to check several at once."""
-    draft: Path | None = None
-    """A smaller model that guesses too."""
-    draft_nodes: int | None = None
-    """Guesses a sequence and pass; None for as many as pay."""
-    max_resident: int | None = None
-    """Most bytes of weights to keep in memory; None keeps what the ceiling allows."""
-    reserve: int = 0
-    """Bytes under the ceiling that are left to the caller."""
 
 
 class LLM:
@@ -82,75 +46,24 @@ class LLM:
         machine.return_large_arrays()
         available = machine.available_bytes()
         checkpoint = open_checkpoint(path)
-        self.path, self.files = checkpoint.path, checkpoint.files
-        self.config = checkpoint.config
         self.defaults = generation_defaults(path)
         self.tokenizer = Tokenizer.open(path)
         machine.trim_heap()
-        self.context = check_context(options.context, self.config.max_position_embeddings)
-        self.kernels = Kernels(options.threads)
-        ceiling = available + machine.footprint().anonymous if options.memory is None else options.memory
-        self.events = Events()
-        order = pass_order(self.config)
-        chunk = largest_chunk([checkpoint.tensors[name] for group in order for name in group])
-        ring = choose_ring(ceiling, chunk)
-        drafts = draft_order(self.config) if options.guesses else ()
-        self.weights = Weights(checkpoint.tensors, order, self.kernels, ring, self.events, drafts)
-        self._draft: DraftModel | None = None
-        try:
-            self._set_up(options, ceiling, chunk)
-        except BaseException:
-            self._free()
-            raise
+        runtime = Runtime(checkpoint, options, available, self.defaults)
+        self._runtime, self._engine = runtime, runtime.engine
+        self.path, self.files, self.config = checkpoint.path, checkpoint.files, checkpoint.config
+        self.context, self.kernels, self.events = runtime.context, runtime.kernels, runtime.events
+        self.weights, self.model, self.memory = runtime.weights, runtime.model, runtime.memory
         self.on_layer = on_layer
 
-    def _set_up(self, options: Options, ceiling: int, chunk: int) -> None:
-        """What needs the weights."""
-        self.model = Llama(self.config, self.weights, self.kernels, self.weights.vectors())
-        self._kv_shape = KvShape.of(self.config, self.config.num_hidden_layers, options.kv_dtype)
-        budget = Budget(
-            config=self.config,
-            weights=self.weights.pass_bytes,
-            ceiling=ceiling,
-            process=machine.footprint().nbytes + options.reserve,
-            scratch=self.kernels.scratch_bytes * self.kernels.threads,
-            chunk=chunk,
-            indexed=self.weights.indexed_bytes,
-            draft=working_bytes(self.config, self.weights.draft_bytes > 0) if options.guesses else 0,
-        )
-        drafters = free_drafters(self.model, self.weights) if options.guesses else []
-        if options.draft is not None:
-            self._draft = DraftModel(options.draft, self.kernels, options.kv_dtype)
-            drafters.append(self._load_draft(self._draft, budget))
-            budget = replace(budget, draft=budget.draft + self._draft.nbytes)
-        draft_kv = None if self._draft is None else self._draft.kv_shape
-        self.memory = Memory(budget, self.weights, self._kv_shape, Relief(), options.max_resident, draft_kv)
-        stage = Stage(self.model, self.weights, range(self.config.num_hidden_layers), self._after_layer)
-        worth = None if self._draft is None else Worth("draft", self._draft.nbytes)
-        costs = Costs(pass_weights(self.config))
-        speculator = Speculator(drafters, costs, options.draft_nodes, worth, self._drop_draft)
-        self._engine = Engine(
-            stage,
-            self.kernels,
-            self._kv_shape,
-            self.context,
-            self.defaults,
-            memory=self.memory,
-            speculator=speculator if drafters else None,
-        )
+    @property
+    def on_layer(self) -> OnLayer | None:
+        """Called as (layer, read_seconds, wait_seconds, compute_seconds) after each layer of each pass."""
+        return self._runtime.on_layer
 
-    def _load_draft(self, draft: DraftModel, budget: Budget) -> Drafter:
-        """A draft model as it is where all of both models stays in memory, else in 4 bits a weight."""
-        draft.check_tokens_of(self.path, self.config)
-        with_whole = replace(budget, draft=budget.draft + draft.likely_bytes("whole"))
-        return draft_drafter(draft, "whole" if with_whole.holds_all() else "4 bits")
-
-    def _drop_draft(self) -> None:
-        """The draft model does not pay: give its memory back to the weights."""
-        if self._draft is not None:
-            self._draft.close()
-            self.memory.drop_draft(self._draft.nbytes)
-            self._draft = None
+    @on_layer.setter
+    def on_layer(self, listener: OnLayer | None) -> None:
+        self._runtime.on_layer = listener
 
     @classmethod
     def open(
@@ -266,7 +179,7 @@ class LLM:
 
         Raises MemoryCeilingError.
         """
-        return self.memory.budget.plan(Demand(rows, logit_rows, self._kv_shape.bytes_for(slots)))
+        return self.memory.budget.plan(Demand(rows, logit_rows, self._runtime.kv_shape.bytes_for(slots)))
 
     def prefetch(self) -> float:
         """Begin to read what the next pass streams first; the bytes a second that came, 0 where nothing had to."""
@@ -282,16 +195,7 @@ class LLM:
 
     def close(self) -> None:
         """End the reader and free the weights; the model is of no use afterwards."""
-        # They refer to this model, which would be left to the garbage collector.
-        self._engine.stage.on_layer = self._engine.speculator = None
-        if self._engine.kept is not None:
-            self._engine.kept.clear()
-        self._free()
-
-    def _free(self) -> None:
-        self.weights.close()
-        if self._draft is not None:
-            self._draft.close()
+        self._runtime.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -420,11 +324,6 @@ class LLM:
         finally:
             for completion in completions:
                 self._engine.cancel(completion.generation)
-
-    def _after_layer(self, index: int, read: float, wait: float, compute: float) -> None:
-        self.memory.relieve()
-        if self.on_layer is not None:
-            self.on_layer(index, read, wait, compute)
 
     def text_side(self) -> Tokenizer:
         """The tokenizer. Raises TokenizerError where there is none."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from penstock.kernels import F32
+    from penstock.compute.kernels import F32
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from penstock.compute.kernels import gumbel
 from penstock.errors import NumericsError, UsageError
-from penstock.kernels import gumbel
 
 if TYPE_CHECKING:
-    from penstock.config import GenerationDefaults
-    from penstock.kernels import F32, F64, I64, Kernels
+    from penstock.checkpoints.config import GenerationDefaults
+    from penstock.compute.kernels import F32, F64, I64, Kernels
 
 T = TypeVar("T", int, float)
 

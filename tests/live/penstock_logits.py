@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from penstock import LLM, SamplingParams
-from penstock.kernels import F32
-from penstock.rows import Rows, SequenceRows
+from penstock.compute.kernels import F32
+from penstock.models.rows import Rows, SequenceRows
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, processors
 
 from penstock.errors import ChatTemplateError
-from penstock.tokenizer import Tokenizer
+from penstock.text.tokenizer import Tokenizer
 
 pytest.importorskip("transformers")
 
@@ -163,7 +163,7 @@ def test_rendering(templated: tuple[Any, Path], fixed_day: None, conversation: s
 
 def test_most_of_the_above_render(fixed_day: None) -> None:
     """Lest two errors pass for agreement."""
-    from penstock.chat_template import ChatTemplate
+    from penstock.text.chat_template import ChatTemplate
 
     count = 0
     for name in ("headers", "chatml", "loops"):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from penstock.kernels import F32, F64, Kernels
+from penstock.compute.kernels import F32, F64, Kernels
 from penstock.sampling import Sampler, SamplingRule
 
 torch = pytest.importorskip("torch")

@@ -12,10 +12,10 @@ from penstock.batch.records import Names, read_record
 from penstock.batch.requests import custom_id_of
 from penstock.batch.results import ordered_path, state_path
 from penstock.batch.state import Counts
-from penstock.checkpoint import generation_defaults, open_checkpoint
+from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint
+from penstock.checkpoints.store import find_model
 from penstock.errors import UsageError
-from penstock.model_identity import model_identity
-from penstock.store import find_model
+from penstock.sessions.identity import model_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from penstock.batch.state import GO_ON
+from penstock.disk.new_files import give_name, settle, sync_folder, write_through
 from penstock.errors import PenstockError
-from penstock.new_files import give_name, settle, sync_folder, write_through
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock import machine
 from penstock.batch.opening import Labels, begin_or_resume, check_paths, counts_if_complete, describe
 from penstock.batch.progress import Progress
 from penstock.batch.requests import MOST_LINE_BYTES, RequestFile
@@ -17,7 +16,8 @@ from penstock.batch.worker import MOST_AT_ONCE, Worker
 from penstock.errors import UsageError
 from penstock.llm import LLM
 from penstock.openai_api.answers import DEFAULT_MAX_TOKENS
-from penstock.plan import parse_bytes
+from penstock.planning.plan import parse_bytes
+from penstock.system import machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

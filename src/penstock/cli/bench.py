@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from penstock import benchmark
-from penstock.benchmark import BenchSettings, Result
+from penstock.benchmarks import passes as benchmark
+from penstock.benchmarks.passes import BenchSettings, Result
+from penstock.benchmarks.plot import LastPass, PassPicture, check_plot, draw
 from penstock.cli import options as opt
 from penstock.cli.bench_speculate import Asked, bench_speculate
 from penstock.cli.units import format_seconds, format_size
 from penstock.errors import UsageError
-from penstock.plot import LastPass, PassPicture, check_plot, draw
 
 
 def bench(

@@ -11,12 +11,10 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from penstock.cli.units import format_seconds, format_size
-from penstock.errors import UsageError
-from penstock.plot import check_plot
-from penstock.speculation_benchmark import FIRST, NODES, TextResult, TextSettings, run_text
-from penstock.speculation_plot import draw_acceptance
-from penstock.speculation_seconds import (
+from penstock.benchmarks.acceptance import FIRST, NODES, TextResult, TextSettings, run_text
+from penstock.benchmarks.acceptance_plot import draw_acceptance
+from penstock.benchmarks.plot import check_plot
+from penstock.benchmarks.seconds import (
     RandomResult,
     SecondsSettings,
     SimulatedResult,
@@ -24,6 +22,8 @@ from penstock.speculation_seconds import (
     run_random,
     run_simulated,
 )
+from penstock.cli.units import format_seconds, format_size
+from penstock.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path

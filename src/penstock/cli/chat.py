@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from penstock.completion import Piece, Stats
     from penstock.llm import LLM
     from penstock.sampling import SamplingParams
-    from penstock.session import Session
+    from penstock.sessions.session import Session
 
 SHOWN_CHARACTERS = 400
 """Of each message, when a conversation goes on."""

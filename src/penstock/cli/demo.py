@@ -13,13 +13,15 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.syntax import Syntax
 from rich.table import Table
 
-from penstock import demo as steps
-from penstock import demo_layers, demo_timing, machine
+from penstock.checkpoints.store import DEMO, find_model
 from penstock.cli.stats import layer_table
+from penstock.compute.kernels import Kernels
+from penstock.demo import layers as demo_layers
+from penstock.demo import steps
+from penstock.demo import timing as demo_timing
 from penstock.errors import MemoryCeilingError, PenstockError
-from penstock.kernels import Kernels
-from penstock.probe import measure_compute
-from penstock.store import DEMO, find_model
+from penstock.planning.probe import measure_compute
+from penstock.system import machine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from penstock.completion import Piece
-    from penstock.demo_timing import Timing, Timings, Tokens
+    from penstock.demo.timing import Timing, Timings, Tokens
 
 TABLE_LINES = 17
 SIDE_BY_SIDE = 120

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from penstock.cli.progress import Progress, fit
 from penstock.cli.status_line import StatusLine
-from penstock.engine import MAX_ROWS
-from penstock.forecast import pass_weights
+from penstock.engine.engine import MAX_ROWS
+from penstock.planning.forecast import pass_weights
 
 if TYPE_CHECKING:
     from types import TracebackType

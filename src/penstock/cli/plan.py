@@ -14,11 +14,11 @@ from rich.table import Table
 from penstock.cli import options as opt
 from penstock.cli.plan_guesses import print_guesses
 from penstock.cli.units import format_seconds, format_size
-from penstock.outlook import PROMPTS, Form, Outlook, PlanSettings, Prospect, look
-from penstock.plan import MIB
+from penstock.outlook.outlook import PROMPTS, Form, Outlook, PlanSettings, Prospect, look
+from penstock.planning.plan import MIB
 
 if TYPE_CHECKING:
-    from penstock.forecast import Forecast
+    from penstock.planning.forecast import Forecast
 
 
 def plan(

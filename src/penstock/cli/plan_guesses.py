@@ -8,13 +8,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from penstock.cli.units import format_seconds, format_size
-from penstock.guess_plan import ASSUMED
+from penstock.outlook.guess_plan import ASSUMED
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from penstock.guess_plan import Guesses, Guessing
-    from penstock.outlook import Form, Outlook, Prospect
+    from penstock.outlook.guess_plan import Guesses, Guessing
+    from penstock.outlook.outlook import Form, Outlook, Prospect
 
 DRAFTERS = {"coarse": "its own coarse weights", "draft": "the draft", "": "nothing that pays"}
 

@@ -19,7 +19,7 @@ from penstock.cli.stats import print_layers, print_stats, stats_object
 from penstock.errors import UsageError
 from penstock.llm import LLM
 from penstock.sampling import SamplingParams
-from penstock.session import Session
+from penstock.sessions.session import Session
 from penstock.trace import Trace
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from penstock import machine
 from penstock.cli import options as opt
 from penstock.errors import UsageError
 from penstock.llm import LLM
-from penstock.plan import parse_bytes
+from penstock.planning.plan import parse_bytes
+from penstock.system import machine
 
 SERVER_PACKAGES = 'Install those of the extra "serve": pip install fastapi uvicorn prometheus-client.'
 

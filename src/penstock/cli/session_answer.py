@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from penstock.errors import UsageError
-from penstock.session_log import SessionWarning
+from penstock.sessions.log import SessionWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from penstock.completion import Piece
     from penstock.sampling import SamplingParams
-    from penstock.session import Session
+    from penstock.sessions.session import Session
 
 
 def session_answer(

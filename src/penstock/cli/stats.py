@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from penstock import machine
 from penstock.cli.units import format_seconds, format_size
-from penstock.forecast import bf16_bytes
-from penstock.stored_size import holds_packed
+from penstock.planning.forecast import bf16_bytes
+from penstock.planning.stored_size import holds_packed
+from penstock.system import machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from penstock.completion import Stats
     from penstock.llm import LLM
-    from penstock.stage import PartStats, PassTotals
+    from penstock.models.stage import PartStats, PassTotals
 
 console = Console(stderr=True, highlight=False)
 SHOWN_DEPTHS = 8

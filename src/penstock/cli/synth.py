@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from penstock.cli import options as opt
-from penstock.shapes import SHAPES, shape_config
-from penstock.synth import synthesize
+from penstock.synth.shapes import SHAPES, shape_config
+from penstock.synth.synth import synthesize
 
 
 def synth(

@@ -21,8 +21,8 @@ def unpack(
     threads: opt.Threads = None,
 ) -> None:
     """Write the original files of a packed model, byte for byte; files that are there already are compared."""
+    from penstock.checkpoints.store import find_model
     from penstock.packing.unpack import unpack as unpack_model
-    from penstock.store import find_model
 
     with byte_bar("unpacking", resumes=True) as on_progress:
         result = unpack_model(find_model(packed), out, shard=shard, threads=threads, on_progress=on_progress)

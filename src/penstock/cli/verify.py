@@ -20,8 +20,8 @@ def verify(
     threads: opt.Threads = None,
 ) -> None:
     """Check all checksums of a packed model; with --against, also that every tensor is the original one."""
+    from penstock.checkpoints.store import find_model
     from penstock.packing.verify import verify as verify_model
-    from penstock.store import find_model
 
     path = find_model(model)
     with byte_bar("verifying") as on_progress:

@@ -27,7 +27,7 @@ from penstock.errors import CheckpointError
 from penstock.hub.repository import TIMEOUT_SECONDS, HubFile, Repository, auth_headers, http_errors, hub_errors
 
 if TYPE_CHECKING:
-    from penstock.kernels import U8
+    from penstock.compute.kernels import U8
 
 Range = tuple[int, int]
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock.checkpoints.packed import read_packed
+from penstock.disk.files import Extent, Files, aligned_buffer
+from penstock.disk.in_order import in_order
+from penstock.disk.new_files import SYNC_BYTES, give_name, settle
 from penstock.errors import CheckpointError, ChecksumError
-from penstock.files import Extent, Files, aligned_buffer
-from penstock.in_order import in_order
-from penstock.new_files import SYNC_BYTES, give_name, settle
-from penstock.packed import read_packed
 from penstock.packing.pack_file import pack_file
 from penstock.packing.pack_runs import PassOrder
 from penstock.packing.packed_chunks import RUN_BYTES, RUNS_AHEAD, original_bytes
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
+    from penstock.compute.kernels import U8
     from penstock.hub.folder import HubFolder
-    from penstock.kernels import U8
     from penstock.packing.pack_folder import Original, PackFolder
 
 

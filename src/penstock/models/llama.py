@@ -15,18 +15,18 @@ import numpy as np
 
 from penstock.errors import UsageError
 from penstock.models.rope import inverse_frequencies
-from penstock.rows import Rows, SequenceRows
-from penstock.weights import residency_order
+from penstock.models.rows import Rows, SequenceRows
+from penstock.weights.weights import residency_order
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-    from penstock.checkpoint import Tensor
-    from penstock.config import ModelConfig
+    from penstock.checkpoints.checkpoint import Tensor
+    from penstock.checkpoints.config import ModelConfig
+    from penstock.compute.kernels import F32, I64, Kernels
     from penstock.events import Events
-    from penstock.kernels import F32, I64, Kernels
-    from penstock.kv_cache import KvCache
-    from penstock.pieces import PieceData
+    from penstock.models.kv_cache import KvCache
+    from penstock.weights.pieces import PieceData
 
 EMBEDDING = "model.embed_tokens.weight"
 LAYER_PARTS = (

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from penstock.config import RopeConfig
-    from penstock.kernels import F32
+    from penstock.checkpoints.config import RopeConfig
+    from penstock.compute.kernels import F32
 
 ONE = np.float32(1)
 

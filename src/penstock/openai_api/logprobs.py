@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from penstock.logprobs import TokenLogprobs
-    from penstock.tokenizer import Tokenizer
+    from penstock.text.tokenizer import Tokenizer
 
 
 def chat_logprobs(tokenizer: Tokenizer | None, tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:

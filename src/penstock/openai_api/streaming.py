@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from penstock.completion import Piece
     from penstock.openai_api.answers import Prepared
     from penstock.openai_api.requests import StreamOptions
-    from penstock.tokenizer import Tokenizer
+    from penstock.text.tokenizer import Tokenizer
 
 
 class Chunks:

@@ -9,17 +9,17 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from penstock.disk.files import Extent, Files, aligned_buffer
+from penstock.disk.in_order import in_order
 from penstock.errors import PenstockError, UsageError
-from penstock.files import Extent, Files, aligned_buffer
-from penstock.in_order import in_order
 from penstock.packing.packed_chunks import RUNS_AHEAD, read_run, runs, same_bytes
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
-    from penstock.kernels import U8
-    from penstock.packed import PackedFile
+    from penstock.checkpoints.packed import PackedFile
+    from penstock.compute.kernels import U8
     from penstock.packing.packed_chunks import Run
 
 

@@ -16,29 +16,29 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.checkpoint import expected_tensors, open_checkpoint
-from penstock.config import CheckpointWarning, parse_config
-from penstock.cuts import cut
+from penstock.checkpoints.checkpoint import expected_tensors, open_checkpoint
+from penstock.checkpoints.config import CheckpointWarning, parse_config
+from penstock.checkpoints.cuts import cut
+from penstock.checkpoints.format import read_header
+from penstock.checkpoints.layout import COMPLETE, INDEX, SINGLE, LocalFolder, find_layout
+from penstock.checkpoints.packed import is_packed_file, read_packed
+from penstock.checkpoints.strict_json import read_json_object
+from penstock.compute.kernels import default_threads
+from penstock.disk.files import Files
 from penstock.errors import CheckpointError, UsageError
-from penstock.files import Files
-from penstock.format import read_header
-from penstock.kernels import default_threads
-from penstock.layout import COMPLETE, INDEX, SINGLE, LocalFolder, find_layout
-from penstock.machine import return_large_arrays
-from penstock.packed import is_packed_file, read_packed
 from penstock.packing.free_original import check_may_free, free_original
 from penstock.packing.pack_file import pack_file
 from penstock.packing.pack_folder import Original, PackFolder, open_pack_folder, packed_files
 from penstock.packing.pack_runs import PassOrder
 from penstock.packing.side_files import CONFIG, ORIGINAL_INDEX, packed_index, side_files
 from penstock.packing.sources import READ_THREADS, LocalSource
-from penstock.strict_json import read_json_object
+from penstock.system.machine import return_large_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from penstock.config import ModelConfig
-    from penstock.format import Header
+    from penstock.checkpoints.config import ModelConfig
+    from penstock.checkpoints.format import Header
 
 Progress = Callable[[int, int], None]
 

@@ -12,9 +12,9 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from penstock.format import parse_header
-from penstock.in_order import in_order
-from penstock.new_files import give_name
+from penstock.checkpoints.format import parse_header
+from penstock.disk.in_order import in_order
+from penstock.disk.new_files import give_name
 from penstock.packing.pack_runs import Buffers
 from penstock.packing.packed_chunks import RUNS_AHEAD
 from penstock.packing.packed_writer import Journal, PackedWriter

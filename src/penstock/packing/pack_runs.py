@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock import codec
-from penstock.cuts import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, coarse_stream_bytes, cut, padded, stream_names
+from penstock.checkpoints.cuts import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, coarse_stream_bytes, cut, padded, stream_names
+from penstock.checkpoints.layout import canonical_name
+from penstock.checkpoints.strict_json import shown
+from penstock.compute import codec
 from penstock.errors import PenstockError
-from penstock.layout import canonical_name
 from penstock.packing.packed_chunks import RUN_BYTES, same_bytes
-from penstock.pages import HUGE_PAGE_BYTES, page_array
-from penstock.strict_json import shown
+from penstock.system.pages import HUGE_PAGE_BYTES, page_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from penstock.cuts import Cut
-    from penstock.format import Header, TensorInfo
-    from penstock.kernels import U8
+    from penstock.checkpoints.cuts import Cut
+    from penstock.checkpoints.format import Header, TensorInfo
+    from penstock.compute.kernels import U8
 
 
 @dataclass(frozen=True)

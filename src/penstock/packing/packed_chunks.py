@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock import codec
+from penstock.checkpoints.packed import PACK_AGAIN
+from penstock.checkpoints.strict_json import shown
+from penstock.compute import codec
+from penstock.disk.files import aligned_buffer
+from penstock.disk.in_order import in_order
 from penstock.errors import ChecksumError, FormatError
-from penstock.files import aligned_buffer
-from penstock.in_order import in_order
-from penstock.packed import PACK_AGAIN
 from penstock.packing.sources import READ_THREADS, READS_AHEAD
-from penstock.pages import page_array
-from penstock.strict_json import shown
+from penstock.system.pages import page_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from penstock.files import Extent, Files
-    from penstock.kernels import U8
-    from penstock.packed import PackedFile, PackedTensor
+    from penstock.checkpoints.packed import PackedFile, PackedTensor
+    from penstock.compute.kernels import U8
+    from penstock.disk.files import Extent, Files
 
 RUN_BYTES = 4 << 20
 """Original bytes of the chunks that are worked on together."""

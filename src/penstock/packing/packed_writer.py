@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from penstock import packed
-from penstock.cuts import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, padded
+from penstock.checkpoints import packed
+from penstock.checkpoints.cuts import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, padded
+from penstock.checkpoints.packed import RECORD
+from penstock.disk.files import Files
+from penstock.disk.in_order import in_order
+from penstock.disk.new_files import SYNC_BYTES, settle
 from penstock.errors import ReadError
-from penstock.files import Files
-from penstock.in_order import in_order
-from penstock.new_files import SYNC_BYTES, settle
-from penstock.packed import RECORD
 from penstock.packing.pack_runs import plan
 from penstock.packing.packed_chunks import RUNS_AHEAD, Run, read_run, runs
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from penstock.format import Header
+    from penstock.checkpoints.format import Header
     from penstock.packing.pack_runs import Encoded, PackRun, PassOrder, Planned
 
     Records = npt.NDArray[np.void]

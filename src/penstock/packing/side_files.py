@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.layout import INDEX
+from penstock.checkpoints.layout import INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from penstock.packed import PackedFile
+    from penstock.checkpoints.packed import PackedFile
 
 CONFIG = "config.json"
 ORIGINAL_INDEX = f"original.{INDEX}"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from penstock.files import Extent, Files, aligned_buffer
-from penstock.in_order import in_order
+from penstock.disk.files import Extent, Files, aligned_buffer
+from penstock.disk.in_order import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
-    from penstock.kernels import U8
+    from penstock.compute.kernels import U8
 
 READ_THREADS = 4
 READS_AHEAD = 6

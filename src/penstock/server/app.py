@@ -16,7 +16,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from penstock import machine
 from penstock.llm import LONG_TEXT
 from penstock.openai_api.answers import prepare
 from penstock.openai_api.errors import RequestError
@@ -29,6 +28,7 @@ from penstock.server.guard import Guard
 from penstock.server.job import Job
 from penstock.server.page import chat_page
 from penstock.server.replies import StreamReply, WholeReply
+from penstock.system import machine
 
 if TYPE_CHECKING:
     from penstock.openai_api.answers import Prepared

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from penstock.llm import LLM
+    from penstock.models.stage import PassStats
     from penstock.openai_api.answers import Answers
-    from penstock.stage import PassStats
 
 PASS_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 2, 3, 5, 8, 12, 20, 30, 60, 120, 300)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from penstock.kernels import F32
+    from penstock.compute.kernels import F32
     from penstock.speculate.drafter import Drafter, Guess
     from penstock.speculate.tree import Tree
 

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock.checkpoints.packed import PackedTensor
+from penstock.compute.levels import CoarseRows
 from penstock.events import Events
-from penstock.levels import CoarseRows
 from penstock.models.llama import head_name, layer_matrices
-from penstock.packed import PackedTensor
-from penstock.pieces import CoarseBytes, PlainData
 from penstock.speculate.exact_head import ExactRows
 from penstock.speculate.model_drafter import ModelDrafter
+from penstock.weights.pieces import CoarseBytes, PlainData
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
-    from penstock.checkpoint import Tensor
-    from penstock.kernels import F32, I64, U8, Kernels
+    from penstock.checkpoints.checkpoint import Tensor
+    from penstock.compute.kernels import F32, I64, U8, Kernels
     from penstock.models.llama import Llama
-    from penstock.pieces import PieceData
     from penstock.speculate.drafter import Guess
     from penstock.speculate.tree import Tree
-    from penstock.weights import Weights
+    from penstock.weights.pieces import PieceData
+    from penstock.weights.weights import Weights
 
 LEVEL_BYTES = 8
 """What a row takes besides its coarse bits."""

@@ -9,26 +9,26 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from penstock.checkpoint import open_checkpoint
+from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.compute.levels import nibble_bytes
+from penstock.disk.reader import Ring
 from penstock.errors import UsageError
 from penstock.events import Events
-from penstock.kv_cache import KvShape
-from penstock.levels import nibble_bytes
+from penstock.models.kv_cache import KvShape
 from penstock.models.llama import Llama, pass_order
-from penstock.pieces import PlainData, largest_chunk
-from penstock.reader import Ring
-from penstock.tokenizer import Tokenizer
-from penstock.weights import Weights
+from penstock.text.tokenizer import Tokenizer
+from penstock.weights.pieces import PlainData, largest_chunk
+from penstock.weights.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
-    from penstock.checkpoint import Tensor
-    from penstock.config import ModelConfig
-    from penstock.kernels import F32, I64, Kernels
-    from penstock.levels import NibbleRows
-    from penstock.pieces import PieceData, StoredData
+    from penstock.checkpoints.checkpoint import Tensor
+    from penstock.checkpoints.config import ModelConfig
+    from penstock.compute.kernels import F32, I64, Kernels
+    from penstock.compute.levels import NibbleRows
+    from penstock.weights.pieces import PieceData, StoredData
 
 Form = Literal["whole", "4 bits"]
 LOADING = Ring(depth=4, piece_bytes=4 << 20, reads=4)

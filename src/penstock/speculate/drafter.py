@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from penstock.kernels import F32
+    from penstock.compute.kernels import F32
     from penstock.speculate.tree import Tree
 
 MOST_GUESSES = 8

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from penstock.checkpoint import expected_tensors
-from penstock.kv_cache import KvCache
+from penstock.checkpoints.checkpoint import expected_tensors
+from penstock.models.kv_cache import KvCache
 from penstock.models.llama import draft_order
-from penstock.plan import activation_bytes
+from penstock.planning.plan import activation_bytes
 from penstock.speculate.coarse import LEVEL_BYTES, CoarseDrafter
 from penstock.speculate.exact_head import KEPT_BYTES
 from penstock.speculate.grow import BATCH
@@ -16,11 +16,11 @@ from penstock.speculate.model_drafter import ModelDrafter
 from penstock.speculate.recycling import ENTRY_BYTES, Recycling
 
 if TYPE_CHECKING:
-    from penstock.config import ModelConfig
+    from penstock.checkpoints.config import ModelConfig
     from penstock.models.llama import Llama
     from penstock.speculate.draft_model import DraftModel, Form
     from penstock.speculate.drafter import Drafter
-    from penstock.weights import Weights
+    from penstock.weights.weights import Weights
 
 
 def free_drafters(model: Llama, weights: Weights) -> list[Drafter]:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock import codec
-from penstock.files import Extent
-from penstock.packed import PackedTensor
+from penstock.checkpoints.packed import PackedTensor
+from penstock.compute import codec
+from penstock.disk.files import Extent
 
 if TYPE_CHECKING:
-    from penstock.kernels import F32, I64, U8, Kernels
-    from penstock.pieces import CoarseBytes
-    from penstock.weights import Weights
+    from penstock.compute.kernels import F32, I64, U8, Kernels
+    from penstock.weights.pieces import CoarseBytes
+    from penstock.weights.weights import Weights
 
 READS = 8
 """Rows that are read at once."""

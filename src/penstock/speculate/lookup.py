@@ -15,7 +15,7 @@ from penstock.speculate.drafter import Guess
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from penstock.kernels import F32
+    from penstock.compute.kernels import F32
     from penstock.speculate.tree import Tree
 
 ORDERS = {1: 2.0, 2: 1.5, 3: 1.0, 4: 0.75, 6: 0.5, 8: 0.25}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.rows import Rows, SequenceRows
+from penstock.models.rows import Rows, SequenceRows
 from penstock.speculate.drafter import MOST_GUESSES, Guess
 from penstock.speculate.recycling import largest
 from penstock.speculate.sharpness import Sharpness
@@ -22,8 +22,8 @@ from penstock.speculate.sharpness import Sharpness
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from penstock.kernels import F32, F64, I64
-    from penstock.kv_cache import KvCache
+    from penstock.compute.kernels import F32, F64, I64
+    from penstock.models.kv_cache import KvCache
     from penstock.models.llama import Llama
     from penstock.speculate.tree import Tree
 

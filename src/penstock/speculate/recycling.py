@@ -14,7 +14,7 @@ from penstock.speculate.drafter import MOST_GUESSES, Guess
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from penstock.kernels import F32, F64, I64
+    from penstock.compute.kernels import F32, F64, I64
     from penstock.speculate.tree import Tree
 
 ENTRY_BYTES = MOST_GUESSES * (4 + 2)

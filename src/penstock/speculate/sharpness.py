@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from penstock.kernels import F64, I64
+    from penstock.compute.kernels import F64, I64
 
 CHOICES = np.array([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0])
 TYPICAL_WEIGHT = 2.0

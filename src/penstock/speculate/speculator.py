@@ -12,12 +12,12 @@ from penstock.speculate.grow import MOST_NODES, Growth
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from penstock.kernels import F32
+    from penstock.compute.kernels import F32
+    from penstock.models.stage import PassStats
     from penstock.speculate.costs import Costs
     from penstock.speculate.drafter import Drafter
     from penstock.speculate.tree import Tree
     from penstock.speculate.worth import Worth
-    from penstock.stage import PassStats
 
 MOST_FIXED_NODES = 4096
 LEAST_ROOM = 32

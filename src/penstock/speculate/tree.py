@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from penstock.kv_cache import KvCache
+    from penstock.models.kv_cache import KvCache
     from penstock.sampling import Sampler
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from penstock.models.stage import PassStats
     from penstock.speculate.tree import Tree
-    from penstock.stage import PassStats
 
 PASSES = 12
 """After so many a verdict is due; then older ones count half."""

@@ -1,0 +1,1 @@
+"""What `penstock bench` measures, and draws."""

@@ -1,0 +1,305 @@
+"""How often guesses are right on real text, and how many tokens that makes a pass bring.
+
+Prompts are cut from a text, and each is completed plainly first. Every further run has to bring the same tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from penstock.benchmarks.timed_decoding import Decoding, decode, fresh_speculator, guessing, own_drafters, require_equal
+from penstock.errors import TokenizerError, UsageError
+from penstock.llm import LLM
+from penstock.sampling import SamplingParams
+from penstock.speculate.asking import Asking, FirstOnly, Overheard
+from penstock.speculate.recycling import Recycling
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from penstock.speculate.drafter import Drafter
+
+    Tell = Callable[[str], None]
+
+NODES = (1, 4, 16, 64, 256)
+TEMPERATURES = (0.0, 1.0)
+FIRST = (1, 2, 4, 8)
+"""How many of a drafter's guesses at a position are looked at."""
+TOGETHER, RECYCLING = "together", "recycling"
+LONGEST_CHAIN = 128
+"""Longer ones would bring next to nothing more."""
+OVERSHOOT = 300
+"""Tokens that the last pass of a run may bring beyond those that were asked for."""
+PAGE_BREAK = "\n\f\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSettings:
+    """What to run; `draft`, `memory`, `threads` and `kv_dtype` as for LLM.open.
+
+    Raises UsageError for counts below 1.
+    """
+
+    text: Path
+    """UTF-8; documents are separated by a line with a form feed."""
+    draft: str | None = None
+    nodes: tuple[int, ...] = NODES
+    prompts: int = 20
+    prompt_tokens: int = 200
+    tokens: int = 64
+    """To bring, after the first of each prompt."""
+    memory: str | int | None = None
+    threads: int | None = None
+    kv_dtype: str = "bf16"
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "prompt_tokens", "tokens"):
+            if getattr(self, name) < 1:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} {getattr(self, name)}: at least 1 is needed.", f"Raise {option}.")
+        if min(self.nodes) < 1:
+            raise UsageError(f"--draft-nodes {min(self.nodes)}: at least 1 is needed.", "Raise --draft-nodes.")
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What one drafter, or those of the model together, made of all prompts with so many guesses a pass."""
+
+    drafter: str
+    temperature: float
+    nodes: int
+    tokens: int
+    passes: int
+    tokens_per_pass: float
+    """Mean over the passes."""
+    nodes_per_pass: float
+    right_by_depth: list[float]
+    """Of the passes that had guesses so many tokens on, the share of which one was right."""
+    asked_per_pass: float
+    """Nodes that drafters which take time were asked about,"""
+    steps_per_pass: float
+    """and how often: of one node or many at once."""
+    draft_seconds_per_pass: float
+    seconds_per_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A tree's run, and one with a chain of a drafter's first guesses that cost as much drafting."""
+
+    drafter: str
+    temperature: float
+    nodes: int
+    """Of the tree."""
+    tree_tokens_per_pass: float
+    same: str
+    """What both had as many of: "steps" is the measure where a step takes as long for one node as for many, as it does
+    while memory is what limits it; "rows" where each node takes its time."""
+    length: int
+    """Of the chain, at most LONGEST_CHAIN."""
+    tokens_per_pass: float
+
+
+@dataclass(frozen=True, slots=True)
+class FirstGuesses:
+    """How often the model's choice was among a drafter's first guesses, asked at every position of the texts."""
+
+    drafter: str
+    temperature: float
+    positions: int
+    within: dict[int, float]
+    """Share of the positions, by the number of guesses."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextResult:
+    """Of a text; `identical`: every run brought the tokens of plain decoding, or there would be no result."""
+
+    model: str
+    draft: str | None
+    text: str
+    prompts: int
+    prompt_tokens: int
+    tokens: int
+    acceptance: list[Acceptance]
+    chains: list[Chain]
+    first_guesses: list[FirstGuesses]
+    together: list[str]
+    """The drafters that the model uses by itself."""
+    identical: bool = True
+
+    def as_object(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"measures": "acceptance on a text"} | asdict(self)
+
+
+def run_text(model: str | os.PathLike[str], settings: TextSettings, *, tell: Tell = lambda doing: None) -> TextResult:
+    """Open MODEL and measure its drafters on a text, at temperatures 0 and 1.
+
+    Raises as LLM.open does, UsageError for a text that is too short, TokenizerError where the model has no tokenizer,
+    and PenstockError where guesses changed a token.
+    """
+    tell("opening")
+    with LLM.open(
+        model, memory=settings.memory, threads=settings.threads, draft=settings.draft, kv_dtype=settings.kv_dtype
+    ) as llm:
+        prompts = cut_prompts(llm, read_text(settings.text), settings.prompts, settings.prompt_tokens)
+        runs = [_Runs(llm, prompts, temperature, settings, tell) for temperature in TEMPERATURES]
+        for each in runs:
+            each.measure()
+        return TextResult(
+            str(model),
+            settings.draft,
+            settings.text.name,
+            settings.prompts,
+            settings.prompt_tokens,
+            settings.tokens,
+            [one for each in runs for one in each.acceptance],
+            [one for each in runs for one in each.chains],
+            [one for each in runs for one in each.first_guesses],
+            [drafter.name for drafter in own_drafters(llm)],
+        )
+
+
+def read_text(path: Path) -> str:
+    """Raises UsageError where there is none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}.", "Let --text name a file.") from error
+
+
+def cut_prompts(llm: LLM, text: str, count: int, length: int) -> list[list[int]]:
+    """`count` pieces of `length` tokens from all over a text's documents, none across two of them; always the same.
+
+    Where the tokenizer begins texts with a token of its own, each piece has that in front. Raises UsageError where
+    no document is so long, TokenizerError.
+    """
+    if llm.tokenizer is None:
+        raise TokenizerError("This checkpoint has no tokenizer, so it cannot take text.", "Measure with --random.")
+    tokenizer, first = llm.tokenizer, llm.encode("")[:1]
+    length -= len(first)
+    documents = [tokenizer.encode(part, add_special_tokens=False) for part in text.split(PAGE_BREAK)]
+    starts = [(document, begin) for document in documents for begin in range(len(document) - length + 1)]
+    if not starts or length < 1:
+        longest = max(map(len, documents))
+        raise UsageError(
+            f"The longest document of the text has {longest} tokens, and a prompt {length + len(first)}.",
+            "Lower --prompt-tokens, or give a longer text.",
+        )
+    chosen = (starts[(2 * i + 1) * len(starts) // (2 * count)] for i in range(count))
+    return [first + document[begin : begin + length] for document, begin in chosen]
+
+
+class _Runs:
+    """All runs at one temperature."""
+
+    def __init__(
+        self, llm: LLM, prompts: Sequence[list[int]], temperature: float, settings: TextSettings, tell: Tell
+    ) -> None:
+        self.acceptance: list[Acceptance] = []
+        self.chains: list[Chain] = []
+        self.first_guesses: list[FirstGuesses] = []
+        self._llm = llm
+        self._prompts = prompts
+        self._temperature = temperature
+        self._settings = settings
+        self._tell = tell
+        self._plain: list[Decoding] = []
+
+    def measure(self) -> None:
+        self._plain = self._decode("plain decoding", [], None)
+        own = list(own_drafters(self._llm))
+        others: list[Drafter] = [] if RECYCLING in [drafter.name for drafter in own] else [self._recycling()]
+        for drafter in (*own, *others):
+            for nodes in self._settings.nodes:
+                tree = self._grow(drafter.name, [drafter], nodes)
+                if not drafter.free:
+                    self._chain(drafter, tree)
+        for nodes in self._settings.nodes:
+            self._grow(TOGETHER, own, nodes)
+        for drafter in own:
+            if not drafter.free:
+                self._overhear(drafter)
+
+    def _recycling(self) -> Drafter:
+        """One that has learned nothing: what it knows outlives a text."""
+        return Recycling(self._llm.config.vocab_size)
+
+    def _grow(self, name: str, drafters: Sequence[Drafter], nodes: int) -> Acceptance:
+        asking = [Asking(self._recycling() if drafter.name == RECYCLING else drafter) for drafter in drafters]
+        runs = self._decode(f"{name}, {nodes} guesses", asking, nodes)
+        self.acceptance.append(_acceptance(name, self._temperature, nodes, runs, asking))
+        return self.acceptance[-1]
+
+    def _chain(self, drafter: Drafter, tree: Acceptance) -> None:
+        for same, cost in (("steps", tree.steps_per_pass), ("rows", tree.asked_per_pass)):
+            length = min(max(1, round(cost)), LONGEST_CHAIN)
+            asking = [FirstOnly(drafter)]
+            runs = self._decode(f"{drafter.name}, a chain of {length}", asking, length)
+            chain = _acceptance(drafter.name, self._temperature, length, runs, asking)
+            rates = tree.tokens_per_pass, same, length, chain.tokens_per_pass
+            self.chains.append(Chain(drafter.name, self._temperature, tree.nodes, *rates))
+
+    def _overhear(self, drafter: Drafter) -> None:
+        within, positions = dict.fromkeys(FIRST, 0), 0
+        for index, (prompt, plain) in enumerate(zip(self._prompts, self._plain, strict=True)):
+            self._say(f"{drafter.name}, its first guesses", index)
+            overheard = Overheard(drafter)
+            with guessing(self._llm, fresh_speculator(self._llm, [overheard], 1)):
+                self._one(index, "first guesses")
+            for position, guesses in overheard.guesses.items():
+                choice = plain.token_ids[position - len(prompt)]
+                positions += 1
+                for count in FIRST:
+                    within[count] += choice in [guess.token for guess in guesses[:count]]
+        shares = {count: hits / max(1, positions) for count, hits in within.items()}
+        self.first_guesses.append(FirstGuesses(drafter.name, self._temperature, positions, shares))
+
+    def _decode(self, doing: str, drafters: Sequence[Drafter], nodes: int | None) -> list[Decoding]:
+        """Complete all prompts; what was learned about guesses is kept from one to the next."""
+        speculator = fresh_speculator(self._llm, drafters, nodes) if drafters else None
+        runs = []
+        with guessing(self._llm, speculator):
+            for index in range(len(self._prompts)):
+                self._say(doing, index)
+                runs.append(self._one(index, doing))
+        return runs
+
+    def _one(self, index: int, doing: str) -> Decoding:
+        tokens = self._settings.tokens
+        most = 1 + tokens + (OVERSHOOT if self._plain else 0)
+        params = SamplingParams(temperature=self._temperature, seed=index, max_tokens=most, ignore_eos=True)
+        run = decode(self._llm, self._prompts[index], params, tokens)
+        if self._plain:
+            require_equal(self._plain[index].token_ids, run.token_ids, f"Prompt {index}, {doing}")
+        return run
+
+    def _say(self, doing: str, index: int) -> None:
+        self._tell(f"temperature {self._temperature:g}: {doing}; prompt {index + 1} of {len(self._prompts)}")
+
+
+def _acceptance(
+    name: str, temperature: float, nodes: int, runs: Sequence[Decoding], drafters: Sequence[Asking]
+) -> Acceptance:
+    paid = [drafter for drafter in drafters if not drafter.free]
+    tokens, passes = sum(run.tokens for run in runs), sum(len(run.passes) for run in runs)
+    reached = sum((run.guesses.reached for run in runs), start=type(runs[0].guesses.reached)())
+    right = sum((run.guesses.right for run in runs), start=type(reached)())
+    return Acceptance(
+        drafter=name,
+        temperature=temperature,
+        nodes=nodes,
+        tokens=tokens,
+        passes=passes,
+        tokens_per_pass=tokens / passes,
+        nodes_per_pass=sum(run.guesses.nodes for run in runs) / passes,
+        right_by_depth=[right[depth] / count for depth, count in sorted(reached.items())],
+        asked_per_pass=sum(drafter.nodes for drafter in paid) / passes,
+        steps_per_pass=sum(drafter.steps for drafter in paid) / passes,
+        draft_seconds_per_pass=sum(one.totals.draft_seconds for run in runs for one in run.passes) / passes,
+        seconds_per_token=sum(run.seconds for run in runs) / tokens,
+    )

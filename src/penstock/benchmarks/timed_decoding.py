@@ -1,0 +1,112 @@
+"""One sequence decoded and timed pass by pass, with guesses or without: what the benchmarks of guessing share."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from penstock.errors import PenstockError
+from penstock.planning.forecast import pass_weights
+from penstock.speculate.costs import Costs
+from penstock.speculate.speculator import Record, Speculator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from penstock.llm import LLM
+    from penstock.models.stage import PassTotals
+    from penstock.sampling import Sampler, SamplingParams
+    from penstock.speculate.drafter import Drafter
+
+
+@dataclass(frozen=True, slots=True)
+class TimedPass:
+    """A pass after the prompt's: wall seconds, guessing and drawing included, and the tokens that it brought."""
+
+    seconds: float
+    tokens: int
+    totals: PassTotals
+
+
+@dataclass(slots=True)
+class Decoding:
+    """The tokens of a sequence, the first of them drawn by the prompt's pass, and the passes of the others."""
+
+    token_ids: list[int]
+    passes: list[TimedPass] = field(default_factory=list)
+    guesses: Record = field(default_factory=Record)
+
+    @property
+    def seconds(self) -> float:
+        """Of the passes."""
+        return sum(one.seconds for one in self.passes)
+
+    @property
+    def tokens(self) -> int:
+        """That the passes brought."""
+        return sum(one.tokens for one in self.passes)
+
+
+def decode(
+    llm: LLM,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    tokens: int,
+    sampler: Callable[[Sampler], Sampler] = lambda sampler: sampler,
+) -> Decoding:
+    """Complete a prompt until the passes after the prompt's have brought `tokens` tokens or more.
+
+    The last pass is a whole one where `params` allow more tokens than that, so tokens and passes are in proportion.
+    `sampler`: puts another in place of the sequence's. Raises as LLM.stream does.
+    """
+    engine = llm._engine
+    engine.check_prompt(prompt)
+    most = llm.memory.most_tokens([len(prompt)], params.max_tokens, llm.context)
+    generation = engine.add(prompt, params, most)
+    generation.sampler = sampler(generation.sampler)
+    out = Decoding(generation.token_ids, guesses=generation.guesses)
+    try:
+        while generation.finish_reason is None and out.tokens < tokens:
+            begin, before = time.perf_counter(), len(generation.token_ids)
+            stats = engine.step()
+            if generation.error is not None:
+                raise generation.error
+            if before:
+                drawn = len(generation.token_ids) - before
+                out.passes.append(TimedPass(time.perf_counter() - begin, drawn, stats.totals()))
+    finally:
+        engine.cancel(generation)
+    return out
+
+
+@contextmanager
+def guessing(llm: LLM, speculator: Speculator | None) -> Iterator[None]:
+    """Let another speculator guess, or none."""
+    engine = llm._engine
+    own, engine.speculator = engine.speculator, speculator
+    try:
+        yield
+    finally:
+        engine.speculator = own
+
+
+def fresh_speculator(llm: LLM, drafters: Sequence[Drafter], nodes: int | None) -> Speculator:
+    """One that has learned nothing yet. `nodes`: guesses a pass, None for the engine's choice."""
+    return Speculator(drafters, Costs(pass_weights(llm.config)), nodes)
+
+
+def own_drafters(llm: LLM) -> list[Drafter]:
+    """Those that the model was opened with."""
+    return [] if llm._engine.speculator is None else llm._engine.speculator.drafters
+
+
+def require_equal(plain: Sequence[int], tokens: Sequence[int], doing: str) -> None:
+    """Raise PenstockError where guesses changed a token; either may be longer than the other."""
+    for index, (expected, got) in enumerate(zip(plain, tokens)):  # noqa: B905
+        if expected != got:
+            raise PenstockError(
+                f"{doing}: token {index} is {got}, and {expected} in plain decoding.",
+                "Guesses must not change a token: please report this with the model and the command.",
+            )

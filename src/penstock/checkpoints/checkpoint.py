@@ -1,0 +1,211 @@
+"""Checkpoints in the Hugging Face layout: which tensor lies where, checked against the config.
+
+Opening reads configs and headers and no tensor's data.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeAlias
+
+from penstock.checkpoints.config import (
+    CheckpointWarning,
+    GenerationDefaults,
+    ModelConfig,
+    parse_config,
+    parse_generation_defaults,
+)
+from penstock.checkpoints.format import DType, Header, TensorInfo, read_header
+from penstock.checkpoints.layout import (
+    COMPLETE,
+    INDEX,
+    USE_ORIGINAL,
+    Layout,
+    LocalFolder,
+    canonical_name,
+    check_directory,
+    find_layout,
+)
+from penstock.checkpoints.packed import PackedTensor, is_packed_file, read_packed
+from penstock.checkpoints.strict_json import Fields, listed, read_json_object, shown
+from penstock.errors import CheckpointError, FormatError, UnsupportedError
+
+WEIGHT_DTYPES = (DType.BF16, DType.F16, DType.F32)
+
+# What GPTQ, AWQ, bitsandbytes, compressed-tensors and MLX store beside or instead of a layer's weight.
+_QUANTIZED_NAME = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|weight_packed|weight_scale|weight_scale_inv|weight_zero_point"
+    r"|weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*))$"
+)
+_UNQUANTIZED_DTYPES = (DType.BOOL, DType.F64, DType.C64)
+
+
+Tensor: TypeAlias = TensorInfo | PackedTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a file holds: its header, and the tensors, which a packed file has in another form than the header says."""
+
+    header: Header
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose tensors are just those that its config asks for, in the order in which a pass uses them.
+
+    `tensors` has the canonical names ("model.layers.0.self_attn.q_proj.weight"), as has each TensorInfo's `name`,
+    whatever the file calls it. `files` are all files with weights.
+    """
+
+    path: Path
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    files: tuple[Path, ...]
+
+
+def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
+    """Open the checkpoint in the directory `path`.
+
+    Raises CheckpointError where there is none or it is incomplete or contradicts its config, FormatError for broken
+    files, UnsupportedError for models, dtypes and formats that Penstock does not run. Warns once
+    (CheckpointWarning) of tensors that it passes over.
+    """
+    path = Path(path)
+    try:
+        check_directory(path)
+        config = parse_config(read_json_object(path / "config.json"), str(path / "config.json"))
+        layout = find_layout(LocalFolder(path), config)
+        stored = {file: _read_tensors(file) for file in layout.prefixes}
+    except OSError as error:
+        problem = f"{path} cannot be read: {error.strerror or error}"
+        raise CheckpointError(problem, "Check that you may read the directory and that its disk works.") from error
+    return assemble(path, config, layout, stored)
+
+
+def assemble(path: Path, config: ModelConfig, layout: Layout, stored: Mapping[Path, Stored]) -> Checkpoint:
+    """The checkpoint of these files, wherever they are; `path` is what messages call it. Raises as open_checkpoint."""
+    found = _by_name(layout, stored)
+    _check_full_precision(found)
+    tensors = _expected_of(found, config, path)
+    _warn_unexpected(found, config, path)
+    return Checkpoint(path, config, MappingProxyType(tensors), tuple(layout.prefixes))
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the model with its shape, in the order in which a pass uses them."""
+    return dict(_iter_expected(config))
+
+
+def generation_defaults(path: str | PathLike[str]) -> GenerationDefaults:
+    """How the checkpoint in the directory `path` wants its tokens drawn: its generation_config.json, if it has one.
+
+    Stop tokens that this does not name are config.json's. Raises FormatError for malformed files.
+    """
+    path = Path(path)
+    config, generation = path / "config.json", path / "generation_config.json"
+    eos = Fields(read_json_object(config), str(config)).token_ids("eos_token_id", 2)
+    mapping = read_json_object(generation) if generation.exists() else {}
+    return parse_generation_defaults(mapping, str(generation), eos)
+
+
+def _read_tensors(file: Path) -> Stored:
+    header = read_header(file)
+    return Stored(header, read_packed(file).tensors if is_packed_file(header) else header.tensors)
+
+
+def _by_name(layout: Layout, stored: Mapping[Path, Stored]) -> dict[str, Tensor]:
+    """The tensors of all files by canonical name."""
+    found: dict[str, Tensor] = {}
+    places: set[tuple[str, Path]] = set()
+    for file, prefix in layout.prefixes.items():
+        places |= {(canonical_name(name, prefix), file) for name in stored[file].header.tensors}
+        for tensor in stored[file].tensors.values():
+            name = canonical_name(tensor.name, prefix)
+            if name in found:
+                problem = f"The tensor {shown(name)} is there twice: in {found[name].path} and in {file}"
+                raise FormatError(problem, "Remove the file that does not belong to this checkpoint.")
+            found[name] = replace(tensor, name=name)
+    for name, file in layout.index.items():
+        if (name, file) not in places:
+            raise FormatError(f"{file} lacks the tensor {shown(name)}, which {INDEX} places there", COMPLETE)
+    return found
+
+
+def _check_full_precision(found: Mapping[str, Tensor]) -> None:
+    for name, tensor in found.items():
+        if _QUANTIZED_NAME.search(name):
+            problem = f"{tensor.path} holds {shown(name)}: quantized, not the full-precision weights"
+            raise UnsupportedError(problem, USE_ORIGINAL)
+
+
+def _expected_of(found: Mapping[str, Tensor], config: ModelConfig, path: Path) -> dict[str, Tensor]:
+    """The model's tensors among those found, each checked, in the order in which a pass uses them."""
+    tensors = {}
+    for name, shape in _iter_expected(config):
+        tensor = found.get(name)
+        if tensor is None:
+            raise CheckpointError(f"{path} lacks the tensor {shown(name)}, which its config.json calls for", COMPLETE)
+        _check_dtype(tensor)
+        if tensor.shape != shape:
+            problem = f"{tensor.path}: {name} has shape {shown(tensor.shape)}, but config.json makes it {shape}"
+            raise CheckpointError(problem, "Put the config.json and the weights of the same model together.")
+        tensors[name] = tensor
+    return tensors
+
+
+def _check_dtype(tensor: Tensor) -> None:
+    if tensor.dtype in WEIGHT_DTYPES:
+        return
+    where = f"{tensor.path}: {tensor.name} is {tensor.dtype.value}"
+    if tensor.dtype in _UNQUANTIZED_DTYPES:
+        raise UnsupportedError(f"{where}, not BF16, F16 or F32", "Convert the checkpoint to one of these.")
+    raise UnsupportedError(f"{where}, not the full-precision weights (BF16, F16 or F32)", USE_ORIGINAL)
+
+
+def _warn_unexpected(found: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None:
+    """Warn of tensors that are not the model's; old inverse frequencies and a tied model's copy are harmless."""
+    expected = expected_tensors(config)
+    if config.tie_word_embeddings:
+        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
+    names = [name for name in found if name not in expected and not name.endswith(".rotary_emb.inv_freq")]
+    if names:
+        message = f"{path}: passing over tensors that are not part of the model: {listed(names)}"
+        warnings.warn(message, CheckpointWarning, stacklevel=4)
+
+
+def _iter_expected(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, vocab = config.hidden_size, config.vocab_size
+    yield "model.embed_tokens.weight", (vocab, hidden)
+    for layer in range(config.num_hidden_layers):
+        yield from _iter_layer(config, f"model.layers.{layer}")
+    yield "model.norm.weight", (hidden,)
+    if not config.tie_word_embeddings:
+        yield "lm_head.weight", (vocab, hidden)
+
+
+def _iter_layer(config: ModelConfig, layer: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    attention = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries)}
+    mlp = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
+    yield f"{layer}.input_layernorm.weight", (hidden,)
+    for name, shape in attention.items():
+        yield from _iter_linear(f"{layer}.self_attn.{name}_proj", shape, config.attention_bias)
+    yield f"{layer}.post_attention_layernorm.weight", (hidden,)
+    for name, shape in mlp.items():
+        yield from _iter_linear(f"{layer}.mlp.{name}_proj", shape, config.mlp_bias)
+
+
+def _iter_linear(name: str, shape: tuple[int, int], bias: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", shape
+    if bias:
+        yield f"{name}.bias", shape[:1]

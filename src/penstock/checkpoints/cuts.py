@@ -1,0 +1,65 @@
+"""How the packed format cuts tensors into rows, chunks and streams (docs/format.md, "Streams")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from penstock.compute import codec
+
+if TYPE_CHECKING:
+    from penstock.checkpoints.format import TensorInfo
+
+Codec = Literal["planes", "raw"]
+
+CHUNK_ALIGNMENT = 64
+STREAM_ALIGNMENT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a tensor is cut: into `rows` rows of `cols` elements, which are `row_bytes` bytes."""
+
+    codec: Codec
+    rows: int
+    cols: int
+    row_bytes: int
+
+    def rows_per_chunk(self, name: str) -> int:
+        """As the writer chooses it for a tensor of this canonical name; no reader takes more than for an empty one."""
+        return codec.rows_per_chunk(self.cols, name)
+
+    def n_chunks(self, rows_per_chunk: int) -> int:
+        return -(-self.rows // rows_per_chunk)
+
+    def most_fine_bytes(self, rows_per_chunk: int) -> int:
+        """What a chunk of the fine or raw stream may take at most, a stream's padding included."""
+        if self.codec == "raw":
+            return padded(rows_per_chunk * self.row_bytes, CHUNK_ALIGNMENT)
+        return codec.most_fine_bytes(rows_per_chunk, self.cols) + STREAM_ALIGNMENT - CHUNK_ALIGNMENT
+
+
+def cut(tensor: TensorInfo) -> Cut:
+    """How the format cuts a tensor of this dtype and shape."""
+    rows, cols = tensor.shape if len(tensor.shape) == 2 else (1, tensor.n_elements)
+    if not rows or not 0 < cols <= codec.MOST_COLUMNS or cols * tensor.dtype.bits % 8:
+        return Cut("raw", tensor.nbytes, 1, 1)
+    planes = codec.is_packed(tensor.shape, tensor.dtype.value)
+    return Cut("planes" if planes else "raw", rows, cols, cols * tensor.dtype.bits // 8)
+
+
+def coarse_stream_bytes(rows: int, cols: int, rows_per_chunk: int) -> int:
+    """Size of a matrix's coarse stream."""
+    whole, rest = divmod(rows, rows_per_chunk)
+    nbytes = whole * codec.coarse_bytes(rows_per_chunk, cols) + (codec.coarse_bytes(rest, cols) if rest else 0)
+    return padded(nbytes, STREAM_ALIGNMENT)
+
+
+def stream_names(tensor: str, how: Codec) -> tuple[str, ...]:
+    """The names of a tensor's streams in a packed file."""
+    return (f"{tensor}.coarse", f"{tensor}.fine") if how == "planes" else (f"{tensor}.raw",)
+
+
+def padded(nbytes: int, alignment: int) -> int:
+    """`nbytes`, rounded up to a multiple of `alignment`."""
+    return -(-nbytes // alignment) * alignment

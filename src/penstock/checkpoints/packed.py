@@ -1,0 +1,365 @@
+"""Packed files, read strictly: what docs/format.md says, and nothing else.
+
+Opening one reads its safetensors header, the original header, the table of chunks and the index, all of them under the
+seal; chunks are checked as they are read, by whoever reads them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
+
+import numpy as np
+import xxhash
+
+from penstock.checkpoints.cuts import (
+    CHUNK_ALIGNMENT,
+    STREAM_ALIGNMENT,
+    Codec,
+    Cut,
+    coarse_stream_bytes,
+    cut,
+    padded,
+    stream_names,
+)
+from penstock.checkpoints.format import DType, Header, TensorInfo, parse_header, read_header
+from penstock.checkpoints.strict_json import GET_AGAIN, MAX_JSON_BYTES, Fields, open_regular, parse_json_object, shown
+from penstock.compute import codec
+from penstock.disk.files import Extent
+from penstock.errors import ChecksumError, FormatError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from penstock.compute.kernels import I64, U8
+
+    U64 = npt.NDArray[np.uint64]
+
+FORMAT, VERSION = "penstock", 1
+HEADER, CHUNKS, INDEX, SEAL = SERVICE = ("penstock.header", "penstock.chunks", "penstock.index", "penstock.seal")
+SEAL_BYTES = 64
+RECORD = np.dtype([("fine_bytes", "<u4"), ("fine_hash", "<u8"), ("coarse_hash", "<u8")])
+"""An entry of the table of chunks."""
+
+PACK_AGAIN = (
+    "Copy the file again from a sound one, or pack or pull the model again; `penstock verify` lists all damage."
+)
+
+
+def is_packed_file(header: Header) -> bool:
+    """Whether a safetensors file is a packed one, be it damaged."""
+    return header.metadata.get("format") == FORMAT or SEAL in header.tensors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedTensor:
+    """Where the streams of a tensor lie, by its name in the original file.
+
+    Chunk i has rows [i * rows_per_chunk, ...) of `rows`. `fine_begin` is where the fine or the raw stream begins in the
+    file, `coarse_begin` where the coarse one does ("planes" only, else 0), and `fine_offsets`, int64 [n_chunks + 1],
+    where each chunk begins in the fine or raw stream. `original_begin`: where the tensor begins in the original file.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    path: Path
+    codec: Codec
+    rows: int
+    cols: int
+    row_bytes: int
+    rows_per_chunk: int
+    coarse_begin: int
+    fine_begin: int
+    fine_offsets: I64
+    coarse_hashes: U64
+    fine_hashes: U64
+    original_begin: int
+
+    @property
+    def n_chunks(self) -> int:
+        return len(self.fine_hashes)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Their names in the file, the coarse one first."""
+        return stream_names(self.name, self.codec)
+
+    @property
+    def nbytes(self) -> int:
+        """Of both streams."""
+        coarse = self.coarse_extent(0, self.n_chunks).nbytes if self.codec == "planes" else 0
+        return coarse + int(self.fine_offsets[-1])
+
+    @property
+    def original_nbytes(self) -> int:
+        return self.rows * self.row_bytes
+
+    @property
+    def n_elements(self) -> int:
+        return math.prod(self.shape)
+
+    def rows_in_chunk(self, chunk: int) -> int:
+        return min(self.rows_per_chunk, self.rows - chunk * self.rows_per_chunk)
+
+    def coarse_nbytes(self, chunk: int) -> int:
+        """Of a chunk of the coarse stream, padding included."""
+        return self.coarse_extent(chunk, chunk + 1).nbytes
+
+    def fine_nbytes(self, chunk: int) -> int:
+        """Of a chunk of the fine or raw stream, padding included."""
+        return int(self.fine_offsets[chunk + 1] - self.fine_offsets[chunk])
+
+    def coarse_extent(self, begin: int, end: int) -> Extent:
+        """Where the coarse bytes of chunks [begin, end) lie."""
+        whole = codec.coarse_bytes(self.rows_per_chunk, self.cols)
+        is_last = end * self.rows_per_chunk >= self.rows
+        stop = coarse_stream_bytes(self.rows, self.cols, self.rows_per_chunk) if is_last else end * whole
+        return Extent(self.path, self.coarse_begin + begin * whole, stop - begin * whole)
+
+    def fine_extent(self, begin: int, end: int) -> Extent:
+        """Where the fine or raw bytes of chunks [begin, end) lie."""
+        first, last = int(self.fine_offsets[begin]), int(self.fine_offsets[end])
+        return Extent(self.path, self.fine_begin + first, last - first)
+
+    def check_coarse(self, chunk: int, data: U8) -> None:
+        """Raises ChecksumError where `data` is not the chunk that was written."""
+        if xxhash.xxh3_64_intdigest(data.data) != int(self.coarse_hashes[chunk]):
+            self._fail(chunk, self.coarse_extent(chunk, chunk + 1), "coarse")
+
+    def check_fine(self, chunk: int, data: U8) -> None:
+        """As check_coarse, of the fine or raw stream."""
+        if xxhash.xxh3_64_intdigest(data.data) != int(self.fine_hashes[chunk]):
+            self._fail(chunk, self.fine_extent(chunk, chunk + 1), "fine" if self.codec == "planes" else "raw")
+
+    def _fail(self, chunk: int, extent: Extent, stream: str) -> NoReturn:
+        rows = f"rows {chunk * self.rows_per_chunk:,} and on, {stream}"
+        where = f"{self.path}: tensor {shown(self.name)}, {extent.nbytes:,} bytes at offset {extent.offset:,} ({rows})"
+        raise ChecksumError(f"{where}: the checksum does not match: the file is damaged", PACK_AGAIN)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedFile:
+    """A packed file: its tensors by their names in the original one, in the order of this file."""
+
+    path: Path
+    original_header: bytes
+    """The first bytes of the original file: length, header, padding."""
+    original_size: int
+    file_size: int
+    tensors: Mapping[str, PackedTensor]
+
+
+def place(
+    tensor: TensorInfo,
+    path: Path,
+    rows_per_chunk: int,
+    coarse_begin: int,
+    fine_begin: int,
+    records: npt.NDArray[np.void],
+) -> PackedTensor:
+    """The packed form, in the file `path`, of a tensor of the original file; `records` are of its chunks (RECORD)."""
+    how, sizes = cut(tensor), records["fine_bytes"].astype(np.int64)
+    return PackedTensor(
+        name=tensor.name,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        path=path,
+        codec=how.codec,
+        rows=how.rows,
+        cols=how.cols,
+        row_bytes=how.row_bytes,
+        rows_per_chunk=rows_per_chunk,
+        coarse_begin=coarse_begin,
+        fine_begin=fine_begin,
+        fine_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
+        coarse_hashes=records["coarse_hash"].astype(np.uint64),
+        fine_hashes=records["fine_hash"].astype(np.uint64),
+        original_begin=tensor.begin,
+    )
+
+
+def read_packed(path: Path, check_seal: bool = True) -> PackedFile:
+    """Read and check all of a packed file but its chunks.
+
+    `check_seal=False` is for what wants to know of all damage. Raises ChecksumError where the seal is broken,
+    FormatError where a file of a sound seal breaks the format.
+    """
+    header = read_header(path)
+    with open_regular(path) as file:
+        parts = _read_service(file, header)
+        if check_seal:
+            _check_seal(file, header, parts)
+    _check_version(header.metadata.get("version"), str(VERSION), path)
+    index = Fields(parse_json_object(parts[INDEX], f"{path}: {INDEX}"), f"{path}: {INDEX}")
+    _check_version(index.get("version"), VERSION, path)
+    original = _original_header(index, parts[HEADER], path)
+    tensors = _read_tensors(index, parts[CHUNKS], header, original)
+    by_name = MappingProxyType({tensor.name: tensor for tensor in tensors})
+    content = parts[HEADER][: original.data_begin]
+    return PackedFile(path, content, original.file_size, header.file_size, by_name)
+
+
+def _read_service(file: BinaryIO, header: Header) -> dict[str, bytes]:
+    """The bytes of the last four tensors of a file."""
+    if tuple(header.tensors)[-len(SERVICE) :] != SERVICE:
+        _check_version(header.metadata.get("version"), str(VERSION), header.path)
+        _fail(f"{header.path} is a packed file, but its last tensors are not {', '.join(SERVICE)}")
+    parts = {}
+    for name in SERVICE:
+        tensor = header.tensors[name]
+        _check_stream(tensor, tensor.nbytes, header.path)
+        if tensor.nbytes > MAX_JSON_BYTES:
+            _fail(f"{header.path}: {name} has {tensor.nbytes:,} bytes, above the limit of {MAX_JSON_BYTES:,}")
+        file.seek(tensor.begin)
+        parts[name] = file.read(tensor.nbytes)
+        if len(parts[name]) < tensor.nbytes:
+            _fail(f"{header.path} is truncated in {name}")
+    if len(parts[SEAL]) != SEAL_BYTES:
+        _fail(f"{header.path}: {SEAL} has {len(parts[SEAL]):,} bytes, not {SEAL_BYTES}")
+    return parts
+
+
+def _check_seal(file: BinaryIO, header: Header, parts: Mapping[str, bytes]) -> None:
+    file.seek(0)
+    if parts[SEAL] != seal(file.read(header.data_begin), *(parts[name] for name in SERVICE[:-1])):
+        places = (
+            f"bytes 0 to {header.data_begin:,} (header), or {header.tensors[HEADER].begin:,} to {header.file_size:,}"
+        )
+        problem = f"{header.path}: {places} ({', '.join(SERVICE)}): the checksum does not match: the file is damaged"
+        raise ChecksumError(problem, PACK_AGAIN)
+
+
+def seal(*parts: bytes) -> bytes:
+    """The content of penstock.seal: the hash of all that comes before the data and after the streams, and zeros."""
+    digest = xxhash.xxh3_64()
+    for part in parts:
+        digest.update(part)
+    return digest.intdigest().to_bytes(8, "little") + bytes(SEAL_BYTES - 8)
+
+
+def _check_version(version: object, known: object, path: Path) -> None:
+    if version != known or type(version) is not type(known):
+        problem = f"{path} has version {shown(version)} of the packed format, made by a newer Penstock"
+        raise FormatError(f"{problem}: this one reads version {VERSION}", "Update Penstock.")
+
+
+def _original_header(index: Fields, content: bytes, path: Path) -> Header:
+    """The original file's header, which penstock.header holds, by the rules for any safetensors file."""
+    nbytes = index.size("header_bytes")
+    if padded(nbytes, CHUNK_ALIGNMENT) != len(content) or any(content[nbytes:]):
+        _fail(f"{path}: {HEADER} does not hold header_bytes = {nbytes:,} bytes and zeros up to a multiple of 64")
+    original = parse_header(content[:nbytes], Path(f"{path} ({HEADER})"))
+    if original.data_begin != nbytes:
+        _fail(f"{path}: header_bytes is {nbytes:,}, but the original header takes {original.data_begin:,}")
+    return original
+
+
+def _read_tensors(index: Fields, chunks: bytes, header: Header, original: Header) -> list[PackedTensor]:
+    entries = index.get("tensors")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        index.fail("tensors", "a list of objects")
+    if extra := index.unknown(frozenset()):
+        _fail(f"{header.path}: {INDEX} has the key {shown(extra[0])}, which version {VERSION} does not define")
+    reader = _Streams(header, np.frombuffer(chunks, RECORD, len(chunks) // RECORD.itemsize))
+    tensors = [reader.next(Fields(entry, index.source), original) for entry in entries]
+    reader.check_end(chunks, header.tensors[HEADER].begin)
+    names = {tensor.name for tensor in tensors}
+    if len(names) < len(tensors) or names != original.tensors.keys():
+        _fail(f"{header.path}: {INDEX} does not name each tensor of the original file once")
+    return tensors
+
+
+class _Streams:
+    """Goes through the streams of a file in order, and makes sure that they leave nothing out."""
+
+    def __init__(self, header: Header, records: npt.NDArray[np.void]) -> None:
+        self._header = header
+        self._records = records
+        self._position = header.data_begin
+        self._used = 0
+        self._n_streams = 0
+
+    def next(self, entry: Fields, original: Header) -> PackedTensor:
+        path, name = self._header.path, entry.get("name")
+        tensor = original.tensors.get(name) if isinstance(name, str) else None
+        if tensor is None:
+            _fail(f"{path}: {INDEX} names {shown(name)}, which the original header does not have")
+        how = cut(tensor)
+        if entry.get("codec") != how.codec:
+            entry.fail("codec", f"{shown(how.codec)}, as the format has {shown(name)}")
+        rows_per_chunk, n_chunks = entry.size("rows_per_chunk"), entry.optional_count("chunks") or 0
+        if rows_per_chunk > how.rows_per_chunk(""):
+            entry.fail("rows_per_chunk", f"{how.rows_per_chunk('')} at most, as the format has {shown(name)}")
+        if n_chunks != how.n_chunks(rows_per_chunk):
+            entry.fail("chunks", f"{how.n_chunks(rows_per_chunk)}, as the {how.rows:,} rows of {shown(name)} have")
+        if extra := entry.unknown(frozenset()):
+            _fail(f"{path}: {INDEX} gives {shown(name)} the unknown key {shown(extra[0])}")
+        return self._tensor(tensor, how, rows_per_chunk, n_chunks)
+
+    def _tensor(self, tensor: TensorInfo, how: Cut, rows_per_chunk: int, n_chunks: int) -> PackedTensor:
+        records = self._records[self._used : self._used + n_chunks]
+        if len(records) < n_chunks:
+            _fail(f"{self._header.path}: {CHUNKS} is shorter than {INDEX} says")
+        self._used += n_chunks
+        sizes = records["fine_bytes"].astype(np.int64)
+        *coarse, fine = stream_names(tensor.name, how.codec)
+        coarse_begin = 0
+        for stream in coarse:
+            coarse_begin = self._stream(stream, coarse_stream_bytes(how.rows, how.cols, rows_per_chunk))
+        fine_begin = self._stream(fine, int(sizes.sum()))
+        self._check_sizes(tensor.name, how, rows_per_chunk, sizes, records)
+        return place(tensor, self._header.path, rows_per_chunk, coarse_begin, fine_begin, records)
+
+    def _stream(self, name: str, nbytes: int) -> int:
+        """Where the next stream begins, which has to have this name and size."""
+        stream = self._header.tensors.get(name)
+        if stream is None:
+            _fail(f"{self._header.path} lacks {shown(name)}, which {INDEX} calls for")
+        _check_stream(stream, nbytes, self._header.path)
+        if stream.begin != self._position:
+            _fail(f"{self._header.path}: {shown(name)} begins at byte {stream.begin:,}, not at {self._position:,}")
+        self._position = stream.end
+        self._n_streams += 1
+        return stream.begin
+
+    def _check_sizes(self, name: str, how: Cut, rows_per_chunk: int, sizes: I64, records: npt.NDArray[np.void]) -> None:
+        """Check the sizes of the fine or raw stream's chunks."""
+        where = f"{self._header.path}: {CHUNKS} gives a chunk of {shown(name)}"
+        rows = np.full(len(sizes), rows_per_chunk)
+        rows[-1:] = how.rows - rows_per_chunk * (len(sizes) - 1)
+        if how.codec == "raw":
+            expected = -(-rows * how.row_bytes // CHUNK_ALIGNMENT) * CHUNK_ALIGNMENT
+            if not np.array_equal(sizes, expected):
+                _fail(f"{where} a size that is not that of its rows")
+            if records["coarse_hash"].any():
+                _fail(f"{where} a coarse hash, but it has no coarse stream")
+            return
+        most = how.most_fine_bytes(rows_per_chunk)
+        if sizes.min() <= 0 or sizes.max() > most or (sizes % CHUNK_ALIGNMENT).any() or sizes.sum() % STREAM_ALIGNMENT:
+            _fail(f"{where} a size that is none of the format")
+
+    def check_end(self, chunks: bytes, end: int) -> None:
+        """Check that nothing is left over once all tensors were told."""
+        path = self._header.path
+        size = self._used * RECORD.itemsize
+        if padded(size, CHUNK_ALIGNMENT) != len(chunks) or any(chunks[size:]):
+            _fail(f"{path}: {CHUNKS} has {len(chunks):,} bytes, not {size:,} and zeros up to a multiple of 64")
+        if self._n_streams + len(SERVICE) != len(self._header.tensors) or self._position != end:
+            _fail(f"{path} holds tensors that {INDEX} does not call for")
+
+
+def _check_stream(stream: TensorInfo, nbytes: int, path: Path) -> None:
+    """Check that a stream is bytes in one dimension, and so many."""
+    if stream.dtype is not DType.U8 or len(stream.shape) != 1:
+        _fail(f"{path}: {shown(stream.name)} is {stream.dtype.value} {list(stream.shape)}, not U8 of one dimension")
+    if stream.nbytes != nbytes:
+        _fail(f"{path}: {shown(stream.name)} has {stream.nbytes:,} bytes, not {nbytes:,} as its rows and chunks take")
+
+
+def _fail(problem: str) -> NoReturn:
+    raise FormatError(problem, GET_AGAIN)

@@ -1,0 +1,1 @@
+"""The two minutes that convince: what `penstock demo` does."""

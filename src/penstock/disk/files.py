@@ -1,0 +1,146 @@
+"""The files of a checkpoint, read past the page cache.
+
+Direct reads go from the disk into buffers of ours: no copies, and nothing stays behind in memory that would count
+against a ceiling. Where the file system has none, buffered reads serve, each followed by a request to drop its pages.
+
+Sources: open(2) on O_DIRECT and its alignment; posix_fadvise(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from penstock.errors import ReadError
+from penstock.system.pages import page_array
+
+if TYPE_CHECKING:
+    from penstock.compute.kernels import U8
+
+ALIGNMENT = 4096
+"""Direct reads begin and end at multiples of this, and so do their buffers; disks ask for 512 or 4096."""
+
+
+class DirectReadWarning(UserWarning):
+    """A file system without direct reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`nbytes` bytes of the file `path`, from `offset` on."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
+def buffer_bytes(nbytes: int) -> int:
+    """The size of a buffer for any extent of `nbytes`, rounded outward at both ends."""
+    return (-(-nbytes // ALIGNMENT) + 1) * ALIGNMENT
+
+
+def aligned_buffer(nbytes: int) -> U8:
+    """An array of buffer_bytes(nbytes), aligned for direct reads; its pages go back to the system when it is freed."""
+    return page_array(buffer_bytes(nbytes))
+
+
+class _File(NamedTuple):
+    descriptor: int
+    direct: bool
+
+
+class Files:
+    """Each file opened once, so that one that is renamed or unlinked in mid-run does no harm. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._warned = False
+        self._files: dict[Path, _File] = {}
+
+    def read(self, extent: Extent, buffer: U8) -> U8:
+        """The extent's bytes, in a part of `buffer`, an aligned_buffer for that many bytes or more.
+
+        Raises ReadError, naming the file and the offset. Warns once (DirectReadWarning) where a file system has no
+        direct reads.
+        """
+        begin = extent.offset // ALIGNMENT * ALIGNMENT
+        skip = extent.offset - begin
+        view = buffer[: -(-(skip + extent.nbytes) // ALIGNMENT) * ALIGNMENT].data
+        file, done = self._file(extent.path), 0
+        while done < skip + extent.nbytes:
+            try:
+                count = self._read_at(file.descriptor, view[done:], begin + done)
+            except OSError as error:
+                if file.direct and error.errno == errno.EINVAL:
+                    file = self._give_up_direct(extent.path, file)
+                    continue
+                raise _error(extent.path, begin + done, os.strerror(error.errno or 0)) from error
+            done += count
+            # A direct read stops amid a block only where the file ends; to go on from there would be misaligned.
+            if done < skip + extent.nbytes and (count == 0 or (file.direct and done % ALIGNMENT)):
+                raise _error(extent.path, begin + done, "the file ends there: it shrank after it was opened")
+        if not file.direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.descriptor, begin, len(view), os.POSIX_FADV_DONTNEED)
+        return buffer[skip : skip + extent.nbytes]
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1].descriptor)
+
+    def _read_at(self, descriptor: int, view: memoryview, offset: int) -> int:
+        """Bytes read into `view`. Raises OSError."""
+        if hasattr(os, "preadv"):
+            return os.preadv(descriptor, [view], offset)
+        with self._lock:  # where the position is the descriptor's, one thread reads at a time
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            data = os.read(descriptor, len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def _file(self, path: Path) -> _File:
+        with self._lock:
+            if path not in self._files:
+                self._files[path] = _open(path)
+                self._warn_if_buffered(path)
+            return self._files[path]
+
+    def _give_up_direct(self, path: Path, refused: _File) -> _File:
+        """The file opened anew for buffered reads, once for all threads; the descriptor that refused stays in use."""
+        with self._lock:
+            if self._files[path] == refused:
+                buffered = _open(path, direct=False)
+                os.dup2(buffered.descriptor, refused.descriptor, inheritable=False)
+                os.close(buffered.descriptor)
+                self._files[path] = _File(refused.descriptor, False)
+                self._warn_if_buffered(path)
+            return self._files[path]
+
+    def _warn_if_buffered(self, path: Path) -> None:
+        if not self._files[path].direct and not self._warned:
+            self._warned = True
+            message = f"{path}: its file system has no direct reads. Reading through the page cache, which is slower."
+            warnings.warn(message, DirectReadWarning, stacklevel=2)
+
+
+def _open(path: Path, direct: bool = True) -> _File:
+    """Raises ReadError."""
+    direct = direct and hasattr(os, "O_DIRECT")
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        return _File(os.open(path, flags | (os.O_DIRECT if direct else 0)), direct)
+    except OSError as error:
+        if direct and error.errno == errno.EINVAL:
+            return _open(path, direct=False)
+        raise _error(path, 0, os.strerror(error.errno or 0)) from error
+
+
+def _error(path: Path, offset: int, reason: str) -> ReadError:
+    return ReadError(
+        f"{path}: reading at offset {offset} failed: {reason}.",
+        "Check the disk and the file (its size, its checksum); download it again if it is damaged.",
+    )

@@ -1,0 +1,106 @@
+"""What one pass computes: a set of rows, each a (token, position, path in a sequence's KV cache).
+
+Prefill chunks, single tokens, batches of sequences and token trees are all just rows. A row's path is the list of cache
+slots that it attends to, in the order of their logical positions: a `prefix` (slots 0..prefix-1) and then a `tail` of
+slots named one by one. A plain row at position p has prefix p + 1 and no tail; a node of a token tree has the
+committed prefix, and its ancestors and itself as the tail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from penstock.compute.kernels import I32, I64
+    from penstock.models.kv_cache import KvCache
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRows:
+    """The rows of one sequence: arrays of length n, but for the ragged tails."""
+
+    cache: KvCache
+    tokens: I64
+    positions: I64
+    slots: I32
+    prefix: I32
+    tail_offsets: I32
+    tail_slots: I32
+    wanted: I64
+    """Indices of the rows whose logits are wanted, ascending."""
+
+    @classmethod
+    def plain(cls, cache: KvCache, tokens: Sequence[int], wanted: Sequence[int] = (-1,)) -> SequenceRows:
+        """`tokens` follow the committed positions; `wanted` may count from the end, as indices do."""
+        n = len(tokens)
+        slots = np.arange(cache.length, cache.length + n, dtype=np.int32)
+        return cls(
+            cache=cache,
+            tokens=np.asarray(tokens, np.int64),
+            positions=slots.astype(np.int64),
+            slots=slots,
+            prefix=slots + np.int32(1),
+            tail_offsets=np.zeros(n + 1, np.int32),
+            tail_slots=np.empty(0, np.int32),
+            wanted=np.arange(n)[list(wanted)],
+        )
+
+    @classmethod
+    def tree(cls, cache: KvCache, tokens: Sequence[int], parents: Sequence[int]) -> SequenceRows:
+        """A tree of tokens after the committed positions: parents[i] < i is a row of the same tree, -1 the root's.
+
+        Logits are wanted of every row.
+        """
+        paths: list[list[int]] = []
+        for node, parent in enumerate(parents):
+            paths.append([*(paths[parent] if parent >= 0 else []), cache.length + node])
+        return cls.nodes(cache, tokens, paths)
+
+    @classmethod
+    def nodes(cls, cache: KvCache, tokens: Sequence[int], paths: Sequence[Sequence[int]]) -> SequenceRows:
+        """Some nodes of a tree: paths[i] are the slots of row i's ancestors after the committed positions, and its own.
+
+        Own slots ascend. Logits are wanted of every row.
+        """
+        n = len(tokens)
+        return cls(
+            cache=cache,
+            tokens=np.asarray(tokens, np.int64),
+            positions=np.array([cache.length + len(path) - 1 for path in paths], np.int64),
+            slots=np.array([path[-1] for path in paths], np.int32),
+            prefix=np.full(n, cache.length, np.int32),
+            tail_offsets=np.cumsum([0, *map(len, paths)], dtype=np.int32),
+            tail_slots=np.array([slot for path in paths for slot in path], np.int32),
+            wanted=np.arange(n),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class Rows:
+    """All rows of a pass, sequence after sequence."""
+
+    def __init__(self, sequences: Sequence[SequenceRows]) -> None:
+        self.sequences = tuple(sequences)
+        self.tokens = np.concatenate([s.tokens for s in sequences])
+        self.positions = np.concatenate([s.positions for s in sequences])
+        ends = np.cumsum([0, *map(len, sequences)])
+        self.spans = [slice(int(begin), int(end)) for begin, end in pairwise(ends)]
+        self.wanted = np.concatenate(
+            [s.wanted + span.start for s, span in zip(self.sequences, self.spans, strict=True)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def reserve(self) -> None:
+        """Make room in every cache for the keys and values of these rows."""
+        for s in self.sequences:
+            s.cache.reserve(int(s.slots[-1]) + 1)

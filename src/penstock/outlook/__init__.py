@@ -1,0 +1,1 @@
+"""What running a model would take on this machine, without running it."""

@@ -1,0 +1,250 @@
+"""What guessing takes of a ceiling, and what it brings, for acceptance that is assumed: a part of `penstock plan`.
+
+The memory is shared out as an open model shares it out. How often guesses are right depends on the model and the text,
+and is measured as a model runs; here it is assumed. Guesses from the text itself cost next to nothing and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from penstock.checkpoints.packed import PackedTensor
+from penstock.errors import MemoryCeilingError
+from penstock.models.kv_cache import BLOCK_SLOTS
+from penstock.models.llama import draft_order, head_name, layer_matrices
+from penstock.outlook.guess_forecast import GuessForecast, forecast_guesses
+from penstock.planning.forecast import pass_flops, pass_weights
+from penstock.planning.plan import Budget, Demand, Plan
+from penstock.planning.probe import MANY_ROWS
+from penstock.planning.stored_size import COARSE_RATIO
+from penstock.speculate.coarse import MOST_MISSING
+from penstock.speculate.drafters import working_bytes
+from penstock.speculate.grow import MOST_NODES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from penstock.checkpoints.checkpoint import Tensor
+    from penstock.checkpoints.config import ModelConfig
+    from penstock.models.kv_cache import KvShape
+    from penstock.outlook.draft_shape import DraftShape
+    from penstock.planning.forecast import Rates
+    from penstock.planning.probe import DraftSpeed
+    from penstock.planning.stored_size import Matrix, StoredSize
+    from penstock.speculate.draft_model import Form
+
+ASSUMED = ((0.70, 0.12, 0.05), (0.85, 0.06, 0.02))
+"""Chances that the next token is a drafter's first guess, its second, its third."""
+
+
+def tiers_here(tensors: Iterable[Tensor]) -> dict[str, int]:
+    """Bytes of what there is of each packed matrix to guess with: its coarse tier, or all of a small one."""
+    return {
+        tensor.name: tensor.coarse_extent(0, tensor.n_chunks).nbytes if tensor.codec == "planes" else tensor.nbytes
+        for tensor in tensors
+        if isinstance(tensor, PackedTensor)
+    }
+
+
+def tiers_ahead(matrices: Iterable[Matrix]) -> dict[str, int]:
+    """As `tiers_here`, of matrices that are not packed yet; estimated."""
+    return {m.name: int(m.nbytes * COARSE_RATIO) if m.packs else m.nbytes for m in matrices}
+
+
+@dataclass(frozen=True, slots=True)
+class GuessSubject:
+    """A model in one form, and what this machine does with it."""
+
+    budget: Budget
+    """Without guesses."""
+    size: StoredSize
+    tiers: Mapping[str, int]
+    """Bytes of each matrix to guess with; empty where the model is raw."""
+    kv_shape: KvShape
+    context: int
+    rates: Rates
+    speed: DraftSpeed
+
+
+@dataclass(frozen=True, slots=True)
+class Guessing:
+    """How the ceiling is shared out with guesses, and what to expect of them."""
+
+    plan: Plan
+    """With room for the most guesses that a pass may check."""
+    most_guesses: int
+    guess_bytes: int
+    """What these take: rows, logits, slots of the caches."""
+    tier_bytes: int
+    """What a packed model guesses with, part of its resident weights; 0 where the model is raw."""
+    tier_layers: int
+    """Layers that stay in memory of that, beside the head; 0 where there is too little to guess with."""
+    layers: int
+    draft_form: Form | None
+    """How a draft model's weights are kept."""
+    draft_bytes: int
+    """What they take, part of the plan's `draft`."""
+    draft_kv: int
+    forecasts: tuple[GuessForecast, ...]
+    """For each of ASSUMED, with whatever brings the most."""
+    drafters: tuple[str, ...]
+    """What that is: "coarse", "draft", or "" for none at all."""
+
+    def as_object(self) -> dict[str, Any]:
+        """For JSON; bytes and seconds."""
+        said = asdict(self)
+        del said["drafters"]
+        said["forecasts"] = [
+            asdict(forecast) | {"assumed": chances, "drafter": drafter, "seconds_per_token": forecast.seconds_per_token}
+            for chances, drafter, forecast in zip(ASSUMED, self.drafters, self.forecasts, strict=True)
+        ]
+        return said
+
+
+@dataclass(frozen=True, slots=True)
+class Guesses:
+    """With the model's own coarse tier alone, and with a draft model besides."""
+
+    own: Guessing | None
+    """None where the ceiling has no room for it."""
+    drafted: Guessing | None = None
+    """None where there is no room for the draft, or none was named."""
+    draft: str | None = None
+    pays: tuple[bool, ...] = field(default=())
+    """For each of ASSUMED: whether tokens come faster with the draft."""
+
+    def as_object(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "own": self.own and self.own.as_object(),
+            "draft": self.draft,
+            "drafted": self.drafted and self.drafted.as_object(),
+            "draft_pays": list(self.pays),
+        }
+
+
+def plan_guesses(subject: GuessSubject, plain_seconds: float, draft: DraftShape | None = None) -> Guesses:
+    """What guessing takes and brings; a pass without guesses takes `plain_seconds`."""
+    own = _if_it_fits(subject, None)
+    if draft is None:
+        return Guesses(own)
+    drafted = _if_it_fits(subject, draft)
+    without = [f.seconds_per_token for f in own.forecasts] if own else [plain_seconds] * len(ASSUMED)
+    with_draft = [f.seconds_per_token for f in drafted.forecasts] if drafted else [float("inf")] * len(ASSUMED)
+    return Guesses(own, drafted, draft.name, tuple(a < b for a, b in zip(with_draft, without, strict=True)))
+
+
+def guess_budget(subject: GuessSubject, draft: DraftShape | None) -> tuple[Budget, Form | None]:
+    """The budget of a model that is opened with guesses, and the form in which it keeps a draft model."""
+    budget = replace(subject.budget, draft=working_bytes(subject.budget.config, coarse=bool(subject.tiers)))
+    if subject.tiers and budget.indexed:  # the coarse tier stays beside rows that are quicker to multiply with
+        budget = replace(budget, indexed=budget.indexed + subject.size.coarse)
+    if draft is None:
+        return budget, None
+    whole = replace(budget, draft=budget.draft + draft.likely_bytes["whole"])
+    if whole.holds_all():
+        return whole, "whole"
+    return replace(budget, draft=budget.draft + draft.likely_bytes["4 bits"]), "4 bits"
+
+
+def _if_it_fits(subject: GuessSubject, draft: DraftShape | None) -> Guessing | None:
+    try:
+        return _guessing(subject, draft)
+    except MemoryCeilingError:
+        return None
+
+
+def _guessing(subject: GuessSubject, draft: DraftShape | None) -> Guessing:
+    """Raises MemoryCeilingError where it does not fit."""
+    budget, form = guess_budget(subject, draft)
+    shape, context = subject.kv_shape, subject.context
+    tier_bytes = sum(subject.tiers.values())
+    draft_kv = 0 if draft is None else draft.kv_shape.bytes_for(context)
+    kv = shape.bytes_for(context) + draft_kv
+    slot = 2 * (shape.block_bytes + (draft.kv_shape.block_bytes if draft else 0)) // BLOCK_SLOTS
+    most = 0
+    if tier_bytes or draft:
+        kv += shape.block_bytes
+        most = min(MOST_NODES, budget.most_guesses(kv, 1, 1, slot, tier_bytes))
+    without, plan = budget.plan(Demand(kv=kv)), budget.plan(Demand(1 + most, 1 + most, kv + most * slot))
+    kept = _kept_layers(subject, plan.resident)
+    steps = _steps(subject, kept, draft, form)
+    found = [_best(subject, plan, without, steps, chances, most) for chances in ASSUMED]
+    return Guessing(
+        plan=plan,
+        most_guesses=most,
+        guess_bytes=plan.kv + plan.activations - without.kv - without.activations,
+        tier_bytes=tier_bytes,
+        tier_layers=len(kept),
+        layers=budget.config.num_hidden_layers,
+        draft_form=form,
+        draft_bytes=draft.likely_bytes[form] if draft and form else 0,
+        draft_kv=draft_kv,
+        forecasts=tuple(forecast for _, forecast in found),
+        drafters=tuple(name for name, _ in found),
+    )
+
+
+def _kept_layers(subject: GuessSubject, resident: int) -> list[int]:
+    """Layers that the coarse drafter has where `resident` bytes of weights stay in memory; none where it rests."""
+    config, tiers = subject.budget.config, subject.tiers
+    left = resident - tiers.get(head_name(config), 0)
+    if not tiers or left < 0:
+        return []
+    kept = []
+    for layer in dict.fromkeys(_layer_of(name) for name in draft_order(config)[1:]):
+        left -= sum(tiers[name] for name in layer_matrices(layer))
+        if left < 0:
+            break
+        kept.append(layer)
+    return kept if len(kept) >= (1 - MOST_MISSING) * config.num_hidden_layers else []
+
+
+def _layer_of(name: str) -> int:
+    return int(name.split(".")[2])
+
+
+Steps = dict[str, Callable[[int], float]]
+"""By drafter: the seconds of a drafting step, by its nodes."""
+
+
+def _steps(subject: GuessSubject, kept: list[int], draft: DraftShape | None, form: Form | None) -> Steps:
+    steps: Steps = {}
+    if kept:
+        config = subject.budget.config
+        weights = pass_weights(replace(config, num_hidden_layers=len(kept)))
+        steps["coarse"] = lambda rows: subject.speed.coarse_seconds(weights, rows)
+    if draft is not None and form == "4 bits":
+        nibbles = pass_weights(draft.config)
+        steps["draft"] = lambda rows: subject.speed.nibble_seconds(nibbles, rows)
+    elif draft is not None:
+        one, flops = draft.likely_bytes["whole"] / subject.rates.row_bytes, subject.rates.flops
+        steps["draft"] = lambda rows: _compute_seconds(draft.config, one, flops, rows, subject.context)
+    return steps
+
+
+def _best(
+    subject: GuessSubject, plan: Plan, without: Plan, steps: Steps, chances: tuple[float, ...], most: int
+) -> tuple[str, GuessForecast]:
+    """The drafter that brings the most, and what to expect of it; `without`: the plan where none is asked."""
+
+    def pass_seconds(plan: Plan, rows: int) -> float:
+        rates = subject.rates
+        one = rates.row_seconds(plan)
+        compute = _compute_seconds(subject.budget.config, one, rates.flops, rows, subject.context)
+        return max(plan.streamed / rates.disk_bytes, compute)
+
+    found = [("", GuessForecast(1.0, 0, 0, 0.0, pass_seconds(without, 1)))]
+    for name, step_seconds in steps.items():
+        found.append((name, forecast_guesses(chances, partial(pass_seconds, plan), step_seconds, most)))
+    return min(found, key=lambda each: each[1].seconds_per_token)
+
+
+def _compute_seconds(config: ModelConfig, one: float, flops: float, rows: int, positions: int) -> float:
+    """Arithmetic of a pass of so many rows, each with its logits: on the line through what one row takes, and MANY."""
+    heads = 2 * (MANY_ROWS - 1) * config.hidden_size * config.vocab_size
+    many = (pass_flops(config, MANY_ROWS, max(MANY_ROWS, positions)) + heads) / flops
+    return one + max(0.0, many - one) * (rows - 1) / (MANY_ROWS - 1)

@@ -1,0 +1,398 @@
+"""What running a model would take on this machine, raw and packed, without running it: what `penstock plan` tells.
+
+A model that is here is opened, and its own files measure the disk. Of one that is not (a shape by name, or a repository
+on the Hub, of which config.json is asked for) the sizes follow from its config; what its tokenizer takes is estimated,
+and a file of random numbers measures the disk of Penstock's store. How large a raw model would be when it is packed is
+estimated too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from penstock.checkpoints.checkpoint import expected_tensors
+from penstock.checkpoints.config import ModelConfig, parse_config
+from penstock.checkpoints.store import find_model, store_root
+from penstock.checkpoints.strict_json import shown
+from penstock.compute.kernels import Kernels
+from penstock.engine.engine import MAX_ROWS
+from penstock.errors import CheckpointError, MemoryCeilingError, UnsupportedError, UsageError
+from penstock.hub.repository import is_repo_id, repo_config
+from penstock.llm import LLM
+from penstock.models.kv_cache import BLOCK_SLOTS, KvShape
+from penstock.models.llama import pass_order
+from penstock.outlook.draft_shape import DraftShape, draft_ahead, draft_here
+from penstock.outlook.guess_plan import Guesses, GuessSubject, plan_guesses, tiers_ahead, tiers_here
+from penstock.planning.forecast import Forecast, Rates, bf16_bytes, forecast_prompt, forecast_token
+from penstock.planning.plan import LEAST_CHUNK_ROWS, Budget, Demand, Plan, check_context, parse_bytes
+from penstock.planning.probe import (
+    ComputeSpeed,
+    DiskSpeed,
+    DraftSpeed,
+    measure_compute,
+    measure_disk,
+    measure_drafting,
+    probe_file,
+    room_for_probe,
+)
+from penstock.planning.stored_size import StoredSize, matrix_of, packed_size, pass_matrices, raw_size, size_here
+from penstock.synth.shapes import SHAPES, shape_config
+from penstock.system import machine
+from penstock.system.machine import Footprint
+
+PROBE_BYTES = 10**9
+PROBE_SECONDS = 2.0
+PROBE_FILE_BYTES = 512 * 10**6
+CONTEXT = 2048
+"""Positions that are planned for where nobody says how many."""
+PROMPTS = (16, 512, 4096)
+TOKENIZER_BYTES_PER_ENTRY = 410
+"""Measured: tokenizers of 128,256 entries take 46 to 52 MB, once what loading them took has been given back."""
+DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+"""What safetensors calls the types that config.json may name."""
+
+Form = Literal["raw", "packed"]
+Place = Literal["here", "hub", "shape"]
+"""On this machine; on the Hub; nowhere in particular."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
+    """What is planned for; `memory`, `threads` and `kv_dtype` as for LLM.open."""
+
+    memory: str | int | None = None
+    context: int | None = None
+    """Positions of the sequence; None is CONTEXT, or as many as there is room for."""
+    prompts: Sequence[int] = PROMPTS
+    """Lengths of prompts to forecast the first token for."""
+    threads: int | None = None
+    kv_dtype: str = "bf16"
+    draft: str | None = None
+    """What guesses besides the model itself: as for LLM.open, or a model that is not here; "none": nothing guesses."""
+
+    def __post_init__(self) -> None:
+        if any(tokens < 1 for tokens in self.prompts):
+            raise UsageError("A prompt has at least one token.", "Raise --prompt-tokens.")
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """A model in one form, raw or packed: its size, how memory is shared out for a pass of one row, and how long
+    tokens take without guesses."""
+
+    size: StoredSize
+    plan: Plan
+    token: Forecast
+    """A further token."""
+    prompts: Mapping[int, Forecast | None]
+    """The first token after prompts of so many tokens; None where the ceiling or the model has no room for them."""
+    guesses: Guesses | None = None
+    """What guesses take and bring; None where there are to be none."""
+
+    def as_object(self) -> dict[str, Any]:
+        """For JSON; bytes and seconds."""
+        return {
+            "stored_bytes": self.size.nbytes,
+            "estimated": self.size.estimated,
+            "coarse_bytes": self.size.coarse,
+            "resident_bytes": self.plan.resident,
+            "streamed_bytes_per_pass": self.plan.streamed,
+            "seconds_per_token": self.token.seconds,
+            "token": asdict(self.token),
+            "first_token": {tokens: forecast and asdict(forecast) for tokens, forecast in self.prompts.items()},
+            "guesses": self.guesses and self.guesses.as_object(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the machine can do, and what it makes of the model in either form."""
+
+    model: str
+    place: Place
+    basis: str
+    """What the sizes rest on."""
+    form: Form
+    own: Prospect
+    """Of the model as it is; of one that is not here, raw."""
+    other: Prospect | None
+    """In the other form: None where nothing of it packs, or where that does not fit under the ceiling."""
+    packs: bool
+    """Whether any of its matrices packs."""
+    weight_bytes: int
+    """All weights that a pass needs, in BF16."""
+    tokenizer: int
+    """Bytes of the tokenizer and the small tensors, part of the plans' `process`."""
+    context: int
+    """Positions that the plans have keys and values for."""
+    most_context: int
+    """The longest context that the ceiling has room for, or that the model was trained for."""
+    disk: DiskSpeed
+    disk_basis: str
+    """What the disk was measured with."""
+    compute: ComputeSpeed
+    drafting: DraftSpeed
+    threads: int
+    isa: str
+
+    @property
+    def raw(self) -> Prospect | None:
+        return self.own if self.form == "raw" else self.other
+
+    @property
+    def packed(self) -> Prospect | None:
+        return self.own if self.form == "packed" else self.other
+
+    def as_object(self) -> dict[str, Any]:
+        """For JSON; bytes and seconds. `memory`, `token` and `first_token` are of the model as it is."""
+        own = self.own.as_object()
+        return {
+            "model": self.model,
+            "basis": self.basis,
+            "form": self.form,
+            "weight_bytes": self.weight_bytes,
+            "memory": asdict(self.own.plan) | {"tokenizer": self.tokenizer},
+            "context": self.context,
+            "most_context": self.most_context,
+            "disk_bytes_per_second": self.disk.bytes_per_second,
+            "probe_read_bytes": self.disk.read_bytes,
+            "disk_basis": self.disk_basis,
+            **asdict(self.compute),
+            "draft_weights_per_second": asdict(self.drafting),
+            "threads": self.threads,
+            "isa": self.isa,
+            **{key: own[key] for key in ("seconds_per_token", "token", "first_token", "guesses")},
+            "raw": self.raw and self.raw.as_object(),
+            "packed": self.packed and self.packed.as_object(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """A model as far as planning needs it."""
+
+    name: str
+    place: Place
+    basis: str
+    form: Form
+    size: StoredSize
+    other_size: StoredSize | None
+    budget: Budget
+    tokenizer: int
+    kernels: Kernels
+    tiers: Mapping[str, int]
+    """What there is, packed, of each matrix to guess with, in bytes."""
+    draft: DraftShape | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """A model of which only the content of config.json is known, from `source`."""
+
+    content: Mapping[str, Any]
+    source: str
+    place: Place
+
+
+def look(model: str, settings: PlanSettings) -> Outlook:
+    """Plan MODEL: a directory, a name on this machine, a shape's name in any case, or a repository on the Hub.
+
+    Raises MemoryCeilingError, naming the least that works; ContextError; CheckpointError and its kin; ReadError.
+    """
+    process = machine.footprint()  # before what asking the Hub brings with it
+    found = _find(model)
+    if isinstance(found, Path):
+        return _look_here(model, found, settings, process)
+    return _look_ahead(model, found, settings, process)
+
+
+def _find(model: str) -> Path | _Described:
+    if model.lower() in SHAPES and not Path(model).exists():
+        return _Described(shape_config(model), f"the shape {model.lower()} as published", "shape")
+    try:
+        path = find_model(model)
+    except CheckpointError as error:
+        if is_repo_id(model):
+            return _on_hub(model)
+        known = f"Shapes are known by name too: {', '.join(SHAPES)}."
+        raise CheckpointError(error.problem, f"{error.remedy} {known}") from error
+    in_hub_cache = is_repo_id(model) and not Path(model).exists()
+    return _on_hub(model) if in_hub_cache and not any(path.glob("*.safetensors")) else path
+
+
+def _on_hub(repo: str) -> _Described:
+    return _Described(repo_config(repo), f"config.json of {repo} on the Hub", "hub")
+
+
+def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint) -> Outlook:
+    opened = LLM.open(path, memory=settings.memory, threads=settings.threads, draft="none", kv_dtype=settings.kv_dtype)
+    with opened as llm:
+        tensors = [llm.weights.tensors[name] for group in pass_order(llm.config) for name in group]
+        matrices, size = [matrix_of(tensor) for tensor in tensors], size_here(tensors)
+        budget = replace(llm.memory.budget, draft=0)
+        subject = _Subject(
+            name=model,
+            place="here",
+            basis="the model's own files",
+            form="packed" if size.decoded else "raw",
+            size=size,
+            other_size=raw_size(matrices) if size.decoded else packed_size(matrices),
+            budget=budget,
+            tokenizer=max(0, budget.process - before.nbytes),
+            kernels=llm.kernels,
+            tiers=tiers_here(tensors) if size.decoded else tiers_ahead(matrices),
+            draft=_draft(settings, llm.config, path, llm.kernels),
+        )
+        _contexts(subject, settings)  # before anything is measured
+        disk = _measure_disk(llm.files, budget)
+        return _outlook(subject, settings, disk, "direct reads of the model's own files")
+
+
+def _look_ahead(model: str, described: _Described, settings: PlanSettings, process: Footprint) -> Outlook:
+    config = parse_config(described.content, described.source)
+    matrices = pass_matrices(config, _dtype(described))
+    size, kernels = raw_size(matrices), Kernels(settings.threads)
+    tokenizer = config.vocab_size * TOKENIZER_BYTES_PER_ENTRY + _vector_bytes(config)
+    free = machine.available_bytes() + process.anonymous
+    budget = Budget(
+        config=config,
+        weights=size.nbytes,
+        ceiling=free if settings.memory is None else parse_bytes(settings.memory),
+        process=process.nbytes + tokenizer,
+        scratch=kernels.scratch_bytes * kernels.threads,
+    )
+    subject = _Subject(
+        name=model,
+        place=described.place,
+        basis=f"{described.source}; the tokenizer is estimated",
+        form="raw",
+        size=size,
+        other_size=packed_size(matrices),
+        budget=budget,
+        tokenizer=tokenizer,
+        kernels=kernels,
+        tiers=tiers_ahead(matrices),
+        draft=_draft(settings, config, None, kernels),
+    )
+    _contexts(subject, settings)  # before anything is written
+    with probe_file(store_root(), PROBE_FILE_BYTES) as path:
+        disk = _measure_disk([path], budget)
+        place = path.parent.parent
+    return _outlook(subject, settings, disk, f"direct reads of a new file of random numbers in {place}")
+
+
+def _draft(settings: PlanSettings, config: ModelConfig, path: Path | None, kernels: Kernels) -> DraftShape | None:
+    """The draft model for a target with this config, at `path` where it is here."""
+    if settings.draft in (None, "none"):
+        return None
+    found = _find(settings.draft)
+    if isinstance(found, Path):
+        return draft_here(settings.draft, found, config, path, kernels, settings.kv_dtype)
+    return draft_ahead(settings.draft, parse_config(found.content, found.source), config, settings.kv_dtype)
+
+
+def _dtype(described: _Described) -> str:
+    """The type of the weights: as config.json has it, under its newer or its older name, or BF16 where it does not say.
+
+    Raises UnsupportedError for types that Penstock does not run.
+    """
+    key = "torch_dtype" if described.content.get("dtype") is None else "dtype"
+    dtype = described.content.get(key) or "bfloat16"
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        problem = f"{described.source}: {key} is {shown(dtype)}, so its weights are not BF16, F16 or F32"
+        raise UnsupportedError(problem, "Use the original full-precision checkpoint, in one of these.")
+    return DTYPES[dtype]
+
+
+def _measure_disk(paths: Sequence[Path], budget: Budget) -> DiskSpeed:
+    return measure_disk(paths, PROBE_BYTES, seconds=PROBE_SECONDS, memory=room_for_probe(budget))
+
+
+def _vector_bytes(config: ModelConfig) -> int:
+    """float32 bytes of norms and biases."""
+    return sum(4 * shape[0] for shape in expected_tensors(config).values() if len(shape) == 1)
+
+
+def _outlook(subject: _Subject, settings: PlanSettings, disk: DiskSpeed, disk_basis: str) -> Outlook:
+    context, most = _contexts(subject, settings)
+    compute = measure_compute(subject.kernels, memory=room_for_probe(subject.budget))
+    drafting = measure_drafting(subject.kernels, memory=room_for_probe(subject.budget))
+
+    def prospect(size: StoredSize) -> Prospect:
+        rates = Rates.of(size, disk.bytes_per_second, compute)
+        budget = replace(subject.budget, weights=size.nbytes, chunk=size.chunk, indexed=size.indexed)
+        found = _prospect(budget, size, settings, context, rates)
+        if settings.draft == "none":
+            return found
+        tiers = subject.tiers if size.decoded else {}
+        shape = _kv_shape(budget, settings)
+        guessing = GuessSubject(budget, size, tiers, shape, context, rates, drafting)
+        return replace(found, guesses=plan_guesses(guessing, found.token.seconds, subject.draft))
+
+    return Outlook(
+        model=subject.name,
+        place=subject.place,
+        basis=subject.basis,
+        form=subject.form,
+        own=prospect(subject.size),
+        other=_if_it_fits(prospect, subject.other_size),
+        packs=subject.form == "packed" or subject.other_size is not None,
+        weight_bytes=bf16_bytes(subject.budget.config),
+        tokenizer=subject.tokenizer,
+        context=context,
+        most_context=most,
+        disk=disk,
+        disk_basis=disk_basis,
+        compute=compute,
+        drafting=drafting,
+        threads=subject.kernels.threads,
+        isa=subject.kernels.isa,
+    )
+
+
+def _if_it_fits(prospect: Callable[[StoredSize], Prospect], size: StoredSize | None) -> Prospect | None:
+    try:
+        return prospect(size) if size else None
+    except MemoryCeilingError:
+        return None
+
+
+def _prospect(budget: Budget, size: StoredSize, settings: PlanSettings, context: int, rates: Rates) -> Prospect:
+    """Raises MemoryCeilingError where it does not fit."""
+    plan = budget.plan(Demand(kv=_kv_shape(budget, settings).bytes_for(context)))
+    prompts = {tokens: _first_token(budget, settings, tokens, rates) for tokens in settings.prompts}
+    return Prospect(size, plan, forecast_token(plan, rates), prompts)
+
+
+def _kv_shape(budget: Budget, settings: PlanSettings) -> KvShape:
+    return KvShape.of(budget.config, budget.config.num_hidden_layers, settings.kv_dtype)
+
+
+def _contexts(subject: _Subject, settings: PlanSettings) -> tuple[int, int]:
+    """Positions to plan for, and the most that could be.
+
+    Raises ContextError for a context that the model was not trained for, MemoryCeilingError where it does not fit.
+    """
+    budget, trained = subject.budget, subject.budget.config.max_position_embeddings
+    check_context(settings.context, trained)
+    shape = _kv_shape(budget, settings)
+    most = min(trained, max(1, budget.most_kv(1) // shape.block_bytes) * BLOCK_SLOTS)
+    context = settings.context or min(CONTEXT, most)
+    budget.plan(Demand(kv=shape.bytes_for(context)))
+    return context, most
+
+
+def _first_token(budget: Budget, settings: PlanSettings, tokens: int, rates: Rates) -> Forecast | None:
+    config = budget.config
+    if tokens >= config.max_position_embeddings:
+        return None
+    kv = _kv_shape(budget, settings).bytes_for(tokens)
+    chunk = min(tokens, MAX_ROWS, max(LEAST_CHUNK_ROWS, budget.most_rows(kv, 1)))
+    try:
+        plan = budget.plan(Demand(rows=chunk, kv=kv))
+    except MemoryCeilingError:
+        return None
+    return forecast_prompt(config, plan, tokens, chunk, rates)

@@ -1,0 +1,1 @@
+"""Sharing out a memory ceiling, and the seconds to expect."""

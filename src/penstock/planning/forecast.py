@@ -1,0 +1,121 @@
+"""How long a pass will take: the disk and the CPU work at the same time, so the slower of the two decides.
+
+Pure functions of numbers: (how memory is shared out, what the machine can do) to seconds. Not in it: the few per cent
+by which a pass misses the slower one's time, sampling, and what other programs take of disk and CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from penstock.checkpoints.checkpoint import expected_tensors
+from penstock.models.llama import pass_order
+
+if TYPE_CHECKING:
+    from penstock.checkpoints.config import ModelConfig
+    from penstock.planning.plan import Plan
+    from penstock.planning.probe import ComputeSpeed
+    from penstock.planning.stored_size import StoredSize
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a machine does in a second, as probe.py measures it."""
+
+    disk_bytes: float
+    row_bytes: float
+    """Bytes of weights, as they are stored, that one row gets through, from memory."""
+    flops: float
+    """Multiplications and additions, each counted, of many rows."""
+    indexed_bytes: float
+    """Bytes of indexed rows that one row gets through."""
+
+    @classmethod
+    def of(cls, size: StoredSize, disk_bytes: float, compute: ComputeSpeed) -> Rates:
+        """With weights of such a size, of which some may be decoded on the way."""
+        share = size.decoded / size.raw
+        raw_bytes = _blend(share, compute.packed_row_bytes_per_second, compute.row_bytes_per_second)
+        flops = _blend(share, compute.packed_flops_per_second, compute.flops_per_second)
+        return cls(disk_bytes, raw_bytes * size.ratio, flops, compute.indexed_row_bytes_per_second)
+
+    def row_seconds(self, plan: Plan) -> float:
+        """One row's way through all weights, as far as arithmetic and memory decide."""
+        return plan.resident / self.indexed_bytes if plan.indexed else plan.weights / self.row_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Passes that produce a token: how many, what they read, and seconds of disk, CPU, and both at once."""
+
+    passes: int
+    bytes_read: int
+    disk_seconds: float
+    compute_seconds: float
+    seconds: float
+
+    @property
+    def bound(self) -> str:
+        """What decides: "disk" or "compute"."""
+        return "disk" if self.disk_seconds >= self.compute_seconds else "compute"
+
+
+def pass_weights(config: ModelConfig) -> int:
+    """How many weights the matrices have that a pass needs whole: all but an embedding that is no head too."""
+    shapes = expected_tensors(config)
+    return sum(prod(shapes[name]) for group in pass_order(config) for name in group)
+
+
+def bf16_bytes(config: ModelConfig) -> int:
+    """What those take in BF16, whatever they are stored in."""
+    return 2 * pass_weights(config)
+
+
+def pass_flops(config: ModelConfig, rows: int, positions: int) -> int:
+    """Floating-point operations of a pass of `rows` rows, the last of a sequence of `positions`, one logit row."""
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    layer_weights = config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
+    seen = rows * (positions - rows) + rows * (rows + 1) // 2  # keys that the rows attend to, summed
+    layers = config.num_hidden_layers * (2 * rows * layer_weights + 4 * seen * queries)
+    return layers + 2 * config.hidden_size * config.vocab_size
+
+
+def forecast_token(plan: Plan, rates: Rates) -> Forecast:
+    """A further token, by a pass of one row whose memory is shared out as `plan` says."""
+    return _in_turn([_pass(plan.streamed, rates.row_seconds(plan), rates)])
+
+
+def forecast_prompt(config: ModelConfig, plan: Plan, tokens: int, chunk: int, rates: Rates) -> Forecast:
+    """The first token after a prompt of `tokens` tokens, by passes of `chunk` rows at most.
+
+    `plan` is that of the longest of them. The first pass finds nothing in memory and reads all weights.
+    """
+    passes = []
+    for begin in range(0, tokens, chunk):
+        end = min(tokens, begin + chunk)
+        arithmetic = pass_flops(config, end - begin, end) / rates.flops
+        compute_seconds = max(arithmetic, rates.row_seconds(plan))
+        passes.append(_pass(plan.streamed if begin else plan.weights, compute_seconds, rates))
+    return _in_turn(passes)
+
+
+def _blend(share: float, rate: float, other: float) -> float:
+    """The rate of doing `share` of something at one rate, and the rest at the other."""
+    return 1 / (share / rate + (1 - share) / other)
+
+
+def _pass(nbytes: int, compute_seconds: float, rates: Rates) -> Forecast:
+    disk_seconds = nbytes / rates.disk_bytes
+    return Forecast(1, nbytes, disk_seconds, compute_seconds, max(disk_seconds, compute_seconds))
+
+
+def _in_turn(passes: list[Forecast]) -> Forecast:
+    return Forecast(
+        passes=len(passes),
+        bytes_read=sum(p.bytes_read for p in passes),
+        disk_seconds=sum(p.disk_seconds for p in passes),
+        compute_seconds=sum(p.compute_seconds for p in passes),
+        seconds=sum(p.seconds for p in passes),
+    )

@@ -1,0 +1,244 @@
+"""Sharing out a memory ceiling: what the process needs in any case, and what is left for resident weights.
+
+Pure functions of numbers: (the model, the process, the ceiling, a pass) to a frozen plan.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from penstock.disk.files import ALIGNMENT
+from penstock.disk.reader import Ring
+from penstock.errors import ContextError, MemoryCeilingError, UsageError
+
+if TYPE_CHECKING:
+    from penstock.checkpoints.config import ModelConfig
+
+MIB = 1 << 20
+UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": MIB, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+ALLOWANCE_BYTES = 24 * MIB
+"""For what is not counted one by one: the Python heap as it grows, malloc's slack, thread stacks, the kernel's own."""
+RING_DEPTH, RING_READS = 12, 8
+RING_SHARE = 6
+"""The reader's ring takes this part of the ceiling, up to MOST_RING_BYTES."""
+LEAST_RING_BYTES, MOST_RING_BYTES = 6 * MIB, 96 * MIB
+GUESS_SHARE = 0.05
+"""Of the ceiling: what guesses may take of the weights' room, which a pass then reads besides."""
+ENOUGH_GUESSES = 64
+LEAST_CHUNK_ROWS = 32
+"""Rows of a prompt that a pass has room for at least: in smaller chunks it would cost too many passes."""
+
+RAW_WEIGHT_BYTES, FINE_WEIGHT_BYTES = 2.0, 0.875
+"""The least that a weight takes of a piece's larger part: as it is, and in the fine tier of packed weights."""
+
+UNPACKED_PIECES = 3
+"""Buffers of the ring that an unpacked piece takes the room of."""
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes of a size like "512MiB", "2GiB", "3 GB" or a plain number. Raises UsageError."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", str(text))
+    if match is None or match[2].lower() not in UNITS:
+        raise UsageError(f"{text!r} is not a size.", "Write it like 512MiB or 2GiB.")
+    return int(float(match[1]) * UNITS[match[2].lower()])
+
+
+def format_bytes(count: int) -> str:
+    """A size for people, rounded up to whole MiB."""
+    return f"{-(-count // MIB)} MiB"
+
+
+def activation_bytes(
+    config: ModelConfig, rows: int, logit_rows: int, piece_bytes: int, weight_bytes: float = RAW_WEIGHT_BYTES
+) -> int:
+    """Peak float32 bytes of one pass besides weights and KV: hidden rows, the widest part, logits, and what sampling
+    takes for one row after another. Of the MLP's second half, one piece's rows are there at a time, of which a weight
+    takes `weight_bytes` or more in the larger part of its piece."""
+    heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    piece_rows = min(config.intermediate_size, max(1, int(piece_bytes / (weight_bytes * config.hidden_size))))
+    widest = max(heads, config.intermediate_size + piece_rows, config.hidden_size)
+    return 4 * (rows * (2 * config.hidden_size + widest + config.head_dim) + (logit_rows + 5) * config.vocab_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a pass asks for besides weights."""
+
+    rows: int = 1
+    logit_rows: int = 1
+    """Rows whose logits are computed."""
+    kv: int = 0
+    """Bytes of every KV cache, with what the pass adds to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What stays the same from pass to pass of an open model, in bytes."""
+
+    config: ModelConfig
+    weights: int
+    """All matrices that a pass needs."""
+    ceiling: int
+    process: int
+    """The interpreter with its libraries, the tokenizer and the small tensors."""
+    scratch: int
+    """Working memory of the kernels."""
+    chunk: int = 0
+    """The largest chunk of packed weights, which every buffer of the ring must hold; 0 where nothing is packed."""
+    indexed: int = 0
+    """What all weights take in the form that is quickest to multiply with; 0 where there is none."""
+    draft: int = 0
+    """What guessing takes: a draft model, tables, and the rows that go through it."""
+
+    @property
+    def ring(self) -> Ring:
+        return choose_ring(self.ceiling, self.chunk)
+
+    def plan(self, demand: Demand) -> Plan:
+        """How the ceiling is shared out in such a pass: weights stay resident where nothing else needs the room.
+
+        Raises MemoryCeilingError, naming the least ceiling that works, where the rest alone is more than the ceiling.
+        """
+        activations = self._activations(demand.rows, demand.logit_rows)
+        needs = self.process + self.scratch + self.draft + demand.kv + activations
+        if needs > self._usable:
+            least = format_bytes(self._least_ceiling(needs))
+            raise MemoryCeilingError(
+                f"A memory ceiling of {self.ceiling // MIB} MiB is too small for this model and prompt.",
+                f"The least that works is {least}: raise --memory or shorten the prompt.",
+            )
+        room = self._usable - needs
+        # A piece is unpacked before it is indexed.
+        indexes = 0 < self.indexed <= room - UNPACKED_PIECES * self.ring.piece_bytes
+        resident = self.indexed if indexes else min(self.weights, room)
+        return Plan(
+            ceiling=self.ceiling,
+            process=self.process,
+            scratch=self.scratch,
+            draft=self.draft,
+            ring=self.ring.nbytes,
+            allowance=allowance(self.ceiling),
+            kv=demand.kv,
+            activations=activations,
+            resident=resident,
+            streamed=0 if indexes else self.weights - resident,
+            indexed=self.weights if indexes else 0,
+        )
+
+    def holds_all(self) -> bool:
+        """Whether all weights stay in memory in a pass of one row. False, too, where nothing fits."""
+        try:
+            return self.plan(Demand()).streamed == 0
+        except MemoryCeilingError:
+            return False
+
+    def least_ceiling(self, missing: int) -> int:
+        """The least ceiling under which there are `missing` bytes more than under this one."""
+        return self._least_ceiling(self._usable + missing)
+
+    def most_rows(self, kv: int, logit_rows: int, all_logits: bool = False) -> int:
+        """The longest chunk, in rows, that fits beside `kv` bytes and the logits of `logit_rows` rows, and with its own
+        logits where `all_logits`; 0 or less where none does."""
+        without = self.process + self.scratch + self.draft + kv + self._activations(0, logit_rows)
+        row = self._activations(1, int(all_logits)) - self._activations(0, 0)
+        return (self._usable - without) // row
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row of a chunk takes whose logits are not wanted."""
+        return self._activations(1, 0) - self._activations(0, 0)
+
+    def most_guesses(self, kv: int, rows: int, logit_rows: int, slot_bytes: int, wanted: int) -> int:
+        """Rows with logits that fit beside a pass of `rows` rows, each with a slot of the KV cache.
+
+        Of the ceiling they may take GUESS_SHARE; and more than ENOUGH_GUESSES do not displace what guesses are made
+        with, `wanted` bytes, where that fits without.
+        """
+        room = self._usable - self.process - self.scratch - self.draft - kv - self._activations(rows, logit_rows)
+        each = self._activations(1, 1) - self._activations(0, 0) + slot_bytes
+        beside = (room - wanted) // each
+        most = min(room, int(self.ceiling * GUESS_SHARE)) // each
+        return max(0, min(most, max(beside, ENOUGH_GUESSES)) if room > wanted else most)
+
+    def most_kv(self, sequences: int) -> int:
+        """Bytes of KV that fit beside a chunk of LEAST_CHUNK_ROWS and the logits of so many sequences."""
+        activations = self._activations(max(LEAST_CHUNK_ROWS, sequences), sequences)
+        return max(0, self._usable - self.process - self.scratch - self.draft - activations)
+
+    def _activations(self, rows: int, logit_rows: int) -> int:
+        weight_bytes = FINE_WEIGHT_BYTES if self.chunk else RAW_WEIGHT_BYTES
+        return activation_bytes(self.config, rows, logit_rows, self.ring.piece_bytes, weight_bytes)
+
+    @property
+    def _usable(self) -> int:
+        """What the ceiling leaves beside ring and allowance."""
+        return self.ceiling - self.ring.nbytes - allowance(self.ceiling)
+
+    def _least_ceiling(self, needs: int) -> int:
+        """The least whole number of MiB that leaves `needs` bytes beside the ring and the allowance that it brings."""
+        least = replace(self, ceiling=-(-needs // MIB) * MIB)
+        while (missing := needs - least._usable) > 0:
+            least = replace(least, ceiling=least.ceiling + -(-missing // MIB) * MIB)
+        return least.ceiling
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a ceiling is shared out, in bytes: all but `streamed` is in memory, and at most `ceiling` together.
+
+    `resident` and `streamed` are the weights of a pass, as stored or, where all are resident, in the form that is
+    quickest to multiply with; the other parts are as in Budget and Demand.
+    """
+
+    ceiling: int
+    process: int
+    scratch: int
+    ring: int
+    allowance: int
+    kv: int
+    activations: int
+    resident: int
+    streamed: int
+    draft: int = 0
+    indexed: int = 0
+    """What the weights take as stored, where they are resident in the form quickest to multiply with; else 0."""
+
+    @property
+    def weights(self) -> int:
+        """All that a pass needs, as stored."""
+        return self.indexed or self.resident + self.streamed
+
+    def __str__(self) -> str:
+        parts = ("process", "scratch", "draft", "ring", "allowance", "kv", "activations", "resident")
+        shares = "\n".join(f"{name:>12} {format_bytes(getattr(self, name)):>11}" for name in parts)
+        whole, streamed = format_bytes(self.ceiling), format_bytes(self.streamed)
+        return f"{shares}\n{'of':>12} {whole:>11}\n{'streamed':>12} {streamed:>11}"
+
+
+def allowance(ceiling: int) -> int:
+    """Bytes for what is not counted one by one; page tables and the kernel's other records grow with the memory."""
+    return ALLOWANCE_BYTES + ceiling // 256
+
+
+def choose_ring(ceiling: int, chunk: int = 0) -> Ring:
+    """The reader's ring: a share of the ceiling, as far as larger reads are faster ones; buffers hold `chunk` bytes.
+
+    It grows without jumps, so that raising a ceiling always leaves more for the rest.
+    """
+    nbytes = min(max(ceiling // RING_SHARE, LEAST_RING_BYTES), MOST_RING_BYTES)
+    piece_bytes = max(nbytes // RING_DEPTH // ALIGNMENT * ALIGNMENT, chunk)
+    return Ring(RING_DEPTH, piece_bytes, RING_READS)
+
+
+def check_context(wanted: int | None, trained: int) -> int:
+    """The context that was asked for, or the one that a model was trained for. Raises ContextError."""
+    if wanted is None:
+        return trained
+    if not isinstance(wanted, int) or not 1 < wanted <= trained:
+        raise ContextError(
+            f"A context of {wanted} is out of range: the model was trained for {trained} positions.",
+            f"Give a number from 2 to {trained}.",
+        )
+    return wanted

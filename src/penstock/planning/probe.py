@@ -1,0 +1,322 @@
+"""What this machine can do, measured beside no other work: bytes a second of its disk, arithmetic of its CPU.
+
+Both probes take memory of their own and have given it back when they return.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from penstock.compute import codec
+from penstock.compute.levels import CoarseRows, NibbleRows
+from penstock.disk.files import ALIGNMENT, Extent, Files, aligned_buffer
+from penstock.errors import PenstockError
+from penstock.planning.plan import allowance
+
+if TYPE_CHECKING:
+    from penstock.compute.codec import PackedRows
+    from penstock.compute.kernels import F32, Kernels
+    from penstock.planning.plan import Budget
+
+DraftRows = TypeVar("DraftRows", CoarseRows, NibbleRows)
+
+MIB = 1 << 20
+PROBE_BYTES = 4 * 10**9
+READ_BYTES = 16 * MIB
+LEAST_READ_BYTES = MIB
+READS_AT_ONCE = 8
+
+WEIGHT_BYTES = 56 * MIB
+"""Weights of the compute probe: more than the cache that a laptop's cores share."""
+COLUMNS = 4096
+SLICE_BYTES = 4 * MIB
+SLICE_ROWS = SLICE_BYTES // (2 * COLUMNS)
+BESIDE_BYTES = 4 * MIB
+"""What the compute probe takes beside its weights: rows, and numbers on their way to be packed."""
+MANY_ROWS = 64
+"""Rows from which on the matrix product is bound by arithmetic, not by the weights' way from memory."""
+FEW_ROWS = 8
+"""Rows of a drafting step that asks about many nodes at once."""
+PROBE_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpeed:
+    """`nbytes` bytes of direct reads of at most `read_bytes` each took `seconds` seconds."""
+
+    nbytes: int
+    seconds: float
+    read_bytes: int
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.nbytes / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeSpeed:
+    """Matrix products with BF16 weights: of one row with weights from memory, and of many rows.
+
+    `packed_`: with packed weights, which are decoded on the way; their bytes are those of the BF16 that they were.
+    """
+
+    row_bytes_per_second: float
+    """Bytes of weights that one row gets through in a second."""
+    flops_per_second: float
+    """Multiplications and additions, each counted, of MANY_ROWS rows."""
+    packed_row_bytes_per_second: float
+    packed_flops_per_second: float
+    indexed_row_bytes_per_second: float
+    """Bytes of indexed rows that one row gets through in a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSpeed:
+    """Weights that one row, and FEW_ROWS rows together, get through in a second, by what drafts are made with."""
+
+    coarse_row: float
+    """By the coarse tier of packed weights."""
+    coarse_few_rows: float
+    nibble_row: float
+    """By 4-bit weights."""
+    nibble_few_rows: float
+
+    def coarse_seconds(self, weights: int, rows: int) -> float:
+        """Of so many rows, and weights by their coarse tier."""
+        return _between(weights / self.coarse_row, weights / self.coarse_few_rows, rows)
+
+    def nibble_seconds(self, weights: int, rows: int) -> float:
+        """Of so many rows, and 4-bit weights."""
+        return _between(weights / self.nibble_row, weights / self.nibble_few_rows, rows)
+
+
+def room_for_probe(budget: Budget) -> int:
+    """Bytes that a probe may take within a model's ceiling, before the model's first pass."""
+    return budget.ceiling - budget.process - budget.scratch - allowance(budget.ceiling)
+
+
+def measure_disk(
+    paths: Sequence[Path], nbytes: int = PROBE_BYTES, *, seconds: float = math.inf, memory: float = math.inf
+) -> DiskSpeed:
+    """Direct reads of the given files, one file after another and all again until they are `nbytes`: READ_BYTES each,
+    READS_AT_ONCE at a time.
+
+    No read begins after `seconds`. With less than their 128 MiB of `memory` the reads are smaller, down to
+    LEAST_READ_BYTES each. Raises ReadError.
+    """
+    fitting = int(min(READ_BYTES, memory // READS_AT_ONCE - ALIGNMENT)) // ALIGNMENT * ALIGNMENT
+    read_bytes = max(LEAST_READ_BYTES, fitting)
+    reads = _reads(paths, nbytes, read_bytes)
+    buffers = [aligned_buffer(max((extent.nbytes for extent in reads), default=1)) for _ in range(READS_AT_ONCE)]
+    files = Files()
+    begin = time.perf_counter()
+
+    def work(worker: int) -> int:
+        done = 0
+        try:
+            with suppress(IndexError):  # no reads are left
+                while time.perf_counter() - begin < seconds:
+                    done += files.read(reads.popleft(), buffers[worker]).nbytes
+        finally:
+            reads.clear()  # where one fails, the others stop too
+        return done
+
+    try:
+        with ThreadPoolExecutor(READS_AT_ONCE, thread_name_prefix="penstock-probe") as threads:
+            try:
+                done = sum(threads.map(work, range(READS_AT_ONCE)))
+            finally:
+                reads.clear()  # so does Ctrl-C, which reaches this thread alone
+        return DiskSpeed(done, time.perf_counter() - begin, read_bytes)
+    finally:
+        files.close()
+
+
+def measure_compute(kernels: Kernels, seconds: float = PROBE_SECONDS, *, memory: float = math.inf) -> ComputeSpeed:
+    """Matrix products of one row and of MANY_ROWS rows, each for about `seconds`, with WEIGHT_BYTES of raw weights, and
+    with as many packed and indexed ones.
+
+    With less than their 60 MiB of `memory` there are fewer weights, down to SLICE_BYTES, and more of them are cached.
+    """
+    n_slices = int(min(WEIGHT_BYTES, max(SLICE_BYTES, memory - BESIDE_BYTES))) // SLICE_BYTES
+    raw, packed = _raw_speed(kernels, n_slices, seconds), _packed_speed(kernels, n_slices, seconds)
+    return ComputeSpeed(*raw, *packed, _indexed_speed(kernels, n_slices, seconds))
+
+
+def measure_drafting(kernels: Kernels, seconds: float = PROBE_SECONDS, *, memory: float = math.inf) -> DraftSpeed:
+    """Products of one row and of FEW_ROWS rows with what drafts are made with, each for about `seconds`; with as much
+    memory as `measure_compute`."""
+    most = max(SLICE_BYTES, min(WEIGHT_BYTES, memory - BESIDE_BYTES))
+    packed, plain = _gaussian_slice(), np.empty(SLICE_BYTES, np.uint8)
+    codec.decode(packed, 0, SLICE_ROWS, plain)
+    shape = SLICE_ROWS, COLUMNS, packed.rows_per_chunk
+    coarse = CoarseRows(*shape, [packed.coarse], *kernels.coarse_levels([packed.coarse], *shape))
+    nibbles = kernels.quantize_nibbles(plain, SLICE_ROWS, COLUMNS)
+    del packed, plain
+    of_coarse = _draft_rates(coarse, sum(array.nbytes for array in coarse.coarse), kernels.matmul_coarse, most, seconds)
+    return DraftSpeed(*of_coarse, *_draft_rates(nibbles, nibbles.data.nbytes, kernels.matmul_nibbles, most, seconds))
+
+
+def _draft_rates(
+    rows: DraftRows, nbytes: int, product: Callable[[F32, DraftRows, F32], None], most: float, seconds: float
+) -> tuple[float, float]:
+    """Weights a second of one row and of FEW_ROWS, with slices of about SLICE_BYTES, as many as `most` bytes hold."""
+    large = _tiled(rows, max(1, SLICE_BYTES // nbytes))
+    slices = cycle([_tiled(large, 1) for _ in range(max(1, int(most) // (nbytes * large.rows // rows.rows)))])
+
+    def rate(n: int) -> float:
+        x, out = np.ones((n, COLUMNS), np.float32), np.empty((n, large.rows), np.float32)
+        return large.rows * COLUMNS / _typical_seconds(lambda: product(x, next(slices), out), seconds)
+
+    return rate(1), rate(FEW_ROWS)
+
+
+def _tiled(rows: DraftRows, times: int) -> DraftRows:
+    """The same rows so many times over, in memory of their own."""
+    arrays: dict[str, Any] = {
+        field.name: np.concatenate([value] * times)
+        for field in fields(rows)
+        if isinstance(value := getattr(rows, field.name), np.ndarray)
+    }
+    if isinstance(rows, CoarseRows):
+        arrays["coarse"] = [np.concatenate([*rows.coarse] * times)]
+    return replace(rows, rows=rows.rows * times, **arrays)
+
+
+def _between(one: float, few: float, rows: int) -> float:
+    """On the line through (1, one) and (FEW_ROWS, few), which does not fall."""
+    return one + max(0.0, few - one) * (rows - 1) / (FEW_ROWS - 1)
+
+
+def _raw_speed(kernels: Kernels, n_slices: int, seconds: float) -> tuple[float, float]:
+    nbytes = n_slices * SLICE_BYTES
+    weights = aligned_buffer(nbytes)[:nbytes]
+    weights.view(np.uint16)[:] = 0x3F80  # 1.0; pages that nobody wrote would all be one page, in the cache
+    slices = cycle(weights.reshape(n_slices, SLICE_BYTES))
+    return _product_speed(lambda x, out: kernels.matmul(x, next(slices), "BF16", out), seconds)
+
+
+def _packed_speed(kernels: Kernels, n_slices: int, seconds: float) -> tuple[float, float]:
+    first = _gaussian_slice()
+    slices = cycle([first, *(_copy(first) for _ in range(n_slices - 1))])
+    return _product_speed(lambda x, out: kernels.matmul_packed(x, next(slices), out), seconds)
+
+
+def _indexed_speed(kernels: Kernels, n_slices: int, seconds: float) -> float:
+    packed, plain = _gaussian_slice(), np.empty(SLICE_BYTES, np.uint8)
+    codec.decode(packed, 0, SLICE_ROWS, plain)
+    indexed = [kernels.index(plain, SLICE_ROWS, COLUMNS) for _ in range(n_slices)]
+    slices = cycle(indexed)
+    x, out = np.ones((1, COLUMNS), np.float32), np.empty((1, SLICE_ROWS), np.float32)
+    return indexed[0].data.nbytes / _typical_seconds(lambda: kernels.matmul_indexed(x, next(slices), out), seconds)
+
+
+def _product_speed(product: Callable[[F32, F32], None], seconds: float) -> tuple[float, float]:
+    """Bytes a second of one row, operations a second of many, where each product is with a slice of weights."""
+
+    def product_seconds(rows: int) -> float:
+        x, out = np.ones((rows, COLUMNS), np.float32), np.empty((rows, SLICE_ROWS), np.float32)
+        return _typical_seconds(lambda: product(x, out), seconds)
+
+    return SLICE_BYTES / product_seconds(1), SLICE_BYTES * MANY_ROWS / product_seconds(MANY_ROWS)
+
+
+def _gaussian_slice() -> PackedRows:
+    """A slice of packed weights, which are as hard to pack as trained ones: Gaussian."""
+    rows = codec.rows_per_chunk(COLUMNS, "probe")
+    n_chunks, coarse_bytes = SLICE_ROWS // rows, codec.coarse_bytes(rows, COLUMNS)
+    coarse = np.empty(n_chunks * coarse_bytes, np.uint8)
+    fine = np.empty(n_chunks * codec.most_fine_bytes(rows, COLUMNS), np.uint8)
+    offsets = np.zeros(n_chunks + 1, np.int64)
+    random = np.random.default_rng(0)
+    for i in range(n_chunks):
+        weights = random.standard_normal((rows, COLUMNS), np.float32).view(np.uint16)[:, 1::2]  # the upper halves
+        raw = np.ascontiguousarray(weights).reshape(-1).view(np.uint8)
+        chunk = coarse[i * coarse_bytes : (i + 1) * coarse_bytes]
+        offsets[i + 1] = offsets[i] + codec.encode(raw, rows, COLUMNS, chunk, fine[offsets[i] :])
+    return codec.PackedRows(SLICE_ROWS, COLUMNS, rows, coarse, fine[: offsets[-1]].copy(), offsets)
+
+
+def _copy(packed: PackedRows) -> PackedRows:
+    return replace(packed, coarse=packed.coarse.copy(), fine=packed.fine.copy())
+
+
+@contextmanager
+def probe_file(folder: Path, nbytes: int) -> Iterator[Path]:
+    """A file of at most `nbytes` random bytes on the disk of `folder` (a directory that may not exist yet), written
+    through to it, and deleted in the end. It takes no more than half of what is free there.
+
+    Raises PenstockError where there is no room for any, or it cannot be written.
+    """
+    folder = next(place for place in (folder, *folder.parents) if place.is_dir())
+    try:
+        n_mib = min(nbytes, shutil.disk_usage(folder).free // 2) // MIB
+        if not n_mib:
+            raise PenstockError(
+                f"{folder} has no room for a file that its disk's speed could be measured with.",
+                "Free some space, or let PENSTOCK_HOME name a directory on another disk.",
+            )
+        with tempfile.TemporaryDirectory(prefix=".penstock-probe-", dir=folder) as own:
+            path = Path(own) / "random"
+            _write(path, n_mib)
+            yield path
+    except OSError as error:
+        raise PenstockError(
+            f"{folder}: the speed of its disk cannot be measured: {error.strerror or error}.",
+            "Let PENSTOCK_HOME name a directory that you may write to.",
+        ) from error
+
+
+def _reads(paths: Sequence[Path], nbytes: int, read_bytes: int) -> deque[Extent]:
+    once = [
+        Extent(path, offset, min(read_bytes, size - offset))
+        for path in paths
+        for size in [path.stat().st_size]
+        for offset in range(0, size, read_bytes)
+    ]
+    reads: deque[Extent] = deque()
+    planned = 0
+    for extent in cycle(once):
+        if planned >= nbytes:
+            break
+        reads.append(extent)
+        planned += extent.nbytes
+    return reads
+
+
+def _typical_seconds(call: Callable[[], None], seconds: float) -> float:
+    """The median of calls for so long, after one to warm up."""
+    call()
+    times: list[float] = []
+    while not times or sum(times) < seconds:
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def _write(path: Path, n_mib: int) -> None:
+    """A file of so many MiB, brought to the disk a few at a time, so that they take little of the page cache."""
+    random = os.urandom(MIB)
+    with path.open("wb", buffering=0) as file:
+        for index in range(n_mib):
+            file.write(random)
+            if index % 32 == 31 or index == n_mib - 1:
+                os.fsync(file.fileno())
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

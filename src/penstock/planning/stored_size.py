@@ -1,0 +1,138 @@
+"""How many bytes the weights of a pass are in a checkpoint: raw or packed, counted or estimated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from penstock.checkpoints.checkpoint import expected_tensors
+from penstock.checkpoints.cuts import STREAM_ALIGNMENT
+from penstock.checkpoints.packed import PackedTensor
+from penstock.compute.codec import is_packed, rows_per_chunk
+from penstock.compute.indexed import likely_bytes
+from penstock.models.llama import pass_order
+from penstock.weights.pieces import largest_chunk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from penstock.checkpoints.checkpoint import Tensor
+    from penstock.checkpoints.config import ModelConfig
+
+PACKED_RATIO, PACKED_ROW_BYTES = 0.672, 10.5
+"""Bytes of packed weights to those of BF16, and what every row takes besides. Measured on weights of `penstock synth`,
+whose exponents have the entropy that is published for those of Llama-3.1-8B, in rows of 576 to 14,336."""
+COARSE_RATIO = 3 / 16
+"""Bytes of the coarse tier to those of BF16: 3 bits of 16; the byte a row that it has too is left out."""
+DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix as the original checkpoint has it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors names it: "BF16", "F16", "F32"."""
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def packs(self) -> bool:
+        """Whether a packed checkpoint has it packed."""
+        return is_packed(self.shape, self.dtype)
+
+    @property
+    def packed_nbytes(self) -> int:
+        """What it takes then, about; each of its two streams is filled up."""
+        return int(self.nbytes * PACKED_RATIO + self.shape[0] * PACKED_ROW_BYTES) + STREAM_ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSize:
+    """The matrices that a pass needs, in bytes."""
+
+    nbytes: int
+    """As they are stored."""
+    raw: int
+    """As they are multiplied: as the original checkpoint has them."""
+    decoded: int = 0
+    """Of `raw`, those that are stored packed."""
+    coarse: int = 0
+    """Of `nbytes`, the coarse tier of packed ones."""
+    chunk: int = 0
+    """The largest chunk, as for Budget."""
+    indexed: int = 0
+    """What all take where packed ones are kept in indexed rows, as for Budget."""
+    estimated: bool = False
+
+    @property
+    def ratio(self) -> float:
+        return self.nbytes / self.raw
+
+
+def pass_matrices(config: ModelConfig, dtype: str = "BF16") -> list[Matrix]:
+    """Those of a pass, in its order."""
+    shapes = expected_tensors(config)
+    return [Matrix(name, shapes[name], dtype) for group in pass_order(config) for name in group]
+
+
+def raw_size(matrices: Sequence[Matrix]) -> StoredSize:
+    """Of the original checkpoint."""
+    nbytes = sum(matrix.nbytes for matrix in matrices)
+    return StoredSize(nbytes, nbytes)
+
+
+def packed_size(matrices: Sequence[Matrix]) -> StoredSize | None:
+    """Of a packed one, estimated; None where no matrix packs."""
+    packing = [matrix for matrix in matrices if matrix.packs]
+    if not packing:
+        return None
+    raw, decoded = (sum(matrix.nbytes for matrix in some) for some in (matrices, packing))
+    chunks = (min(m.nbytes, rows_per_chunk(m.shape[1], m.name) * m.nbytes // m.shape[0]) for m in packing)
+    return StoredSize(
+        nbytes=raw - decoded + sum(matrix.packed_nbytes for matrix in packing),
+        raw=raw,
+        decoded=decoded,
+        coarse=int(decoded * COARSE_RATIO),
+        chunk=int(max(chunks) * (PACKED_RATIO - COARSE_RATIO)),
+        indexed=raw - decoded + sum(likely_bytes(*matrix.shape) for matrix in packing),
+        estimated=True,
+    )
+
+
+def size_here(tensors: Sequence[Tensor]) -> StoredSize:
+    """Of a checkpoint that is here, raw or packed, by its tensors."""
+    packed = _packed(tensors)
+    return StoredSize(
+        nbytes=sum(tensor.nbytes for tensor in tensors),
+        raw=sum(matrix_of(tensor).nbytes for tensor in tensors),
+        decoded=sum(tensor.original_nbytes for tensor in packed),
+        coarse=sum(tensor.coarse_extent(0, tensor.n_chunks).nbytes for tensor in packed),
+        chunk=largest_chunk(tensors),
+        indexed=_indexed_bytes(tensors),
+    )
+
+
+def _indexed_bytes(tensors: Sequence[Tensor]) -> int:
+    packed = _packed(tensors)
+    others = sum(tensor.nbytes for tensor in tensors) - sum(tensor.nbytes for tensor in packed)
+    return others + sum(likely_bytes(tensor.rows, tensor.cols) for tensor in packed) if packed else 0
+
+
+def matrix_of(tensor: Tensor) -> Matrix:
+    """A tensor as the original checkpoint has it."""
+    return Matrix(tensor.name, tensor.shape, tensor.dtype.value)
+
+
+def holds_packed(tensors: Iterable[Tensor]) -> bool:
+    """Whether any of them is packed."""
+    return bool(_packed(tensors))
+
+
+def _packed(tensors: Iterable[Tensor]) -> list[PackedTensor]:
+    return [tensor for tensor in tensors if isinstance(tensor, PackedTensor) and tensor.codec == "planes"]

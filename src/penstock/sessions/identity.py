@@ -1,0 +1,73 @@
+"""Which model a checkpoint is, told without reading all of it, and whatever form its weights are stored in.
+
+Raw and packed checkpoints of one model give the same logits to the bit, so they count as one: what is looked at are the
+original bytes of some rows. Training changes all rows of the matrices that it changes, and mostly the norms as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from penstock.disk.files import Files
+from penstock.weights.stored_rows import row_reader
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from penstock.checkpoints.checkpoint import Tensor
+    from penstock.checkpoints.config import ModelConfig
+    from penstock.compute.kernels import U8
+
+ROWS = 2
+"""Of each matrix, in its middle; beside each other, since packed rows come by the chunk."""
+EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING_ROWS = 64
+"""Spread over all tokens: of an embedding a few rows may change, those of new tokens."""
+
+_LEFT_OUT = {"max_position_embeddings", "bos_token_id", "eos_token_ids"}
+"""Parts of a config that change no logit."""
+
+
+def model_identity(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What makes keys and values those of this model: {"config": {...}, "weights": 32 hexadecimal digits}, for JSON.
+
+    Raises ReadError, FormatError.
+    """
+    digest, files = xxhash.xxh3_128(), Files()
+    try:
+        for name, tensor in tensors.items():
+            digest.update(f"{name} {tensor.dtype.value} {tuple(tensor.shape)}\n".encode())
+            digest.update(_sample(tensor, EMBEDDING_ROWS if name == EMBEDDING else ROWS, files).data)
+    finally:
+        files.close()
+    return {"config": _essential(config), "weights": digest.hexdigest()}
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """How the model of one identity differs from that of another, in words; None where it is the same."""
+    if there["config"] != here["config"]:
+        keys = [key for key in here["config"] if there["config"].get(key) != here["config"][key]]
+        return ", ".join(f"its {key} is {there['config'].get(key)}, not {here['config'][key]}" for key in keys)
+    return None if there == here else "the shape is the same, the weights are others"
+
+
+def _essential(config: ModelConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(config).items() if key not in _LEFT_OUT}
+
+
+def _sample(tensor: Tensor, count: int, files: Files) -> U8:
+    """Some rows as the original checkpoint has them, uint8 [rows, bytes of a row]; a vector is one row."""
+    reader = row_reader(tensor, files)
+    total = tensor.shape[0] if len(tensor.shape) > 1 else 1
+    if count == ROWS:
+        rows = np.arange(total // 2, min(total, total // 2 + ROWS))
+    else:
+        rows = np.unique(np.linspace(0, total - 1, count).astype(np.int64))
+    out = np.empty((len(rows), reader.row_bytes), np.uint8)
+    for batch in reader.batches(rows):
+        reader.read(rows, batch, out)
+    return out

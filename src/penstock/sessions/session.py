@@ -1,0 +1,360 @@
+"""Conversations and texts that go on: keys and values of what was said serve again, and outlive the process.
+
+    with LLM.open(MODEL) as llm, Session(llm, "talk.session") as session:
+        for piece in session.ask("What is a penstock?"):
+            print(piece.text, end="")
+
+With a path, all that is needed to go on is on the disk after every pass, before the caller sees what it brought: keys
+and values, tokens, how they are drawn, and the conversation. Whoever opens it again goes on with the tokens that the
+uninterrupted run would have drawn, and computes nothing twice but the last position. That one is a test: its keys and
+values depend on all that counts, so they come out as they were with the same model only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penstock.completion import Piece, Stats
+from penstock.errors import ContextError, SessionError, UsageError
+from penstock.sampling import SamplingParams
+from penstock.sessions.follow_up import appended, common_length, extended
+from penstock.sessions.identity import difference, model_identity
+from penstock.sessions.log import NewRecord, SessionLog
+from penstock.sessions.state import MODEL, PASS, TOLD, TURN, Turn, read_log
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    from penstock.completion import Completion
+    from penstock.llm import LLM
+    from penstock.sessions.state import Message
+
+SLACK_BYTES = 1 << 20
+"""A file may be twice as large as what it holds, and so much larger, before it is written anew."""
+
+
+class Session:
+    """One conversation, or one text, with a model. A context manager that closes itself."""
+
+    def __init__(self, llm: LLM, path: str | os.PathLike[str] | None = None) -> None:
+        """Begin a session, or go on with the one in the file `path`; without a path it ends with the process.
+
+        Raises SessionError where the file is damaged, in use, or of another model, KV type or version;
+        MemoryCeilingError where its keys and values do not fit; UsageError where `path` is not a file's.
+        """
+        self.turn: Turn | None = None
+        """The latest prompt and its answer."""
+        self._llm = llm
+        self._cache = llm.new_cache()
+        self._running: Completion | None = None
+        self._closed = False
+        self._saved_turn: Turn | None = None
+        """The turn that the file's records are of; None where that is open, since Ctrl-C came as one was written."""
+        self._saved = 0
+        """Positions whose keys and values are in the file, at least."""
+        self._saved_tokens = 0
+        self._proof: tuple[int, bytes] | None = None
+        """A position behind the cache's that is to be computed again, and its keys and values."""
+        self._log = None if path is None else SessionLog(Path(path))
+        try:
+            if self._log is not None:
+                self._open(self._log)
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, question: str, params: SamplingParams | None = None) -> Iterator[Piece]:
+        """The answer to one more message of the user, a piece after every pass that drew something.
+
+        An answer that was not finished stays as far as it came; one that had not begun goes, and its question with it.
+        Raises as LLM.submit does, ChatTemplateError besides, and SessionError where the file has no room.
+        """
+        if self.turn is not None and self.turn.messages is None:
+            raise UsageError(f"{self._name} holds a text, not a conversation.", "Go on with it: --raw, or complete().")
+        messages = [*self.messages, {"role": "user", "content": question}]
+        tokenizer = self._llm.text_side()
+        prompt = extended(tokenizer, self.tokens, tokenizer.chat_template().render(messages))
+        return self._begin(prompt, params, messages, question)
+
+    def complete(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Piece]:
+        """What follows on all that is there and `prompt`, text or token ids; for models without a chat template.
+
+        Raises as `ask` does.
+        """
+        if self.turn is not None and self.turn.messages is not None:
+            raise UsageError(f"{self._name} holds a conversation, not a text.", "Go on without --raw, or by ask().")
+        if isinstance(prompt, str):
+            tokens, asked = appended(self._llm.text_side(), self.tokens, prompt), prompt
+        else:
+            tokens, asked = [*self.tokens, *map(int, prompt)], ""
+        return self._begin(tokens, params, None, asked)
+
+    def go_on(self) -> Iterator[Piece]:
+        """The rest of an answer that was not finished; the first piece is what had come already.
+
+        It ends where it would have ended. Raises UsageError where there is none, MemoryCeilingError and ContextError
+        where there is less room than it began with.
+        """
+        turn = self.turn
+        if turn is None or not turn.unfinished:
+            raise UsageError("There is no unfinished answer to go on with.", "Give a prompt.")
+        self._check_open()
+        self._end_running()
+        if len(turn.prompt) + turn.limit > self._llm.context:
+            raise ContextError(
+                f"The answer began with room for {turn.limit} tokens after the prompt's {len(turn.prompt)}, and a "
+                f"context of {self._llm.context} has not so much.",
+                "Raise `context` to go on with it, or give another prompt.",
+            )
+        self._cache.truncate(min(self._cache.length, len(turn.tokens) - 1))
+        completion = self._llm.submit(
+            turn.prompt, turn.params, drawn=turn.drawn, most_tokens=turn.limit, cache=self._cache
+        )
+        try:
+            turn.end = None
+            return self._answer(turn, completion)
+        except BaseException:
+            self._llm.cancel(completion)
+            raise
+
+    def retell(self) -> Iterator[Piece]:
+        """A finished answer once more, as one piece."""
+        turn = self.turn
+        if turn is not None:
+            stats = Stats(len(turn.prompt), turn.params.seed or 0)
+            yield Piece(turn.answer(self._llm.tokenizer), turn.drawn, turn.end, stats)
+
+    def stop(self) -> None:
+        """End an unfinished answer where it is; `go_on` would still go on with it."""
+        turn = self.turn
+        self._end_running()
+        if turn is not None and turn.end is None and not self._closed:
+            turn.text, turn.end = turn.answer(self._llm.tokenizer), "cut"
+            self._save(turn)
+
+    def told(self) -> None:
+        """The caller has shown a finished answer: it need not be retold. Nothing is done where it is not finished."""
+        turn = self.turn
+        if turn is not None and not turn.told and not turn.unfinished:
+            turn.told = True
+            if self._log is not None:
+                if self._saved_turn is not turn:
+                    self._save(turn)
+                self._log.append(NewRecord(TOLD, {}), sync=False)
+
+    def reset(self) -> None:
+        """Forget all that was said."""
+        self._check_open()
+        self._end_running()
+        self._saved_turn, self._saved, self._saved_tokens = None, 0, 0
+        if self._log is not None:
+            self._log.rewrite([self._model_record()])
+        self.turn = self._proof = None
+        self._cache.truncate(0)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation so far, a copy; a part of an answer counts as one."""
+        turn = self.turn
+        if turn is None or turn.messages is None:
+            return []
+        if not turn.drawn and turn.end in (None, "cut"):
+            return turn.messages[:-1]
+        return [*turn.messages, {"role": "assistant", "content": turn.answer(self._llm.tokenizer)}]
+
+    @property
+    def tokens(self) -> list[int]:
+        """All that was said, as tokens; those of a question without an answer included."""
+        return [] if self.turn is None else self.turn.tokens
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is an answer to go on with."""
+        return self.turn is not None and self.turn.unfinished
+
+    @property
+    def rows_to_come(self) -> int:
+        """How many rows the next pass computes, but for guesses, where it goes on with the answer."""
+        return len(self.tokens) - self._cache.length
+
+    def close(self) -> None:
+        """End what runs, free the keys and values, and let others have the file."""
+        self._closed = True
+        self._end_running()
+        self._cache.truncate(0)
+        if self._log is not None:
+            self._log.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("This session has been closed.", "Open it again.")
+
+    @property
+    def _name(self) -> str:
+        return "This session" if self._log is None else str(self._log.path)
+
+    def _begin(
+        self, prompt: list[int], params: SamplingParams | None, messages: list[Message] | None, asked: str
+    ) -> Iterator[Piece]:
+        """A new turn, on the disk before its first pass."""
+        self._check_open()
+        params = params or SamplingParams()
+        self._llm.check(prompt, params)
+        self._end_running()
+        common = common_length(self.tokens, prompt)
+        if self._proof is not None and self._proof[0] >= common:
+            self._proof = None
+        kept = min(self._cache.length, common, len(prompt) - 1)
+        self._cache.truncate(kept)
+        before, completion = self.turn, self._llm.submit(prompt, params, cache=self._cache)
+        try:
+            self.turn = turn = Turn.begun(messages, asked, completion.generation, params)
+            self._save_turn(turn, kept)
+            return self._answer(turn, completion)
+        except BaseException as error:
+            self._llm.cancel(completion)
+            if isinstance(error, Exception):  # and not Ctrl-C, which may have come when it was on the disk
+                self.turn = before
+            raise
+
+    def _answer(self, turn: Turn, completion: Completion) -> Iterator[Piece]:
+        """Run the passes of an answer: each is on the disk before what it brought is told."""
+        self._running = completion
+        return self._pieces(turn, completion)
+
+    def _pieces(self, turn: Turn, completion: Completion) -> Iterator[Piece]:
+        try:
+            if not completion.runs:  # what it had drawn already is all
+                self._take(turn, completion)
+            while True:
+                while completion.pieces:
+                    yield completion.pieces.popleft()
+                if completion.error is not None:
+                    raise completion.error
+                if not completion.runs:
+                    return
+                self._llm.step()
+                self._take(turn, completion)
+        finally:
+            if self._running is completion:
+                self._end_running()
+
+    def _take(self, turn: Turn, completion: Completion) -> None:
+        turn.drawn = list(completion.generation.token_ids)
+        if completion.error is None and not completion.runs:
+            output = completion.output()
+            turn.text, turn.end = output.text, output.finish_reason
+        self._save(turn)
+
+    def _end_running(self) -> None:
+        """Take the answer that runs out of the passes; what it drew last may not be saved yet."""
+        completion = self._running
+        if completion is None:
+            return
+        if self.turn is not None and self.turn.end is None:
+            self.turn.drawn = list(completion.generation.token_ids)
+        self._llm.cancel(completion)
+        self._running = None  # at last: wherever Ctrl-C comes, it can be done again
+
+    def _check_proof(self) -> None:
+        """Raise SessionError where the position that was computed again has other keys and values than it had."""
+        if self._proof is None or self._cache.length <= self._proof[0]:
+            return
+        position, data = self._proof
+        if self._cache.read_slot(position) != data:
+            self.close()
+            raise SessionError(
+                f"{self._name} was made with other weights: these give position {position} other keys and values.",
+                "Open it with the model that made it, or begin another session.",
+            )
+        self._proof = None
+
+    def _save_turn(self, turn: Turn, kept: int) -> None:
+        """Have a turn on the disk that begins with `kept` positions; the file is written anew where most of it is of
+        no use any more."""
+        log = self._log
+        # Of what there was and of what there will be, this holds wherever Ctrl-C comes.
+        self._saved_turn, self._saved, self._saved_tokens = None, min(self._saved, kept), 0
+        if log is not None and log.size > 2 * kept * self._cache.shape.slot_bytes + SLACK_BYTES:
+            begun = NewRecord(TURN, turn.as_json(0))
+            log.rewrite([self._model_record(), begun, self._pass_record(turn, 0, kept)])
+            self._saved = kept
+        elif log is not None:
+            if log.is_new:
+                log.append(self._model_record())
+            log.append(NewRecord(TURN, turn.as_json(self._saved)))
+        self._saved_turn = turn
+
+    def _save(self, turn: Turn) -> None:
+        """Have what is new on the disk: positions, tokens, and why the answer ended."""
+        self._check_proof()
+        length, count = min(self._cache.length, len(turn.tokens)), len(turn.drawn)
+        if self._log is not None and self._saved_turn is not turn:
+            self._save_turn(turn, length)
+        # A stop string takes back tokens, and Ctrl-C may have come before it did.
+        self._saved, self._saved_tokens = min(self._saved, len(turn.tokens)), min(self._saved_tokens, count)
+        if self._log is not None and (length > self._saved or count > self._saved_tokens or turn.end):
+            self._log.append(self._pass_record(turn, self._saved, max(self._saved, length)))
+        self._saved, self._saved_tokens = max(self._saved, length), count
+
+    def _pass_record(self, turn: Turn, begin: int, end: int) -> NewRecord:
+        """Positions, and all tokens that are not in the file yet."""
+        first = self._saved_tokens
+        meta = {"at": begin, "first": first, "drawn": turn.drawn[first:], "end": turn.end}
+        meta["text"] = turn.text if turn.end else ""
+        slots = (self._cache.read_slot(slot) for slot in range(begin, end))
+        return NewRecord(PASS, meta, slots, (end - begin) * self._cache.shape.slot_bytes)
+
+    def _model_record(self) -> NewRecord:
+        return NewRecord(MODEL, {**self._identity, "model": str(self._llm.path)})
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        identity = model_identity(self._llm.config, self._llm.weights.tensors)
+        return {"identity": identity, "kv": asdict(self._cache.shape)}
+
+    def _open(self, log: SessionLog) -> None:
+        """Take in what the file holds."""
+        if log.is_new:
+            return
+        held = read_log(log, self._cache.shape.slot_bytes, self._check_model)
+        self.turn = held.turn
+        if held.turn is None:
+            return
+        self._saved_turn, self._saved, self._saved_tokens = held.turn, held.positions, len(held.turn.drawn)
+        self._llm.memory.before_filling(self._cache, held.positions)
+        for data in held.slots(log):
+            self._cache.append_slot(data)
+        if held.positions:
+            last = held.positions - 1
+            self._proof = last, self._cache.read_slot(last)
+            self._cache.truncate(last)
+
+    def _check_model(self, meta: dict[str, Any]) -> None:
+        """Raise SessionError unless the file is of this model and KV type."""
+        here = self._identity
+        dtype, own = meta["kv"]["dtype"], here["kv"]["dtype"]
+        differs = difference(meta["identity"], here["identity"])
+        if differs is not None:
+            raise SessionError(
+                f"{self._name} was made with another model than {self._llm.path}, with {meta['model']}: {differs}.",
+                "Open it with the model that made it, or begin another session.",
+            )
+        if dtype != own:
+            raise SessionError(
+                f"{self._name} has keys and values in {dtype}, and this run would have them in {own}.",
+                f"Add --kv-dtype {dtype}, or begin another session.",
+            )

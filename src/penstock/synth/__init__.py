@@ -1,0 +1,1 @@
+"""Checkpoints with random weights, of any shape."""

@@ -1,0 +1,131 @@
+"""What this machine and this process have of memory.
+
+Sources: proc(5) for /proc/meminfo and /proc/self/status; mincore(2); mallopt(3).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+
+from penstock.system.cgroups import limited_groups
+
+PROC_SELF = Path("/proc/self")
+KIB = 1 << 10
+MMAP_THRESHOLD_BYTES = 1 << 20
+_M_MMAP_THRESHOLD = -3
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What this process takes, bytes."""
+
+    anonymous: int
+    """Its own pages, and the kernel's tables of them."""
+    cached: int
+    """Page cache of its programs, libraries and modules: a control group counts it whole, mapped or not."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.anonymous + self.cached
+
+
+def footprint() -> Footprint:
+    """What this process takes now, as a control group of its own would count it."""
+    cached = _cached_bytes(_own_files()) if (PROC_SELF / "maps").exists() else 0
+    return Footprint(anonymous_bytes(), cached)
+
+
+def anonymous_bytes() -> int:
+    """This process's own pages and the kernel's tables of them; all that is resident where the system tells no more."""
+    status = _status()
+    if "RssAnon" not in status:
+        return int(psutil.Process().memory_info().rss)
+    return status["RssAnon"] + status.get("RssShmem", 0) + status.get("VmPTE", 0)
+
+
+def peak_process_bytes() -> int:
+    """The most resident memory that this process ever had, bytes (without its parent's, which getrusage may tell)."""
+    known = _status().get("VmHWM")
+    if known is not None:
+        return known
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))
+
+
+def swapped_bytes() -> int:
+    """Bytes of this process that were swapped out."""
+    return _status().get("VmSwap", 0)
+
+
+def trim_heap() -> None:
+    """Give freed heap pages back to the system, where the C library can (glibc)."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def return_large_arrays() -> None:
+    """Let every array of MMAP_THRESHOLD_BYTES or more go back to the system as soon as it is freed (glibc).
+
+    By default glibc raises its threshold to the largest array freed so far, and keeps up to 32 MiB for the next one.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+
+
+def available_bytes() -> int:
+    """What this process may still take: 0.85 of MemAvailable, or what its cgroup has free, if that is less."""
+    available = int(psutil.virtual_memory().available * 0.85)
+    return min([available, *(group.free for group in limited_groups())])
+
+
+def _status() -> dict[str, int]:
+    """The sizes in /proc/self/status, bytes; empty where there is no such file."""
+    try:
+        lines = (PROC_SELF / "status").read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in lines if line.endswith("kB"))
+    return {name: int(value.split()[0]) * KIB for name, value in pairs}
+
+
+def _own_files() -> set[str]:
+    """The files that this process has mapped, and those that its modules were loaded from."""
+    mapped = {line.split(maxsplit=5)[5] for line in (PROC_SELF / "maps").read_text().splitlines() if "/" in line}
+    modules = {getattr(module, "__cached__", None) for module in list(sys.modules.values())}
+    return mapped | {name for name in modules if isinstance(name, str)}
+
+
+def _cached_bytes(paths: Iterable[str]) -> int:
+    """How much of the given files is in the page cache; what cannot be opened counts as nothing."""
+    mincore = ctypes.CDLL(None).mincore
+    pages = 0
+    for path in paths:
+        try:
+            if not Path(path).is_file():
+                continue
+            with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
+                content = np.frombuffer(mapping, np.uint8)
+                resident = np.zeros(-(-len(content) // mmap.PAGESIZE), np.uint8)
+                length, out = ctypes.c_size_t(len(content)), ctypes.c_void_p(resident.ctypes.data)
+                if mincore(ctypes.c_void_p(content.ctypes.data), length, out) == 0:
+                    pages += int(np.count_nonzero(resident & 1))
+                del content
+        except (OSError, ValueError):
+            continue
+    return pages * mmap.PAGESIZE

@@ -1,0 +1,1 @@
+"""Text in and out: tokens, chats, and streams of both."""

@@ -1,0 +1,1 @@
+"""The weights of a pass: pieces that stay in memory, and pieces that stream."""

@@ -1,0 +1,326 @@
+"""The weights of a model as a pass meets them: piece after piece, resident or streamed from disk.
+
+A piece is a run of rows of one matrix, small enough that a ring of a few of them fits any ceiling. Its parts, the
+coarse and the fine tier where it is packed, are the unit of reading and of residency; the model walks the pieces in the
+order that it declared (`order`).
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from penstock.disk.files import Files, aligned_buffer
+from penstock.disk.reader import ReadAhead, ReadTotals
+from penstock.errors import UsageError
+from penstock.events import Events
+from penstock.system.pages import page_array
+from penstock.weights.pieces import split
+from penstock.weights.stored_rows import row_reader
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping, Sequence
+
+    from penstock.checkpoints.checkpoint import Tensor
+    from penstock.compute.kernels import F32, I64, U8, Kernels
+    from penstock.disk.files import Extent
+    from penstock.disk.reader import Ring
+    from penstock.weights.pieces import CoarseBytes, Piece, PieceData, PlainData, StoredData
+
+ROW_READS = 8
+"""Embedding rows that are read at once."""
+
+
+def residency_order(count: int) -> list[int]:
+    """Indices 0..count-1 such that every prefix is spread evenly (van der Corput sequence).
+
+    Pinning a prefix leaves the streamed pieces evenly spaced, so that the disk never idles for long; and a smaller
+    budget pins a subset of what a larger one does.
+    """
+    bits = max(1, (count - 1).bit_length())
+    return sorted(range(count), key=lambda index: int(f"{index:0{bits}b}"[::-1], 2))
+
+
+class Weights:
+    """Matrices by pieces, in pass order; embedding rows one by one; vectors whole.
+
+    `order` names the matrices as a pass uses them: each entry is a group whose pieces alternate.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        order: Sequence[tuple[str, ...]],
+        kernels: Kernels,
+        ring: Ring,
+        events: Events | None = None,
+        draft_order: Sequence[str] = (),
+    ) -> None:
+        """None of the pieces stay in memory, until `limit_resident` says how many may. `draft_order`: matrices that
+        guesses are made with, those first that they need most; without any, nothing is kept for guesses alone."""
+        self.tensors = tensors
+        self._kernels = kernels
+        self.events = events or Events()
+        groups = [[tensors[name] for name in group] for group in order]
+        pieces = [piece for group in groups for piece in split(group, ring.piece_bytes)]
+        self._parts = [_Part(piece, i) for piece in pieces for i in range(len(piece.extents))]
+        self._by_name: dict[str, list[list[int]]] = {}
+        for index, part in enumerate(self._parts):
+            of_tensor = self._by_name.setdefault(part.piece.name, [])
+            of_tensor[-1].append(index) if part.index else of_tensor.append([index])
+        ranks = {name: rank for rank, name in enumerate(draft_order)}
+        self.draft_names = tuple(draft_order)
+        self._draft = {i: ranks[p.piece.name] for i, p in enumerate(self._parts) if p.drafts and p.piece.name in ranks}
+        """Parts that guesses are made with, and how much they are needed: the lower the more."""
+        self._priority = _priority(self._parts, self._draft)
+        self._ends = [*accumulate(self._parts[index].nbytes for index in self._priority)]
+        self._resident: dict[int, U8] = {}
+        self._indexed: dict[int, PieceData] = {}
+        """Pieces in indexed rows, by their first part."""
+        self._in_memory: set[int] = set()
+        """Parts that are, in whatever form."""
+        self._indexing = False
+        self._budget = 0
+        self._not_indexed = {i for i, part in enumerate(self._parts) if not part.piece.likely_indexed_bytes}
+        """What is kept as it is beside indexed rows."""
+        self.indexed_bytes = self._likely_indexed_bytes(pieces)
+        """What all pieces together likely take where those that can be are kept in indexed rows; 0 where none can."""
+        self._files = Files()
+        # The parts of a group's pieces are held together.
+        held = max((sum(len(self._by_name[name][0]) for name in group) for group in order), default=0)
+        self._keep: set[int] = set()
+        self._stream = ReadAhead(
+            self._files,
+            [part.extent for part in self._parts],
+            self._in_memory.__contains__,
+            max(ring.depth, 1 + held),
+            self._read_done,
+            ring.reads,
+            keep=lambda index: index in self._keep,
+        )
+        self._closed = False
+        self.pass_bytes = self._ends[-1] if self._ends else 0
+
+    @property
+    def totals(self) -> ReadTotals:
+        """Running totals of the streamed pieces."""
+        return self._stream.totals
+
+    @property
+    def ring_bytes(self) -> int:
+        return self._stream.ring_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the pieces that are held in memory now."""
+        return sum(data.nbytes for held in (self._resident, self._indexed) for data in held.values())
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes that the next pass would read."""
+        return self.pass_bytes - sum(self._parts[index].nbytes for index in self._in_memory)
+
+    def prefetch(self) -> tuple[int, float]:
+        """Fill the reader's ring with what the next pass streams first: bytes that came, and seconds they took.
+
+        Raises UsageError where the model was closed.
+        """
+        self._check_open()
+        return self._stream.fill()
+
+    def limit_resident(self, budget: int) -> None:
+        """Keep at most `budget` bytes of pieces in memory; they are kept as the next pass reads them.
+
+        Where that is enough for all of a packed model in indexed rows, they are kept so.
+        """
+        self._budget = budget
+        indexing = 0 < self.indexed_bytes <= budget
+        keep = (
+            self._not_indexed | self._draft.keys()
+            if indexing
+            else set(self._priority[: bisect_right(self._ends, budget)])
+        )
+        if indexing == self._indexing and keep == self._keep:
+            return
+        self._indexing, self._keep = indexing, keep
+        for index in self._resident.keys() - self._keep:
+            del self._resident[index]
+        self._indexed.clear()
+        self._in_memory.clear()
+        self._in_memory.update(self._resident)
+
+    def pieces(self, name: str) -> Generator[PieceData]:
+        """The pieces of a matrix, in order; each is valid until the next one is asked for. Raises ReadError."""
+        for indices in self._by_name[name]:
+            if (indexed := self._indexed.get(indices[0])) is not None:
+                yield indexed
+                continue
+            with ExitStack() as stack:
+                parts = [stack.enter_context(self._data(index)) for index in indices]
+                piece = self._parts[indices[0]].piece
+                index = self._indexing and indices[0] not in self._not_indexed
+                yield self._index(indices, piece, parts) if index else piece.loaded(parts)
+
+    def stored(self, name: str) -> Generator[StoredData]:
+        """As `pieces`, read anew and in the form that the checkpoint has them."""
+        for indices in self._by_name[name]:
+            with ExitStack() as stack:
+                parts = [stack.enter_context(self._data(index)) for index in indices]
+                yield self._parts[indices[0]].piece.loaded(parts)
+
+    def vectors(self) -> dict[str, F32]:
+        """All tensors of one dimension, which are small."""
+        return {name: self.vector(name) for name, tensor in self.tensors.items() if len(tensor.shape) == 1}
+
+    def vector(self, name: str) -> F32:
+        """A whole vector (norm weights, a bias), float32 [n]."""
+        tensor = self.tensors[name]
+        raw = self._stored_rows(tensor, np.zeros(1, np.int64)).reshape(-1)
+        out = np.empty(tensor.n_elements, np.float32)
+        self._kernels.widen(raw, tensor.dtype.value, out)
+        return out
+
+    def rows(self, name: str, indices: I64) -> F32:
+        """The given rows of a matrix, float32 [len(indices), k], each read by itself, equal ones once.
+
+        Every pass begins with this one, so here it shows that the model was closed: raises UsageError.
+        """
+        self._check_open()
+        self._stream.recover()
+        tensor, begin = self.tensors[name], time.perf_counter()
+        unique, inverse = np.unique(indices, return_inverse=True)
+        rows = self._stored_rows(tensor, unique)
+        end = time.perf_counter()
+        self.totals.count(0, end - begin, end - begin)  # some KB, which are no part of what a pass streams
+        self.events.tell("wait", tensor.name, begin, end, rows.nbytes)
+        out = np.empty((len(unique), tensor.shape[1]), np.float32)
+        self._kernels.widen(rows.reshape(-1), tensor.dtype.value, out.reshape(-1))
+        return out[inverse]
+
+    def _likely_indexed_bytes(self, pieces: Sequence[Piece]) -> int:
+        indexed = sum(piece.likely_indexed_bytes for piece in pieces)
+        beside = sum(self._parts[i].nbytes for i in self._not_indexed | self._draft.keys())
+        return indexed + beside if indexed else 0
+
+    @property
+    def draft_bytes(self) -> int:
+        """What all that guesses are made with takes; 0 where there is nothing of the kind."""
+        return sum(self._parts[index].nbytes for index in self._draft)
+
+    def read_single(self, extent: Extent) -> U8:
+        """Some bytes of a file, read by themselves and not checked: for guesses. Raises ReadError."""
+        return self._files.read(extent, aligned_buffer(extent.nbytes))
+
+    def draft(self, name: str) -> list[CoarseBytes | PlainData] | None:
+        """What is in memory of a matrix to guess with, in order; None where some of it is not."""
+        indices = [of_piece[0] for of_piece in self._by_name[name]]
+        if not all(index in self._draft and index in self._resident for index in indices):
+            return None
+        return [self._parts[index].piece.draft(self._resident[index]) for index in indices]
+
+    def _index(self, indices: Sequence[int], piece: Piece, parts: Sequence[U8]) -> PieceData:
+        """The piece in indexed rows, which stay in memory."""
+        data = piece.indexed(parts, self._kernels)
+        self._indexed[indices[0]] = data
+        self._in_memory.update(indices)
+        if self.resident_bytes > self._budget:  # exponents that vary more than any trained model's
+            self.indexed_bytes = 0
+            self.limit_resident(self._budget)
+        return data
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("This model has been closed.", "Open it again.")
+
+    def close(self) -> None:
+        self._closed = True
+        self._stream.close()
+        self._files.close()
+        self._resident.clear()
+        self._indexed.clear()
+
+    @contextmanager
+    def _data(self, index: int) -> Iterator[U8]:
+        if (resident := self._resident.get(index)) is not None:
+            yield resident
+            return
+        begin, name = time.perf_counter(), self._parts[index].piece.name
+        data = self._stream.take(index)
+        try:
+            self.events.tell("wait", name, begin, time.perf_counter(), data.nbytes)
+            if index in self._keep:
+                self._resident[index] = _copy(data) if self._stream.in_ring(data) else data
+                self._in_memory.add(index)
+            yield data
+        except BaseException:
+            # A walk that was dropped may be closed by the garbage collector, even amid the start of another read.
+            self._stream.give_back(data, read_on=False)
+            raise
+        self._stream.give_back(data)
+
+    def _stored_rows(self, tensor: Tensor, rows: I64) -> U8:
+        """The given rows as the original checkpoint has them, uint8 [len(rows), bytes of a row], several read at once.
+
+        A vector is one row. Raises ReadError, FormatError.
+        """
+        reader = row_reader(tensor, self._files)
+        out = np.empty((len(rows), reader.row_bytes), np.uint8)
+        batches = reader.batches(rows)
+        if len(batches) == 1:
+            reader.read(rows, batches[0], out)
+        elif batches:
+            with ThreadPoolExecutor(ROW_READS, thread_name_prefix="penstock-row") as threads:
+                list(threads.map(lambda batch: reader.read(rows, batch, out), batches))
+        return out
+
+    def _read_done(self, index: int, data: U8, begin: float, end: float) -> None:
+        """In a reading thread: a part has come."""
+        part = self._parts[index]
+        part.piece.check(part.index, data)
+        self.events.tell("read", part.piece.name, begin, end, part.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Part `index` of a piece."""
+
+    piece: Piece
+    index: int
+
+    @property
+    def extent(self) -> Extent:
+        return self.piece.extents[self.index]
+
+    @property
+    def nbytes(self) -> int:
+        return self.extent.nbytes
+
+    @property
+    def coarse(self) -> bool:
+        return self.index == 0 and len(self.piece.extents) == 2
+
+    @property
+    def drafts(self) -> bool:
+        return self.index == 0 and self.piece.drafts
+
+
+def _priority(parts: Sequence[_Part], draft: Mapping[int, int]) -> list[int]:
+    """The order in which parts become resident: first those that guesses are made with, by need; then what is left of
+    the coarse tier, and of the rest, every prefix of either spread evenly."""
+    needed = sorted(draft, key=lambda index: (draft[index], index))
+    tiers = ([i for i, p in enumerate(parts) if i not in draft and p.coarse is coarse] for coarse in (True, False))
+    return [*needed, *(tier[i] for tier in tiers for i in residency_order(len(tier)))]
+
+
+def _copy(data: U8) -> U8:
+    """A copy in pages of its own: a heap would not give them back one by one."""
+    copy = page_array(data.nbytes)
+    copy[:] = data
+    return copy
