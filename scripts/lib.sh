@@ -122,11 +122,11 @@ install_dev() {
     set_done dev "$state"
 }
 
-# Penstock itself, editable: changes to Python files need no new installation, others are noticed here. Beside the
+# Penstock itself, editable: changes in Python files need no new installation, others and moved files are noticed here. Beside the
 # development tools the build keeps its objects; without them it leaves nothing but the result.
 install_penstock() {
     local state keep="" build
-    state=$(state_of pyproject.toml CMakeLists.txt cpp)
+    state=$(state_of pyproject.toml CMakeLists.txt cpp)$(cd "$root" && find src -name '*.py' | LC_ALL=C sort | cksum)
     is_done penstock "$state" && return
     find_compiler
     say "building Penstock into .venv, which takes a minute or two"

@@ -18,7 +18,7 @@ from checkpoints import tiny_config, write_checkpoint
 from penstock import LLM, SamplingParams
 from penstock.compute.kernels import F32
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
 VALUES = FOLDER / "values.json"
 MODELS = {"tiny": FOLDER / "tiny", "demo": DEMO}
 

@@ -1,17 +1,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import loading
 import numpy as np
 import pytest
 from cases import DEMO
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
-sys.path.append(str(Path(__file__).parents[1] / "bench/peers"))
-import loading
 from checkpoint import read_tensors
 from limit import Limits, Report
 from loading import FOLDER, WAYS, Setting, part_of, split, streamed_bytes, ways

@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
-sys.path.append(str(Path(__file__).parents[1] / "bench/peers"))
 import resident
 import turns
 from cases import DEMO
@@ -18,7 +15,6 @@ from resident import LLAMA, ORIGINAL, PACKED, Contestant, Turn, commands, measur
 
 SERVER = """
 import sys
-sys.path.append({peers!r})
 from turns import serve
 def open_model():
     print("a library says something")

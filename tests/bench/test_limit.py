@@ -11,15 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
-from penstock.errors import UsageError
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import control_group
 import limit
+import pytest
 from control_group import CONTAINER, GroupV1, GroupV2, new_group
 from limit import Limits, Report, run_limited, whole_disk
+
+from penstock.errors import UsageError
 
 Calls = list[tuple[list[str], Limits]]
 NAME = f"penstock-{os.getpid()}"

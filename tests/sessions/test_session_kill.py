@@ -13,7 +13,7 @@ from typing import Any
 
 from penstock import LLM, SamplingParams, Session
 
-TOOL = Path(__file__).parent.parent / "tools" / "kill_sessions.py"
+TOOL = Path(__file__).parents[2] / "tools" / "kill_sessions.py"
 LONG = ("--temperature", "0.8", "--seed", "1", "--max-tokens", "100", "--draft", "none")
 
 

@@ -25,6 +25,7 @@ from penstock.checkpoints.store import find_model
 from penstock.errors import MemoryCeilingError, PenstockError, UsageError
 from penstock.packing.pack import pack
 
+HELPERS = Path(__file__).parents[1] / "helpers"
 AT_ONCE = 4
 """So that not all requests begin together."""
 
@@ -197,7 +198,9 @@ class TestCrashes:
         code = f"from batches import run_batch; run_batch(*map(__import__('pathlib').Path, {[str(path), str(out)]}), "
         command = [sys.executable, "-c", code + f"at_once={AT_ONCE})"]
         for _ in range(6):
-            with subprocess.Popen(command, cwd=Path(__file__).parent, stderr=subprocess.PIPE) as process:
+            with subprocess.Popen(
+                command, cwd=Path(__file__).parents[1] / "helpers", stderr=subprocess.PIPE
+            ) as process:
                 while process.poll() is None and not state_path(out).exists():
                     time.sleep(0.001)
                 time.sleep(rng.uniform(0, 0.8))

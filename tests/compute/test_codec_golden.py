@@ -14,7 +14,7 @@ from packing import decode, encode, one_chunk
 
 U16 = npt.NDArray[np.uint16]
 ROWS, COLS = 9, 333
-FILES = {tier: Path(__file__).parent / "golden" / f"packed.{tier}" for tier in ("coarse", "fine")}
+FILES = {tier: Path(__file__).parents[1] / "golden" / f"packed.{tier}" for tier in ("coarse", "fine")}
 
 
 def pseudo_random(count: int, seed: int) -> list[int]:

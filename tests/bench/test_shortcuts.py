@@ -1,13 +1,8 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from cases import DEMO
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
 from shortcuts import (
     F32,
     changed,

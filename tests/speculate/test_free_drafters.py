@@ -3,10 +3,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import free_drafters
+import pytest
 
 
 @pytest.mark.parametrize("temperature", ["0", "1"])

@@ -6,14 +6,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
-from penstock.errors import UsageError
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
 import control_group
 import limit
+import pytest
 from control_group import new_group
+
+from penstock.errors import UsageError
 
 REMEDY = "Run the command without bench/limit.py."
 

@@ -4,12 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lossless
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
-sys.path.append(str(Path(__file__).parents[1] / "bench/peers"))
-import lossless
 import run_codec
 from checkpoint import Tensor, read_tensors
 from lossless import chunks_of_a_pass, heading, line, run, save_samples, spread

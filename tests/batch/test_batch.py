@@ -15,7 +15,7 @@ from penstock.batch.run import BatchSettings
 from penstock.errors import CheckpointError, MemoryCeilingError, UsageError
 from penstock.openai_api.requests import parse
 
-GOLDEN = Path(__file__).parent / "golden" / "batch"
+GOLDEN = Path(__file__).parents[1] / "golden" / "batch"
 
 
 @pytest.fixture(scope="module")

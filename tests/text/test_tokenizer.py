@@ -13,7 +13,7 @@ import pytest
 from penstock.errors import ChatTemplateError, TokenizerError, UsageError
 from penstock.text.tokenizer import Tokenizer
 
-DEMO = Path(__file__).parents[1] / "src" / "penstock" / "data" / "demo"
+DEMO = Path(__file__).parents[2] / "src" / "penstock" / "data" / "demo"
 BOS, EOT = 0, 4
 HELLO = [{"role": "user", "content": "hello"}]
 

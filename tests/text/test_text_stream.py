@@ -13,7 +13,7 @@ from penstock.errors import UsageError
 from penstock.text.text_stream import StopStrings, TextStream
 from penstock.text.tokenizer import Tokenizer
 
-DEMO = Path(__file__).parents[1] / "src" / "penstock" / "data" / "demo"
+DEMO = Path(__file__).parents[2] / "src" / "penstock" / "data" / "demo"
 EMOJI = "👍🏽 👩‍👩‍👧‍👦 naïve 你好 🇺🇦\u2028é\u0301"
 SPECIALS = ["<s>", "</s>", "<unk>"]
 WORDS = ["▁", "▁▁", "a", "▁a", "b", "▁the", "\n", "你", "\ufffd", "<0xg1>", "▁▁▁▁", "!"]

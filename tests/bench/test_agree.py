@@ -3,13 +3,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import agree
 import pytest
+from contestants import Peer
 
 from penstock.errors import PenstockError
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
-import agree
-from contestants import Peer
 
 
 def peer(tmp_path: Path, program: str) -> Peer:

@@ -11,7 +11,7 @@ import pytest
 from penstock.errors import ChatTemplateError
 from penstock.text.chat_template import ChatTemplate
 
-TEMPLATES = Path(__file__).parent / "fixtures" / "chat"
+TEMPLATES = Path(__file__).parents[1] / "fixtures" / "chat"
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 HELLO = [{"role": "user", "content": "hello"}]
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"

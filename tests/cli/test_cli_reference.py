@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from penstock.cli import app
 
-TOOL = Path(__file__).parent.parent / "tools" / "cli_reference.py"
+TOOL = Path(__file__).parents[2] / "tools" / "cli_reference.py"
 COMMANDS = [info.callback.__name__ for info in app.registered_commands if info.callback]
 
 

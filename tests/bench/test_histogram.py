@@ -1,13 +1,8 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import histogram
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
-import histogram
 from histogram import CENTER, ENTROPIES, EXPONENTS, SHARES, Law, Line, draw, entropy, exponent_shares, law, shares
 
 
