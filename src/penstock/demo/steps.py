@@ -2,7 +2,7 @@
 
 First, text from a model most of whose weights stay on the disk, and the same bits from a resident run, from a packed
 copy, and from one whose passes check guesses. Then a bit of that copy is flipped, and it is run again. The third step
-is in demo_layers.py and demo_timing.py.
+is in layers.py and timing.py.
 """
 
 from __future__ import annotations
