@@ -15,6 +15,7 @@ from resident import LLAMA, ORIGINAL, PACKED, Contestant, Turn, commands, measur
 
 SERVER = """
 import sys
+sys.path.append({peers!r})
 from turns import serve
 def open_model():
     print("a library says something")
