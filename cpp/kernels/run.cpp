@@ -9,6 +9,8 @@ namespace {
 
 // Below about this many floats a second thread costs more than it saves.
 constexpr std::int64_t kWorthwhileFloats = 16384;
+// Up to about so many rows, a product takes the time of its weights' way from memory.
+constexpr std::int64_t kFewRows = 6;
 
 template <typename Args>
 using Kernel = void (*)(const Args&, std::int64_t, std::int64_t, Scratch);
@@ -62,7 +64,11 @@ void matmul_packed(ThreadPool& pool, const MatmulPackedArgs& args) {
 void matmul_indexed(ThreadPool& pool, const MatmulIndexedArgs& args) {
   const auto lock = pool.acquire();
   const std::int64_t outputs = args.out.cols;
-  const std::int64_t share = std::clamp<std::int64_t>(outputs / (8 * pool.threads()), 4, 64) / 4 * 4;
+  // A few rows take what memory takes, whose stream breaks where a task ends; more rows are arithmetic, to share
+  // evenly.
+  const bool few = args.x.rows <= kFewRows;
+  const std::int64_t tasks = (few ? 4 : 8) * pool.threads(), most = few ? 256 : 64;
+  const std::int64_t share = std::clamp<std::int64_t>(outputs / tasks, 4, most) / 4 * 4;
   const std::int64_t least = kWorthwhileFloats / std::max<std::int64_t>(args.x.rows * args.x.cols, 1) + 1;
   split(pool, active_kernels().matmul_indexed, args, outputs, std::max(share, least));
 }

@@ -113,6 +113,8 @@ class Sampler:
                 f"The logits for position {position} are not finite numbers.",
                 "The weights are damaged, or overflow float32: compare the files' checksums with the publisher's.",
             )
+        if self.rule.temperature == 0 and self.rule.repetition_penalty == 1:
+            return int(logits.argmax())
         scores = self._penalised(logits.astype(np.float64), seen)
         if self.rule.temperature == 0:
             return int(scores.argmax())

@@ -51,13 +51,18 @@ struct MatmulIndexed {
     lanes.clear();
     const std::int64_t whole = a.w.cols / kGroupWeights, ahead = O * indexed_row_bytes(a.w.cols);
     const float* x = a.x.data;
+    PENSTOCK_UNROLL
+    for (int o = 0; o < O; ++o) {
+      for (std::int64_t i = 0; i < indexed_header_bytes(a.w.cols); i += 64)
+        __builtin_prefetch(row[o].row + ahead + i, 0, 2);
+    }
     for (std::int64_t start = 0; start < whole; start += 64) {
       std::uint64_t exceptions = (row[I].flags(start / 64) | ...);
       const std::int64_t end = whole - start < 64 ? whole : start + 64;
       for (std::int64_t g = start; g < end; ++g, x += kGroupWeights, exceptions >>= 1) {
         PENSTOCK_UNROLL
         for (int o = 0; o < O; ++o) {
-          __builtin_prefetch(row[o].halves + ahead + g * kGroupIndexBytes, 0, 2);
+          if (g % 2 == 0) __builtin_prefetch(row[o].halves + ahead + g * kGroupIndexBytes, 0, 2);
           __builtin_prefetch(row[o].bytes + ahead + g * kGroupWeights, 0, 2);
         }
         if ((exceptions & 1) != 0) [[unlikely]] {

@@ -81,7 +81,8 @@ class Memory:
 
     def relieve(self) -> None:
         """Give weights back if other programs need the memory; to be called every now and then."""
-        if self._relief is not None and self._relief.check(self._weights.resident_bytes, self.plan.resident):
+        relief = self._relief
+        if relief is not None and relief.due and relief.check(self._weights.resident_bytes, self.plan.resident):
             self._limit()
 
     @property

@@ -76,16 +76,21 @@ class Relief:
         self.limit: int | None = None
         """The most resident bytes; None without pressure."""
 
+    @property
+    def due(self) -> bool:
+        """Whether it is time to look at the system again: every INTERVAL_SECONDS."""
+        return self._clock() - self._checked >= INTERVAL_SECONDS
+
     def check(self, resident: int, wanted: int) -> bool:
-        """Look at the system, at most every INTERVAL_SECONDS; whether `limit` has changed.
+        """Look at the system, if that is due; whether `limit` has changed.
 
         `resident`: bytes of weights in memory now; `wanted`: how many there may be without pressure. Under pressure
         the limit falls below the first by what is missing, by a sixteenth at least; after CALM_SECONDS without, it
         rises above it by half of what there is room for.
         """
-        now = self._clock()
-        if now - self._checked < INTERVAL_SECONDS:
+        if not self.due:
             return False
+        now = self._clock()
         before, sample = self.limit, self._sample()
         sample = replace(sample, reserve=min(sample.reserve, self._most_reserve))
         missing = _missing(self._last, sample, now - self._checked)
