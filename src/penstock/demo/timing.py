@@ -135,6 +135,7 @@ def forecast(timings: Timings, ceiling: int, compute: ComputeSpeed) -> Tokens:
             process=machine.footprint().nbytes,
             scratch=kernels.scratch_bytes * kernels.threads,
             chunk=size.chunk,
+            indexed=size.indexed,
         )
         return forecast_token(budget.plan(Demand(kv=kv)), Rates.of(size, timing.bytes_per_second, compute))
 
