@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -101,10 +102,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def flip(path: Path, offset: int, bit: int = 0) -> None:
-    """Flip one bit of a file."""
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 1 << bit
-    path.write_bytes(content)
+    """Flip one bit of a file, in place: whoever reads it meanwhile finds it whole."""
+    with path.open("r+b", buffering=0) as file:
+        byte = os.pread(file.fileno(), 1, offset)[0]
+        os.pwrite(file.fileno(), bytes([byte ^ 1 << bit]), offset)
 
 
 @dataclass
