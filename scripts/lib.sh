@@ -122,8 +122,8 @@ install_dev() {
     set_done dev "$state"
 }
 
-# Penstock itself, editable: changes in Python files need no new installation, others and moved files are noticed here. Beside the
-# development tools the build keeps its objects; without them it leaves nothing but the result.
+# Penstock itself, editable: changes in Python files need no new installation, others and moved files are noticed here.
+# Beside the development tools the build keeps its objects; without them it leaves nothing but the result.
 install_penstock() {
     local state keep="" build
     state=$(state_of pyproject.toml CMakeLists.txt cpp)$(cd "$root" && find src -name '*.py' | LC_ALL=C sort | cksum)

@@ -36,6 +36,14 @@ std::int64_t grain_of(const ThreadPool& pool, std::int64_t units, std::int64_t f
   return std::max(least, units / (4 * pool.threads()) + 1);
 }
 
+// Outputs for a task of a matrix product with so many rows of x: adjacent rows of weights, the more the steadier their
+// stream, in multiples of 4; even shares matter where there are few.
+std::int64_t product_grain(const ThreadPool& pool, std::int64_t rows, std::int64_t cols, std::int64_t outputs,
+                           std::int64_t tasks = 8, std::int64_t most = 64) {
+  const std::int64_t share = std::clamp<std::int64_t>(outputs / (tasks * pool.threads()), 4, most) / 4 * 4;
+  return std::max(share, kWorthwhileFloats / std::max<std::int64_t>(rows * cols, 1) + 1);
+}
+
 }  // namespace
 
 void matmul(ThreadPool& pool, const MatmulArgs& args) {
@@ -46,31 +54,24 @@ void matmul(ThreadPool& pool, const MatmulArgs& args) {
     chunk.x.rows = std::min(kMatmulRows, args.x.rows - row);
     chunk.x.data += row * args.x.stride;
     chunk.out.data += row * args.out.stride;
-    // A task's weights are adjacent rows, the more the steadier their stream; even shares matter where there are few.
-    const std::int64_t share = std::clamp<std::int64_t>(outputs / (8 * pool.threads()), 4, 64) / 4 * 4;
-    const std::int64_t least = kWorthwhileFloats / (chunk.x.rows * std::max<std::int64_t>(args.x.cols, 1)) + 1;
-    split(pool, active_kernels().matmul, chunk, outputs, std::max(share, least));
+    split(pool, active_kernels().matmul, chunk, outputs, product_grain(pool, chunk.x.rows, args.x.cols, outputs));
   }
 }
 
 void matmul_packed(ThreadPool& pool, const MatmulPackedArgs& args) {
   const auto lock = pool.acquire();
   const std::int64_t outputs = args.out.cols;
-  const std::int64_t share = std::clamp<std::int64_t>(outputs / (8 * pool.threads()), 4, 64) / 4 * 4;
-  const std::int64_t least = kWorthwhileFloats / std::max<std::int64_t>(args.x.rows * args.x.cols, 1) + 1;
-  split(pool, active_kernels().matmul_packed, args, outputs, std::max(share, least));
+  const std::int64_t grain = product_grain(pool, args.x.rows, args.x.cols, outputs);
+  split(pool, active_kernels().matmul_packed, args, outputs, grain);
 }
 
 void matmul_indexed(ThreadPool& pool, const MatmulIndexedArgs& args) {
   const auto lock = pool.acquire();
   const std::int64_t outputs = args.out.cols;
-  // A few rows take what memory takes, whose stream breaks where a task ends; more rows are arithmetic, to share
-  // evenly.
+  // A few rows take what memory takes, and its stream breaks where a task ends; more rows are arithmetic.
   const bool few = args.x.rows <= kFewRows;
-  const std::int64_t tasks = (few ? 4 : 8) * pool.threads(), most = few ? 256 : 64;
-  const std::int64_t share = std::clamp<std::int64_t>(outputs / tasks, 4, most) / 4 * 4;
-  const std::int64_t least = kWorthwhileFloats / std::max<std::int64_t>(args.x.rows * args.x.cols, 1) + 1;
-  split(pool, active_kernels().matmul_indexed, args, outputs, std::max(share, least));
+  const std::int64_t grain = product_grain(pool, args.x.rows, args.x.cols, outputs, few ? 4 : 8, few ? 256 : 64);
+  split(pool, active_kernels().matmul_indexed, args, outputs, grain);
 }
 
 void count_exceptions(ThreadPool& pool, const IndexArgs& args) {

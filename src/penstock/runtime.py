@@ -73,7 +73,9 @@ class Runtime:
         self.draft: DraftModel | None = None
         self.on_layer: OnLayer | None = None
         try:
-            self._fill(checkpoint, options, self._budget(options, ceiling, chunk), defaults)
+            self.model = Llama(self.config, self.weights, self.kernels, self.weights.vectors())
+            # Only now, since the process is measured for it, and the vectors are a part of that.
+            self._share_out(checkpoint, options, self._budget(options, ceiling, chunk), defaults)
         except BaseException:
             self._free()
             raise
@@ -90,9 +92,10 @@ class Runtime:
             draft=working_bytes(self.config, self.weights.draft_bytes > 0) if options.guesses else 0,
         )
 
-    def _fill(self, checkpoint: Checkpoint, options: Options, budget: Budget, defaults: GenerationDefaults) -> None:
-        """What needs the weights."""
-        self.model = Llama(self.config, self.weights, self.kernels, self.weights.vectors())
+    def _share_out(
+        self, checkpoint: Checkpoint, options: Options, budget: Budget, defaults: GenerationDefaults
+    ) -> None:
+        """What keeps to the budget: drafters, memory, the engine."""
         self.kv_shape = KvShape.of(self.config, self.config.num_hidden_layers, options.kv_dtype)
         drafters = free_drafters(self.model, self.weights) if options.guesses else []
         if options.draft is not None:

@@ -16,22 +16,10 @@ from penstock.errors import ContextError, MemoryCeilingError, PenstockError, Rea
 from penstock.packing.pack import pack
 from penstock.runtime import Options
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
 SAMPLED = SamplingParams(temperature=0.9, top_k=50, repetition_penalty=1.1, seed=3, max_tokens=14, ignore_eos=True)
 TEXT = "def add(a, b):\n    return a + b\n\n\ndef mul("
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fsync() -> Iterator[None]:
-    """Nobody pulls the plug here, so nothing has to wait for the disk."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        yield
-
-
-@pytest.fixture(scope="module")
-def llm() -> Iterator[LLM]:
-    with LLM.open("demo", draft="none") as llm:
-        yield llm
 
 
 @pytest.fixture(scope="module")

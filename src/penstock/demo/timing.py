@@ -127,19 +127,21 @@ def forecast(timings: Timings, ceiling: int, compute: ComputeSpeed) -> Tokens:
     matrices = pass_matrices(config)
     kv = KvShape.of(config, config.num_hidden_layers, "bf16").bytes_for(CONTEXT)
 
-    def token(size: StoredSize, timing: Timing) -> Forecast:
-        budget = Budget(
-            config=config,
-            weights=size.nbytes,
-            ceiling=ceiling,
-            process=machine.footprint().nbytes,
-            scratch=kernels.scratch_bytes * kernels.threads,
-            chunk=size.chunk,
-            indexed=size.indexed,
-        )
-        return forecast_token(budget.plan(Demand(kv=kv)), Rates.of(size, timing.bytes_per_second, compute))
+    raw = raw_size(matrices)
+    packed = packed_size(matrices) or raw
+    budget = Budget(
+        config=config,
+        weights=raw.nbytes,
+        ceiling=ceiling,
+        process=machine.footprint().nbytes,
+        scratch=kernels.scratch_bytes * kernels.threads,
+    )
 
-    raw, packed = raw_size(matrices), packed_size(matrices) or raw_size(matrices)
+    def token(size: StoredSize, timing: Timing) -> Forecast:
+        return forecast_token(
+            budget.storing(size).plan(Demand(kv=kv)), Rates.of(size, timing.bytes_per_second, compute)
+        )
+
     ratio = timings.packed.layer_bytes / timings.streamed.layer_bytes
     packed = replace(packed, nbytes=int(raw.nbytes * ratio))
     return Tokens(token(raw, timings.streamed), token(packed, timings.packed))

@@ -323,7 +323,7 @@ def _outlook(subject: _Subject, settings: PlanSettings, disk: DiskSpeed, disk_ba
 
     def prospect(size: StoredSize) -> Prospect:
         rates = Rates.of(size, disk.bytes_per_second, compute)
-        budget = replace(subject.budget, weights=size.nbytes, chunk=size.chunk, indexed=size.indexed)
+        budget = subject.budget.storing(size)
         found = _prospect(budget, size, settings, context, rates)
         if settings.draft == "none":
             return found

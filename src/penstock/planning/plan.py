@@ -15,6 +15,7 @@ from penstock.errors import ContextError, MemoryCeilingError, UsageError
 
 if TYPE_CHECKING:
     from penstock.checkpoints.config import ModelConfig
+    from penstock.planning.stored_size import StoredSize
 
 MIB = 1 << 20
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": MIB, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
@@ -95,6 +96,10 @@ class Budget:
     @property
     def ring(self) -> Ring:
         return choose_ring(self.ceiling, self.chunk)
+
+    def storing(self, size: StoredSize) -> Budget:
+        """The same where the weights are stored so."""
+        return replace(self, weights=size.nbytes, chunk=size.chunk, indexed=size.indexed)
 
     def plan(self, demand: Demand) -> Plan:
         """How the ceiling is shared out in such a pass: weights stay resident where nothing else needs the room.
