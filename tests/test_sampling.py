@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock import SamplingParams, _core
-from penstock.checkpoints.config import GenerationDefaults
+from penstock.checkpoints.generation_config import GenerationDefaults
 from penstock.compute.kernels import Kernels, gumbel
 from penstock.errors import NumericsError, UsageError
 from penstock.sampling import Sampler, SamplingRule

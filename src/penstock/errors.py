@@ -79,3 +79,7 @@ class SessionError(PenstockError):
 
 class NumericsError(PenstockError):
     """A logit that is not a number."""
+
+
+class CheckpointWarning(UserWarning):
+    """Something in a checkpoint that Penstock passes over."""

@@ -52,6 +52,7 @@ class LLM:
         runtime = Runtime(checkpoint, options, available, self.defaults)
         self._runtime, self._engine = runtime, runtime.engine
         self.path, self.files, self.config = checkpoint.path, checkpoint.files, checkpoint.config
+        self.architecture = checkpoint.architecture
         self.context, self.kernels, self.events = runtime.context, runtime.kernels, runtime.events
         self.weights, self.model, self.memory = runtime.weights, runtime.model, runtime.memory
         self.on_layer = on_layer

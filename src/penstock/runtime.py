@@ -10,10 +10,9 @@ from penstock.engine.engine import Engine
 from penstock.events import Events
 from penstock.memory.memory import Memory
 from penstock.memory.pressure import Relief
+from penstock.models.decoder import Decoder
 from penstock.models.kv_cache import KvShape
-from penstock.models.llama import Llama, draft_order, pass_order
 from penstock.models.stage import Stage
-from penstock.planning.forecast import pass_weights
 from penstock.planning.plan import Budget, check_context, choose_ring
 from penstock.speculate.costs import Costs
 from penstock.speculate.draft_model import DraftModel
@@ -22,13 +21,14 @@ from penstock.speculate.speculator import Speculator
 from penstock.speculate.worth import Worth
 from penstock.system import machine
 from penstock.weights.pieces import largest_chunk
+from penstock.weights.residency import draft_order
 from penstock.weights.weights import Weights
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from penstock.checkpoints.checkpoint import Checkpoint
-    from penstock.checkpoints.config import GenerationDefaults
+    from penstock.checkpoints.generation_config import GenerationDefaults
     from penstock.models.stage import OnLayer
     from penstock.speculate.drafter import Drafter
 
@@ -60,20 +60,20 @@ class Runtime:
     def __init__(self, checkpoint: Checkpoint, options: Options, available: int, defaults: GenerationDefaults) -> None:
         """`available`: bytes that the machine had free, the ceiling where `options` give none. What else the process
         needs is in memory by now. Raises as `LLM.open` does."""
-        self.config = checkpoint.config
+        self.config, self.architecture = checkpoint.config, checkpoint.architecture
         self.context = check_context(options.context, self.config.max_position_embeddings)
         self.kernels = Kernels(options.threads)
         ceiling = available + machine.footprint().anonymous if options.memory is None else options.memory
         self.events = Events()
-        order = pass_order(self.config)
+        order = self.architecture.pass_order
         chunk = largest_chunk([checkpoint.tensors[name] for group in order for name in group])
-        drafts = draft_order(self.config) if options.guesses else ()
+        drafts = draft_order(self.architecture) if options.guesses else ()
         ring = choose_ring(ceiling, chunk)
         self.weights = Weights(checkpoint.tensors, order, self.kernels, ring, self.events, drafts)
         self.draft: DraftModel | None = None
         self.on_layer: OnLayer | None = None
         try:
-            self.model = Llama(self.config, self.weights, self.kernels, self.weights.vectors())
+            self.model = Decoder(self.config, self.weights, self.kernels, self.weights.vectors())
             # Only now, since the process is measured for it, and the vectors are a part of that.
             self._share_out(checkpoint, options, self._budget(options, ceiling, chunk), defaults)
         except BaseException:
@@ -82,21 +82,21 @@ class Runtime:
 
     def _budget(self, options: Options, ceiling: int, chunk: int) -> Budget:
         return Budget(
-            config=self.config,
+            architecture=self.architecture,
             weights=self.weights.pass_bytes,
             ceiling=ceiling,
             process=machine.footprint().nbytes + options.reserve,
             scratch=self.kernels.scratch_bytes * self.kernels.threads,
             chunk=chunk,
             indexed=self.weights.indexed_bytes,
-            draft=working_bytes(self.config, self.weights.draft_bytes > 0) if options.guesses else 0,
+            draft=working_bytes(self.architecture, self.weights.draft_bytes > 0) if options.guesses else 0,
         )
 
     def _share_out(
         self, checkpoint: Checkpoint, options: Options, budget: Budget, defaults: GenerationDefaults
     ) -> None:
         """What keeps to the budget: drafters, memory, the engine."""
-        self.kv_shape = KvShape.of(self.config, self.config.num_hidden_layers, options.kv_dtype)
+        self.kv_shape = KvShape.of(self.config, options.kv_dtype)
         drafters = free_drafters(self.model, self.weights) if options.guesses else []
         if options.draft is not None:
             self.draft = DraftModel(options.draft, self.kernels, options.kv_dtype)
@@ -105,7 +105,7 @@ class Runtime:
         draft_kv = None if self.draft is None else self.draft.kv_shape
         self.memory = Memory(budget, self.weights, self.kv_shape, Relief(), options.max_resident, draft_kv)
         worth = None if self.draft is None else Worth("draft", self.draft.nbytes)
-        costs = Costs(pass_weights(self.config))
+        costs = Costs(self.architecture.pass_weights)
         speculator = Speculator(drafters, costs, options.draft_nodes, worth, self.drop_draft)
         self.engine = Engine(
             Stage(self.model, self.weights, range(self.config.num_hidden_layers), self._after_layer),

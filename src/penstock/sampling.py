@@ -21,7 +21,7 @@ from penstock.compute.kernels import gumbel
 from penstock.errors import NumericsError, UsageError
 
 if TYPE_CHECKING:
-    from penstock.checkpoints.config import GenerationDefaults
+    from penstock.checkpoints.generation_config import GenerationDefaults
     from penstock.compute.kernels import F32, F64, I64, Kernels
 
 T = TypeVar("T", int, float)

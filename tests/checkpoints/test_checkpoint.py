@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import penstock
-from penstock.checkpoints.checkpoint import expected_tensors, generation_defaults, open_checkpoint
-from penstock.checkpoints.config import CheckpointWarning, GenerationDefaults, parse_config
+from penstock.architectures.base import Architecture
+from penstock.architectures.registry import parse_config
+from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint
 from penstock.checkpoints.format import DType
-from penstock.errors import CheckpointError, FormatError, UnsupportedError
+from penstock.checkpoints.generation_config import GenerationDefaults
+from penstock.errors import CheckpointError, CheckpointWarning, FormatError, UnsupportedError
 
 DEMO = Path(penstock.__file__).parent / "data" / "demo"
 
@@ -24,7 +26,7 @@ DEMO = Path(penstock.__file__).parent / "data" / "demo"
 def test_demo_model() -> None:
     checkpoint = open_checkpoint(DEMO)
     assert (checkpoint.path, checkpoint.files) == (DEMO, (DEMO / "model.safetensors",))
-    assert list(checkpoint.tensors) == list(expected_tensors(checkpoint.config))
+    assert list(checkpoint.tensors) == list(Architecture(checkpoint.config).tensors)
     assert len(checkpoint.tensors) == 6 * 9 + 3
     assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {DType.BF16}
     assert sum(tensor.n_elements for tensor in checkpoint.tensors.values()) == 6_622_464
@@ -55,7 +57,7 @@ def test_expected_tensors(tied: bool, attention_bias: bool, mlp_bias: bool, laye
     config = tiny_config(
         tie_word_embeddings=tied, attention_bias=attention_bias, mlp_bias=mlp_bias, num_hidden_layers=layers
     )
-    assert expected_tensors(parse_config(config, "config.json")) == tensor_shapes(config)
+    assert Architecture(parse_config(config, "config.json")).tensors == tensor_shapes(config)
 
 
 def test_tensors_come_in_the_order_of_a_pass(tmp_path: Path) -> None:

@@ -11,16 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import penstock
-from penstock.checkpoints.config import (
-    IGNORED_KEYS,
-    CheckpointWarning,
-    GenerationDefaults,
-    ModelConfig,
-    RopeConfig,
-    parse_config,
-    parse_generation_defaults,
-)
-from penstock.errors import CheckpointError, FormatError, UnsupportedError
+from penstock.architectures.config import ModelConfig, RopeConfig
+from penstock.architectures.family import IGNORED_KEYS
+from penstock.architectures.registry import parse_config
+from penstock.checkpoints.generation_config import GenerationDefaults, parse_generation_defaults
+from penstock.errors import CheckpointError, CheckpointWarning, FormatError, UnsupportedError
 
 DEMO = Path(penstock.__file__).parent / "data" / "demo"
 
@@ -87,7 +82,8 @@ def test_llama_3_1_8b() -> None:
         rms_norm_eps=1e-5,
         rope=LLAMA3_ROPE,
         tie_word_embeddings=False,
-        attention_bias=False,
+        qkv_bias=False,
+        o_bias=False,
         mlp_bias=False,
         max_position_embeddings=131072,
         bos_token_id=128000,
@@ -113,7 +109,8 @@ def test_defaults_are_those_of_transformers() -> None:
         rms_norm_eps=1e-6,
         rope=RopeConfig(10000.0),
         tie_word_embeddings=False,
-        attention_bias=False,
+        qkv_bias=False,
+        o_bias=False,
         mlp_bias=False,
         max_position_embeddings=2048,
         bos_token_id=1,

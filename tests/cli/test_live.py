@@ -20,12 +20,12 @@ import pytest
 from terminals import Terminal
 
 from penstock import LLM, SamplingParams
+from penstock.architectures.base import Architecture
 from penstock.checkpoints.store import find_model
 from penstock.cli.live import ROUGH_FLOPS, Live
 from penstock.cli.show import _warnings_afterwards
 from penstock.cli.status_line import StatusLine
 from penstock.packing.pack import pack
-from penstock.planning.forecast import pass_weights
 
 RUN = ("run", "demo", "--raw", "def add(a, b):", "--temperature", "0", "--max-tokens", "60")
 PATIENCE = 120.0
@@ -273,5 +273,5 @@ def test_arithmetic_is_that_of_the_weights_however_they_are_stored(tmp_path: Pat
         with LLM.open(model, threads=1) as llm:
             live = Live(llm, 4000, StatusLine(Terminal(80)))
             promised.append(live._first_token_seconds(rate=1e30))
-            operations = 2 * 4000 * pass_weights(llm.config)
+            operations = 2 * 4000 * Architecture(llm.config).pass_weights
     assert promised == [operations / ROUGH_FLOPS] * 2

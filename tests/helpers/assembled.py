@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from penstock.architectures.base import Architecture
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.config import GenerationDefaults
+from penstock.checkpoints.generation_config import GenerationDefaults
 from penstock.compute.kernels import F32, Kernels
 from penstock.disk.reader import Ring
 from penstock.engine.engine import MAX_ROWS, Engine
 from penstock.memory.memory import Memory
+from penstock.models.decoder import Decoder
 from penstock.models.kv_cache import KvCache, KvShape
-from penstock.models.llama import Llama, pass_order
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.stage import Stage
 from penstock.planning.plan import LEAST_CHUNK_ROWS, Budget, Demand, Plan
@@ -45,12 +46,12 @@ def open_engine(
     """`resident`: the share of the weights that may stay in memory. Pieces are small, so that tiny models have many."""
     checkpoint = open_checkpoint(path)
     kernels = Kernels(threads)
-    weights = Weights(checkpoint.tensors, pass_order(checkpoint.config), kernels, ring=Ring(4, piece_bytes))
+    weights = Weights(checkpoint.tensors, checkpoint.architecture.pass_order, kernels, ring=Ring(4, piece_bytes))
     weights.limit_resident(int(resident * weights.pass_bytes))
     config = checkpoint.config
-    model = Llama(config, weights, kernels, weights.vectors())
+    model = Decoder(config, weights, kernels, weights.vectors())
     stage = Stage(model, weights, range(config.num_hidden_layers), on_layer)
-    shape = KvShape.of(config, config.num_hidden_layers, kv)
+    shape = KvShape.of(config, kv)
     try:
         yield Engine(stage, kernels, shape, context, GenerationDefaults(eos_token_ids=tuple(eos)), max_rows)
     finally:
@@ -64,8 +65,8 @@ def limited(plain: Engine, blocks: int, kept_blocks: int | None = None) -> Itera
     stage, shape, ceiling = plain.stage, plain._kv_shape, 1 << 34
     config = stage.model.config
     with_kv = Demand(LEAST_CHUNK_ROWS, 8, blocks * shape.block_bytes)
-    process = ceiling - _needs(Budget(config, 0, ceiling, 0, 0).plan(with_kv))
-    memory = Memory(Budget(config, stage.weights.pass_bytes, ceiling, process, 0), stage.weights, shape)
+    process = ceiling - _needs(Budget(Architecture(config), 0, ceiling, 0, 0).plan(with_kv))
+    memory = Memory(Budget(Architecture(config), stage.weights.pass_bytes, ceiling, process, 0), stage.weights, shape)
     memory.caches.kept.most_bytes = (blocks if kept_blocks is None else kept_blocks) * shape.block_bytes
     yield Engine(stage, plain._kernels, shape, plain.context, plain._defaults, memory=memory)
 

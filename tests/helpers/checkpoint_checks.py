@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from penstock.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from penstock.checkpoints.config import CheckpointWarning
-from penstock.errors import CheckpointError
+from penstock.errors import CheckpointError, CheckpointWarning
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 SHARD_2 = "model-00002-of-00003.safetensors"

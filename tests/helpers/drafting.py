@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 from cases import Case, random_tokens
 
+from penstock.architectures.base import Architecture
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.compute.kernels import F32, Kernels
 from penstock.disk.reader import Ring
+from penstock.models.decoder import Decoder
 from penstock.models.kv_cache import KvCache, KvShape
-from penstock.models.llama import Llama, draft_order, pass_order
 from penstock.packing.pack import pack
+from penstock.weights.residency import draft_order
 from penstock.weights.weights import Weights
 
 # Matrices large enough to be packed, but for keys and values; rows that end amid a group of 64.
@@ -37,16 +39,18 @@ def write_pair(folder: Path, **changes: object) -> tuple[Path, Path]:
 
 
 @contextmanager
-def open_to_draft(path: Path, resident: float = 0.0) -> Iterator[tuple[Llama, Weights]]:
+def open_to_draft(path: Path, resident: float = 0.0) -> Iterator[tuple[Decoder, Weights]]:
     """A model whose weights are kept for guessing first; `resident`: the share of those that may stay in memory, and
     above 1 of what is left."""
     checkpoint, kernels = open_checkpoint(path), Kernels(1)
     config = checkpoint.config
-    order = pass_order(config)
-    weights = Weights(checkpoint.tensors, order, kernels, Ring(4, 1 << 20), draft_order=draft_order(config))
+    order = Architecture(config).pass_order
+    weights = Weights(
+        checkpoint.tensors, order, kernels, Ring(4, 1 << 20), draft_order=draft_order(Architecture(config))
+    )
     keep(weights, resident)
     try:
-        yield Llama(config, weights, kernels, weights.vectors()), weights
+        yield Decoder(config, weights, kernels, weights.vectors()), weights
     finally:
         weights.close()
 
@@ -56,9 +60,9 @@ def keep(weights: Weights, resident: float) -> None:
     weights.limit_resident(int(min(1.0, resident) * weights.draft_bytes + max(0.0, resident - 1) * left))
 
 
-def pass_over(model: Llama) -> F32:
+def pass_over(model: Decoder) -> F32:
     """Logits after PROMPT: a pass over all weights, after which those that may are in memory."""
-    cache = KvCache(KvShape.of(model.config, model.config.num_hidden_layers, "bf16"))
+    cache = KvCache(KvShape.of(model.config, "bf16"))
     return model.forward(PROMPT, 0, cache)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from checkpoints import tiny_config
 
-from penstock.checkpoints.config import parse_config
+from penstock.architectures.registry import parse_config
 from penstock.checkpoints.format import DType, read_header
 from penstock.checkpoints.packed import CHUNKS, HEADER, INDEX, RECORD, SEAL, SERVICE, PackedFile, read_packed, seal
 from penstock.compute.kernels import U8

@@ -9,7 +9,7 @@ import pytest
 from checkpoints import safetensors_bytes, tiny_config, write_checkpoint
 from hub_server import Content, Faults, Hub, Repo, directory_files, serve
 
-from penstock.checkpoints.config import parse_config
+from penstock.architectures.registry import parse_config
 from penstock.checkpoints.format import read_header
 from penstock.checkpoints.layout import check_folder, find_layout
 from penstock.errors import CheckpointError, FormatError, PenstockError, UnsupportedError

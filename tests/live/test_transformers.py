@@ -20,8 +20,8 @@ import pytest
 from cases import CASES, DEMO, LLAMA3, Case, demo_tokens, random_tokens
 from reference import F32, F64, Reference
 
+from penstock.architectures.config import RopeConfig
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.config import RopeConfig
 from penstock.models.rope import inverse_frequencies
 
 torch = pytest.importorskip("torch")

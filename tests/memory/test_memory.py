@@ -8,6 +8,7 @@ import pytest
 from assembled import open_engine
 from cases import CASES
 
+from penstock.architectures.base import Architecture
 from penstock.errors import MemoryCeilingError
 from penstock.memory.memory import Memory
 from penstock.memory.pressure import Relief, Sample
@@ -39,9 +40,9 @@ class Model:
     def memory(self, spare: int, **options: object) -> Memory:
         """Under a ceiling that leaves `spare` bytes beside a pass of the fewest rows and one block of KV."""
         demand = Demand(LEAST_CHUNK_ROWS, 1, self.SHAPE.bytes_for(1))
-        whole = Budget(self.config, self.weights.pass_bytes, BIG, 0, 0).plan(demand)
+        whole = Budget(Architecture(self.config), self.weights.pass_bytes, BIG, 0, 0).plan(demand)
         process = BIG - sum((whole.ring, whole.allowance, whole.kv, whole.activations)) - spare
-        budget = Budget(self.config, self.weights.pass_bytes, BIG, process, 0)
+        budget = Budget(Architecture(self.config), self.weights.pass_bytes, BIG, process, 0)
         return Memory(budget, self.weights, self.SHAPE, **options)  # type: ignore[arg-type]
 
     def relief(self) -> Relief:

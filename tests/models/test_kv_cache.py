@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numerics_oracles import same_bits, to_bf16
 
-from penstock.checkpoints.config import parse_config
+from penstock.architectures.registry import parse_config
 from penstock.compute.kernels import F32, Kernels
 from penstock.errors import UsageError
 from penstock.models.kv_cache import BLOCK_SLOTS, KvCache, KvShape
@@ -56,13 +56,13 @@ def test_bytes(shape: KvShape) -> None:
 
 def test_the_shape_of_a_model() -> None:
     config = parse_config(tiny_config(num_key_value_heads=2, head_dim=6), "config.json")
-    assert KvShape.of(config, 5, "f32") == KvShape(layers=5, kv_heads=2, head_dim=6, dtype="f32")
+    assert KvShape.of(config, "f32", 5) == KvShape(layers=5, kv_heads=2, head_dim=6, dtype="f32")
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bfloat16", "", "BF16"])
 def test_unknown_types(dtype: str) -> None:
     with pytest.raises(UsageError) as caught:
-        KvShape.of(parse_config(tiny_config(), "config.json"), 2, dtype)
+        KvShape.of(parse_config(tiny_config(), "config.json"), dtype, 2)
     assert caught.value.problem == f"kv_dtype={dtype!r} is not known."
     assert caught.value.remedy == "Use one of: bf16, f32."
 

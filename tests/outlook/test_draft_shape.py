@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from penstock import LLM
-from penstock.checkpoints.config import parse_config
+from penstock.architectures.registry import parse_config
 from penstock.checkpoints.store import find_model
 from penstock.compute.kernels import Kernels
 from penstock.compute.levels import nibble_bytes

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from penstock import LLM, SamplingParams
-from penstock.checkpoints.config import ModelConfig, parse_config
+from penstock.architectures.base import Architecture
+from penstock.architectures.config import ModelConfig
+from penstock.architectures.registry import parse_config
 from penstock.checkpoints.store import find_model
 from penstock.errors import MemoryCeilingError
 from penstock.models.kv_cache import KvShape
-from penstock.models.llama import draft_order, head_name, layer_matrices, pass_order
 from penstock.outlook.draft_shape import DraftShape, draft_ahead, draft_here
 from penstock.outlook.guess_forecast import forecast_guesses
 from penstock.outlook.guess_plan import (
@@ -27,17 +28,19 @@ from penstock.outlook.guess_plan import (
     tiers_here,
 )
 from penstock.packing.pack import pack
-from penstock.planning.forecast import Rates, forecast_token, pass_flops, pass_weights
+from penstock.planning.forecast import Rates, forecast_token
 from penstock.planning.plan import MIB, Budget, Demand
 from penstock.planning.probe import DraftSpeed
 from penstock.planning.stored_size import StoredSize, packed_size, pass_matrices, raw_size, size_here
 from penstock.speculate.coarse import CoarseWeights
 from penstock.synth.shapes import shape_config
 from penstock.system import machine
+from penstock.weights.residency import draft_order
 
 RATES = Rates(disk_bytes=524e6, row_bytes=13.4e9, flops=200e9, indexed_bytes=15e9)
 SPEED = DraftSpeed(40e9, 20e9, 30e9, 15e9)
 LLAMA_8B = parse_config(shape_config("llama-3.1-8b"), "shape")
+ARCHITECTURE = Architecture(LLAMA_8B)
 LLAMA_1B = parse_config(shape_config("llama-3.2-1b"), "shape")
 
 
@@ -60,7 +63,7 @@ def subject(
         ),
         size=size,
         tiers=tiers_ahead(matrices) if packed else {},
-        kv_shape=KvShape.of(config, config.num_hidden_layers, "bf16"),
+        kv_shape=KvShape.of(config, "bf16"),
         context=context,
         rates=replace(RATES, **rates),
         speed=SPEED,
@@ -93,7 +96,7 @@ class TestTheEnginesNumbers:
 
     def subject_of(self, path: Path, ceiling: int) -> tuple[GuessSubject, StoredSize]:
         with LLM.open(path, memory=ceiling, draft="none", threads=1) as llm:
-            tensors = [llm.weights.tensors[name] for group in pass_order(llm.config) for name in group]
+            tensors = [llm.weights.tensors[name] for group in Architecture(llm.config).pass_order for name in group]
             size, shape = size_here(tensors), llm._runtime.kv_shape
             budget, tiers = replace(llm.memory.budget, draft=0), tiers_here(tensors)
             return GuessSubject(budget, size, tiers, shape, 32, RATES, SPEED), size
@@ -128,8 +131,8 @@ class TestTheEnginesNumbers:
             llm.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=2))
             coarse = CoarseWeights(llm.weights, llm.kernels)
             layers = range(llm.config.num_hidden_layers)
-            there = [layer for layer in layers if coarse.load_all(layer_matrices(layer))]
-            ready = coarse.load(head_name(llm.config)) and len(there) >= 0.75 * len(layers)
+            there = [layer for layer in layers if coarse.load_all(llm.architecture.layer_matrices(layer))]
+            ready = coarse.load(Architecture(llm.config).head) and len(there) >= 0.75 * len(layers)
         assert sorted(_kept_layers(found, resident)) == (there if ready else [])
         assert (share < 0.6) <= (not ready)
         assert (share >= 1.0) <= bool(ready and len(there) == len(layers))
@@ -149,10 +152,12 @@ class TestTheCoarseTier:
         assert counts == sorted(counts)
         assert {0, 24, 32} <= set(counts) <= {0, *range(24, 33)}
         for guessing in found:
-            tiers = dict(zip(draft_order(LLAMA_8B), (0,) * 999, strict=False)) | tiers_ahead(pass_matrices(LLAMA_8B))
-            layer = sum(tiers[name] for name in layer_matrices(0))
+            tiers = dict(zip(draft_order(ARCHITECTURE), (0,) * 999, strict=False)) | tiers_ahead(
+                pass_matrices(LLAMA_8B)
+            )
+            layer = sum(tiers[name] for name in ARCHITECTURE.layer_matrices(0))
             if guessing.tier_layers:
-                kept = tiers[head_name(LLAMA_8B)] + guessing.tier_layers * layer
+                kept = tiers[ARCHITECTURE.head] + guessing.tier_layers * layer
                 assert kept <= guessing.plan.resident
                 assert guessing.tier_layers == 32 or kept + layer > guessing.plan.resident
 
@@ -218,9 +223,9 @@ class TestForecasts:
         """The disk's seconds or those of the rows; and of the coarse weights', once a step."""
         found = subject(4 << 30)
         guessing = own(found)
-        plan, weights = guessing.plan, pass_weights(LLAMA_8B)
+        plan, weights = guessing.plan, ARCHITECTURE.pass_weights
         one = plan.weights / 13.4e9
-        many = (pass_flops(LLAMA_8B, 64, 512) + 2 * 63 * 4096 * 128256) / 200e9
+        many = (ARCHITECTURE.flops(64, 512) + 2 * 63 * 4096 * 128256) / 200e9
 
         def pass_seconds(rows: int) -> float:
             return max(plan.streamed / 524e6, one + (many - one) / 63 * (rows - 1))
@@ -238,7 +243,7 @@ class TestForecasts:
         guessing = plan_guesses(subject(2 << 30), 1.0, draft_1b()).drafted
         assert guessing is not None
         assert guessing.drafters == ("draft", "draft")
-        weights = pass_weights(LLAMA_1B)
+        weights = Architecture(LLAMA_1B).pass_weights
         for forecast in guessing.forecasts:
             least = weights / 30e9 * forecast.steps
             assert least < forecast.draft_seconds < least + weights / 15e9 * (forecast.steps - 1)
@@ -293,7 +298,7 @@ class TestWhetherADraftPays:
         assert guesses.own is not None
         assert guesses.drafted is not None
         step = 1.9 * guesses.own.forecasts[0].seconds_per_token - guesses.drafted.forecasts[0].pass_seconds
-        slow = pass_weights(LLAMA_1B) / step
+        slow = Architecture(LLAMA_1B).pass_weights / step
         found = replace(found, speed=DraftSpeed(1.0, 1.0, slow, slow))
         assert plan_guesses(found, 1.0, draft_1b()).pays == (False, True)
 

@@ -11,16 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock import LLM
-from penstock.checkpoints.checkpoint import expected_tensors
-from penstock.checkpoints.config import ModelConfig, parse_config
+from penstock.architectures.base import Architecture
+from penstock.architectures.config import ModelConfig
+from penstock.architectures.registry import parse_config
 from penstock.planning.forecast import (
     Forecast,
     Rates,
-    bf16_bytes,
     forecast_prompt,
     forecast_token,
-    pass_flops,
-    pass_weights,
 )
 from penstock.planning.plan import Plan
 from penstock.planning.probe import ComputeSpeed
@@ -38,7 +36,7 @@ def plan(resident: int, streamed: int) -> Plan:
 
 def counted_flops(config: ModelConfig, rows: int, positions: int) -> int:
     """One multiplication and one addition for every weight and row, and for every key and value that a row sees."""
-    shapes = expected_tensors(config)
+    shapes = Architecture(config).tensors
     layers = sum(prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) == 2)
     seen = sum(range(positions - rows + 1, positions + 1))
     attention = 4 * seen * config.num_attention_heads * config.head_dim * config.num_hidden_layers
@@ -50,7 +48,7 @@ def test_operations_of_a_pass(name: str) -> None:
     changes = {key: value for key, value in tiny_config(**CASES[name].config).items() if value is not None}
     config = parse_config(changes, "test")
     for rows, positions in ((1, 1), (1, 9), (5, 5), (3, 8)):
-        assert pass_flops(config, rows, positions) == counted_flops(config, rows, positions)
+        assert Architecture(config).flops(rows, positions) == counted_flops(config, rows, positions)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -58,11 +56,11 @@ def test_weights_of_a_pass_are_those_of_the_model_once_it_is_here(tmp_path: Path
     case = CASES[name]
     config = parse_config({key: v for key, v in tiny_config(**case.config).items() if v is not None}, "test")
     with LLM.open(case.write(tmp_path)) as llm:
-        assert pass_weights(config) * (4 if case.dtype == "F32" else 2) == llm.weights.pass_bytes
+        assert Architecture(config).pass_weights * (4 if case.dtype == "F32" else 2) == llm.weights.pass_bytes
 
 
 def test_a_row_of_the_8b_takes_15_gigaflops() -> None:
-    assert pass_flops(LLAMA_8B, 1, 1) == pytest.approx(15.0e9, rel=2e-3)
+    assert Architecture(LLAMA_8B).flops(1, 1) == pytest.approx(15.0e9, rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -87,11 +85,11 @@ def test_indexed_rows_have_a_rate_of_their_own() -> None:
     """And the first pass reads the weights as they are stored."""
     shared = replace(plan(3_000_000_000, 0), indexed=2_600_000_000)
     assert forecast_token(shared, RATES).seconds == 3e9 / 15e9
-    assert forecast_prompt(LLAMA_8B, shared, 1, 1, RATES).bytes_read == 2_600_000_000
+    assert forecast_prompt(Architecture(LLAMA_8B), shared, 1, 1, RATES).bytes_read == 2_600_000_000
 
 
 def test_the_size_in_bf16() -> None:
-    assert bf16_bytes(LLAMA_8B) == 15_009_316_864
+    assert 2 * Architecture(LLAMA_8B).pass_weights == 15_009_316_864
 
 
 def test_the_disk_decides() -> None:
@@ -108,15 +106,15 @@ def test_compute_decides() -> None:
 
 def test_a_short_prompt_waits_for_all_weights_and_a_long_one_for_the_arithmetic() -> None:
     shares = plan(3 * 10**9, 12 * 10**9)
-    short, long = (forecast_prompt(LLAMA_8B, shares, tokens, 4096, RATES) for tokens in (16, 4096))
+    short, long = (forecast_prompt(Architecture(LLAMA_8B), shares, tokens, 4096, RATES) for tokens in (16, 4096))
     assert (short.bytes_read, short.bound, short.seconds) == (15 * 10**9, "disk", 15e9 / 524e6)
     assert (long.passes, long.bound) == (1, "compute")
-    assert long.seconds == pass_flops(LLAMA_8B, 4096, 4096) / 100e9
+    assert long.seconds == Architecture(LLAMA_8B).flops(4096, 4096) / 100e9
 
 
 @given(tokens=st.integers(1, 300), chunk=st.integers(1, 300), resident=st.integers(0, 10**9))
 def test_passes_of_a_prompt(tokens: int, chunk: int, resident: int) -> None:
-    forecast = forecast_prompt(LLAMA_8B, plan(resident, 10**9 - resident), tokens, chunk, RATES)
+    forecast = forecast_prompt(Architecture(LLAMA_8B), plan(resident, 10**9 - resident), tokens, chunk, RATES)
     assert forecast.passes == -(-tokens // chunk)
     assert forecast.bytes_read == 10**9 + (forecast.passes - 1) * (10**9 - resident)
     slower = max(forecast.disk_seconds, forecast.compute_seconds)

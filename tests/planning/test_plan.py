@@ -11,11 +11,12 @@ from checkpoints import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.checkpoints.config import parse_config
+from penstock.architectures.base import Architecture
+from penstock.architectures.registry import parse_config
 from penstock.errors import MemoryCeilingError, UsageError
 from penstock.models.kv_cache import KvShape
 from penstock.models.rows import Rows, SequenceRows
-from penstock.planning.plan import MIB, Budget, Demand, activation_bytes, choose_ring, format_bytes, parse_bytes
+from penstock.planning.plan import MIB, Budget, Demand, choose_ring, format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ CONFIG = parse_config(tiny_config(), "config.json")
 
 
 def budget_of(ceiling: int, process: int = 0, scratch: int = 0, weights: int = 1 << 40) -> Budget:
-    return Budget(CONFIG, weights, ceiling, process, scratch)
+    return Budget(Architecture(CONFIG), weights, ceiling, process, scratch)
 
 
 def named_least(error: MemoryCeilingError) -> int:
@@ -130,10 +131,13 @@ def test_activations_of_the_8b() -> None:
         "config.json",
     )  # fmt: skip
     row = 4 * (2 * 4096 + 14336 + 1024 + 128)
-    assert activation_bytes(config, 1, 1, 8 * MIB) == row + 4 * 6 * 128256
-    assert activation_bytes(config, 4096, 1, 8 * MIB) == 4096 * row + 4 * 6 * 128256
-    assert activation_bytes(config, 10, 0, 8 * MIB) == 10 * row + 4 * 5 * 128256
-    assert activation_bytes(config, 1, 0, MIB) == activation_bytes(config, 1, 0, 8 * MIB) - 4 * 896
+    assert Architecture(config).activation_bytes(1, 1, 8 * MIB) == row + 4 * 6 * 128256
+    assert Architecture(config).activation_bytes(4096, 1, 8 * MIB) == 4096 * row + 4 * 6 * 128256
+    assert Architecture(config).activation_bytes(10, 0, 8 * MIB) == 10 * row + 4 * 5 * 128256
+    assert (
+        Architecture(config).activation_bytes(1, 0, MIB)
+        == Architecture(config).activation_bytes(1, 0, 8 * MIB) - 4 * 896
+    )
 
 
 WIDE = Case({"hidden_size": 48, "intermediate_size": 900, "num_attention_heads": 1, "num_key_value_heads": 1})
@@ -156,5 +160,5 @@ def test_activations_cover_what_a_pass_allocates(tmp_path: Path, name: str, want
         engine.stage.run(rows)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert cache.nbytes == KvShape.of(config, config.num_hidden_layers, "f32").bytes_for(n)
-    assert peak <= activation_bytes(config, n, wanted, piece_bytes) + slack
+        assert cache.nbytes == KvShape.of(config, "f32").bytes_for(n)
+    assert peak <= Architecture(config).activation_bytes(n, wanted, piece_bytes) + slack

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from checkpoints import to_float32
 
-from penstock.checkpoints.config import parse_config
+from penstock.architectures.base import Architecture
+from penstock.architectures.registry import parse_config
 from penstock.compute.codec import PackedRows, decode
 from penstock.compute.indexed import IndexedRows
 from penstock.compute.kernels import F32, U8, Kernels
@@ -284,7 +285,9 @@ class TestCompute:
 
 def test_room_within_a_ceiling() -> None:
     config = parse_config(shape_config("smollm2-135m"), "shape")
-    budget = Budget(config=config, weights=10**9, ceiling=1 << 30, process=100 * MIB, scratch=8 * MIB)
+    budget = Budget(
+        architecture=Architecture(config), weights=10**9, ceiling=1 << 30, process=100 * MIB, scratch=8 * MIB
+    )
     assert room_for_probe(budget) == (1024 - 100 - 8 - 24 - 4) * MIB
 
 

@@ -6,9 +6,9 @@ import pytest
 from cases import CASES
 from checkpoints import tiny_config, write_checkpoint
 
+from penstock.architectures.base import Architecture
+from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.config import parse_config
-from penstock.models.llama import pass_order
 from penstock.packing.pack import pack
 from penstock.planning.plan import choose_ring
 from penstock.planning.stored_size import (
@@ -31,7 +31,7 @@ WIDE = tiny_config(hidden_size=256, intermediate_size=768, num_attention_heads=8
 
 def sizes_here(path: Path) -> tuple[StoredSize, list[Matrix]]:
     checkpoint = open_checkpoint(path)
-    tensors = [checkpoint.tensors[name] for group in pass_order(checkpoint.config) for name in group]
+    tensors = [checkpoint.tensors[name] for group in Architecture(checkpoint.config).pass_order for name in group]
     return size_here(tensors), [matrix_of(tensor) for tensor in tensors]
 
 

@@ -11,12 +11,14 @@ from drafting import PROMPT, correlation, keep, open_to_draft, pass_over, write_
 from guessing import root
 
 from penstock import LLM, SamplingParams
+from penstock.architectures.base import Architecture
+from penstock.models.decoder import Decoder
 from penstock.models.kv_cache import KvCache, KvShape
-from penstock.models.llama import Llama, draft_order, head_name, layer_matrices
 from penstock.runtime import Options
 from penstock.speculate.coarse import CoarseData, CoarseDrafter, CoarseWeights
 from penstock.speculate.drafter import Guess
 from penstock.speculate.tree import Tree
+from penstock.weights.residency import draft_order
 from penstock.weights.weights import Weights
 
 LAYERS = 8
@@ -29,15 +31,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def opened(pair: tuple[Path, Path]) -> Iterator[tuple[Llama, Weights]]:
+def opened(pair: tuple[Path, Path]) -> Iterator[tuple[Decoder, Weights]]:
     with open_to_draft(pair[1], resident=1) as (model, weights):
         pass_over(model)
         yield model, weights
 
 
-def prompted(model: Llama) -> Tree:
+def prompted(model: Decoder) -> Tree:
     """A tree after PROMPT, all but the last token of which is in the cache."""
-    cache = KvCache(KvShape.of(model.config, model.config.num_hidden_layers, "bf16"))
+    cache = KvCache(KvShape.of(model.config, "bf16"))
     model.forward(PROMPT[:-1], 0, cache)
     tree = root(PROMPT)
     tree.cache = cache
@@ -57,10 +59,10 @@ def limit_to(weights: Weights, names: list[str]) -> None:
 
 
 class TestWeights:
-    def test_what_is_in_memory(self, opened: tuple[Llama, Weights]) -> None:
+    def test_what_is_in_memory(self, opened: tuple[Decoder, Weights]) -> None:
         model, weights = opened
         coarse = CoarseWeights(weights, model.kernels)
-        names = draft_order(model.config)
+        names = draft_order(Architecture(model.config))
         assert coarse.load_all(names)
         for name in names:
             rows = [piece.rows for piece in coarse.pieces(name)]
@@ -69,7 +71,7 @@ class TestWeights:
         assert all(isinstance(piece, CoarseData) for piece in coarse.pieces(GATE))
         assert not any(isinstance(piece, CoarseData) for piece in coarse.pieces(KEYS))  # too small to be packed
 
-    def test_products_are_near_those_of_the_weights(self, opened: tuple[Llama, Weights]) -> None:
+    def test_products_are_near_those_of_the_weights(self, opened: tuple[Decoder, Weights]) -> None:
         model, weights = opened
         coarse = CoarseWeights(weights, model.kernels)
         coarse.load_all([GATE, KEYS])
@@ -83,7 +85,7 @@ class TestWeights:
                 outs.append(out)
             assert correlation(*outs) > least
 
-    def test_what_left_memory_is_not_there(self, opened: tuple[Llama, Weights]) -> None:
+    def test_what_left_memory_is_not_there(self, opened: tuple[Decoder, Weights]) -> None:
         model, weights = opened
         coarse = CoarseWeights(weights, model.kernels)
         assert coarse.load(GATE)
@@ -91,7 +93,7 @@ class TestWeights:
         assert not coarse.load(GATE)
         assert not coarse.load_all([GATE, KEYS])
 
-    def test_what_comes_back_is_taken_anew(self, opened: tuple[Llama, Weights]) -> None:
+    def test_what_comes_back_is_taken_anew(self, opened: tuple[Decoder, Weights]) -> None:
         model, weights = opened
         coarse = CoarseWeights(weights, model.kernels)
         coarse.load(GATE)
@@ -126,7 +128,7 @@ class TestWeights:
             left = [array for ref in arrays if (array := ref()) is not None]
             assert sum(array.nbytes for array in left) == 0
 
-    def test_embedding_rows_are_exact(self, opened: tuple[Llama, Weights]) -> None:
+    def test_embedding_rows_are_exact(self, opened: tuple[Decoder, Weights]) -> None:
         model, weights = opened
         tokens = np.array(PROMPT)
         name = "model.embed_tokens.weight"
@@ -136,7 +138,7 @@ class TestWeights:
 
 
 class TestDrafter:
-    def test_it_guesses_much_as_the_target(self, opened: tuple[Llama, Weights]) -> None:
+    def test_it_guesses_much_as_the_target(self, opened: tuple[Decoder, Weights]) -> None:
         model, weights = opened
         drafter = CoarseDrafter(model, weights)
         logits = pass_over(model)
@@ -146,27 +148,28 @@ class TestDrafter:
         assert sum(guess.token in likely for guess in found) >= 3
         assert list(drafter._layers) == list(range(LAYERS))
 
-    def test_it_reads_nothing_that_a_pass_streams(self, opened: tuple[Llama, Weights]) -> None:
+    def test_it_reads_nothing_that_a_pass_streams(self, opened: tuple[Decoder, Weights]) -> None:
         model, weights = opened
         tree, drafter = prompted(model), CoarseDrafter(model, weights)
         before = weights.totals.bytes_read
         assert guesses(drafter, tree)
         assert weights.totals.bytes_read == before
 
-    def test_a_few_layers_may_be_missing(self, opened: tuple[Llama, Weights]) -> None:
+    def test_a_few_layers_may_be_missing(self, opened: tuple[Decoder, Weights]) -> None:
         """Those that matter least are the first to go; with fewer than three of four it rests."""
         model, weights = opened
         tree, drafter = prompted(model), CoarseDrafter(model, weights)
-        order = draft_order(model.config)
+        order = draft_order(Architecture(model.config))
         layers = list(dict.fromkeys(int(name.split(".")[2]) for name in order[1:]))
         assert layers[:3] == [0, 1, LAYERS - 1]
         for count in range(LAYERS, -1, -1):
-            limit_to(weights, [HEAD, *(name for layer in layers[:count] for name in layer_matrices(layer))])
+            matrices = model.architecture.layer_matrices
+            limit_to(weights, [HEAD, *(name for layer in layers[:count] for name in matrices(layer))])
             found = guesses(drafter, tree)
             assert list(drafter._layers) == sorted(layers[:count])
             assert bool(found) == (count >= 0.75 * LAYERS)
 
-    def test_without_its_head_it_rests(self, opened: tuple[Llama, Weights]) -> None:
+    def test_without_its_head_it_rests(self, opened: tuple[Decoder, Weights]) -> None:
         model, weights = opened
         tree, drafter = prompted(model), CoarseDrafter(model, weights)
         assert guesses(drafter, tree)
@@ -183,7 +186,7 @@ class TestDrafter:
         _, path = write_pair(tmp_path, tie_word_embeddings=True)
         with open_to_draft(path, resident=1) as (model, weights):
             pass_over(model)
-            assert head_name(model.config) == "model.embed_tokens.weight"
+            assert Architecture(model.config).head == "model.embed_tokens.weight"
             assert guesses(CoarseDrafter(model, weights), prompted(model))
 
     def test_biases(self, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from packed_files import flip
 from penstock.checkpoints.packed import PackedTensor
 from penstock.compute import codec
 from penstock.errors import ReadError
-from penstock.models.llama import Llama
+from penstock.models.decoder import Decoder
 from penstock.speculate.exact_head import ExactRows
 from penstock.weights.weights import Weights
 
@@ -25,7 +25,7 @@ def own(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(own: Path) -> Iterator[tuple[Llama, Weights]]:
+def opened(own: Path) -> Iterator[tuple[Decoder, Weights]]:
     """Its coarse tier is in memory."""
     with open_to_draft(own, resident=1) as (model, weights):
         pass_over(model)
@@ -33,7 +33,7 @@ def opened(own: Path) -> Iterator[tuple[Llama, Weights]]:
 
 
 @pytest.fixture
-def rows(opened: tuple[Llama, Weights]) -> ExactRows:
+def rows(opened: tuple[Decoder, Weights]) -> ExactRows:
     model, weights = opened
     return ExactRows(weights, HEAD, model.kernels)
 
@@ -63,7 +63,7 @@ def test_logits_of_the_tokens_that_are_asked_for(rows: ExactRows, head: np.ndarr
     assert np.allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_are_read_once(rows: ExactRows, opened: tuple[Llama, Weights], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_read_once(rows: ExactRows, opened: tuple[Decoder, Weights], monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, logits = np.array([[3, 4]]), np.zeros((1, 2), np.float32)
     rows.refine(hidden(1), tokens, logits)
     monkeypatch.setattr(Weights, "read_single", lambda *_: pytest.fail("read again"))
@@ -81,14 +81,14 @@ def test_those_that_were_not_wanted_for_long_are_dropped(rows: ExactRows) -> Non
     assert 1 not in rows._kept
 
 
-def test_without_the_coarse_tier_logits_stay(rows: ExactRows, opened: tuple[Llama, Weights]) -> None:
+def test_without_the_coarse_tier_logits_stay(rows: ExactRows, opened: tuple[Decoder, Weights]) -> None:
     keep(opened[1], 0)
     logits = np.full((1, 2), 99, np.float32)
     rows.refine(hidden(1), np.array([[3, 4]]), logits)
     assert (logits == 99).all()
 
 
-def test_it_comes_back(rows: ExactRows, opened: tuple[Llama, Weights], head: np.ndarray) -> None:
+def test_it_comes_back(rows: ExactRows, opened: tuple[Decoder, Weights], head: np.ndarray) -> None:
     model, weights = opened
     for share in (0, 1):
         keep(weights, share)
@@ -98,7 +98,7 @@ def test_it_comes_back(rows: ExactRows, opened: tuple[Llama, Weights], head: np.
     assert np.allclose(logits, hidden(1) @ head[[3, 4]].T, atol=1e-4)
 
 
-def test_a_matrix_that_is_not_in_two_tiers(opened: tuple[Llama, Weights], tmp_path: Path) -> None:
+def test_a_matrix_that_is_not_in_two_tiers(opened: tuple[Decoder, Weights], tmp_path: Path) -> None:
     model, weights = opened
     for name in ("model.layers.0.self_attn.k_proj.weight", "model.norm.weight"):
         with pytest.raises(ValueError, match=f"{name} is not packed in two tiers"):
@@ -110,7 +110,7 @@ def test_a_matrix_that_is_not_in_two_tiers(opened: tuple[Llama, Weights], tmp_pa
 class TestDamage:
     """Nothing checks what is read, since it only orders guesses; but nothing may come of it but wrong guesses."""
 
-    def test_a_flipped_bit_anywhere(self, own: Path, opened: tuple[Llama, Weights]) -> None:
+    def test_a_flipped_bit_anywhere(self, own: Path, opened: tuple[Decoder, Weights]) -> None:
         model, weights = opened
         tensor, rng = weights.tensors[HEAD], np.random.default_rng(0)
         assert isinstance(tensor, PackedTensor)
@@ -128,7 +128,7 @@ class TestDamage:
             flip(file, place, bit)
 
     @pytest.mark.parametrize("content", [0x00, 0xFF, None])
-    def test_garbage(self, own: Path, opened: tuple[Llama, Weights], content: int | None) -> None:
+    def test_garbage(self, own: Path, opened: tuple[Decoder, Weights], content: int | None) -> None:
         model, weights = opened
         tensor, rng = weights.tensors[HEAD], np.random.default_rng(1)
         assert isinstance(tensor, PackedTensor)
@@ -140,7 +140,7 @@ class TestDamage:
         rows, logits = ExactRows(weights, HEAD, model.kernels), np.full((1, FEW), 99, np.float32)
         rows.refine(hidden(1), np.arange(FEW)[None], logits)
 
-    def test_a_file_that_ends_early(self, own: Path, opened: tuple[Llama, Weights]) -> None:
+    def test_a_file_that_ends_early(self, own: Path, opened: tuple[Decoder, Weights]) -> None:
         """That is an error of reading, as it would be for the pass."""
         model, weights = opened
         tensor = weights.tensors[HEAD]

@@ -19,8 +19,9 @@ from reference import Reference
 from safetensors import deserialize
 from typer.testing import CliRunner
 
-from penstock.checkpoints.checkpoint import expected_tensors, open_checkpoint
-from penstock.checkpoints.config import parse_config
+from penstock.architectures.base import Architecture
+from penstock.architectures.registry import parse_config
+from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.format import read_header
 from penstock.cli.synth import synth as synth_command
 from penstock.errors import PenstockError, UsageError
@@ -72,7 +73,7 @@ def entropy(shares: np.ndarray) -> float:
 def full_size_rows(shape: str, tensor: str, n_weights: int = 1 << 21) -> U16:
     """The first rows of a tensor of a full-size model, as `synthesize` draws them."""
     config = parse_config(SHAPES[shape], shape)
-    shard = synth.Shard("", {tensor: expected_tensors(config)[tensor]})
+    shard = synth.Shard("", {tensor: Architecture(config).tensors[tensor]})
     blocks, drawn = [], 0
     for draw in synth._iter_blocks(config, 0, shard):
         blocks.append(draw())
@@ -101,7 +102,7 @@ def test_shapes_are_configs_of_the_published_size(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         config = parse_config(SHAPES[name], name)
-    assert sum(prod(shape) for shape in expected_tensors(config).values()) == PARAMETERS[name]
+    assert sum(prod(shape) for shape in Architecture(config).tensors.values()) == PARAMETERS[name]
 
 
 def test_shape_names_may_be_in_capitals_and_layers_be_cut() -> None:
@@ -194,7 +195,7 @@ def test_exponents_have_the_entropy_of_trained_ones(tensor: str) -> None:
 
 @pytest.mark.parametrize("shape", ["llama-3.1-8b", "llama-3.2-1b", "smollm2-360m"])
 def test_so_have_those_of_the_whole_model(shape: str) -> None:
-    tensors = expected_tensors(parse_config(SHAPES[shape], shape))
+    tensors = Architecture(parse_config(SHAPES[shape], shape)).tensors
     names = [name for name, size in tensors.items() if len(size) == 2 and (".layers." not in name or ".1." in name)]
     layers = SHAPES[shape]["num_hidden_layers"]
     counts = np.zeros(256)

@@ -12,16 +12,18 @@ from drafting import open_to_draft, pass_over, write_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from penstock.architectures.base import Architecture
+from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.config import parse_config
 from penstock.checkpoints.packed import PackedTensor
 from penstock.compute.kernels import Kernels
 from penstock.disk.files import buffer_bytes
 from penstock.disk.reader import Ring
 from penstock.errors import ReadError
-from penstock.models.llama import Llama, draft_order, pass_order
+from penstock.models.decoder import Decoder
 from penstock.weights import weights as weights_module
-from penstock.weights.weights import Weights, residency_order
+from penstock.weights.residency import draft_order, residency_order
+from penstock.weights.weights import Weights
 
 KERNELS = Kernels(1)
 GROUP = [("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight")]
@@ -35,7 +37,7 @@ def open_weights(
     checkpoint = open_checkpoint(path)
     options = {"ring": Ring(4, 700)} | options
     resident = options.pop("resident_bytes", 0)
-    weights = Weights(checkpoint.tensors, order or pass_order(checkpoint.config), KERNELS, **options)
+    weights = Weights(checkpoint.tensors, order or Architecture(checkpoint.config).pass_order, KERNELS, **options)
     weights.limit_resident(resident)
     try:
         yield weights, written
@@ -230,7 +232,7 @@ class TestSmallReads:
 
 
 @pytest.fixture(scope="module")
-def drafting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Llama, Weights]]:
+def drafting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Decoder, Weights]]:
     """A packed model that is to guess with its coarse tier; a test says what may stay in memory."""
     _, packed = write_pair(tmp_path_factory.mktemp("model"), num_hidden_layers=5)
     with open_to_draft(packed) as opened:
@@ -240,8 +242,8 @@ def drafting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Llama, 
 class TestDraftOrder:
     """What guesses are made with is kept first, by need."""
 
-    def by_need(self, model: Llama, weights: Weights) -> list[int]:
-        names = draft_order(model.config)
+    def by_need(self, model: Decoder, weights: Weights) -> list[int]:
+        names = draft_order(Architecture(model.config))
         every = range(len(weights._parts))
         first = {i: weights._parts[i].piece.name for i in every if not weights._parts[i].index}
         return [i for name in names for i in first if first[i] == name]
@@ -249,7 +251,7 @@ class TestDraftOrder:
     @settings(deadline=None, max_examples=25)
     @given(share=st.floats(0, 1.4))
     def test_at_any_budget_what_is_kept_is_a_prefix_by_need(
-        self, drafting: tuple[Llama, Weights], share: float
+        self, drafting: tuple[Decoder, Weights], share: float
     ) -> None:
         model, weights = drafting
         order = self.by_need(model, weights)
@@ -266,27 +268,29 @@ class TestDraftOrder:
         assert resident & set(order) == set(kept)
         assert len(kept) == len(order) or resident == set(kept), "others came before what guesses need"
         assert weights.resident_bytes <= budget
-        for name in draft_order(model.config):
+        for name in draft_order(Architecture(model.config)):
             whole = all(index in kept for index in order if weights._parts[index].piece.name == name)
             assert (weights.draft(name) is not None) == whole
 
-    def test_it_is_all_that_is_needed_to_guess_with(self, drafting: tuple[Llama, Weights]) -> None:
+    def test_it_is_all_that_is_needed_to_guess_with(self, drafting: tuple[Decoder, Weights]) -> None:
         """The coarse tier of packed matrices, and small ones as they are; the embedding's rows are read one by one."""
         model, weights = drafting
         parts = [weights._parts[index] for index in self.by_need(model, weights)]
         assert weights.draft_bytes == sum(part.nbytes for part in parts)
         assert 0.2 < weights.draft_bytes / weights.pass_bytes < 0.5
         assert "model.embed_tokens.weight" not in weights.draft_names
-        assert {part.piece.name for part in parts} == {name for group in pass_order(model.config) for name in group}
+        assert {part.piece.name for part in parts} == {
+            name for group in Architecture(model.config).pass_order for name in group
+        }
 
-    def test_the_head_first_and_the_middle_last(self, drafting: tuple[Llama, Weights]) -> None:
+    def test_the_head_first_and_the_middle_last(self, drafting: tuple[Decoder, Weights]) -> None:
         names = draft_order(drafting[0].config)
         layers = list(dict.fromkeys(int(name.split(".")[2]) for name in names[1:]))
         assert names[0] == "lm_head.weight"
         assert layers[:3] == [0, 1, 4]
         assert sorted(layers) == list(range(5))
 
-    def test_indexed_rows_beside_the_coarse_tier(self, drafting: tuple[Llama, Weights]) -> None:
+    def test_indexed_rows_beside_the_coarse_tier(self, drafting: tuple[Decoder, Weights]) -> None:
         model, weights = drafting
         weights.limit_resident(weights.indexed_bytes)
         for _ in range(2):
@@ -302,7 +306,7 @@ class TestDraftOrder:
         assert weights.resident_bytes == 0
         assert all(weights.draft(name) is None for name in weights.draft_names)
 
-    def test_its_bytes_are_those_of_the_file(self, drafting: tuple[Llama, Weights]) -> None:
+    def test_its_bytes_are_those_of_the_file(self, drafting: tuple[Decoder, Weights]) -> None:
         model, weights = drafting
         weights.limit_resident(weights.draft_bytes)
         pass_over(model)
@@ -315,10 +319,10 @@ class TestDraftOrder:
         content = b"".join(piece.bytes.tobytes() for piece in pieces)
         assert content == tensor.path.read_bytes()[extent.offset : extent.offset + extent.nbytes]
 
-    def test_without_an_order_nothing_is_kept_for_guesses(self, drafting: tuple[Llama, Weights]) -> None:
+    def test_without_an_order_nothing_is_kept_for_guesses(self, drafting: tuple[Decoder, Weights]) -> None:
         path = next(iter(drafting[1].tensors.values())).path.parent
         checkpoint = open_checkpoint(path)
-        weights = Weights(checkpoint.tensors, pass_order(checkpoint.config), KERNELS, Ring(4, 1 << 20))
+        weights = Weights(checkpoint.tensors, Architecture(checkpoint.config).pass_order, KERNELS, Ring(4, 1 << 20))
         weights.limit_resident(1 << 30)
         pass_over(drafting[0].over(weights))
         assert weights.draft_bytes == 0
@@ -327,6 +331,9 @@ class TestDraftOrder:
         weights.close()
 
     def test_a_raw_model_has_nothing_to_guess_with(self, tmp_path: Path) -> None:
-        with open_weights(tmp_path, draft_order=draft_order(parse_config(tiny_config(), "config"))) as (weights, _):
+        with open_weights(tmp_path, draft_order=draft_order(Architecture(parse_config(tiny_config(), "config")))) as (
+            weights,
+            _,
+        ):
             assert weights.draft_bytes == 0
             assert weights.draft("lm_head.weight") is None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import xxhash
 
-from penstock.checkpoints.strict_json import parse_json_object, shown
 from penstock.errors import FormatError, PenstockError, UsageError
+from penstock.strict_json import parse_json_object, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,7 +12,6 @@ import numpy as np
 from penstock.engine.engine import MAX_ROWS
 from penstock.errors import ContextError, UsageError
 from penstock.llm import LLM
-from penstock.planning.forecast import bf16_bytes
 from penstock.planning.plan import LEAST_CHUNK_ROWS
 from penstock.planning.probe import measure_disk, room_for_probe
 from penstock.planning.stored_size import holds_packed
@@ -149,7 +148,7 @@ def _result(
     seconds, streamed = _median(typical, "seconds"), _median(typical, "bytes_read")
     disk_limit = streamed / disk.bytes_per_second
     resident, ceiling = llm.weights.resident_bytes, llm.memory.budget.ceiling
-    weight_bytes, compute_seconds = bf16_bytes(llm.config), _median(typical, "compute_seconds")
+    weight_bytes, compute_seconds = 2 * llm.architecture.pass_weights, _median(typical, "compute_seconds")
     packed = holds_packed(llm.weights.tensors.values())
     return Result(
         model=model,

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from penstock.errors import PenstockError
-from penstock.planning.forecast import pass_weights
 from penstock.speculate.costs import Costs
 from penstock.speculate.speculator import Record, Speculator
 
@@ -94,7 +93,7 @@ def guessing(llm: LLM, speculator: Speculator | None) -> Iterator[None]:
 
 def fresh_speculator(llm: LLM, drafters: Sequence[Drafter], nodes: int | None) -> Speculator:
     """One that has learned nothing yet. `nodes`: guesses a pass, None for the engine's choice."""
-    return Speculator(drafters, Costs(pass_weights(llm.config)), nodes)
+    return Speculator(drafters, Costs(llm.architecture.pass_weights), nodes)
 
 
 def own_drafters(llm: LLM) -> list[Drafter]:

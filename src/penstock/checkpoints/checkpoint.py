@@ -7,34 +7,31 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
-from penstock.checkpoints.config import (
-    CheckpointWarning,
-    GenerationDefaults,
-    ModelConfig,
-    parse_config,
-    parse_generation_defaults,
-)
+from penstock.architectures.base import Architecture
+from penstock.architectures.config import ModelConfig
+from penstock.architectures.names import canonical_name, is_derived
+from penstock.architectures.registry import parse_config
 from penstock.checkpoints.format import DType, Header, TensorInfo, read_header
+from penstock.checkpoints.generation_config import GenerationDefaults, parse_generation_defaults
 from penstock.checkpoints.layout import (
     COMPLETE,
     INDEX,
     USE_ORIGINAL,
     Layout,
     LocalFolder,
-    canonical_name,
     check_directory,
     find_layout,
 )
 from penstock.checkpoints.packed import PackedTensor, is_packed_file, read_packed
-from penstock.checkpoints.strict_json import Fields, listed, read_json_object, shown
-from penstock.errors import CheckpointError, FormatError, UnsupportedError
+from penstock.errors import CheckpointError, CheckpointWarning, FormatError, UnsupportedError
+from penstock.strict_json import Fields, listed, read_json_object, shown
 
 WEIGHT_DTYPES = (DType.BF16, DType.F16, DType.F32)
 
@@ -70,6 +67,10 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     files: tuple[Path, ...]
 
+    @property
+    def architecture(self) -> Architecture:
+        return Architecture(self.config)
+
 
 def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     """Open the checkpoint in the directory `path`.
@@ -97,11 +98,6 @@ def assemble(path: Path, config: ModelConfig, layout: Layout, stored: Mapping[Pa
     tensors = _expected_of(found, config, path)
     _warn_unexpected(found, config, path)
     return Checkpoint(path, config, MappingProxyType(tensors), tuple(layout.prefixes))
-
-
-def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the model with its shape, in the order in which a pass uses them."""
-    return dict(_iter_expected(config))
 
 
 def generation_defaults(path: str | PathLike[str]) -> GenerationDefaults:
@@ -149,7 +145,7 @@ def _check_full_precision(found: Mapping[str, Tensor]) -> None:
 def _expected_of(found: Mapping[str, Tensor], config: ModelConfig, path: Path) -> dict[str, Tensor]:
     """The model's tensors among those found, each checked, in the order in which a pass uses them."""
     tensors = {}
-    for name, shape in _iter_expected(config):
+    for name, shape in Architecture(config).iter_tensors():
         tensor = found.get(name)
         if tensor is None:
             raise CheckpointError(f"{path} lacks the tensor {shown(name)}, which its config.json calls for", COMPLETE)
@@ -171,41 +167,10 @@ def _check_dtype(tensor: Tensor) -> None:
 
 
 def _warn_unexpected(found: Mapping[str, Tensor], config: ModelConfig, path: Path) -> None:
-    """Warn of tensors that are not the model's; old inverse frequencies and a tied model's copy are harmless."""
-    expected = expected_tensors(config)
-    if config.tie_word_embeddings:
-        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
-    names = [name for name in found if name not in expected and not name.endswith(".rotary_emb.inv_freq")]
+    """Warn of tensors that are not the model's; what follows from others is harmless."""
+    architecture = Architecture(config)
+    expected = architecture.tensors | architecture.copies
+    names = [name for name in found if name not in expected and not is_derived(name)]
     if names:
         message = f"{path}: passing over tensors that are not part of the model: {listed(names)}"
         warnings.warn(message, CheckpointWarning, stacklevel=4)
-
-
-def _iter_expected(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, vocab = config.hidden_size, config.vocab_size
-    yield "model.embed_tokens.weight", (vocab, hidden)
-    for layer in range(config.num_hidden_layers):
-        yield from _iter_layer(config, f"model.layers.{layer}")
-    yield "model.norm.weight", (hidden,)
-    if not config.tie_word_embeddings:
-        yield "lm_head.weight", (vocab, hidden)
-
-
-def _iter_layer(config: ModelConfig, layer: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    attention = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries)}
-    mlp = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
-    yield f"{layer}.input_layernorm.weight", (hidden,)
-    for name, shape in attention.items():
-        yield from _iter_linear(f"{layer}.self_attn.{name}_proj", shape, config.attention_bias)
-    yield f"{layer}.post_attention_layernorm.weight", (hidden,)
-    for name, shape in mlp.items():
-        yield from _iter_linear(f"{layer}.mlp.{name}_proj", shape, config.mlp_bias)
-
-
-def _iter_linear(name: str, shape: tuple[int, int], bias: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", shape
-    if bias:
-        yield f"{name}.bias", shape[:1]

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, NoReturn
 
-from penstock.checkpoints.strict_json import (
+from penstock.errors import FormatError
+from penstock.strict_json import (
     GET_AGAIN,
     LFS_POINTER,
     MAX_JSON_BYTES,
@@ -30,7 +31,6 @@ from penstock.checkpoints.strict_json import (
     parse_json_object,
     shown,
 )
-from penstock.errors import FormatError
 
 _LENGTH_BYTES = 8
 

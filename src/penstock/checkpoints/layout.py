@@ -7,14 +7,16 @@ The weights come as `model.safetensors`; as shards that `model.safetensors.index
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, NoReturn, Protocol
 
-from penstock.checkpoints.config import ModelConfig
-from penstock.checkpoints.strict_json import listed, open_regular, read_json_object, shown
+from penstock.architectures.base import Architecture
+from penstock.architectures.config import ModelConfig
+from penstock.architectures.names import prefix_of_part
 from penstock.errors import CheckpointError, FormatError, UnsupportedError
+from penstock.strict_json import listed, open_regular, read_json_object, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -192,33 +194,8 @@ def _find_numbered(folder: Folder) -> list[Path]:
 def _find_split(folder: Folder, config: ModelConfig) -> dict[Path, str]:
     """The files of the split layout with the prefixes of their tensors' names."""
     within, names = folder.path / SPLIT, folder.names(SPLIT)
-    for part in _iter_parts(config):
+    for part in Architecture(config).iter_parts():
         if f"{part}.safetensors" not in names:
             raise CheckpointError(f"{within} lacks {part}.safetensors", folder.complete)
     files = [within / name for name in names if name.endswith(".safetensors")]
-    return {file: _part_prefix(file.stem) for file in files}
-
-
-def _iter_parts(config: ModelConfig) -> Iterator[str]:
-    yield "embed_tokens"
-    for layer in range(config.num_hidden_layers):
-        yield f"layers{layer}"
-    yield "norm"
-    if not config.tie_word_embeddings:
-        yield "lm_head"
-
-
-def _part_prefix(part: str) -> str:
-    if part == "lm_head":
-        return "lm_head."
-    layer = re.fullmatch(r"layers([0-9]+)", part)
-    return f"model.layers.{layer[1]}." if layer else f"model.{part}."
-
-
-def canonical_name(name: str, prefix: str) -> str:
-    """The whole name of a tensor in a file whose names may lack `prefix`, or only its leading "model."."""
-    if not prefix or name.startswith(("model.", "lm_head.")):
-        return name
-    if name.startswith(("layers.", "embed_tokens.", "norm.")):
-        return f"model.{name}"
-    return prefix + name
+    return {file: prefix_of_part(file.stem) for file in files}

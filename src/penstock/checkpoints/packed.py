@@ -27,10 +27,10 @@ from penstock.checkpoints.cuts import (
     stream_names,
 )
 from penstock.checkpoints.format import DType, Header, TensorInfo, parse_header, read_header
-from penstock.checkpoints.strict_json import GET_AGAIN, MAX_JSON_BYTES, Fields, open_regular, parse_json_object, shown
 from penstock.compute import codec
 from penstock.disk.files import Extent
 from penstock.errors import ChecksumError, FormatError
+from penstock.strict_json import GET_AGAIN, MAX_JSON_BYTES, Fields, open_regular, parse_json_object, shown
 
 if TYPE_CHECKING:
     import numpy.typing as npt

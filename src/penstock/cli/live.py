@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from penstock.cli.progress import Progress, fit
 from penstock.cli.status_line import StatusLine
 from penstock.engine.engine import MAX_ROWS
-from penstock.planning.forecast import pass_weights
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -87,6 +86,6 @@ class Live:
         streamed = weights.streamed_bytes
         if streamed and not rate:
             return None
-        operations = 2 * self._prompt_tokens * pass_weights(self._llm.config)
+        operations = 2 * self._prompt_tokens * self._llm.architecture.pass_weights
         arithmetic = operations / (ROUGH_FLOPS * self._llm.kernels.threads)
         return max(streamed / rate if streamed else 0.0, arithmetic)

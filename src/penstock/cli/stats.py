@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from penstock.cli.units import format_seconds, format_size
-from penstock.planning.forecast import bf16_bytes
 from penstock.planning.stored_size import holds_packed
 from penstock.system import machine
 
@@ -39,7 +38,7 @@ def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]
         "seconds_per_token": (stats.seconds - stats.first_token_seconds) / max(1, stats.tokens - 1),
         "bytes_read": stats.bytes_read,
         "bytes_per_second": stats.bytes_read / max(wait + compute, 1e-9),
-        "weight_bytes": bf16_bytes(llm.config),
+        "weight_bytes": 2 * llm.architecture.pass_weights,
         **_stored(llm, log),
         "resident_bytes": llm.weights.resident_bytes,
         "streamed_bytes_per_pass": statistics.median_low(totals.bytes_read for totals in log[1:] or log) if log else 0,
@@ -61,7 +60,7 @@ def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]
 def _stored(llm: LLM, log: Sequence[PassTotals]) -> dict[str, Any]:
     """The weights as they are stored; where they are packed, how small that is beside BF16, and how fast passes of one
     row decode and apply them, in bytes of BF16 a second."""
-    stored, in_bf16 = llm.weights.pass_bytes, bf16_bytes(llm.config)
+    stored, in_bf16 = llm.weights.pass_bytes, 2 * llm.architecture.pass_weights
     packed = holds_packed(llm.weights.tensors.values())
     seconds = [totals.compute_seconds for totals in log if totals.rows == 1]
     return {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penstock.checkpoints.config import parse_config
+from penstock.architectures.registry import parse_config
 from penstock.checkpoints.store import store_root
 from penstock.errors import PenstockError
 from penstock.packing.pack import pack

@@ -19,7 +19,6 @@ from penstock.checkpoints.packed import PackedTensor
 from penstock.checkpoints.store import DEMO, find_model
 from penstock.errors import PenstockError
 from penstock.llm import LLM
-from penstock.models.llama import pass_order
 from penstock.packing.pack import pack
 from penstock.runtime import Options
 from penstock.sampling import SamplingParams
@@ -111,7 +110,7 @@ def packed_copy() -> Iterator[Path]:
 def flip_a_bit(path: Path, random: Random) -> FlippedBit:
     """Damage a packed checkpoint: at random, in a matrix that a pass uses."""
     checkpoint = open_checkpoint(path)
-    tensors = [checkpoint.tensors[name] for group in pass_order(checkpoint.config) for name in group]
+    tensors = [checkpoint.tensors[name] for name in checkpoint.architecture.pass_matrices]
     packed = [tensor for tensor in tensors if isinstance(tensor, PackedTensor) and tensor.codec == "planes"]
     places = [
         (tensor.name, tier, extent)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock.architectures.base import Architecture
+from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.config import parse_config
 from penstock.checkpoints.format import TensorInfo
 from penstock.compute.kernels import Kernels
 from penstock.demo.layers import SHAPE
@@ -125,12 +126,12 @@ def forecast(timings: Timings, ceiling: int, compute: ComputeSpeed) -> Tokens:
     """
     config, kernels = parse_config(shape_config(SHAPE), SHAPE), Kernels()
     matrices = pass_matrices(config)
-    kv = KvShape.of(config, config.num_hidden_layers, "bf16").bytes_for(CONTEXT)
+    kv = KvShape.of(config, "bf16").bytes_for(CONTEXT)
 
     raw = raw_size(matrices)
     packed = packed_size(matrices) or raw
     budget = Budget(
-        config=config,
+        architecture=Architecture(config),
         weights=raw.nbytes,
         ceiling=ceiling,
         process=machine.footprint().nbytes,

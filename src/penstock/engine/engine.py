@@ -26,7 +26,7 @@ from penstock.speculate.speculator import walk
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from penstock.checkpoints.config import GenerationDefaults
+    from penstock.checkpoints.generation_config import GenerationDefaults
     from penstock.compute.kernels import F32, Kernels
     from penstock.memory.memory import Memory
     from penstock.models.kv_cache import KvShape

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from penstock.checkpoints.strict_json import parse_json_object, shown
 from penstock.errors import CheckpointError, FormatError, UsageError
+from penstock.strict_json import parse_json_object, shown
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling

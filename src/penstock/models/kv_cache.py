@@ -23,7 +23,7 @@ from penstock.system.pages import page_array
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from penstock.checkpoints.config import ModelConfig
+    from penstock.architectures.config import ModelConfig
 
 BLOCK_SLOTS = 32
 KV_ITEM_BYTES = {"bf16": 2, "f32": 4}
@@ -39,11 +39,16 @@ class KvShape:
     dtype: str
 
     @classmethod
-    def of(cls, config: ModelConfig, layers: int, dtype: str) -> KvShape:
-        """The shape for `layers` layers of a model. Raises UsageError for a type other than bf16 and f32."""
+    def of(cls, config: ModelConfig, dtype: str, layers: int | None = None) -> KvShape:
+        """The shape for all layers of a model, or for `layers` of them.
+
+        Raises UsageError for a type other than bf16 and f32.
+        """
         if dtype not in KV_ITEM_BYTES:
             raise UsageError(f"kv_dtype={dtype!r} is not known.", f"Use one of: {', '.join(KV_ITEM_BYTES)}.")
-        return cls(layers, config.num_key_value_heads, config.head_dim, dtype)
+        return cls(
+            config.num_hidden_layers if layers is None else layers, config.num_key_value_heads, config.head_dim, dtype
+        )
 
     @property
     def plane_bytes(self) -> int:

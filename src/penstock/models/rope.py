@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from penstock.checkpoints.config import RopeConfig
+    from penstock.architectures.config import RopeConfig
     from penstock.compute.kernels import F32
 
 ONE = np.float32(1)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from penstock.compute.kernels import F32
-    from penstock.models.llama import Llama
+    from penstock.models.decoder import Decoder
     from penstock.models.rows import Rows
     from penstock.weights.weights import Weights
 
@@ -87,7 +87,7 @@ class PassTotals:
 class Stage:
     """Layers `layers` of a model whose matrices are `weights`."""
 
-    def __init__(self, model: Llama, weights: Weights, layers: range, on_layer: OnLayer | None = None) -> None:
+    def __init__(self, model: Decoder, weights: Weights, layers: range, on_layer: OnLayer | None = None) -> None:
         self.model = model
         self.weights = weights
         self.layers = layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from penstock.architectures.base import Architecture
 from penstock.compute.levels import nibble_bytes
 from penstock.errors import UsageError
 from penstock.models.kv_cache import KvShape
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from penstock.checkpoints.config import ModelConfig
+    from penstock.architectures.config import ModelConfig
     from penstock.compute.kernels import Kernels
     from penstock.speculate.draft_model import Form
 
@@ -25,7 +26,7 @@ class DraftShape:
     """A draft model as far as planning needs it."""
 
     name: str
-    config: ModelConfig
+    architecture: Architecture
     likely_bytes: Mapping[Form, int]
     """What it takes in memory."""
     kv_shape: KvShape
@@ -44,7 +45,7 @@ def draft_here(
             draft.check_tokens_of(target, config)
         _check_vocabulary(name, draft.config, config)
         likely: dict[Form, int] = {"whole": draft.likely_bytes("whole"), "4 bits": draft.likely_bytes("4 bits")}
-        return DraftShape(name, draft.config, likely, draft.kv_shape)
+        return DraftShape(name, Architecture(draft.config), likely, draft.kv_shape)
     finally:
         draft.close()
 
@@ -55,7 +56,7 @@ def draft_ahead(name: str, config: ModelConfig, target: ModelConfig, kv_dtype: s
     matrices = pass_matrices(config)
     nibbles = sum(nibble_bytes(matrix.shape[0], matrix.shape[1]) for matrix in matrices)
     likely: dict[Form, int] = {"whole": raw_size(matrices).nbytes + LOADING.nbytes, "4 bits": nibbles + LOADING.nbytes}
-    return DraftShape(name, config, likely, KvShape.of(config, config.num_hidden_layers, kv_dtype))
+    return DraftShape(name, Architecture(config), likely, KvShape.of(config, kv_dtype))
 
 
 def _check_vocabulary(name: str, config: ModelConfig, target: ModelConfig) -> None:

@@ -11,24 +11,23 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from penstock.architectures.base import Architecture
 from penstock.checkpoints.packed import PackedTensor
 from penstock.errors import MemoryCeilingError
 from penstock.models.kv_cache import BLOCK_SLOTS
-from penstock.models.llama import draft_order, head_name, layer_matrices
 from penstock.outlook.guess_forecast import GuessForecast, forecast_guesses
-from penstock.planning.forecast import pass_flops, pass_weights
 from penstock.planning.plan import Budget, Demand, Plan
 from penstock.planning.probe import MANY_ROWS
 from penstock.planning.stored_size import COARSE_RATIO
 from penstock.speculate.coarse import MOST_MISSING
 from penstock.speculate.drafters import working_bytes
 from penstock.speculate.grow import MOST_NODES
+from penstock.weights.residency import draft_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from penstock.checkpoints.checkpoint import Tensor
-    from penstock.checkpoints.config import ModelConfig
     from penstock.models.kv_cache import KvShape
     from penstock.outlook.draft_shape import DraftShape
     from penstock.planning.forecast import Rates
@@ -139,7 +138,7 @@ def plan_guesses(subject: GuessSubject, plain_seconds: float, draft: DraftShape 
 
 def guess_budget(subject: GuessSubject, draft: DraftShape | None) -> tuple[Budget, Form | None]:
     """The budget of a model that is opened with guesses, and the form in which it keeps a draft model."""
-    budget = replace(subject.budget, draft=working_bytes(subject.budget.config, coarse=bool(subject.tiers)))
+    budget = replace(subject.budget, draft=working_bytes(subject.budget.architecture, coarse=bool(subject.tiers)))
     if subject.tiers and budget.indexed:  # the coarse tier stays beside rows that are quicker to multiply with
         budget = replace(budget, indexed=budget.indexed + subject.size.coarse)
     if draft is None:
@@ -179,7 +178,7 @@ def _guessing(subject: GuessSubject, draft: DraftShape | None) -> Guessing:
         guess_bytes=plan.kv + plan.activations - without.kv - without.activations,
         tier_bytes=tier_bytes,
         tier_layers=len(kept),
-        layers=budget.config.num_hidden_layers,
+        layers=budget.architecture.config.num_hidden_layers,
         draft_form=form,
         draft_bytes=draft.likely_bytes[form] if draft and form else 0,
         draft_kv=draft_kv,
@@ -190,21 +189,18 @@ def _guessing(subject: GuessSubject, draft: DraftShape | None) -> Guessing:
 
 def _kept_layers(subject: GuessSubject, resident: int) -> list[int]:
     """Layers that the coarse drafter has where `resident` bytes of weights stay in memory; none where it rests."""
-    config, tiers = subject.budget.config, subject.tiers
-    left = resident - tiers.get(head_name(config), 0)
+    architecture, tiers = subject.budget.architecture, subject.tiers
+    count = architecture.config.num_hidden_layers
+    left = resident - tiers.get(architecture.head, 0)
     if not tiers or left < 0:
         return []
     kept = []
-    for layer in dict.fromkeys(_layer_of(name) for name in draft_order(config)[1:]):
-        left -= sum(tiers[name] for name in layer_matrices(layer))
+    for layer in draft_layers(count):
+        left -= sum(tiers[name] for name in architecture.layer_matrices(layer))
         if left < 0:
             break
         kept.append(layer)
-    return kept if len(kept) >= (1 - MOST_MISSING) * config.num_hidden_layers else []
-
-
-def _layer_of(name: str) -> int:
-    return int(name.split(".")[2])
+    return kept if len(kept) >= (1 - MOST_MISSING) * count else []
 
 
 Steps = dict[str, Callable[[int], float]]
@@ -214,15 +210,15 @@ Steps = dict[str, Callable[[int], float]]
 def _steps(subject: GuessSubject, kept: list[int], draft: DraftShape | None, form: Form | None) -> Steps:
     steps: Steps = {}
     if kept:
-        config = subject.budget.config
-        weights = pass_weights(replace(config, num_hidden_layers=len(kept)))
+        config = replace(subject.budget.architecture.config, num_hidden_layers=len(kept))
+        weights = Architecture(config).pass_weights
         steps["coarse"] = lambda rows: subject.speed.coarse_seconds(weights, rows)
     if draft is not None and form == "4 bits":
-        nibbles = pass_weights(draft.config)
+        nibbles = draft.architecture.pass_weights
         steps["draft"] = lambda rows: subject.speed.nibble_seconds(nibbles, rows)
     elif draft is not None:
         one, flops = draft.likely_bytes["whole"] / subject.rates.row_bytes, subject.rates.flops
-        steps["draft"] = lambda rows: _compute_seconds(draft.config, one, flops, rows, subject.context)
+        steps["draft"] = lambda rows: _compute_seconds(draft.architecture, one, flops, rows, subject.context)
     return steps
 
 
@@ -234,7 +230,7 @@ def _best(
     def pass_seconds(plan: Plan, rows: int) -> float:
         rates = subject.rates
         one = rates.row_seconds(plan)
-        compute = _compute_seconds(subject.budget.config, one, rates.flops, rows, subject.context)
+        compute = _compute_seconds(subject.budget.architecture, one, rates.flops, rows, subject.context)
         return max(plan.streamed / rates.disk_bytes, compute)
 
     found = [("", GuessForecast(1.0, 0, 0, 0.0, pass_seconds(without, 1)))]
@@ -243,8 +239,7 @@ def _best(
     return min(found, key=lambda each: each[1].seconds_per_token)
 
 
-def _compute_seconds(config: ModelConfig, one: float, flops: float, rows: int, positions: int) -> float:
+def _compute_seconds(model: Architecture, one: float, flops: float, rows: int, positions: int) -> float:
     """Arithmetic of a pass of so many rows, each with its logits: on the line through what one row takes, and MANY."""
-    heads = 2 * (MANY_ROWS - 1) * config.hidden_size * config.vocab_size
-    many = (pass_flops(config, MANY_ROWS, max(MANY_ROWS, positions)) + heads) / flops
+    many = (model.flops(MANY_ROWS, max(MANY_ROWS, positions)) + model.head_flops(MANY_ROWS - 1)) / flops
     return one + max(0.0, many - one) * (rows - 1) / (MANY_ROWS - 1)

@@ -13,20 +13,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from penstock.checkpoints.checkpoint import expected_tensors
-from penstock.checkpoints.config import ModelConfig, parse_config
+from penstock.architectures.base import Architecture
+from penstock.architectures.config import ModelConfig
+from penstock.architectures.registry import parse_config
 from penstock.checkpoints.store import find_model, store_root
-from penstock.checkpoints.strict_json import shown
 from penstock.compute.kernels import Kernels
 from penstock.engine.engine import MAX_ROWS
 from penstock.errors import CheckpointError, MemoryCeilingError, UnsupportedError, UsageError
 from penstock.hub.repository import is_repo_id, repo_config
 from penstock.llm import LLM
 from penstock.models.kv_cache import BLOCK_SLOTS, KvShape
-from penstock.models.llama import pass_order
 from penstock.outlook.draft_shape import DraftShape, draft_ahead, draft_here
 from penstock.outlook.guess_plan import Guesses, GuessSubject, plan_guesses, tiers_ahead, tiers_here
-from penstock.planning.forecast import Forecast, Rates, bf16_bytes, forecast_prompt, forecast_token
+from penstock.planning.forecast import Forecast, Rates, forecast_prompt, forecast_token
 from penstock.planning.plan import LEAST_CHUNK_ROWS, Budget, Demand, Plan, check_context, parse_bytes
 from penstock.planning.probe import (
     ComputeSpeed,
@@ -39,6 +38,7 @@ from penstock.planning.probe import (
     room_for_probe,
 )
 from penstock.planning.stored_size import StoredSize, matrix_of, packed_size, pass_matrices, raw_size, size_here
+from penstock.strict_json import shown
 from penstock.synth.shapes import SHAPES, shape_config
 from penstock.system import machine
 from penstock.system.machine import Footprint
@@ -230,7 +230,7 @@ def _on_hub(repo: str) -> _Described:
 def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint) -> Outlook:
     opened = LLM.open(path, memory=settings.memory, threads=settings.threads, draft="none", kv_dtype=settings.kv_dtype)
     with opened as llm:
-        tensors = [llm.weights.tensors[name] for group in pass_order(llm.config) for name in group]
+        tensors = [llm.weights.tensors[name] for name in llm.architecture.pass_matrices]
         matrices, size = [matrix_of(tensor) for tensor in tensors], size_here(tensors)
         budget = replace(llm.memory.budget, draft=0)
         subject = _Subject(
@@ -252,13 +252,14 @@ def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint
 
 
 def _look_ahead(model: str, described: _Described, settings: PlanSettings, process: Footprint) -> Outlook:
-    config = parse_config(described.content, described.source)
+    architecture = Architecture(parse_config(described.content, described.source))
+    config = architecture.config
     matrices = pass_matrices(config, _dtype(described))
     size, kernels = raw_size(matrices), Kernels(settings.threads)
-    tokenizer = config.vocab_size * TOKENIZER_BYTES_PER_ENTRY + _vector_bytes(config)
+    tokenizer = config.vocab_size * TOKENIZER_BYTES_PER_ENTRY + architecture.vector_bytes
     free = machine.available_bytes() + process.anonymous
     budget = Budget(
-        config=config,
+        architecture=architecture,
         weights=size.nbytes,
         ceiling=free if settings.memory is None else parse_bytes(settings.memory),
         process=process.nbytes + tokenizer,
@@ -311,11 +312,6 @@ def _measure_disk(paths: Sequence[Path], budget: Budget) -> DiskSpeed:
     return measure_disk(paths, PROBE_BYTES, seconds=PROBE_SECONDS, memory=room_for_probe(budget))
 
 
-def _vector_bytes(config: ModelConfig) -> int:
-    """float32 bytes of norms and biases."""
-    return sum(4 * shape[0] for shape in expected_tensors(config).values() if len(shape) == 1)
-
-
 def _outlook(subject: _Subject, settings: PlanSettings, disk: DiskSpeed, disk_basis: str) -> Outlook:
     context, most = _contexts(subject, settings)
     compute = measure_compute(subject.kernels, memory=room_for_probe(subject.budget))
@@ -340,7 +336,7 @@ def _outlook(subject: _Subject, settings: PlanSettings, disk: DiskSpeed, disk_ba
         own=prospect(subject.size),
         other=_if_it_fits(prospect, subject.other_size),
         packs=subject.form == "packed" or subject.other_size is not None,
-        weight_bytes=bf16_bytes(subject.budget.config),
+        weight_bytes=2 * subject.budget.architecture.pass_weights,
         tokenizer=subject.tokenizer,
         context=context,
         most_context=most,
@@ -368,7 +364,7 @@ def _prospect(budget: Budget, size: StoredSize, settings: PlanSettings, context:
 
 
 def _kv_shape(budget: Budget, settings: PlanSettings) -> KvShape:
-    return KvShape.of(budget.config, budget.config.num_hidden_layers, settings.kv_dtype)
+    return KvShape.of(budget.architecture.config, settings.kv_dtype)
 
 
 def _contexts(subject: _Subject, settings: PlanSettings) -> tuple[int, int]:
@@ -376,7 +372,7 @@ def _contexts(subject: _Subject, settings: PlanSettings) -> tuple[int, int]:
 
     Raises ContextError for a context that the model was not trained for, MemoryCeilingError where it does not fit.
     """
-    budget, trained = subject.budget, subject.budget.config.max_position_embeddings
+    budget, trained = subject.budget, subject.budget.architecture.config.max_position_embeddings
     check_context(settings.context, trained)
     shape = _kv_shape(budget, settings)
     most = min(trained, max(1, budget.most_kv(1) // shape.block_bytes) * BLOCK_SLOTS)
@@ -386,8 +382,7 @@ def _contexts(subject: _Subject, settings: PlanSettings) -> tuple[int, int]:
 
 
 def _first_token(budget: Budget, settings: PlanSettings, tokens: int, rates: Rates) -> Forecast | None:
-    config = budget.config
-    if tokens >= config.max_position_embeddings:
+    if tokens >= budget.architecture.config.max_position_embeddings:
         return None
     kv = _kv_shape(budget, settings).bytes_for(tokens)
     chunk = min(tokens, MAX_ROWS, max(LEAST_CHUNK_ROWS, budget.most_rows(kv, 1)))
@@ -395,4 +390,4 @@ def _first_token(budget: Budget, settings: PlanSettings, tokens: int, rates: Rat
         plan = budget.plan(Demand(rows=chunk, kv=kv))
     except MemoryCeilingError:
         return None
-    return forecast_prompt(config, plan, tokens, chunk, rates)
+    return forecast_prompt(budget.architecture, plan, tokens, chunk, rates)

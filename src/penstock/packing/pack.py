@@ -16,28 +16,29 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.checkpoints.checkpoint import expected_tensors, open_checkpoint
-from penstock.checkpoints.config import CheckpointWarning, parse_config
+from penstock.architectures.base import Architecture
+from penstock.architectures.registry import parse_config
+from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.cuts import cut
 from penstock.checkpoints.format import read_header
 from penstock.checkpoints.layout import COMPLETE, INDEX, SINGLE, LocalFolder, find_layout
 from penstock.checkpoints.packed import is_packed_file, read_packed
-from penstock.checkpoints.strict_json import read_json_object
 from penstock.compute.kernels import default_threads
 from penstock.disk.files import Files
-from penstock.errors import CheckpointError, UsageError
+from penstock.errors import CheckpointError, CheckpointWarning, UsageError
 from penstock.packing.free_original import check_may_free, free_original
 from penstock.packing.pack_file import pack_file
 from penstock.packing.pack_folder import Original, PackFolder, open_pack_folder, packed_files
 from penstock.packing.pack_runs import PassOrder
 from penstock.packing.side_files import CONFIG, ORIGINAL_INDEX, packed_index, side_files
 from penstock.packing.sources import READ_THREADS, LocalSource
+from penstock.strict_json import read_json_object
 from penstock.system.machine import return_large_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from penstock.checkpoints.config import ModelConfig
+    from penstock.architectures.config import ModelConfig
     from penstock.checkpoints.format import Header
 
 Progress = Callable[[int, int], None]
@@ -102,7 +103,7 @@ def pack(
 
 def pass_ranks(config: ModelConfig) -> dict[str, int]:
     """When a pass uses each tensor, by canonical name."""
-    return {name: rank for rank, name in enumerate(expected_tensors(config))}
+    return {name: rank for rank, name in enumerate(Architecture(config).tensors)}
 
 
 def packed_size(header: Header) -> int:

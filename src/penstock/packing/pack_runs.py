@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock.architectures.names import canonical_name
 from penstock.checkpoints.cuts import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, coarse_stream_bytes, cut, padded, stream_names
-from penstock.checkpoints.layout import canonical_name
-from penstock.checkpoints.strict_json import shown
 from penstock.compute import codec
 from penstock.errors import PenstockError
 from penstock.packing.packed_chunks import RUN_BYTES, same_bytes
+from penstock.strict_json import shown
 from penstock.system.pages import HUGE_PAGE_BYTES, page_array
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from penstock.checkpoints.packed import PACK_AGAIN
-from penstock.checkpoints.strict_json import shown
 from penstock.compute import codec
 from penstock.disk.files import aligned_buffer
 from penstock.disk.in_order import in_order
 from penstock.errors import ChecksumError, FormatError
 from penstock.packing.sources import READ_THREADS, READS_AHEAD
+from penstock.strict_json import shown
 from penstock.system.pages import page_array
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from penstock.checkpoints.config import parse_config
+from penstock.architectures.names import canonical_name
+from penstock.architectures.registry import parse_config
 from penstock.checkpoints.format import TensorInfo, read_header
-from penstock.checkpoints.layout import LocalFolder, canonical_name, check_directory, find_layout
+from penstock.checkpoints.layout import LocalFolder, check_directory, find_layout
 from penstock.checkpoints.packed import PackedFile, PackedTensor, is_packed_file, read_packed
-from penstock.checkpoints.strict_json import read_json_object, shown
 from penstock.compute.kernels import default_threads
 from penstock.disk.files import Extent, Files, aligned_buffer
 from penstock.disk.in_order import in_order
@@ -21,6 +21,7 @@ from penstock.errors import ChecksumError, FormatError, ReadError, UsageError
 from penstock.packing.packed_chunks import RUN_BYTES, RUNS_AHEAD, Run, RunData, read_run, runs, same_bytes
 from penstock.packing.side_files import CONFIG
 from penstock.packing.sources import READ_THREADS, READS_AHEAD
+from penstock.strict_json import read_json_object, shown
 from penstock.system.machine import return_large_arrays
 
 if TYPE_CHECKING:

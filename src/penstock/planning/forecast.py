@@ -7,14 +7,10 @@ by which a pass misses the slower one's time, sampling, and what other programs 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING
 
-from penstock.checkpoints.checkpoint import expected_tensors
-from penstock.models.llama import pass_order
-
 if TYPE_CHECKING:
-    from penstock.checkpoints.config import ModelConfig
+    from penstock.architectures.base import Architecture
     from penstock.planning.plan import Plan
     from penstock.planning.probe import ComputeSpeed
     from penstock.planning.stored_size import StoredSize
@@ -61,33 +57,12 @@ class Forecast:
         return "disk" if self.disk_seconds >= self.compute_seconds else "compute"
 
 
-def pass_weights(config: ModelConfig) -> int:
-    """How many weights the matrices have that a pass needs whole: all but an embedding that is no head too."""
-    shapes = expected_tensors(config)
-    return sum(prod(shapes[name]) for group in pass_order(config) for name in group)
-
-
-def bf16_bytes(config: ModelConfig) -> int:
-    """What those take in BF16, whatever they are stored in."""
-    return 2 * pass_weights(config)
-
-
-def pass_flops(config: ModelConfig, rows: int, positions: int) -> int:
-    """Floating-point operations of a pass of `rows` rows, the last of a sequence of `positions`, one logit row."""
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    layer_weights = config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
-    seen = rows * (positions - rows) + rows * (rows + 1) // 2  # keys that the rows attend to, summed
-    layers = config.num_hidden_layers * (2 * rows * layer_weights + 4 * seen * queries)
-    return layers + 2 * config.hidden_size * config.vocab_size
-
-
 def forecast_token(plan: Plan, rates: Rates) -> Forecast:
     """A further token, by a pass of one row whose memory is shared out as `plan` says."""
     return _in_turn([_pass(plan.streamed, rates.row_seconds(plan), rates)])
 
 
-def forecast_prompt(config: ModelConfig, plan: Plan, tokens: int, chunk: int, rates: Rates) -> Forecast:
+def forecast_prompt(architecture: Architecture, plan: Plan, tokens: int, chunk: int, rates: Rates) -> Forecast:
     """The first token after a prompt of `tokens` tokens, by passes of `chunk` rows at most.
 
     `plan` is that of the longest of them. The first pass finds nothing in memory and reads all weights.
@@ -95,7 +70,7 @@ def forecast_prompt(config: ModelConfig, plan: Plan, tokens: int, chunk: int, ra
     passes = []
     for begin in range(0, tokens, chunk):
         end = min(tokens, begin + chunk)
-        arithmetic = pass_flops(config, end - begin, end) / rates.flops
+        arithmetic = architecture.flops(end - begin, end) / rates.flops
         compute_seconds = max(arithmetic, rates.row_seconds(plan))
         passes.append(_pass(plan.streamed if begin else plan.weights, compute_seconds, rates))
     return _in_turn(passes)

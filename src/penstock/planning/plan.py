@@ -14,7 +14,7 @@ from penstock.disk.reader import Ring
 from penstock.errors import ContextError, MemoryCeilingError, UsageError
 
 if TYPE_CHECKING:
-    from penstock.checkpoints.config import ModelConfig
+    from penstock.architectures.base import Architecture
     from penstock.planning.stored_size import StoredSize
 
 MIB = 1 << 20
@@ -51,18 +51,6 @@ def format_bytes(count: int) -> str:
     return f"{-(-count // MIB)} MiB"
 
 
-def activation_bytes(
-    config: ModelConfig, rows: int, logit_rows: int, piece_bytes: int, weight_bytes: float = RAW_WEIGHT_BYTES
-) -> int:
-    """Peak float32 bytes of one pass besides weights and KV: hidden rows, the widest part, logits, and what sampling
-    takes for one row after another. Of the MLP's second half, one piece's rows are there at a time, of which a weight
-    takes `weight_bytes` or more in the larger part of its piece."""
-    heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    piece_rows = min(config.intermediate_size, max(1, int(piece_bytes / (weight_bytes * config.hidden_size))))
-    widest = max(heads, config.intermediate_size + piece_rows, config.hidden_size)
-    return 4 * (rows * (2 * config.hidden_size + widest + config.head_dim) + (logit_rows + 5) * config.vocab_size)
-
-
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What a pass asks for besides weights."""
@@ -78,7 +66,7 @@ class Demand:
 class Budget:
     """What stays the same from pass to pass of an open model, in bytes."""
 
-    config: ModelConfig
+    architecture: Architecture
     weights: int
     """All matrices that a pass needs."""
     ceiling: int
@@ -174,7 +162,7 @@ class Budget:
 
     def _activations(self, rows: int, logit_rows: int) -> int:
         weight_bytes = FINE_WEIGHT_BYTES if self.chunk else RAW_WEIGHT_BYTES
-        return activation_bytes(self.config, rows, logit_rows, self.ring.piece_bytes, weight_bytes)
+        return self.architecture.activation_bytes(rows, logit_rows, self.ring.piece_bytes, weight_bytes)
 
     @property
     def _usable(self) -> int:

@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from penstock.checkpoints.checkpoint import expected_tensors
+from penstock.architectures.base import Architecture
 from penstock.checkpoints.cuts import STREAM_ALIGNMENT
 from penstock.checkpoints.packed import PackedTensor
 from penstock.compute.codec import is_packed, rows_per_chunk
 from penstock.compute.indexed import likely_bytes
-from penstock.models.llama import pass_order
 from penstock.weights.pieces import largest_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from penstock.architectures.config import ModelConfig
     from penstock.checkpoints.checkpoint import Tensor
-    from penstock.checkpoints.config import ModelConfig
 
 PACKED_RATIO, PACKED_ROW_BYTES = 0.672, 10.5
 """Bytes of packed weights to those of BF16, and what every row takes besides. Measured on weights of `penstock synth`,
@@ -77,8 +76,7 @@ class StoredSize:
 
 def pass_matrices(config: ModelConfig, dtype: str = "BF16") -> list[Matrix]:
     """Those of a pass, in its order."""
-    shapes = expected_tensors(config)
-    return [Matrix(name, shapes[name], dtype) for group in pass_order(config) for name in group]
+    return [Matrix(name, shape, dtype) for name, shape in Architecture(config).pass_matrices.items()]
 
 
 def raw_size(matrices: Sequence[Matrix]) -> StoredSize:

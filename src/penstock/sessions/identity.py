@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
+from penstock.architectures.names import EMBEDDING
 from penstock.disk.files import Files
 from penstock.weights.stored_rows import row_reader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from penstock.architectures.config import ModelConfig
     from penstock.checkpoints.checkpoint import Tensor
-    from penstock.checkpoints.config import ModelConfig
     from penstock.compute.kernels import U8
 
 ROWS = 2
 """Of each matrix, in its middle; beside each other, since packed rows come by the chunk."""
-EMBEDDING = "model.embed_tokens.weight"
 EMBEDDING_ROWS = 64
 """Spread over all tokens: of an embedding a few rows may change, those of new tokens."""
 
@@ -56,7 +56,12 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
 
 
 def _essential(config: ModelConfig) -> dict[str, Any]:
-    return {key: value for key, value in asdict(config).items() if key not in _LEFT_OUT}
+    """As the first sessions have it: one word for the biases of all four products of attention, and more only where
+    they differ. What a later version adds to a config counts where it is not as it was in every model before."""
+    essential = {key: value for key, value in asdict(config).items() if key not in _LEFT_OUT}
+    qkv_bias = essential.pop("qkv_bias")
+    essential["attention_bias"] = essential.pop("o_bias")
+    return essential if qkv_bias == config.o_bias else essential | {"qkv_bias": qkv_bias}
 
 
 def _sample(tensor: Tensor, count: int, files: Files) -> U8:

@@ -14,7 +14,6 @@ import numpy as np
 from penstock.checkpoints.packed import PackedTensor
 from penstock.compute.levels import CoarseRows
 from penstock.events import Events
-from penstock.models.llama import head_name, layer_matrices
 from penstock.speculate.exact_head import ExactRows
 from penstock.speculate.model_drafter import ModelDrafter
 from penstock.weights.pieces import CoarseBytes, PlainData
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from penstock.checkpoints.checkpoint import Tensor
     from penstock.compute.kernels import F32, I64, U8, Kernels
-    from penstock.models.llama import Llama
+    from penstock.models.decoder import Decoder
     from penstock.speculate.drafter import Guess
     from penstock.speculate.tree import Tree
     from penstock.weights.pieces import PieceData
@@ -111,9 +110,9 @@ def _shape(pieces: Sequence[CoarseBytes | PlainData]) -> tuple[int, int, int]:
 class CoarseDrafter(ModelDrafter):
     """Guesses with the layers whose coarse tier is in memory, and rests where too many are missing."""
 
-    def __init__(self, model: Llama, weights: Weights) -> None:
+    def __init__(self, model: Decoder, weights: Weights) -> None:
         self._coarse = CoarseWeights(weights, model.kernels)
-        self._head_name = head = head_name(model.config)
+        self._head_name = head = model.architecture.head
         tensor = weights.tensors[head]
         packed = isinstance(tensor, PackedTensor) and tensor.codec == "planes"
         refine = ExactRows(weights, head, model.kernels).refine if packed else None
@@ -123,7 +122,9 @@ class CoarseDrafter(ModelDrafter):
     def begin(self, trees: Sequence[Tree]) -> None:
         super().begin(trees)
         count = self._model.config.num_hidden_layers
-        self._layers = [layer for layer in range(count) if self._coarse.load_all(layer_matrices(layer))]
+        self._layers = [
+            layer for layer in range(count) if self._coarse.load_all(self._model.architecture.layer_matrices(layer))
+        ]
         head = self._coarse.load(self._head_name)
         self._ready = head and len(self._layers) >= (1 - MOST_MISSING) * count
 

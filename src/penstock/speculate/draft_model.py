@@ -9,13 +9,14 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from penstock.architectures.base import Architecture
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.compute.levels import nibble_bytes
 from penstock.disk.reader import Ring
 from penstock.errors import UsageError
 from penstock.events import Events
+from penstock.models.decoder import Decoder
 from penstock.models.kv_cache import KvShape
-from penstock.models.llama import Llama, pass_order
 from penstock.text.tokenizer import Tokenizer
 from penstock.weights.pieces import PlainData, largest_chunk
 from penstock.weights.weights import Weights
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
+    from penstock.architectures.config import ModelConfig
     from penstock.checkpoints.checkpoint import Tensor
-    from penstock.checkpoints.config import ModelConfig
     from penstock.compute.kernels import F32, I64, Kernels
     from penstock.compute.levels import NibbleRows
     from penstock.weights.pieces import PieceData, StoredData
@@ -86,14 +87,15 @@ class DraftModel:
         """Opens the checkpoint and reads its headers; `load` reads the rest. Raises CheckpointError and its kin."""
         checkpoint = open_checkpoint(path)
         self.path, self.config = checkpoint.path, checkpoint.config
-        self._order = pass_order(self.config)
+        self.architecture = Architecture(self.config)
+        self._order = self.architecture.pass_order
         self._kernels = kernels
         names = [name for group in self._order for name in group]
         chunk = largest_chunk([checkpoint.tensors[name] for name in names])
         self._ring = Ring(LOADING.depth, max(LOADING.piece_bytes, chunk), LOADING.reads)
         self._weights = Weights(checkpoint.tensors, self._order, kernels, self._ring)
         self._shapes = [checkpoint.tensors[name].shape for name in names]
-        self.kv_shape = KvShape.of(self.config, self.config.num_hidden_layers, kv_dtype)
+        self.kv_shape = KvShape.of(self.config, kv_dtype)
         self.nbytes = 0
         """What it takes in memory, once it is loaded."""
 
@@ -116,7 +118,7 @@ class DraftModel:
             return (self._weights.indexed_bytes or self._weights.pass_bytes) + self._ring.nbytes
         return sum(nibble_bytes(*shape) for shape in self._shapes) + self._ring.nbytes
 
-    def load(self, form: Form) -> Llama:
+    def load(self, form: Form) -> Decoder:
         """The model, with its matrices in memory. Raises ReadError, FormatError."""
         matrices: Weights | NibbleWeights
         if form == "whole":
@@ -127,7 +129,7 @@ class DraftModel:
         else:
             matrices = NibbleWeights(self._weights, self._order, self._kernels)
             self.nbytes = matrices.nbytes + self._ring.nbytes
-        return Llama(self.config, matrices, self._kernels, self._weights.vectors())
+        return Decoder(self.config, matrices, self._kernels, self._weights.vectors())
 
     def _read(self, group: tuple[str, ...]) -> None:
         """Walk over matrices, so that they stay in memory."""

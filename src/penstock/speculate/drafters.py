@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from penstock.checkpoints.checkpoint import expected_tensors
 from penstock.models.kv_cache import KvCache
-from penstock.models.llama import draft_order
-from penstock.planning.plan import activation_bytes
+from penstock.planning.plan import RAW_WEIGHT_BYTES
 from penstock.speculate.coarse import LEVEL_BYTES, CoarseDrafter
 from penstock.speculate.exact_head import KEPT_BYTES
 from penstock.speculate.grow import BATCH
@@ -16,14 +14,14 @@ from penstock.speculate.model_drafter import ModelDrafter
 from penstock.speculate.recycling import ENTRY_BYTES, Recycling
 
 if TYPE_CHECKING:
-    from penstock.checkpoints.config import ModelConfig
-    from penstock.models.llama import Llama
+    from penstock.architectures.base import Architecture
+    from penstock.models.decoder import Decoder
     from penstock.speculate.draft_model import DraftModel, Form
     from penstock.speculate.drafter import Drafter
     from penstock.weights.weights import Weights
 
 
-def free_drafters(model: Llama, weights: Weights) -> list[Drafter]:
+def free_drafters(model: Decoder, weights: Weights) -> list[Drafter]:
     """Those that need nothing but the model: its own coarse tier only where its weights are packed."""
     drafters: list[Drafter] = [Lookup(), Recycling(model.config.vocab_size)]
     if weights.draft_bytes:
@@ -38,14 +36,14 @@ def draft_drafter(draft: DraftModel, form: Form) -> ModelDrafter:
     return ModelDrafter("draft", model, layers, new_cache=lambda: KvCache(draft.kv_shape))
 
 
-def working_bytes(config: ModelConfig, coarse: bool) -> int:
+def working_bytes(architecture: Architecture, coarse: bool) -> int:
     """What the free drafters take beside the weights: tables, rows that are kept, and a batch on its way.
 
     `coarse`: whether there is a coarse tier to guess with.
     """
-    table = config.vocab_size * ENTRY_BYTES
+    table = architecture.config.vocab_size * ENTRY_BYTES
     if not coarse:
         return table
-    shapes = expected_tensors(config)
-    rows = sum(shapes[name][0] for name in draft_order(config))
-    return table + rows * LEVEL_BYTES + KEPT_BYTES + activation_bytes(config, BATCH, BATCH, 0)
+    rows = sum(shape[0] for shape in architecture.pass_matrices.values())
+    activations = architecture.activation_bytes(BATCH, BATCH, 0, RAW_WEIGHT_BYTES)
+    return table + rows * LEVEL_BYTES + KEPT_BYTES + activations

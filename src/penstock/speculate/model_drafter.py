@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from penstock.compute.kernels import F32, F64, I64
+    from penstock.models.decoder import Decoder
     from penstock.models.kv_cache import KvCache
-    from penstock.models.llama import Llama
     from penstock.speculate.tree import Tree
 
 LIKELY, SHORTLIST = 128, 8
@@ -72,7 +72,7 @@ class ModelDrafter:
     def __init__(
         self,
         name: str,
-        model: Llama,
+        model: Decoder,
         layers: Sequence[int],
         new_cache: Callable[[], KvCache] | None = None,
         refine: Refine | None = None,

@@ -30,8 +30,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from penstock.checkpoints.checkpoint import expected_tensors
-from penstock.checkpoints.config import ModelConfig, parse_config
+from penstock.architectures.base import Architecture
+from penstock.architectures.config import ModelConfig
+from penstock.architectures.registry import parse_config
 from penstock.compute.kernels import default_threads
 from penstock.disk.in_order import in_order
 from penstock.disk.new_files import new_file, write_through
@@ -89,7 +90,7 @@ class Shard:
 def plan_shards(config: ModelConfig, shard_bytes: int = SHARD_BYTES) -> list[Shard]:
     """The files of such a checkpoint on the Hub: tensors in a model's usual order, a new file when one is full, sorted
     by name within."""
-    shapes = expected_tensors(config)
+    shapes = Architecture(config).tensors
     groups: list[list[str]] = [[]]
     filled = 0
     for name in sorted(shapes, key=_usual_order):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from penstock.checkpoints.config import ModelConfig
+from penstock.architectures.config import ModelConfig
 from penstock.errors import UsageError
 
 _LETTERS = "etaoinshrdlcumwfgypbvkjxqz"  # by their frequency in English, so that early merges are the useful ones

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
-from penstock.checkpoints.strict_json import GET_AGAIN, LFS_POINTER, fail_lfs_pointer, listed, open_regular, shown
 from penstock.errors import ChatTemplateError, FormatError, TokenizerError, UsageError
+from penstock.strict_json import GET_AGAIN, LFS_POINTER, fail_lfs_pointer, listed, open_regular, shown
 from penstock.text.tokenizer_config import TokenizerConfig
 
 if TYPE_CHECKING:

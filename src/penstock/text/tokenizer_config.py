@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import tokenizers
 
-from penstock.checkpoints.strict_json import GET_AGAIN, open_regular, read_json_object, shown
 from penstock.errors import TokenizerError
+from penstock.strict_json import GET_AGAIN, open_regular, read_json_object, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

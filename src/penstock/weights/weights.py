@@ -23,6 +23,7 @@ from penstock.errors import UsageError
 from penstock.events import Events
 from penstock.system.pages import page_array
 from penstock.weights.pieces import split
+from penstock.weights.residency import residency_order
 from penstock.weights.stored_rows import row_reader
 
 if TYPE_CHECKING:
@@ -36,16 +37,6 @@ if TYPE_CHECKING:
 
 ROW_READS = 8
 """Embedding rows that are read at once."""
-
-
-def residency_order(count: int) -> list[int]:
-    """Indices 0..count-1 such that every prefix is spread evenly (van der Corput sequence).
-
-    Pinning a prefix leaves the streamed pieces evenly spaced, so that the disk never idles for long; and a smaller
-    budget pins a subset of what a larger one does.
-    """
-    bits = max(1, (count - 1).bit_length())
-    return sorted(range(count), key=lambda index: int(f"{index:0{bits}b}"[::-1], 2))
 
 
 class Weights:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.checkpoints.strict_json import MAX_JSON_BYTES, Fields, listed, parse_json_object, read_json_object, shown
 from penstock.errors import FormatError
+from penstock.strict_json import MAX_JSON_BYTES, Fields, listed, parse_json_object, read_json_object, shown
 
 MALFORMED = {
     "not UTF-8": (b'{"a": "\xff"}', "config.json is not UTF-8 (at its byte 7)"),

@@ -1,4 +1,4 @@
-"""The Llama family, part by part: embedding, layers of attention and gated MLP, final norm, head.
+"""A decoder, part by part: embedding, layers of attention and gated MLP, final norm, head.
 
 Every part maps float32 rows to float32 rows. Weights come by pieces; a piece is applied to all rows of the pass before
 the next one is asked for, so a pass costs one walk over the weights however many rows it has.
@@ -13,64 +13,21 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from penstock.architectures.base import Architecture
+from penstock.architectures.names import ATTENTION_NORM, EMBEDDING, FINAL_NORM, MLP_NORM, bias_of, in_layer
 from penstock.errors import UsageError
 from penstock.models.rope import inverse_frequencies
 from penstock.models.rows import Rows, SequenceRows
-from penstock.weights.weights import residency_order
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
+    from penstock.architectures.config import ModelConfig
     from penstock.checkpoints.checkpoint import Tensor
-    from penstock.checkpoints.config import ModelConfig
     from penstock.compute.kernels import F32, I64, Kernels
     from penstock.events import Events
     from penstock.models.kv_cache import KvCache
     from penstock.weights.pieces import PieceData
-
-EMBEDDING = "model.embed_tokens.weight"
-LAYER_PARTS = (
-    ("self_attn.q_proj",),
-    ("self_attn.k_proj",),
-    ("self_attn.v_proj",),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
-
-
-def head_name(config: ModelConfig) -> str:
-    """The matrix that turns hidden rows into logits."""
-    return EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
-
-
-def pass_order(config: ModelConfig) -> list[tuple[str, ...]]:
-    """The matrices in the order in which a pass needs them; those of a group are walked together."""
-    layers = [group for layer in range(config.num_hidden_layers) for group in _groups(layer)]
-    return [*layers, (head_name(config),)]
-
-
-def layer_matrices(layer: int) -> list[str]:
-    """All matrices of a layer."""
-    return [name for group in _groups(layer) for name in group]
-
-
-def draft_order(config: ModelConfig) -> list[str]:
-    """The matrices by how much a guess at the next token suffers without them, the most first.
-
-    Without its head a model says nothing; of the layers, those in the middle are missed least (arXiv 2403.03853), and
-    least of all where they are far from one another.
-    """
-    last = config.num_hidden_layers - 1
-    inner = list(range(2, last))
-    outer = [layer for layer in (0, 1, last) if 0 <= layer <= last]
-    spread = [inner[i] for i in residency_order(len(inner))]
-    layers = dict.fromkeys([*outer, *spread])
-    return [head_name(config), *(name for layer in layers for name in layer_matrices(layer))]
-
-
-def _groups(layer: int) -> list[tuple[str, ...]]:
-    return [tuple(f"model.layers.{layer}.{part}.weight" for part in group) for group in LAYER_PARTS]
 
 
 class Matrices(Protocol):
@@ -84,20 +41,21 @@ class Matrices(Protocol):
     def rows(self, name: str, indices: I64) -> F32: ...
 
 
-class Llama:
+class Decoder:
     """A decoder whose weights may be anywhere."""
 
     def __init__(self, config: ModelConfig, weights: Matrices, kernels: Kernels, vectors: Mapping[str, F32]) -> None:
         """`vectors`: the tensors of one dimension (norms, biases), each float32 [n]."""
         self.config = config
+        self.architecture = Architecture(config)
         self.weights = weights
         self.kernels = kernels
         self._inv_freq = inverse_frequencies(config.rope, config.head_dim)
         self._vectors = vectors
 
-    def over(self, weights: Matrices) -> Llama:
+    def over(self, weights: Matrices) -> Decoder:
         """The same model with its matrices from elsewhere."""
-        return Llama(self.config, weights, self.kernels, self._vectors)
+        return Decoder(self.config, weights, self.kernels, self._vectors)
 
     def forward(self, tokens: Sequence[int], position: int, cache: KvCache) -> F32:
         """Logits float32 [len(tokens), vocab_size] of tokens at `position` and after; their keys and values are kept.
@@ -150,16 +108,17 @@ class Llama:
 
     def final_norm(self, x: F32) -> F32:
         """Normalised rows [n, hidden_size]."""
-        return self._norm("model.norm.weight", x)
+        return self._norm(FINAL_NORM, x)
 
     def head(self, x: F32) -> F32:
         """Logits [n, vocab_size] of normalised rows."""
-        return self._linear(head_name(self.config), x)
+        return self._linear(self.architecture.head, x)
 
     def _attention(self, index: int, x: F32, rows: Rows, angles: tuple[F32, F32]) -> None:
-        name, head_dim = f"model.layers.{index}.self_attn", self.config.head_dim
-        h = self._norm(f"model.layers.{index}.input_layernorm.weight", x)
-        q, k, v = (self._linear(f"{name}.{part}_proj.weight", h).reshape(len(x), -1, head_dim) for part in "qkv")
+        head_dim = self.config.head_dim
+        h = self._norm(in_layer(index, ATTENTION_NORM), x)
+        matrices = (in_layer(index, f"self_attn.{part}_proj") for part in "qkv")
+        q, k, v = (self._linear(name, h).reshape(len(x), -1, head_dim) for name in matrices)
         self.kernels.rope(q, *angles)
         self.kernels.rope(k, *angles)
         out = np.empty_like(q)
@@ -169,25 +128,25 @@ class Llama:
             self.kernels.attention(
                 q[span], s.prefix, s.tail_offsets, s.tail_slots, 1 / math.sqrt(head_dim), layer, out[span]
             )
-        self._linear(f"{name}.o_proj.weight", out.reshape(len(x), -1), add_to=x)
+        self._linear(in_layer(index, "self_attn.o_proj"), out.reshape(len(x), -1), add_to=x)
 
     def _mlp(self, index: int, x: F32) -> None:
-        name = f"model.layers.{index}.mlp"
-        h = self._norm(f"model.layers.{index}.post_attention_layernorm.weight", x)
-        self._linear(f"{name}.down_proj.weight", self._gated(name, h), add_to=x)
+        h = self._norm(in_layer(index, MLP_NORM), x)
+        self._linear(in_layer(index, "mlp.down_proj"), self._gated(index, h), add_to=x)
 
-    def _gated(self, name: str, x: F32) -> F32:
+    def _gated(self, index: int, x: F32) -> F32:
         """silu(gate(x)) * up(x), [n, intermediate_size]; of `up` only one piece is held at a time."""
         out = np.empty((len(x), self.config.intermediate_size), np.float32)
         room = np.empty((len(x), 0), np.float32)
-        with self._pieces(f"{name}.gate_proj.weight") as gates, self._pieces(f"{name}.up_proj.weight") as ups:
+        gate_name, up_name = in_layer(index, "mlp.gate_proj"), in_layer(index, "mlp.up_proj")
+        with self._pieces(gate_name) as gates, self._pieces(up_name) as ups:
             for gate, up in zip(gates, ups, strict=True):
                 gated, width = out[:, gate.rows], up.rows.stop - up.rows.start
                 if width > room.shape[1]:  # the first piece is the longest
                     room = np.empty((len(x), width), np.float32)
                 upward = room[:, :width]
-                self._apply(gate, f"{name}.gate_proj.weight", x, gated)
-                self._apply(up, f"{name}.up_proj.weight", x, upward)
+                self._apply(gate, gate_name, x, gated)
+                self._apply(up, up_name, x, upward)
                 self.kernels.silu_mul(gated, upward, gated)
         return out
 
@@ -205,7 +164,7 @@ class Llama:
         return closing(self.weights.pieces(name))
 
     def _apply(self, piece: PieceData, name: str, x: F32, out: F32, accumulate: bool = False) -> None:
-        bias = self._vectors.get(f"{name.removesuffix('.weight')}.bias")
+        bias = self._vectors.get(bias_of(name))
         bias = bias if bias is None else bias[piece.rows]
         begin = time.perf_counter()
         piece.matmul(self.kernels, x, out, bias, accumulate)

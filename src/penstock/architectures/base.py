@@ -1,0 +1,137 @@
+"""What follows from a config: tensors with their shapes, the order of a pass, and what a pass takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from penstock.architectures import names
+from penstock.architectures.names import EMBEDDING, FINAL_NORM, HEAD, LAYER_GROUPS, bias_of, in_layer
+
+if TYPE_CHECKING:
+    from penstock.architectures.config import ModelConfig
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A decoder in names and numbers."""
+
+    config: ModelConfig
+
+    @property
+    def head(self) -> str:
+        """The matrix that turns hidden rows into logits."""
+        return EMBEDDING if self.config.tie_word_embeddings else HEAD
+
+    def layer_groups(self, layer: int) -> list[tuple[str, ...]]:
+        """The matrices of a layer in the order in which a pass needs them; those of a group are walked together."""
+        return [tuple(in_layer(layer, part) for part in group) for group in LAYER_GROUPS]
+
+    def layer_matrices(self, layer: int) -> list[str]:
+        """All matrices of a layer."""
+        return [name for group in self.layer_groups(layer) for name in group]
+
+    @property
+    def pass_order(self) -> list[tuple[str, ...]]:
+        """The groups of all matrices that a pass needs whole, in its order."""
+        layers = [group for layer in range(self.config.num_hidden_layers) for group in self.layer_groups(layer)]
+        return [*layers, (self.head,)]
+
+    @property
+    def pass_matrices(self) -> dict[str, Shape]:
+        """The shapes of those matrices."""
+        shapes = self.tensors
+        return {name: shapes[name] for group in self.pass_order for name in group}
+
+    @property
+    def tensors(self) -> dict[str, Shape]:
+        """Every tensor of the model with its shape, in the order in which a pass uses them."""
+        return dict(self.iter_tensors())
+
+    @property
+    def copies(self) -> dict[str, Shape]:
+        """Tensors that some files hold although others have the same values."""
+        return {HEAD: self.tensors[EMBEDDING]} if self.config.tie_word_embeddings else {}
+
+    def iter_parts(self) -> Iterator[str]:
+        """The files that a checkpoint has which is split by layers."""
+        yield names.EMBEDDING_PART
+        yield from map(names.layer_part, range(self.config.num_hidden_layers))
+        yield names.FINAL_NORM_PART
+        if not self.config.tie_word_embeddings:
+            yield names.HEAD_PART
+
+    @property
+    def pass_weights(self) -> int:
+        """How many weights the matrices have that a pass needs whole: all but an embedding that is no head too."""
+        return sum(map(prod, self.pass_matrices.values()))
+
+    @property
+    def vector_bytes(self) -> int:
+        """float32 bytes of norms and biases."""
+        return sum(4 * shape[0] for shape in self.tensors.values() if len(shape) == 1)
+
+    def flops(self, rows: int, positions: int) -> int:
+        """Floating-point operations of a pass of `rows` rows, the last of a sequence of `positions`, one logit row."""
+        config = self.config
+        layer_weights = sum(prod(shape) for shape in self._layer_shapes().values())
+        seen = rows * (positions - rows) + rows * (rows + 1) // 2  # keys that the rows attend to, summed
+        layer = 2 * rows * layer_weights + 4 * seen * config.num_attention_heads * config.head_dim
+        return config.num_hidden_layers * layer + self.head_flops(1)
+
+    def head_flops(self, rows: int) -> int:
+        """Of them, those of the logits of `rows` rows."""
+        return 2 * rows * self.config.hidden_size * self.config.vocab_size
+
+    def activation_bytes(self, rows: int, logit_rows: int, piece_bytes: int, weight_bytes: float = 2.0) -> int:
+        """Peak float32 bytes of one pass besides weights and KV: hidden rows, the widest part, logits, and what
+        sampling takes for one row after another. Of the MLP's second half, one piece's rows are there at a time, of
+        which a weight takes `weight_bytes` or more in the larger part of its piece."""
+        config = self.config
+        heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+        piece_rows = min(config.intermediate_size, max(1, int(piece_bytes / (weight_bytes * config.hidden_size))))
+        widest = max(heads, config.intermediate_size + piece_rows, config.hidden_size)
+        hidden = rows * (2 * config.hidden_size + widest + config.head_dim)
+        return 4 * (hidden + (logit_rows + 5) * config.vocab_size)
+
+    def iter_tensors(self) -> Iterator[tuple[str, Shape]]:
+        """As `tensors`, one by one: a config may name more layers than there is memory for."""
+        hidden, vocab = self.config.hidden_size, self.config.vocab_size
+        yield EMBEDDING, (vocab, hidden)
+        for layer in range(self.config.num_hidden_layers):
+            yield from self._iter_layer(layer)
+        yield FINAL_NORM, (hidden,)
+        if not self.config.tie_word_embeddings:
+            yield HEAD, (vocab, hidden)
+
+    def _iter_layer(self, layer: int) -> Iterator[tuple[str, Shape]]:
+        config, hidden = self.config, (self.config.hidden_size,)
+        biases = dict.fromkeys(("q_proj", "k_proj", "v_proj"), config.qkv_bias) | {"o_proj": config.o_bias}
+        norms = {"self_attn.q_proj": names.ATTENTION_NORM, "mlp.gate_proj": names.MLP_NORM}
+        for part, shape in self._layer_shapes().items():
+            weight = in_layer(layer, part)
+            if part in norms:
+                yield in_layer(layer, norms[part]), hidden
+            yield weight, shape
+            if biases.get(part.split(".")[-1], config.mlp_bias):
+                yield bias_of(weight), shape[:1]
+
+    def _layer_shapes(self) -> dict[str, Shape]:
+        """Of a layer's matrices, in the order of a pass."""
+        config = self.config
+        hidden, inner = config.hidden_size, config.intermediate_size
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        return {
+            "self_attn.q_proj": (queries, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, queries),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
