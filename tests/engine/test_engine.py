@@ -71,7 +71,7 @@ class TestPasses:
     @pytest.mark.parametrize("n_prompts", [1, 3])
     def test_each_reads_the_weights_once(self, engine: Engine, n_prompts: int) -> None:
         weights = engine.stage.model.weights
-        matrices = {name for group in pass_order(engine.stage.model.config) for name in group}
+        matrices = set(pass_order(engine.stage.model.config))
         assert weights.pass_bytes == sum(weights.tensors[name].nbytes for name in matrices)
         for seed in range(n_prompts):
             engine.add(random_tokens(100, VOCAB, seed), SamplingParams(temperature=0, max_tokens=3))

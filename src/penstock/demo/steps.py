@@ -111,7 +111,7 @@ def packed_copy() -> Iterator[Path]:
 def flip_a_bit(path: Path, random: Random) -> FlippedBit:
     """Damage a packed checkpoint: at random, in a matrix that a pass uses."""
     checkpoint = open_checkpoint(path)
-    tensors = [checkpoint.tensors[name] for group in pass_order(checkpoint.config) for name in group]
+    tensors = [checkpoint.tensors[name] for name in pass_order(checkpoint.config)]
     packed = [tensor for tensor in tensors if isinstance(tensor, PackedTensor) and tensor.codec == "planes"]
     places = [
         (tensor.name, tier, extent)

@@ -30,12 +30,13 @@ if TYPE_CHECKING:
 
 EMBEDDING = "model.embed_tokens.weight"
 LAYER_PARTS = (
-    ("self_attn.q_proj",),
-    ("self_attn.k_proj",),
-    ("self_attn.v_proj",),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
 )
 
 
@@ -44,15 +45,15 @@ def head_name(config: ModelConfig) -> str:
     return EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
 
 
-def pass_order(config: ModelConfig) -> list[tuple[str, ...]]:
-    """The matrices in the order in which a pass needs them; those of a group are walked together."""
-    layers = [group for layer in range(config.num_hidden_layers) for group in _groups(layer)]
-    return [*layers, (head_name(config),)]
+def pass_order(config: ModelConfig) -> list[str]:
+    """The matrices in the order in which a pass needs them."""
+    layers = [name for layer in range(config.num_hidden_layers) for name in layer_matrices(layer)]
+    return [*layers, head_name(config)]
 
 
 def layer_matrices(layer: int) -> list[str]:
-    """All matrices of a layer."""
-    return [name for group in _groups(layer) for name in group]
+    """All matrices of a layer, in order."""
+    return [f"model.layers.{layer}.{part}.weight" for part in LAYER_PARTS]
 
 
 def draft_order(config: ModelConfig) -> list[str]:
@@ -67,10 +68,6 @@ def draft_order(config: ModelConfig) -> list[str]:
     spread = [inner[i] for i in residency_order(len(inner))]
     layers = dict.fromkeys([*outer, *spread])
     return [head_name(config), *(name for layer in layers for name in layer_matrices(layer))]
-
-
-def _groups(layer: int) -> list[tuple[str, ...]]:
-    return [tuple(f"model.layers.{layer}.{part}.weight" for part in group) for group in LAYER_PARTS]
 
 
 class Matrices(Protocol):
@@ -177,17 +174,19 @@ class Llama:
         self._linear(f"{name}.down_proj.weight", self._gated(name, h), add_to=x)
 
     def _gated(self, name: str, x: F32) -> F32:
-        """silu(gate(x)) * up(x), [n, intermediate_size]; of `up` only one piece is held at a time."""
-        out = np.empty((len(x), self.config.intermediate_size), np.float32)
+        """silu(gate(x)) * up(x), [n, intermediate_size]; of up(x) only one piece is held at a time.
+
+        Each matrix by itself: the two need not be cut alike.
+        """
+        out = self._linear(f"{name}.gate_proj.weight", x)
         room = np.empty((len(x), 0), np.float32)
-        with self._pieces(f"{name}.gate_proj.weight") as gates, self._pieces(f"{name}.up_proj.weight") as ups:
-            for gate, up in zip(gates, ups, strict=True):
-                gated, width = out[:, gate.rows], up.rows.stop - up.rows.start
+        with self._pieces(f"{name}.up_proj.weight") as pieces:
+            for piece in pieces:
+                gated, width = out[:, piece.rows], piece.rows.stop - piece.rows.start
                 if width > room.shape[1]:  # the first piece is the longest
                     room = np.empty((len(x), width), np.float32)
                 upward = room[:, :width]
-                self._apply(gate, f"{name}.gate_proj.weight", x, gated)
-                self._apply(up, f"{name}.up_proj.weight", x, upward)
+                self._apply(piece, f"{name}.up_proj.weight", x, upward)
                 self.kernels.silu_mul(gated, upward, gated)
         return out
 

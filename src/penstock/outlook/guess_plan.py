@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from penstock.checkpoints.packed import PackedTensor
 from penstock.errors import MemoryCeilingError
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.models.llama import draft_order, head_name, layer_matrices
@@ -23,6 +22,7 @@ from penstock.planning.stored_size import COARSE_RATIO
 from penstock.speculate.coarse import MOST_MISSING
 from penstock.speculate.drafters import working_bytes
 from penstock.speculate.grow import MOST_NODES
+from penstock.weights.pieces import draft_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,12 +41,8 @@ ASSUMED = ((0.70, 0.12, 0.05), (0.85, 0.06, 0.02))
 
 
 def tiers_here(tensors: Iterable[Tensor]) -> dict[str, int]:
-    """Bytes of what there is of each packed matrix to guess with: its coarse tier, or all of a small one."""
-    return {
-        tensor.name: tensor.coarse_extent(0, tensor.n_chunks).nbytes if tensor.codec == "planes" else tensor.nbytes
-        for tensor in tensors
-        if isinstance(tensor, PackedTensor)
-    }
+    """Bytes of what there is of each packed matrix to guess with, if there is anything."""
+    return {tensor.name: nbytes for tensor in tensors if (nbytes := draft_bytes(tensor))}
 
 
 def tiers_ahead(matrices: Iterable[Matrix]) -> dict[str, int]:
@@ -192,14 +188,16 @@ def _kept_layers(subject: GuessSubject, resident: int) -> list[int]:
     """Layers that the coarse drafter has where `resident` bytes of weights stay in memory; none where it rests."""
     config, tiers = subject.budget.config, subject.tiers
     left = resident - tiers.get(head_name(config), 0)
-    if not tiers or left < 0:
+    if head_name(config) not in tiers or left < 0:
         return []
     kept = []
     for layer in dict.fromkeys(_layer_of(name) for name in draft_order(config)[1:]):
-        left -= sum(tiers[name] for name in layer_matrices(layer))
+        names = layer_matrices(layer)
+        left -= sum(tiers.get(name, 0) for name in names)
         if left < 0:
             break
-        kept.append(layer)
+        if all(name in tiers for name in names):
+            kept.append(layer)
     return kept if len(kept) >= (1 - MOST_MISSING) * config.num_hidden_layers else []
 
 

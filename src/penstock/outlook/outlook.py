@@ -230,7 +230,7 @@ def _on_hub(repo: str) -> _Described:
 def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint) -> Outlook:
     opened = LLM.open(path, memory=settings.memory, threads=settings.threads, draft="none", kv_dtype=settings.kv_dtype)
     with opened as llm:
-        tensors = [llm.weights.tensors[name] for group in pass_order(llm.config) for name in group]
+        tensors = [llm.weights.tensors[name] for name in pass_order(llm.config)]
         matrices, size = [matrix_of(tensor) for tensor in tensors], size_here(tensors)
         budget = replace(llm.memory.budget, draft=0)
         subject = _Subject(

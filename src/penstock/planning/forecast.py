@@ -64,7 +64,7 @@ class Forecast:
 def pass_weights(config: ModelConfig) -> int:
     """How many weights the matrices have that a pass needs whole: all but an embedding that is no head too."""
     shapes = expected_tensors(config)
-    return sum(prod(shapes[name]) for group in pass_order(config) for name in group)
+    return sum(prod(shapes[name]) for name in pass_order(config))
 
 
 def bf16_bytes(config: ModelConfig) -> int:

@@ -78,7 +78,7 @@ class StoredSize:
 def pass_matrices(config: ModelConfig, dtype: str = "BF16") -> list[Matrix]:
     """Those of a pass, in its order."""
     shapes = expected_tensors(config)
-    return [Matrix(name, shapes[name], dtype) for group in pass_order(config) for name in group]
+    return [Matrix(name, shapes[name], dtype) for name in pass_order(config)]
 
 
 def raw_size(matrices: Sequence[Matrix]) -> StoredSize:
