@@ -85,7 +85,9 @@ class _Trial:
 
     def _finish(self, out: Path) -> dict[str, Any]:
         begin = time.perf_counter()
-        result = subprocess.run(self._command(out), capture_output=True, text=True, check=True)
+        result = subprocess.run(self._command(out), capture_output=True, text=True, check=False)
+        if result.returncode not in (0, 1) or not result.stdout:  # 1: some requests are errors
+            raise SystemExit(f"exit code {result.returncode}: {result.stderr}")
         if not self._seconds:
             self._seconds = time.perf_counter() - begin
         summary: dict[str, Any] = json.loads(result.stdout)

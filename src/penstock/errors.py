@@ -12,7 +12,8 @@ PenstockError
 ├── ReadError                  the disk failed in the middle of a run
 │   └── ChecksumError          bytes of a packed model that are not those that were written
 ├── SessionError               a session's file that cannot be used: damaged, in use, another model's, no room
-└── NumericsError              a logit that is not a number
+├── NumericsError              a logit that is not a number
+└── InternalError              a fault of Penstock's own, kept to the one sequence or request that it met
 """
 
 from __future__ import annotations
@@ -79,6 +80,23 @@ class SessionError(PenstockError):
 
 class NumericsError(PenstockError):
     """A logit that is not a number."""
+
+
+class InternalError(PenstockError):
+    """A fault of Penstock's own, kept to the one sequence or request that it met; `__cause__` has the traceback."""
+
+    @classmethod
+    def of(cls, error: Exception) -> PenstockError:
+        """What ended a sequence or a request, as an error of Penstock's; one that is such already stays itself."""
+        if isinstance(error, PenstockError):
+            return error
+        said = (str(error).splitlines() or [""])[0][:200]
+        told = cls(
+            f"A fault of Penstock's own ended this: {type(error).__name__}{': ' * bool(said)}{said}",
+            "Please report it, with the traceback. Everything else goes on.",
+        )
+        told.__cause__ = error
+        return told
 
 
 class CheckpointWarning(UserWarning):

@@ -231,7 +231,11 @@ class LLM:
         if cache is not None and cache.length >= len(tokens) + len(drawn):
             raise UsageError("The cache leaves no token to compute.", "Truncate it, or give it more tokens.")
         generation = self._engine.add(tokens, params, most, drawn=drawn, choice=choice, cache=cache)
-        return Completion(generation, self.tokenizer, params.stops)
+        try:
+            return Completion(generation, self.tokenizer, params.stops)
+        except BaseException:  # nobody has it, so nobody would ever cancel it
+            self._engine.cancel(generation)
+            raise
 
     def check(
         self, prompt: Prompt, params: SamplingParams | None = None, *, most_tokens: int | None = None

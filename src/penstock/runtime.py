@@ -66,7 +66,7 @@ class Runtime:
         ceiling = available + machine.footprint().anonymous if options.memory is None else options.memory
         self.events = Events()
         order = self.architecture.pass_order
-        chunk = largest_chunk([checkpoint.tensors[name] for group in order for name in group])
+        chunk = largest_chunk([checkpoint.tensors[name] for name in order])
         drafts = draft_order(self.architecture) if options.guesses else ()
         ring = choose_ring(ceiling, chunk)
         self.weights = Weights(checkpoint.tensors, order, self.kernels, ring, self.events, drafts)

@@ -39,22 +39,34 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out.jsonl"
 
 
+def not_answered(out: Path, count: str, first: str) -> str:
+    """What is said on standard error of requests that failed."""
+    return (
+        f"error: {count} requests failed; the first, result {first}\n"
+        f'Of each, "error" in {out} says why. To ask for others, give another OUT, or --overwrite.\n'
+    )
+
+
+HOT = "2, 'b': temperature=9: Input should be less than or equal to 2."
+
+
 def test_lines_and_a_summary(path: Path, out: Path) -> None:
     result = batch(path, out, "--draft", "none")
-    assert result.returncode == 0
+    assert result.returncode == 1
     begin, end = result.stdout.split(";")
     assert begin == f"{out}: 1 answered, 1 failed, 4 tokens"
     assert end.startswith(" 4 passes in ")
     assert end.endswith(" tokens/s\n")
-    assert result.stderr == "0 of 2 done, pass 1, layer 1/6, 0 tokens, 1 running\n"
+    told = not_answered(out, "1 of 2", HOT)
+    assert result.stderr == "0 of 2 done, pass 1, layer 1/6, 0 tokens, 1 running\n" + told
     again = batch(path, out, "--draft", "none")
     assert again.stdout == f"{out}: 1 answered, 1 failed, 4 tokens; nothing was left to do\n"
-    assert (again.returncode, again.stderr) == (0, "")
+    assert (again.returncode, again.stderr) == (1, told)
 
 
 def test_json_and_quiet(path: Path, out: Path) -> None:
     result = batch(path, out, "--json", "--quiet", "--draft", "none", "--max-tokens", "9", "--at-once", "3")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (1, not_answered(out, "1 of 2", HOT))
     said = json.loads(result.stdout)
     assert said.pop("seconds") > 0
     assert said.pop("tokens_per_second") > 0
@@ -68,6 +80,41 @@ def test_json_and_quiet(path: Path, out: Path) -> None:
         "passes": 4,
         "complete_before": False,
     }
+
+
+class TestExitCode:
+    def test_all_answered(self, tmp_path: Path, out: Path) -> None:
+        path = write_requests(tmp_path / "in.jsonl", [ask("a", max_tokens=1), ask("b", max_tokens=1)])
+        for _ in range(2):
+            result = batch(path, out, "--quiet")
+            assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+    @pytest.mark.parametrize("options", [("--quiet",), ("--json", "--quiet")])
+    def test_nothing_answered(self, tmp_path: Path, out: Path, options: tuple[str, ...]) -> None:
+        path = write_requests(tmp_path / "in.jsonl", [{"question": "Why?"}] * 20)
+        for _ in range(2):
+            result = batch(path, out, *options)
+            assert result.returncode == 1
+            first = '1: "custom_id" is missing, not a non-empty string.'
+            assert result.stderr == not_answered(out, "20 of 20", first)
+            assert (json.loads(result.stdout)["answered"] if result.stdout else 0) == 0
+            assert len(records(out)) == 20
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+    @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+    def test_interrupted_and_gone_on_with(self, tmp_path: Path, out: Path, signal_number: signal.Signals) -> None:
+        requests = [ask("hot", temperature=9), ask("long", max_tokens=300, ignore_eos=True)]
+        path = write_requests(tmp_path / "in.jsonl", requests)
+        begun = command(path, out, "--draft", "none", "--quiet")
+        with subprocess.Popen(begun, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            while process.poll() is None and not out.exists():
+                time.sleep(0.001)
+            process.send_signal(signal_number)
+            process.communicate()
+        assert process.returncode == (130 if signal_number == signal.SIGINT else -signal_number)
+        result = batch(path, out, "--quiet")
+        first = "1, 'hot': temperature=9: Input should be less than or equal to 2."
+        assert (result.returncode, result.stderr) == (1, not_answered(out, "1 of 2", first))
 
 
 @pytest.mark.parametrize(
@@ -198,8 +245,10 @@ def test_a_terminal_shows_a_bar_that_goes_away(tmp_path: Path, out: Path) -> Non
         pass
     os.close(ours)
     said = process.communicate()[0]
-    assert process.returncode == 0
+    assert process.returncode == 1  # some of them are errors
     assert said.count(b"\n") == 1
     assert b" done, pass " in shown
     assert b"/6" in shown
-    assert shown.rstrip().endswith(b"\x1b[2K")
+    bar, _, error = shown.partition(b"error: ")
+    assert bar.rstrip().endswith(b"\x1b[2K")
+    assert error.startswith(b"5 of 19 requests failed; ")

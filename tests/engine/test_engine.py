@@ -10,7 +10,6 @@ from cases import CASES, random_tokens
 from checkpoints import tiny_config, write_checkpoint
 
 from penstock import SamplingParams
-from penstock.architectures.base import Architecture
 from penstock.engine.engine import MAX_ROWS, Engine
 from penstock.errors import ContextError, UsageError
 
@@ -71,7 +70,7 @@ class TestPasses:
     @pytest.mark.parametrize("n_prompts", [1, 3])
     def test_each_reads_the_weights_once(self, engine: Engine, n_prompts: int) -> None:
         weights = engine.stage.model.weights
-        matrices = {name for group in Architecture(engine.stage.model.config).pass_order for name in group}
+        matrices = set(engine.stage.model.architecture.pass_order)
         assert weights.pass_bytes == sum(weights.tensors[name].nbytes for name in matrices)
         for seed in range(n_prompts):
             engine.add(random_tokens(100, VOCAB, seed), SamplingParams(temperature=0, max_tokens=3))

@@ -96,7 +96,7 @@ class TestTheEnginesNumbers:
 
     def subject_of(self, path: Path, ceiling: int) -> tuple[GuessSubject, StoredSize]:
         with LLM.open(path, memory=ceiling, draft="none", threads=1) as llm:
-            tensors = [llm.weights.tensors[name] for group in Architecture(llm.config).pass_order for name in group]
+            tensors = [llm.weights.tensors[name] for name in llm.architecture.pass_order]
             size, shape = size_here(tensors), llm._runtime.kv_shape
             budget, tiers = replace(llm.memory.budget, draft=0), tiers_here(tensors)
             return GuessSubject(budget, size, tiers, shape, 32, RATES, SPEED), size

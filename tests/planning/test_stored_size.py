@@ -31,7 +31,7 @@ WIDE = tiny_config(hidden_size=256, intermediate_size=768, num_attention_heads=8
 
 def sizes_here(path: Path) -> tuple[StoredSize, list[Matrix]]:
     checkpoint = open_checkpoint(path)
-    tensors = [checkpoint.tensors[name] for group in Architecture(checkpoint.config).pass_order for name in group]
+    tensors = [checkpoint.tensors[name] for name in Architecture(checkpoint.config).pass_order]
     return size_here(tensors), [matrix_of(tensor) for tensor in tensors]
 
 

@@ -22,7 +22,7 @@ class TestSplitOfPlainMatrices:
     @given(rows=st.integers(1, 300), columns=st.integers(1, 50), piece_bytes=st.integers(1, 3000))
     def test_pieces_cover_a_matrix_in_order(self, rows: int, columns: int, piece_bytes: int) -> None:
         tensor = matrix(rows, columns)
-        pieces = split([tensor], piece_bytes)
+        pieces = split(tensor, piece_bytes)
         assert [piece.rows.start for piece in pieces] == [0, *(piece.rows.stop for piece in pieces[:-1])]
         assert pieces[-1].rows.stop == rows
         assert len({nbytes_of(piece) for piece in pieces[:-1]}) <= 1
@@ -33,7 +33,7 @@ class TestSplitOfPlainMatrices:
     @given(rows=st.integers(1, 300), columns=st.integers(1, 50), piece_bytes=st.integers(1, 3000))
     def test_their_extents_are_the_bytes_of_the_matrix(self, rows: int, columns: int, piece_bytes: int) -> None:
         tensor, at = matrix(rows, columns), 1000
-        for piece in split([tensor], piece_bytes):
+        for piece in split(tensor, piece_bytes):
             assert (piece.extents[0].path, piece.extents[0].offset) == (tensor.path, at)
             at += nbytes_of(piece)
         assert at == tensor.end

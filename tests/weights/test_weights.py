@@ -26,12 +26,11 @@ from penstock.weights.residency import draft_order, residency_order
 from penstock.weights.weights import Weights
 
 KERNELS = Kernels(1)
-GROUP = [("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight")]
 
 
 @contextmanager
 def open_weights(
-    path: Path, tensors: Tensors | None = None, order: Sequence[tuple[str, ...]] | None = None, **options: Any
+    path: Path, tensors: Tensors | None = None, order: Sequence[str] | None = None, **options: Any
 ) -> Iterator[tuple[Weights, Tensors]]:
     written = write_checkpoint(path, tensors=tensors)
     checkpoint = open_checkpoint(path)
@@ -91,29 +90,6 @@ class TestPasses:
             assert weights.pass_bytes == sum(
                 array.nbytes for name, array in tensors.items() if array.ndim == 2 and "embed_tokens" not in name
             )
-
-    def test_pieces_of_a_group_alternate(self, tmp_path: Path) -> None:
-        """As the gated MLP walks them, so that its reads are in turn and none is in vain."""
-        with open_weights(tmp_path, order=GROUP) as (weights, tensors):
-            gate, up = GROUP[0]
-            assert [part.piece.name for part in weights._parts[:4]] == [gate, up, gate, up]
-            for _ in range(2):
-                for one, two in zip(weights.pieces(gate), weights.pieces(up), strict=True):
-                    assert one.rows == two.rows
-                    assert one.bytes.tobytes() == tensors[gate][one.rows].tobytes()
-                    assert two.bytes.tobytes() == tensors[up][two.rows].tobytes()
-            assert weights.totals.bytes_read == 2 * weights.pass_bytes
-
-    def test_matrices_of_a_group_may_differ_in_type(self, tmp_path: Path) -> None:
-        """Then a piece holds the same rows of both, though not as many bytes."""
-        gate, up = GROUP[0]
-        tensors = random_tensors(tiny_config())
-        tensors[up] = to_float32(tensors[up])
-        with open_weights(tmp_path, tensors, order=GROUP) as (weights, _):
-            for one, two in zip(weights.pieces(gate), weights.pieces(up), strict=True):
-                assert one.rows == two.rows
-                assert one.bytes.tobytes() == tensors[gate][one.rows].tobytes()
-                assert two.bytes.tobytes() == tensors[up][two.rows].tobytes()
 
     def test_a_walk_that_ends_early_gives_its_buffer_back(self, tmp_path: Path) -> None:
         with open_weights(tmp_path, ring=Ring(2, 700)) as (weights, tensors):
@@ -279,9 +255,7 @@ class TestDraftOrder:
         assert weights.draft_bytes == sum(part.nbytes for part in parts)
         assert 0.2 < weights.draft_bytes / weights.pass_bytes < 0.5
         assert "model.embed_tokens.weight" not in weights.draft_names
-        assert {part.piece.name for part in parts} == {
-            name for group in Architecture(model.config).pass_order for name in group
-        }
+        assert {part.piece.name for part in parts} == set(Architecture(model.config).pass_order)
 
     def test_the_head_first_and_the_middle_last(self, drafting: tuple[Decoder, Weights]) -> None:
         names = draft_order(drafting[0].config)

@@ -8,7 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from penstock.architectures import names
-from penstock.architectures.names import EMBEDDING, FINAL_NORM, HEAD, LAYER_GROUPS, bias_of, in_layer
+from penstock.architectures.names import EMBEDDING, FINAL_NORM, HEAD, LAYER_MATRICES, bias_of, in_layer
 
 if TYPE_CHECKING:
     from penstock.architectures.config import ModelConfig
@@ -27,25 +27,21 @@ class Architecture:
         """The matrix that turns hidden rows into logits."""
         return EMBEDDING if self.config.tie_word_embeddings else HEAD
 
-    def layer_groups(self, layer: int) -> list[tuple[str, ...]]:
-        """The matrices of a layer in the order in which a pass needs them; those of a group are walked together."""
-        return [tuple(in_layer(layer, part) for part in group) for group in LAYER_GROUPS]
-
     def layer_matrices(self, layer: int) -> list[str]:
-        """All matrices of a layer."""
-        return [name for group in self.layer_groups(layer) for name in group]
+        """All matrices of a layer, in the order in which a pass needs them."""
+        return [in_layer(layer, part) for part in LAYER_MATRICES]
 
     @property
-    def pass_order(self) -> list[tuple[str, ...]]:
-        """The groups of all matrices that a pass needs whole, in its order."""
-        layers = [group for layer in range(self.config.num_hidden_layers) for group in self.layer_groups(layer)]
-        return [*layers, (self.head,)]
+    def pass_order(self) -> list[str]:
+        """All matrices that a pass needs whole, in its order."""
+        layers = range(self.config.num_hidden_layers)
+        return [*(name for layer in layers for name in self.layer_matrices(layer)), self.head]
 
     @property
     def pass_matrices(self) -> dict[str, Shape]:
         """The shapes of those matrices."""
         shapes = self.tensors
-        return {name: shapes[name] for group in self.pass_order for name in group}
+        return {name: shapes[name] for name in self.pass_order}
 
     @property
     def tensors(self) -> dict[str, Shape]:

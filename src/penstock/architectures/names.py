@@ -9,15 +9,16 @@ FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 
 ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
-LAYER_GROUPS = (
-    ("self_attn.q_proj",),
-    ("self_attn.k_proj",),
-    ("self_attn.v_proj",),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
+LAYER_MATRICES = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
 )
-"""The matrices of a layer in the order in which a pass needs them; those of a group are walked together."""
+"""Those of a layer in the order in which a pass needs them."""
 
 EMBEDDING_PART, FINAL_NORM_PART, HEAD_PART = "embed_tokens", "norm", "lm_head"
 

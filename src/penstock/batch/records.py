@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from penstock.strict_json import shown
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from penstock.batch.requests import Line, LineError
     from penstock.openai_api.errors import RequestError
 
@@ -63,17 +67,33 @@ class Record:
     """What one says of itself."""
 
     id: str
-    failed: bool
+    custom_id: str | None
+    error: str | None
+    """Why its request failed; None where it was answered."""
     tokens: int
     """Of its answers."""
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None
 
 
 def read_record(line: bytes) -> Record | None:
     """The record in a line of results, None where it is none."""
     try:
         parsed = json.loads(line)
-        failed = parsed["error"] is not None
-        tokens = 0 if failed else int(parsed["response"]["body"]["usage"]["completion_tokens"])
-        return Record(str(parsed["id"]), failed, tokens)
+        error = None if parsed["error"] is None else str(parsed["error"]["message"])
+        tokens = 0 if error is not None else int(parsed["response"]["body"]["usage"]["completion_tokens"])
+        return Record(str(parsed["id"]), parsed["custom_id"], error, tokens)
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def first_error(results: Iterable[bytes]) -> str:
+    """Which of the finished results is the first of a request that failed, and why, on one line."""
+    for number, line in enumerate(results, 1):
+        record = read_record(line)
+        if record is not None and record.error is not None:
+            name = "" if record.custom_id is None else f", {shown(record.custom_id)}"
+            return f"the first, result {number:,}{name}: {' '.join(record.error.split())}"
+    return "their records are no longer there."

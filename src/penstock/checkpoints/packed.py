@@ -103,6 +103,11 @@ class PackedTensor:
     def n_elements(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Of all chunks but the last, in the original file."""
+        return self.rows_per_chunk * self.row_bytes
+
     def rows_in_chunk(self, chunk: int) -> int:
         return min(self.rows_per_chunk, self.rows - chunk * self.rows_per_chunk)
 
@@ -125,6 +130,18 @@ class PackedTensor:
         """Where the fine or raw bytes of chunks [begin, end) lie."""
         first, last = int(self.fine_offsets[begin]), int(self.fine_offsets[end])
         return Extent(self.path, self.fine_begin + first, last - first)
+
+    def chunks_with(self, begin: int, end: int) -> tuple[int, int]:
+        """The chunks, from the first up to before the second, that hold bytes [begin, end) of the original tensor."""
+        return begin // self.chunk_bytes, -(-end // self.chunk_bytes)
+
+    def unpadded(self, begin: int, end: int, data: U8) -> U8:
+        """The original bytes in `data`, which are raw chunks [begin, end) as they are stored; a copy of several."""
+        parts = []
+        for chunk in range(begin, end):
+            at = int(self.fine_offsets[chunk] - self.fine_offsets[begin])
+            parts.append(data[at : at + self.rows_in_chunk(chunk) * self.row_bytes])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def check_coarse(self, chunk: int, data: U8) -> None:
         """Raises ChecksumError where `data` is not the chunk that was written."""

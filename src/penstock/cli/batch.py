@@ -13,7 +13,7 @@ import typer
 
 from penstock.cli import options as opt
 from penstock.cli.progress import seconds_in_words
-from penstock.errors import ReadError
+from penstock.errors import PenstockError, ReadError
 
 if TYPE_CHECKING:
     from penstock.batch.run import Summary
@@ -44,7 +44,8 @@ def batch(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it goes well.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
-    """Answer a file of requests, all that fit into memory sharing each pass; goes on where it was interrupted."""
+    """Answer a file of requests, all that fit into memory sharing each pass; goes on where it was interrupted. Exits
+    with 1 where a request failed."""
     from penstock.batch.run import BatchSettings, run  # takes memory, which other commands need for weights
     from penstock.cli.batch_display import display
 
@@ -72,6 +73,26 @@ def batch(
         print(json.dumps(asdict(summary)))
     elif not quiet:
         print(in_words(summary))
+    check_answered(summary)
+
+
+def check_answered(summary: Summary) -> None:
+    """Raise PenstockError where a request was not answered: a script looks at the exit code, not at every record."""
+    if summary.failed:
+        raise PenstockError(
+            f"{summary.failed:,} of {summary.total:,} requests failed{_first_error(summary.out)}",
+            f'Of each, "error" in {summary.out} says why. To ask for others, give another OUT, or --overwrite.',
+        )
+
+
+def _first_error(out: str) -> str:
+    from penstock.batch.records import first_error
+
+    try:
+        with Path(out).open("rb") as results:
+            return f"; {first_error(results)}"
+    except OSError:  # it was whole a moment ago, and the counts are known
+        return "."
 
 
 def in_words(summary: Summary) -> str:

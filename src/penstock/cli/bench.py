@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,6 +18,7 @@ from penstock.benchmarks.plot import LastPass, PassPicture, check_plot, draw
 from penstock.cli import options as opt
 from penstock.cli.bench_speculate import Asked, bench_speculate
 from penstock.cli.units import format_seconds, format_size
+from penstock.cli.whole_lines import tell, titled
 from penstock.errors import UsageError
 
 
@@ -107,7 +108,7 @@ def _bench(model: str, settings: BenchSettings, plot: Path | None, as_json: bool
     if as_json:
         print(json.dumps(result.as_object()))
     else:
-        Console(highlight=False).print(table(result))
+        tell(Console(highlight=False), table(result))
 
 
 def summary(picture: PassPicture) -> str:
@@ -118,16 +119,16 @@ def summary(picture: PassPicture) -> str:
     return f"{took}: {computed} computing, {waited} waiting for the disk; {read}"
 
 
-def table(result: Result) -> Table:
+def table(result: Result) -> Group:
     """The result for people: what, how much, and what it means."""
     title = f"{escape(result.model)}, {result.threads} threads, {result.isa}"
-    grid = Table(title=title, title_justify="left", box=None)
+    grid = Table(box=None)
     grid.add_column(style="dim")
     grid.add_column(justify="right", style="bold")
     grid.add_column()
     for row in (*_time_rows(result), *_disk_rows(result), *_memory_rows(result)):
         grid.add_row(*row)
-    return grid
+    return titled(title, grid)
 
 
 Row = tuple[str, str, str]

@@ -23,6 +23,7 @@ from penstock.benchmarks.seconds import (
     run_simulated,
 )
 from penstock.cli.units import format_seconds, format_size
+from penstock.cli.whole_lines import tell, titled
 from penstock.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,11 +95,11 @@ def bench_speculate(model: str, asked: Asked, as_json: bool) -> None:
         return
     console = Console(highlight=False)
     if isinstance(result, TextResult):
-        console.print(text_tables(result))
+        tell(console, text_tables(result))
     elif isinstance(result, SimulatedResult):
-        console.print(simulated_table(result))
+        tell(console, simulated_table(result))
     else:
-        console.print(random_table(result))
+        tell(console, random_table(result))
 
 
 Result = TextResult | SimulatedResult | RandomResult
@@ -123,7 +124,7 @@ def text_tables(result: TextResult) -> Group:
     parts: list[Any] = []
     for temperature in sorted({one.temperature for one in result.acceptance}):
         title = f"{escape(result.model)}, {escape(result.text)}: tokens a pass, temperature {temperature:g}"
-        parts += [title, _rates_table(result, temperature), ""]
+        parts += [titled(title, _rates_table(result, temperature)), ""]
     if result.chains:
         parts += ["of a chain: its length; it has as many drafting steps, or rows, as the tree above it", ""]
     if result.first_guesses:
@@ -186,7 +187,7 @@ def simulated_table(result: SimulatedResult) -> Group:
             format_seconds(told.draft_seconds_per_pass),
             format_seconds(told.computing_seconds_per_pass),
         )
-    return Group(title, table, *_conditions(result))
+    return Group(titled(title, table), *_conditions(result))
 
 
 def random_table(result: RandomResult) -> Group:
@@ -206,7 +207,7 @@ def random_table(result: RandomResult) -> Group:
         format_seconds(told.draft_seconds_per_pass),
         f"{result.ratio:.3f}",
     )
-    return Group(title, table, *_conditions(result))
+    return Group(titled(title, table), *_conditions(result))
 
 
 def _conditions(result: SimulatedResult | RandomResult) -> tuple[str, ...]:

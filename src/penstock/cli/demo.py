@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.syntax import Syntax
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from penstock.checkpoints.store import DEMO, find_model
 from penstock.cli.stats import layer_table
+from penstock.cli.whole_lines import tell
 from penstock.compute.kernels import Kernels
 from penstock.demo import layers as demo_layers
 from penstock.demo import steps
@@ -100,7 +102,7 @@ def _extrapolate(console: Console) -> None:
     try:
         timings = _time_layers(console)
     except PenstockError as error:
-        console.print(f"Left out: {error.problem} {error.remedy}")
+        tell(console, f"Left out: {escape(error.problem)} {escape(error.remedy)}")
         return
     for name, timing in (
         ("a file a layer, loaded, then run:", timings.loaded),

@@ -7,18 +7,24 @@ import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
 from penstock.cli import options as opt
 from penstock.cli.plan_guesses import print_guesses
 from penstock.cli.units import format_seconds, format_size
+from penstock.cli.whole_lines import tell, titled
 from penstock.outlook.outlook import PROMPTS, Form, Outlook, PlanSettings, Prospect, look
 from penstock.planning.plan import MIB
 
 if TYPE_CHECKING:
     from penstock.planning.forecast import Forecast
+
+CAVEAT = (
+    "[dim]All speeds were measured just now and briefly: a disk that others share drifts. Disk and CPU work at the "
+    "same time, so the slower one decides. Without guesses a pass brings one token.[/]"
+)
 
 
 def plan(
@@ -56,15 +62,15 @@ def plan(
         print(json.dumps(outlook.as_object()))
         return
     console = Console(highlight=False)
-    console.print(memory_table(outlook), "", speed_table(outlook), "", forecast_table(outlook), "")
+    tell(console, memory_table(outlook), "", speed_table(outlook), "", forecast_table(outlook), "")
     if outlook.packs:
-        console.print(form_table(outlook), "")
+        tell(console, form_table(outlook), "")
     print_guesses(console, outlook)
-    console.print(_advice(outlook), end="\n\n")
-    console.print(_caveat(outlook))
+    tell(console, _advice(outlook), "", *_bases(outlook))
+    console.print(CAVEAT)
 
 
-def memory_table(outlook: Outlook) -> Table:
+def memory_table(outlook: Outlook) -> Group:
     """How the ceiling is shared out, with the model as it is."""
     shares = outlook.own.plan
     weights = shares.weights
@@ -80,7 +86,7 @@ def memory_table(outlook: Outlook) -> Table:
         ("weights that stay in memory", shares.resident, _percent(weights - shares.streamed, weights)),
         ("unused", shares.ceiling - used - shares.resident, ""),
     ]
-    table = Table(title=f"Memory of {escape(outlook.model)}", title_justify="left", title_style="bold", box=None)
+    table = Table(box=None)
     table.add_column("")
     table.add_column("MiB", justify="right")
     table.add_column("", style="dim")
@@ -91,7 +97,7 @@ def memory_table(outlook: Outlook) -> Table:
     table.add_row(
         "weights read in every pass", f"{shares.streamed / MIB:,.0f}", _percent(shares.streamed, weights), style="bold"
     )
-    return table
+    return titled(f"Memory of {escape(outlook.model)}", table)
 
 
 def speed_table(outlook: Outlook) -> Table:
@@ -101,7 +107,7 @@ def speed_table(outlook: Outlook) -> Table:
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
-    measured = f"{format_size(disk.nbytes)} in {format_seconds(disk.seconds)}: {escape(outlook.disk_basis)}"
+    measured = f"{format_size(disk.nbytes)} in {format_seconds(disk.seconds)}"
     cpu = f"{outlook.threads} threads, {outlook.isa}"
     table.add_row("disk", f"{format_size(disk.bytes_per_second)}/s", measured)
     table.add_row("CPU, one row", f"{format_size(compute.row_bytes_per_second)}/s", f"of weights in memory; {cpu}")
@@ -183,9 +189,8 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * part / max(1, whole):.0f} % of {format_size(whole)}"
 
 
-def _caveat(outlook: Outlook) -> str:
+def _bases(outlook: Outlook) -> tuple[str, str]:
     return (
-        f"[dim]The sizes rest on {escape(outlook.basis)}; the times on the speeds above, measured just now and "
-        "briefly: a disk that others share drifts. Disk and CPU work at the same time, so the slower one decides. "
-        "Without guesses a pass brings one token.[/]"
+        f"[dim]The sizes rest on {escape(outlook.basis)}.[/]",
+        f"[dim]The disk's speed is that of {escape(outlook.disk_basis)}.[/]",
     )

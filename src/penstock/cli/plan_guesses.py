@@ -8,10 +8,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from penstock.cli.units import format_seconds, format_size
+from penstock.cli.whole_lines import tell, titled
 from penstock.outlook.guess_plan import ASSUMED
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
 
     from penstock.outlook.guess_plan import Guesses, Guessing
     from penstock.outlook.outlook import Form, Outlook, Prospect
@@ -28,10 +29,10 @@ def print_guesses(console: Console, outlook: Outlook) -> None:
         name = f"{form}, estimated" if prospect.size.estimated else form
         for draft, guessing in ((None, guesses.own), (guesses.draft, guesses.drafted)):
             if guessing is not None and (draft or guessing.tier_bytes):
-                console.print(memory_table(name, draft, guessing), "")
-        console.print(speed_table(name, prospect, guesses), "")
+                tell(console, memory_table(name, draft, guessing), "")
+        tell(console, speed_table(name, prospect, guesses), "")
         if guesses.draft:
-            console.print(verdict(guesses), end="\n\n")
+            tell(console, verdict(guesses), "")
     if told:
         console.print(
             "[dim]How often guesses are right is assumed here, not measured: it depends on the model and the text, and "
@@ -41,10 +42,10 @@ def print_guesses(console: Console, outlook: Outlook) -> None:
         )
 
 
-def memory_table(form: str, draft: str | None, guessing: Guessing) -> Table:
+def memory_table(form: str, draft: str | None, guessing: Guessing) -> Group:
     """What guessing takes."""
     title = f"What guessing takes: {form}" + (f", with {escape(draft)}" if draft else "")
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+    table = Table(box=None, show_header=False)
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
@@ -60,7 +61,7 @@ def memory_table(form: str, draft: str | None, guessing: Guessing) -> Table:
     table.add_row("guesses to be checked", format_size(guessing.guess_bytes), room)
     plan = guessing.plan
     table.add_row("weights that stay in memory", format_size(plan.resident), f"of {format_size(plan.weights)}")
-    return table
+    return titled(title, table)
 
 
 def _kept(guessing: Guessing) -> str:

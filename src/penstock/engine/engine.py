@@ -2,7 +2,8 @@
 
 Every pass serves all active sequences at once, prefill chunks, single tokens and trees of guesses alike. Sequences join
 and leave between passes; those whose keys and values do not fit beside the others' wait. What a sequence yields depends
-on nothing but its own prompt and parameters.
+on nothing but its own prompt and parameters: where its own part of the work raises, whatever that is, it ends with that
+error, and the others go on. What a whole pass raises is its caller's, and the pass may be tried again.
 """
 
 from __future__ import annotations
@@ -10,27 +11,29 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from penstock.engine.generation import Generation
-from penstock.errors import ContextError, MemoryCeilingError, NumericsError
-from penstock.memory.prefixes import Prefix, common_blocks, longest
+from penstock.errors import ContextError, InternalError, MemoryCeilingError
+from penstock.memory.prefixes import Prefix, longest
 from penstock.models.kv_cache import BLOCK_SLOTS, KvCache
-from penstock.models.rows import Rows
+from penstock.models.rows import Rows, SequenceRows
+from penstock.models.stage import PassStats
 from penstock.sampling import Sampler
 from penstock.speculate.speculator import walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from penstock.checkpoints.generation_config import GenerationDefaults
     from penstock.compute.kernels import F32, Kernels
     from penstock.memory.memory import Memory
     from penstock.models.kv_cache import KvShape
-    from penstock.models.stage import PassStats, Stage
+    from penstock.models.stage import Stage
     from penstock.sampling import SamplingParams
     from penstock.speculate.speculator import Speculator
     from penstock.speculate.tree import Tree
@@ -96,6 +99,8 @@ class Engine:
         """
         tokens, drawn = list(prompt), list(drawn)
         self.check_prompt(tokens)
+        if drawn:
+            self.stage.model.check_tokens(drawn)
         for holder in [g for g in (*self.active, *self.waiting) if g.cache is cache]:
             self.cancel(holder)
         seed = secrets.randbits(64) if params.seed is None else params.seed
@@ -114,7 +119,11 @@ class Engine:
             generation.finish_reason = "length"
         else:
             self.waiting.append(generation)
-            self._admit()
+            try:
+                self._admit()
+            except BaseException:  # nobody has it, so nobody would ever cancel it
+                self.cancel(generation)
+                raise
         return generation
 
     def _new_cache(self) -> KvCache:
@@ -129,8 +138,9 @@ class Engine:
         """One pass for all active generations: each goes on by a chunk of its prompt or by a token.
 
         Ended generations have left, and their caches are free. Raises ReadError and MemoryCeilingError; the caches then
-        hold what was committed before. A generation whose logits are not finite ends with a NumericsError of its own,
-        and one that has no room even by itself with a MemoryCeilingError.
+        hold what was committed before. A generation whose own part of the pass raises ends with that as its error: a
+        NumericsError where its logits are not finite, a MemoryCeilingError where it has no room even by itself, an
+        InternalError, which has its cause, for what nobody expects. Where none is left to go on the pass has no rows.
         """
         begin = time.perf_counter()
         for ended in [g for g in self.active if g.finish_reason is not None]:
@@ -140,35 +150,65 @@ class Engine:
         self._admit(must=True)
         adopting: list[Generation] = []
         try:
-            chunks = self._chunks(adopting)
-            trees, rows, logits, stats = self._run(chunks)
+            chunks, trees, parts, draft_seconds = self._gather(adopting)
+            if not chunks:
+                return PassStats(0, (), time.perf_counter() - begin, 0.0)
+            rows = Rows(parts)
+            if self._memory is not None and not trees:
+                self._memory.before_pass(rows)
+            logits, stats = self.stage.run(rows)
         except BaseException:
-            for generation in adopting:  # what they were to share has not been computed
-                generation.cache.truncate(0)
+            _give_back(adopting)
             raise
         first = 0
-        for (generation, tokens), part in zip(chunks, rows.sequences, strict=True):
+        for (generation, tokens), part in zip(chunks, parts, strict=True):
             own = logits[first : first + len(part.wanted)]
             first += len(part.wanted)
-            self._take(generation, tokens, trees.get(generation), own)
-        stats = replace(stats, seconds=time.perf_counter() - begin)
+            with self._own_work(generation):
+                self._take(generation, tokens, trees.get(generation), own)
+        guesses = sum(len(tree) - 1 for tree in trees.values())
+        seconds = time.perf_counter() - begin
+        stats = replace(stats, seconds=seconds, draft_seconds=draft_seconds, guesses=guesses)
         if self.speculator is not None:
             self.speculator.learn_pass(stats, self.stage.weights.streamed_bytes)
         for generation, _ in chunks:
-            generation.after_pass(stats)
+            with self._own_work(generation):
+                generation.after_pass(stats)
         return stats
 
-    def _run(self, chunks: Sequence[Chunk]) -> tuple[dict[Generation, Tree], Rows, F32, PassStats]:
-        """Guess, and run the pass: the trees, its rows, and what the stage gives."""
-        begin = time.perf_counter()
-        trees = self._guess(chunks)
-        draft_seconds = (time.perf_counter() - begin) * bool(trees)
-        rows = Rows([generation.rows(tokens, trees.get(generation)) for generation, tokens in chunks])
-        if self._memory is not None and not trees:
-            self._memory.before_pass(rows)
-        logits, stats = self.stage.run(rows)
-        guesses = sum(len(tree) - 1 for tree in trees.values())
-        return trees, rows, logits, replace(stats, draft_seconds=draft_seconds, guesses=guesses)
+    @contextmanager
+    def _own_work(self, generation: Generation) -> Iterator[None]:
+        """One sequence's part of the work: where it raises, the sequence ends with that, and the others go on."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(generation, error)
+
+    def _fail(self, generation: Generation, error: Exception) -> None:
+        """End a sequence with an error; the first one counts."""
+        generation.error = generation.error or InternalError.of(error)
+        generation.finish_reason = "error"
+        self.cancel(generation)
+
+    def _gather(
+        self, adopting: list[Generation]
+    ) -> tuple[list[Chunk], dict[Generation, Tree], list[SequenceRows], float]:
+        """What the next pass computes: chunks, trees of guesses, the rows of each chunk; and the seconds of guessing.
+
+        Where one fails, all begin anew: others may have been about to share what it was to compute.
+        """
+        while True:
+            chunks = self._chunks(adopting)
+            begin = time.perf_counter()
+            trees = self._guess(chunks)
+            draft_seconds = (time.perf_counter() - begin) * bool(trees)
+            parts = []
+            for generation, tokens in chunks:
+                with self._own_work(generation):
+                    parts.append(generation.rows(tokens, trees.get(generation)))
+            if all(generation.error is None for generation, _ in chunks):
+                return chunks, trees, parts, draft_seconds
+            _give_back(adopting)
 
     def _guess(self, chunks: Sequence[Chunk]) -> dict[Generation, Tree]:
         """Trees for those sequences of a pass whose next token would be all that it brings."""
@@ -183,25 +223,19 @@ class Engine:
             if most <= 0:
                 return {}
             self._memory.before_guessing(slots, rows, most)
-        trees = self.speculator.guess([g.root() for g in ready], rows - len(ready), most)
+        roots: dict[Generation, Tree] = {}
+        for generation in ready:
+            with self._own_work(generation):
+                roots[generation] = generation.root()
+        trees = self.speculator.guess([*roots.values()], rows - len(ready), most)
         nodes = sum(len(tree) - 1 for tree in trees)
         self.stage.weights.events.tell("draft", f"{nodes} guess{'es' * (nodes != 1)}", begin, time.perf_counter())
-        return dict(zip(ready, trees, strict=True))
+        return dict(zip(roots, trees, strict=True))
 
     def _take(self, generation: Generation, tokens: list[int], tree: Tree | None, logits: F32) -> None:
-        """What a pass told one sequence: draw as far as it goes, and commit what will be needed.
-
-        A sequence that cannot draw ends with its error, and the others go on.
-        """
+        """What a pass told one sequence: draw as far as it goes, and commit what will be needed."""
         cache, before = generation.cache, len(generation.token_ids)
-        nodes: list[int] = []
-        if len(logits):
-            try:
-                nodes = walk(tree or generation.root(), logits, generation.draw)
-            except NumericsError as error:
-                generation.error = error
-                self.cancel(generation, "error")
-                return
+        nodes = walk(tree or generation.root(), logits, generation.draw) if len(logits) else []
         # After the draws: wherever Ctrl-C comes, what is not in the cache will be computed.
         if tree is None:
             cache.truncate(cache.length + len(tokens))
@@ -217,6 +251,15 @@ class Engine:
         Its keys and values may be kept for sequences that begin alike; a cache that was lent goes back as it is.
         """
         generation.finish_reason = generation.finish_reason or reason
+        try:
+            self._free(generation)
+        except Exception:  # and not Ctrl-C, after which the next pass tries again
+            self._remove(generation)
+            raise
+        self._remove(generation)
+
+    def _free(self, generation: Generation) -> None:
+        """Give back what a generation has."""
         if self.kept is not None and generation.error is None and not generation.lent:
             self.kept.keep(generation.tokens, generation.cache)
         generation.cache.truncate(generation.cache.length if generation.lent else 0)
@@ -224,6 +267,9 @@ class Engine:
             self._memory.caches.promise(generation.cache, 0)
         if self.speculator is not None:
             self.speculator.forget(generation)
+
+    def _remove(self, generation: Generation) -> None:
+        """Take a generation out of the passes."""
         self.active = [g for g in self.active if g is not generation]
         if generation in self.waiting:
             self.waiting.remove(generation)
@@ -238,14 +284,19 @@ class Engine:
         self._renew_promises()
         while self.waiting:
             generation = self.waiting[0]
-            held = generation.cache.nbytes // self._kv_shape.block_bytes
-            shared = held or self._expected_blocks(generation, self.active)
-            if not self._has_room(generation, shared):
+            fits, shared = True, 0
+            with self._own_work(generation):
+                held = generation.cache.nbytes // self._kv_shape.block_bytes
+                shared = held or generation.expected_blocks(self.active)
+                fits = self._has_room(generation, shared)
+            if generation.error is not None:
+                continue
+            if not fits:
                 if not must or self.active:
                     return
                 self._require_room(generation)
             if self._memory is not None:
-                adopted = generation.cache.adopted if held else shared
+                adopted = generation.cache.adopted if generation.cache.nbytes else shared
                 self._memory.caches.promise(generation.cache, generation.most_slots, adopted)
             self.active.append(self.waiting.popleft())
 
@@ -267,37 +318,36 @@ class Engine:
             if self._memory is not None:
                 self._memory.most_tokens([len(generation.prompt)], generation.max_tokens, self.context)
         except MemoryCeilingError as error:
-            generation.error = error
-            self.cancel(generation, "error")
+            self._fail(generation, error)
             raise
 
     def _renew_promises(self) -> None:
         """What each may come to need, now that others have come, computed what they share, or left."""
         if self._memory is None or not self.waiting:
             return
-        for index, g in enumerate(self.active):
-            shared = g.cache.adopted if g.cache.own_bytes else self._expected_blocks(g, self.active[:index])
-            self._memory.caches.promise(g.cache, g.most_slots, shared)
-
-    def _expected_blocks(self, generation: Generation, others: Sequence[Generation]) -> int:
-        """Blocks that it is going to share with one of them, computed or not."""
-        tokens = generation.tokens
-        # The last token of the other may stay its last.
-        return max((common_blocks(other.tokens[:-1], tokens) for other in others), default=0)
+        active = self.active
+        for index, g in enumerate(active):
+            with self._own_work(g):
+                shared = g.cache.adopted if g.cache.own_bytes else g.expected_blocks(active[:index])
+                self._memory.caches.promise(g.cache, g.most_slots, shared)
 
     def _chunks(self, adopting: list[Generation]) -> list[Chunk]:
         """What each generation computes in this pass, the shortest first, as far as the rows go. Those that begin with
         keys and values of others are added to `adopting`."""
-        left = self._most_rows()
+        pending: dict[Generation, int] = {}
+        for generation in self.active:
+            with self._own_work(generation):
+                pending[generation] = len(generation.pending)
+        left = self._most_rows(pending)
         chunks: list[Chunk] = []
-        for generation in sorted(self.active, key=lambda g: len(g.pending)):
+        for generation in sorted(pending, key=lambda g: pending[g]):
             if not left:
                 break
-            if not generation.cache.own_bytes and not self._begin(generation, chunks, adopting):
-                continue
-            tokens = generation.pending[:left]
-            left -= len(tokens)
-            chunks.append((generation, tokens))
+            with self._own_work(generation):
+                if generation.cache.own_bytes or self._begin(generation, chunks, adopting):
+                    tokens = generation.pending[:left]
+                    left -= len(tokens)
+                    chunks.append((generation, tokens))
         return chunks
 
     def _begin(self, generation: Generation, chunks: Sequence[Chunk], adopting: list[Generation]) -> bool:
@@ -308,7 +358,7 @@ class Engine:
             return True
         prefix, blocks = longest(self._prefixes(generation, chunks), generation.tokens)
         amid = [g for g in self.active if g.cache.own_bytes and len(g.pending) > 1]
-        if self._expected_blocks(generation, amid) > max(blocks, cache.adopted):
+        if generation.expected_blocks(amid) > max(blocks, cache.adopted):
             return False
         if prefix is None or blocks <= cache.adopted:
             return True
@@ -320,21 +370,23 @@ class Engine:
         return True
 
     def _prefixes(self, generation: Generation, chunks: Sequence[Chunk]) -> Iterator[Prefix]:
-        """What every other sequence will have computed when this pass comes to the rows of `generation`."""
+        """What every other sequence will have computed when this pass comes to the rows of `generation`; what a lent
+        cache has may come from a file, so it is for its owner alone."""
         coming = {g: len(tokens) for g, tokens in chunks}
         for g in self.active:
             length = g.cache.length + coming.get(g, 0)
-            if g is not generation and length >= BLOCK_SLOTS:
+            if g is not generation and not g.lent and length >= BLOCK_SLOTS:
                 yield Prefix(g.tokens, g.cache, length)
         if self.kept is not None:
             yield from self.kept
 
-    def _most_rows(self) -> int:
+    def _most_rows(self, pending: Mapping[Generation, int]) -> int:
+        """The rows of a pass for sequences with so many pending tokens."""
         if self._memory is None:
             return self._max_rows
-        pending = {g.cache: min(len(g.pending), self._max_rows) for g in self.active}
-        slots = {cache: cache.length + rows for cache, rows in pending.items()}
-        wanted = min(self._max_rows, sum(pending.values()))
+        rows = {g.cache: min(count, self._max_rows) for g, count in pending.items()}
+        slots = {cache: cache.length + count for cache, count in rows.items()}
+        wanted = min(self._max_rows, sum(rows.values()))
         return min(self._max_rows, self._memory.most_rows(slots, logit_rows=len(slots), wanted=wanted))
 
     def check_prompt(self, tokens: Sequence[int]) -> None:
@@ -345,3 +397,10 @@ class Engine:
                 f"The prompt has {len(tokens)} tokens; a context of {self.context} has no room for it and an answer.",
                 "Shorten the prompt, or raise --context (up to what the model was trained for).",
             )
+
+
+def _give_back(adopting: list[Generation]) -> None:
+    """What these were to share has not been computed."""
+    for generation in adopting:
+        generation.cache.truncate(0)
+    adopting.clear()

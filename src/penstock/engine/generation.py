@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from penstock.logprobs import token_logprobs
+from penstock.memory.prefixes import common_blocks
 from penstock.models.rows import SequenceRows
 from penstock.speculate.speculator import Record
 from penstock.speculate.tree import Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from penstock.compute.kernels import F32
     from penstock.errors import PenstockError
@@ -64,6 +65,12 @@ class Generation:
     def most_slots(self) -> int:
         """How many positions the cache may come to have: the last token's keys are never needed."""
         return len(self.prompt) + self.max_tokens - 1
+
+    def expected_blocks(self, others: Sequence[Generation]) -> int:
+        """Blocks that it is going to share with one of them, computed or not."""
+        tokens = self.tokens
+        # The last token of the other may stay its last.
+        return max((common_blocks(other.tokens[:-1], tokens) for other in others if not other.lent), default=0)
 
     def root(self) -> Tree:
         """A tree of no guesses yet, after the last token."""

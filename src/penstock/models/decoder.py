@@ -135,18 +135,19 @@ class Decoder:
         self._linear(in_layer(index, "mlp.down_proj"), self._gated(index, h), add_to=x)
 
     def _gated(self, index: int, x: F32) -> F32:
-        """silu(gate(x)) * up(x), [n, intermediate_size]; of `up` only one piece is held at a time."""
-        out = np.empty((len(x), self.config.intermediate_size), np.float32)
+        """silu(gate(x)) * up(x), [n, intermediate_size]; of up(x) only one piece is held at a time.
+
+        Each matrix by itself: the two need not be cut alike.
+        """
+        out, up = self._linear(in_layer(index, "mlp.gate_proj"), x), in_layer(index, "mlp.up_proj")
         room = np.empty((len(x), 0), np.float32)
-        gate_name, up_name = in_layer(index, "mlp.gate_proj"), in_layer(index, "mlp.up_proj")
-        with self._pieces(gate_name) as gates, self._pieces(up_name) as ups:
-            for gate, up in zip(gates, ups, strict=True):
-                gated, width = out[:, gate.rows], up.rows.stop - up.rows.start
+        with self._pieces(up) as pieces:
+            for piece in pieces:
+                gated, width = out[:, piece.rows], piece.rows.stop - piece.rows.start
                 if width > room.shape[1]:  # the first piece is the longest
                     room = np.empty((len(x), width), np.float32)
                 upward = room[:, :width]
-                self._apply(gate, gate_name, x, gated)
-                self._apply(up, up_name, x, upward)
+                self._apply(piece, up, x, upward)
                 self.kernels.silu_mul(gated, upward, gated)
         return out
 

@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from penstock.architectures.base import Architecture
-from penstock.checkpoints.packed import PackedTensor
 from penstock.errors import MemoryCeilingError
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.outlook.guess_forecast import GuessForecast, forecast_guesses
@@ -22,6 +21,7 @@ from penstock.planning.stored_size import COARSE_RATIO
 from penstock.speculate.coarse import MOST_MISSING
 from penstock.speculate.drafters import working_bytes
 from penstock.speculate.grow import MOST_NODES
+from penstock.weights.pieces import draft_bytes
 from penstock.weights.residency import draft_layers
 
 if TYPE_CHECKING:
@@ -40,12 +40,8 @@ ASSUMED = ((0.70, 0.12, 0.05), (0.85, 0.06, 0.02))
 
 
 def tiers_here(tensors: Iterable[Tensor]) -> dict[str, int]:
-    """Bytes of what there is of each packed matrix to guess with: its coarse tier, or all of a small one."""
-    return {
-        tensor.name: tensor.coarse_extent(0, tensor.n_chunks).nbytes if tensor.codec == "planes" else tensor.nbytes
-        for tensor in tensors
-        if isinstance(tensor, PackedTensor)
-    }
+    """Bytes of what there is of each packed matrix to guess with, if there is anything."""
+    return {tensor.name: nbytes for tensor in tensors if (nbytes := draft_bytes(tensor))}
 
 
 def tiers_ahead(matrices: Iterable[Matrix]) -> dict[str, int]:
@@ -192,14 +188,16 @@ def _kept_layers(subject: GuessSubject, resident: int) -> list[int]:
     architecture, tiers = subject.budget.architecture, subject.tiers
     count = architecture.config.num_hidden_layers
     left = resident - tiers.get(architecture.head, 0)
-    if not tiers or left < 0:
+    if architecture.head not in tiers or left < 0:
         return []
     kept = []
     for layer in draft_layers(count):
-        left -= sum(tiers[name] for name in architecture.layer_matrices(layer))
+        names = architecture.layer_matrices(layer)
+        left -= sum(tiers.get(name, 0) for name in names)
         if left < 0:
             break
-        kept.append(layer)
+        if all(name in tiers for name in names):
+            kept.append(layer)
     return kept if len(kept) >= (1 - MOST_MISSING) * count else []
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock.checkpoints.cuts import CHUNK_ALIGNMENT, padded
 from penstock.checkpoints.packed import PACK_AGAIN
 from penstock.compute import codec
 from penstock.disk.files import aligned_buffer
@@ -90,7 +91,7 @@ class RunData:
                 raise fault
         tensor, rows = self.run.tensor, self.run.rows
         if tensor.codec == "raw":
-            return self._raw()
+            return tensor.unpadded(self.run.begin, self.run.end, self.fine)
         n_rows = rows.stop - rows.start
         offsets = tensor.fine_offsets[self.run.begin : self.run.end + 1] - tensor.fine_offsets[self.run.begin]
         packed = codec.PackedRows(n_rows, tensor.cols, tensor.rows_per_chunk, self.coarse, self.fine, offsets)
@@ -103,16 +104,6 @@ class RunData:
             raise FormatError(problem, PACK_AGAIN) from error
         return out
 
-    def _raw(self) -> U8:
-        """Without the chunks' padding, which has to be zeros for the file to be well formed."""
-        tensor = self.run.tensor
-        parts, position = [], 0
-        for chunk in range(self.run.begin, self.run.end):
-            size = tensor.rows_in_chunk(chunk) * tensor.row_bytes
-            parts.append(self.fine[position : position + size])
-            position += tensor.fine_nbytes(chunk)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
 
 def _part(data: U8, whole: Extent, part: Extent) -> U8:
     begin = part.offset - whole.offset
@@ -120,8 +111,8 @@ def _part(data: U8, whole: Extent, part: Extent) -> U8:
 
 
 def runs(tensor: PackedTensor) -> Iterator[Run]:
-    """All chunks of a tensor, in runs of about RUN_BYTES."""
-    step = max(1, RUN_BYTES // (tensor.rows_per_chunk * tensor.row_bytes))
+    """All chunks of a tensor, in runs of about RUN_BYTES, padding included: it may be most of the smallest chunks."""
+    step = max(1, RUN_BYTES // padded(tensor.chunk_bytes, CHUNK_ALIGNMENT))
     for begin in range(0, tensor.n_chunks, step):
         yield Run(tensor, begin, min(begin + step, tensor.n_chunks))
 

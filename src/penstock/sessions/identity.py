@@ -50,8 +50,10 @@ def model_identity(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[s
 def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     """How the model of one identity differs from that of another, in words; None where it is the same."""
     if there["config"] != here["config"]:
-        keys = [key for key in here["config"] if there["config"].get(key) != here["config"][key]]
-        return ", ".join(f"its {key} is {there['config'].get(key)}, not {here['config'][key]}" for key in keys)
+        pairs = {
+            key: (there["config"].get(key), here["config"].get(key)) for key in {**here["config"], **there["config"]}
+        }
+        return ", ".join(f"its {key} is {a}, not {b}" for key, (a, b) in pairs.items() if a != b)
     return None if there == here else "the shape is the same, the weights are others"
 
 

@@ -28,7 +28,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import xxhash
 
@@ -59,12 +59,17 @@ class SessionWarning(UserWarning):
     """A session that lost its last record."""
 
 
+class _DamagedError(SessionError):
+    """Bytes that are not those that were written, told apart from those that the disk did not give."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A record as it lies in the file; `payload` is where its payload begins."""
 
     kind: str
-    meta: dict[str, Any]
+    meta: Any
+    """JSON of any kind: who reads it checks what it says."""
     begin: int
     payload: int
     payload_bytes: int
@@ -219,7 +224,7 @@ class SessionLog:
         line = self._read(0, min(self.size, len(_FIRST_LINE)))
         if _FIRST_LINE.startswith(line):
             if self.size <= len(_FIRST_LINE):  # a session that was killed as it began
-                self._file.truncate(0)
+                self._truncate(0)
             else:
                 self._end = len(_FIRST_LINE), 0
             return
@@ -247,13 +252,20 @@ class SessionLog:
             return None
         if number > self._end[1]:
             raise self._damaged(begin)
-        return Record(kind.decode("latin-1"), json.loads(meta), begin, payload, payload_bytes)
+        return Record(kind.decode("latin-1"), self._parsed(meta), begin, payload, payload_bytes)
+
+    def _parsed(self, meta: bytes) -> object:
+        """Raises SessionError where it is not what `_write_record` writes."""
+        try:
+            return json.loads(meta.decode("ascii"), parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
+            raise self.malformed() from error
 
     def _is_sound(self, record: Record) -> bool:
         try:
             for _ in self.payload(record, _STEP):
                 pass
-        except SessionError:
+        except _DamagedError:
             return False
         return True
 
@@ -271,16 +283,16 @@ class SessionLog:
         warnings.warn(message, SessionWarning, stacklevel=2)
         if not self._end[1]:
             self._end = 0, 0
-        self._file.truncate(self._end[0])
+        self._truncate(self._end[0])
 
     def _is_later_record(self, begin: int) -> bool:
         try:
             return self._record_at(begin) is not None
-        except SessionError:  # sound, and of a later number than expected
+        except _DamagedError:  # sound, and of a later number than expected
             return True
 
     def _damaged(self, offset: int) -> SessionError:
-        return SessionError(
+        return _DamagedError(
             f"{self.path}: damaged at offset {offset}; its checksum does not match.",
             "Nothing of it is used. Put a copy of the file there, or begin another session.",
         )
@@ -293,24 +305,35 @@ class SessionLog:
             "What it held before is still there. Make room on its disk, and run the same command again to go on.",
         )
 
-    def _read(self, offset: int, nbytes: int) -> bytes:
+    def _truncate(self, size: int) -> None:
         """Raises SessionError where the disk fails."""
+        try:
+            self._file.truncate(size)
+        except OSError as error:
+            raise self._no_room(error) from error
+
+    def _read(self, offset: int, nbytes: int) -> bytes:
+        """All of these bytes, which the file has. Raises SessionError where the disk fails."""
+        reason = "the file ends there, though it is longer"
         try:
             self._file.seek(offset)
             data = self._file.read(nbytes)
             while len(data) < nbytes and (part := self._file.read(nbytes - len(data))):
                 data += part
+            if len(data) == nbytes:
+                return data
         except OSError as error:
-            raise SessionError(
-                f"{self.path}: reading at offset {offset} failed: {os.strerror(error.errno or 0)}.", "Check the disk."
-            ) from error
-        return data
+            reason = os.strerror(error.errno or 0)
+        raise SessionError(f"{self.path}: reading at offset {offset} failed: {reason}.", "Check the disk.")
 
 
 def _open_locked(path: Path) -> FileIO:
     """Raises SessionError, UsageError."""
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is not a file.", "Give --session the name of a file.")
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a file.", "Give --session the name of a file.")
+    except OSError as error:
+        raise _cannot_open(path, error) from error
     while True:
         file = _open(path)
         try:
@@ -329,8 +352,12 @@ def _open(path: Path, flags: int = 0) -> FileIO:
     try:
         return FileIO(os.open(path, flags, 0o600), "r+b")
     except OSError as error:
-        problem = f"{path} cannot be opened: {os.strerror(error.errno or 0)}."
-        raise SessionError(problem, "Give --session a file that you may write, in a folder that exists.") from error
+        raise _cannot_open(path, error) from error
+
+
+def _cannot_open(path: Path, error: OSError) -> SessionError:
+    problem = f"{path} cannot be opened: {os.strerror(error.errno or 0)}."
+    return SessionError(problem, "Give --session a file that you may write, in a folder that exists.")
 
 
 def _lock(file: FileIO, path: Path) -> None:
@@ -373,6 +400,10 @@ def _write(file: FileIO, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _digest(head: bytes, meta: bytes) -> int:

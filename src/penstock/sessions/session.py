@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.completion import Piece, Stats
 from penstock.errors import ContextError, SessionError, UsageError
+from penstock.models.kv_cache import KV_ITEM_BYTES
 from penstock.sampling import SamplingParams
+from penstock.sessions.fields import Fields
 from penstock.sessions.follow_up import appended, common_length, extended
 from penstock.sessions.identity import difference, model_identity
 from penstock.sessions.log import NewRecord, SessionLog
@@ -330,7 +332,7 @@ class Session:
         """Take in what the file holds."""
         if log.is_new:
             return
-        held = read_log(log, self._cache.shape.slot_bytes, self._check_model)
+        held = read_log(log, self._cache.shape.slot_bytes, self._llm.config.vocab_size, self._check_model)
         self.turn = held.turn
         if held.turn is None:
             return
@@ -343,14 +345,18 @@ class Session:
             self._proof = last, self._cache.read_slot(last)
             self._cache.truncate(last)
 
-    def _check_model(self, meta: dict[str, Any]) -> None:
-        """Raise SessionError unless the file is of this model and KV type."""
+    def _check_model(self, meta: object) -> None:
+        """Raise SessionError unless the file is of this model and KV type, ValueError where it tells no model."""
         here = self._identity
-        dtype, own = meta["kv"]["dtype"], here["kv"]["dtype"]
-        differs = difference(meta["identity"], here["identity"])
+        said = Fields(meta, (*here, "model"))
+        identity, kv = said.part("identity", here["identity"]), said.part("kv", here["kv"])
+        dtype, own = kv["dtype"], here["kv"]["dtype"]
+        if not isinstance(identity["config"], dict) or dtype not in list(KV_ITEM_BYTES):
+            raise ValueError
+        differs = difference(identity.all, here["identity"])
         if differs is not None:
             raise SessionError(
-                f"{self._name} was made with another model than {self._llm.path}, with {meta['model']}: {differs}.",
+                f"{self._name} was made with another model than {self._llm.path}, with {said['model']}: {differs}.",
                 "Open it with the model that made it, or begin another session.",
             )
         if dtype != own:
@@ -358,3 +364,5 @@ class Session:
                 f"{self._name} has keys and values in {dtype}, and this run would have them in {own}.",
                 f"Add --kv-dtype {dtype}, or begin another session.",
             )
+        if kv.all != here["kv"]:
+            raise ValueError

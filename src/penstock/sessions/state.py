@@ -6,19 +6,21 @@ pass    what a pass brought: tokens from number `first` on, why the answer ended
         position `at` on
 told    the answer has been shown
 
-A record says what is so from then on, whatever was there before: one that is written twice does no harm.
+A record says what is so from then on, whatever was there before: one that is written twice does no harm. Nothing that
+it says is believed before it was checked: types, ranges, tokens against the vocabulary, counts against each other.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import UsageError
-from penstock.sampling import SamplingParams
+from penstock.sampling import SamplingParams, SamplingRule
+from penstock.sessions.fields import MOST, Fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from penstock.engine.generation import Generation
     from penstock.sessions.log import Record, SessionLog
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     Message = dict[str, Any]
 
 MODEL, TURN, PASS, TOLD = "mod ", "turn", "pass", "told"
+ROLES = ("user", "assistant")
+ENDS = ("stop", "length", "cut")
+SETTLED = (*(f.name for f in fields(SamplingRule)), "seed")
+"""Parameters that no turn leaves open."""
 
 
 @dataclass(slots=True)
@@ -91,10 +97,33 @@ class Turn:
         }
 
     @classmethod
-    def from_json(cls, meta: Mapping[str, Any]) -> Turn:
-        """Raises KeyError, TypeError, UsageError for what `as_json` does not give."""
-        params = SamplingParams(**{**meta["params"], "stop": tuple(meta["params"]["stop"])})
-        return cls(meta["messages"], meta["asked"], list(map(int, meta["prompt"])), params, int(meta["limit"]))
+    def from_json(cls, meta: object, vocab_size: int) -> tuple[Turn, int]:
+        """The turn, and how many positions are there. Raises ValueError, ArithmeticError, UsageError for what `as_json`
+        does not give."""
+        said = Fields(meta, ("messages", "asked", "prompt", "params", "limit", "cached"))
+        prompt, asked = said.tokens("prompt", vocab_size), said.text("asked")
+        messages = None if said["messages"] is None else [_message(one) for one in said.list("messages")]
+        if messages is not None and messages[-1:] != [{"role": "user", "content": asked}]:
+            raise ValueError
+        params = _params(said["params"])
+        limit = said.whole("limit", 1, min(params.max_tokens or MOST, MOST))
+        turn = cls(messages, asked, prompt, params, limit)
+        return turn, said.whole("cached", 0, len(prompt) - 1)
+
+
+def _message(value: object) -> Message:
+    said = Fields(value, ("role", "content"))
+    if said["role"] not in ROLES:
+        raise ValueError
+    return {"role": said["role"], "content": said.text("content")}
+
+
+def _params(value: object) -> SamplingParams:
+    """What SamplingParams checks itself is left to it."""
+    said = Fields(value, [f.name for f in fields(SamplingParams)])
+    if any(said[name] is None for name in SETTLED):
+        raise ValueError
+    return SamplingParams(**said.all | {"stop": said.texts("stop"), "ignore_eos": said.flag("ignore_eos")})
 
 
 @dataclass(slots=True)
@@ -104,11 +133,43 @@ class Held:
     turn: Turn | None = None
     positions: int = 0
     slot_bytes: int = 0
+    vocab_size: int = 0
     extents: list[tuple[Record, int]] = field(default_factory=list)
     """Records with keys and values, in order, and how many positions of each count."""
 
-    def keep(self, positions: int) -> None:
-        """Forget the positions past the first so many."""
+    def take(self, record: Record) -> None:
+        """What the next record says. Raises ValueError, ArithmeticError, UsageError for what no session writes."""
+        if record.kind == PASS and self.turn is not None:
+            self._take_pass(self.turn, record)
+            return
+        if record.payload_bytes:
+            raise ValueError
+        if record.kind == TURN:
+            self.turn, cached = Turn.from_json(record.meta, self.vocab_size)
+            self._keep(cached)
+        elif record.kind == TOLD and self.turn is not None:
+            Fields(record.meta, ())
+            self.turn.told = True
+        else:
+            raise ValueError
+
+    def _take_pass(self, turn: Turn, record: Record) -> None:
+        said = Fields(record.meta, ("at", "first", "drawn", "end", "text"))
+        turn.drawn[said.whole("first", 0, len(turn.drawn)) :] = said.tokens("drawn", self.vocab_size)
+        turn.end, turn.text = said["end"], said.text("text")
+        if turn.end not in (None, *ENDS) or (turn.end is None and turn.text) or len(turn.drawn) > turn.limit:
+            raise ValueError
+        self._keep(said.whole("at", 0, self.positions))
+        count, rest = divmod(record.payload_bytes, self.slot_bytes)
+        if rest or self.positions + count > len(turn.tokens):
+            raise ValueError
+        self.extents += [(record, count)] * (count > 0)
+        self.positions += count
+
+    def _keep(self, positions: int) -> None:
+        """Forget the positions past the first so many. Raises ValueError where there are not so many."""
+        if positions > self.positions:
+            raise ValueError
         while self.positions > positions:
             record, count = self.extents.pop()
             drop = min(count, self.positions - positions)
@@ -124,42 +185,23 @@ class Held:
                     yield data
 
 
-def read_log(log: SessionLog, slot_bytes: int, check_model: Callable[[dict[str, Any]], None]) -> Held:
-    """Go through a log. Raises SessionError where it is damaged or makes no sense, and what `check_model` does."""
-    held = Held(slot_bytes=slot_bytes)
+def read_log(log: SessionLog, slot_bytes: int, vocab_size: int, check_model: Callable[[object], None]) -> Held:
+    """Go through a log of a model with so many tokens.
+
+    `check_model`: looks at what the first record says; it raises SessionError, and ValueError for nonsense. Raises
+    SessionError where the log is damaged or makes no sense.
+    """
+    held = Held(slot_bytes=slot_bytes, vocab_size=vocab_size)
     first = True
     try:
         for record in log.replay():
-            if first:
-                check_model(record.meta if record.kind == MODEL else {})
+            if not first:
+                held.take(record)
+            elif record.kind == MODEL:
+                check_model(record.meta)
             else:
-                _take(held, record)
+                raise ValueError
             first = False
-    except (KeyError, TypeError, ValueError, UsageError) as error:
+    except (ValueError, ArithmeticError, RecursionError, UsageError) as error:
         raise log.malformed() from error
     return held
-
-
-def _take(held: Held, record: Record) -> None:
-    """Raises KeyError, TypeError, ValueError, UsageError for what no session writes."""
-    if record.kind == TURN:
-        held.turn = Turn.from_json(record.meta)
-        held.keep(record.meta["cached"])
-    elif record.kind == PASS and held.turn is not None:
-        turn, meta = held.turn, record.meta
-        if not 0 <= meta["first"] <= len(turn.drawn):
-            raise ValueError
-        turn.drawn[meta["first"] :] = map(int, meta["drawn"])
-        turn.end, turn.text = meta["end"], meta["text"]
-        held.keep(meta["at"])
-        count = record.payload_bytes // held.slot_bytes
-        if held.positions != meta["at"] or count * held.slot_bytes != record.payload_bytes:
-            raise ValueError
-        held.extents += [(record, count)] * (count > 0)
-        held.positions += count
-        if held.positions > len(turn.tokens):
-            raise ValueError
-    elif record.kind == TOLD and held.turn is not None:
-        held.turn.told = True
-    else:
-        raise ValueError

@@ -5,7 +5,7 @@ What a draft's weights are rounded to changes how often its guesses are right, a
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -53,17 +53,15 @@ class NibbleData:
 class NibbleWeights:
     """A model's matrices, those in BF16 in 4 bits a weight; the embedding's rows come from the files."""
 
-    def __init__(self, weights: Weights, order: Sequence[tuple[str, ...]], kernels: Kernels) -> None:
+    def __init__(self, weights: Weights, order: Sequence[str], kernels: Kernels) -> None:
         """Reads all matrices, in `order`. Raises ReadError, FormatError."""
         self.events = Events()
         self._weights = weights
-        self._pieces: dict[str, list[NibbleData | PlainData]] = {name: [] for group in order for name in group}
-        for group in order:
-            with ExitStack() as stack:
-                walks = [stack.enter_context(closing(weights.stored(name))) for name in group]
-                for pieces in zip(*walks, strict=True):
-                    for name, piece in zip(group, pieces, strict=True):
-                        self._pieces[name].append(_rounded(piece, weights.tensors[name].shape[1], kernels))
+        self._pieces: dict[str, list[NibbleData | PlainData]] = {}
+        for name in order:
+            cols = weights.tensors[name].shape[1]
+            with closing(weights.stored(name)) as pieces:
+                self._pieces[name] = [_rounded(piece, cols, kernels) for piece in pieces]
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -90,11 +88,10 @@ class DraftModel:
         self.architecture = Architecture(self.config)
         self._order = self.architecture.pass_order
         self._kernels = kernels
-        names = [name for group in self._order for name in group]
-        chunk = largest_chunk([checkpoint.tensors[name] for name in names])
+        chunk = largest_chunk([checkpoint.tensors[name] for name in self._order])
         self._ring = Ring(LOADING.depth, max(LOADING.piece_bytes, chunk), LOADING.reads)
         self._weights = Weights(checkpoint.tensors, self._order, kernels, self._ring)
-        self._shapes = [checkpoint.tensors[name].shape for name in names]
+        self._shapes = [checkpoint.tensors[name].shape for name in self._order]
         self.kv_shape = KvShape.of(self.config, kv_dtype)
         self.nbytes = 0
         """What it takes in memory, once it is loaded."""
@@ -123,19 +120,18 @@ class DraftModel:
         matrices: Weights | NibbleWeights
         if form == "whole":
             self._weights.limit_resident(self.likely_bytes("whole"))
-            for group in self._order:
-                self._read(group)
+            for name in self._order:
+                self._read(name)
             matrices, self.nbytes = self._weights, self._weights.resident_bytes + self._ring.nbytes
         else:
             matrices = NibbleWeights(self._weights, self._order, self._kernels)
             self.nbytes = matrices.nbytes + self._ring.nbytes
         return Decoder(self.config, matrices, self._kernels, self._weights.vectors())
 
-    def _read(self, group: tuple[str, ...]) -> None:
-        """Walk over matrices, so that they stay in memory."""
-        with ExitStack() as stack:
-            walks = [stack.enter_context(closing(self._weights.pieces(name))) for name in group]
-            for _ in zip(*walks, strict=True):
+    def _read(self, name: str) -> None:
+        """Walk over a matrix, so that it stays in memory."""
+        with closing(self._weights.pieces(name)) as pieces:
+            for _ in pieces:
                 pass
 
     def close(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from penstock.errors import PenstockError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -41,3 +43,24 @@ class Drafter(Protocol):
 
     def forget(self, key: object) -> None:
         """The sequence whose trees have this key has ended."""
+
+
+class DrafterFault(Exception):  # noqa: N818
+    """What `drafter` should not have raised is its `__cause__`; it never gets further than to the speculator."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        super().__init__(drafter.name)
+        self.drafter = drafter
+
+
+def expand(drafter: Drafter, nodes: Sequence[tuple[Tree, int]]) -> list[list[Guess]]:
+    """Ask a drafter. Raises errors of Penstock's as it does, and DrafterFault for all others."""
+    try:
+        guesses = drafter.expand(nodes)
+        if len(guesses) != len(nodes):
+            raise ValueError(f"{len(guesses)} lists of guesses for {len(nodes)} nodes")
+    except PenstockError:
+        raise
+    except Exception as error:
+        raise DrafterFault(drafter) from error
+    return guesses

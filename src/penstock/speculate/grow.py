@@ -12,6 +12,7 @@ import time
 from heapq import heappop, heappush, nlargest
 from typing import TYPE_CHECKING
 
+from penstock.speculate.drafter import expand
 from penstock.speculate.tree import Claim
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Growth:
         left = [spot for spot in self._open[drafter.name] if (id(spot[0]), spot[1]) not in asked]
         self._open[drafter.name] = left
         begin = time.perf_counter()
-        guesses = drafter.expand(batch)
+        guesses = expand(drafter, batch)
         self._costs.learn_draft(drafter.name, len(batch), time.perf_counter() - begin)
         new = [spot for spot, some in zip(batch, guesses, strict=True) for spot in self._add(drafter, *spot, some)]
         self._ask_free(new)
@@ -104,7 +105,7 @@ class Growth:
                 break
             asked += 1
             for drafter in self._free:
-                for _, new in self._add(drafter, tree, node, drafter.expand([(tree, node)])[0]):
+                for _, new in self._add(drafter, tree, node, expand(drafter, [(tree, node)])[0]):
                     heappush(heap, (-tree.chances[new], id(tree), new, tree))
         if asked:
             self._costs.learn_free(asked, time.perf_counter() - begin)

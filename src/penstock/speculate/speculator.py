@@ -1,16 +1,24 @@
-"""Guessing for all sequences of a pass, and learning from what it tells."""
+"""Guessing for all sequences of a pass, and learning from what it tells.
+
+Guesses only propose, so a fault in making them, or in learning from them, changes no token and ends no sequence: the
+drafter that raises what it should not is asked no more. Errors of the disk and of memory go on to who runs the pass.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from penstock.errors import PenstockError
 from penstock.speculate.calibration import Calibration
+from penstock.speculate.drafter import DrafterFault
 from penstock.speculate.grow import MOST_NODES, Growth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from penstock.compute.kernels import F32
     from penstock.models.stage import PassStats
@@ -24,6 +32,8 @@ LEAST_ROOM = 32
 COLD = 1.02
 """A pass that reads so many times what the next one will has brought weights into memory."""
 LEAST_PATIENCE, MOST_PATIENCE = 8, 64
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -114,8 +124,14 @@ class Speculator:
         blind = self.fixed is None and not self.costs.known
         if not self.drafters or self.fixed == 0 or blind or not any(root.deepest for root in roots):
             return list(roots)
-        for drafter in self.drafters:
-            drafter.begin(roots)
+        for drafter in list(self.drafters):
+            with self._only_proposing(drafter):
+                drafter.begin(roots)
+        with self._only_proposing(*self.drafters):
+            return self._grow(roots, other_rows, most_nodes)
+        return [root.largest(0) for root in roots]
+
+    def _grow(self, roots: Sequence[Tree], other_rows: int, most_nodes: int) -> list[Tree]:
         explore = self._idle >= self._patience
         growth = Growth(
             roots, self.drafters, self._calibrations, self.costs, other_rows, self.fixed, most_nodes, explore
@@ -128,6 +144,20 @@ class Speculator:
         self._grown = {root.key: root for root in roots}
         return trees
 
+    @contextmanager
+    def _only_proposing(self, *drafters: Drafter) -> Iterator[None]:
+        """Where what is done within raises anything but a PenstockError, go on without these drafters, or without the
+        one that is known to have raised it."""
+        try:
+            yield
+        except PenstockError:
+            raise
+        except Exception as error:
+            failed = (error.drafter,) if isinstance(error, DrafterFault) else drafters
+            names = ", ".join(drafter.name for drafter in failed)
+            log.exception("Guesses failed, which no token depends on. Not asked for any more are those of: %s", names)
+            self._part_with(failed)
+
     def _adapt(self, nodes: int) -> None:
         if 4 * nodes < self._room:
             self._room = max(LEAST_ROOM, self._room // 2)
@@ -136,34 +166,43 @@ class Speculator:
 
     def learn(self, tree: Tree, nodes: Sequence[int], drawn: Sequence[int], logits: F32) -> None:
         """Take in one tree's walk."""
-        grown = self._grown.pop(tree.key, tree)
-        self._calibrations[tree.sampled].learn(grown, drawn)
-        if len(nodes) > 1:
-            self._patience = LEAST_PATIENCE
-        if self._worth is not None:
-            self._worth.learn(grown, drawn, len(nodes) - 1)
-        for drafter in self.drafters:
-            drafter.learn(tree, nodes, logits)
+        with self._only_proposing(*self.drafters):
+            grown = self._grown.pop(tree.key, tree)
+            self._calibrations[tree.sampled].learn(grown, drawn)
+            if len(nodes) > 1:
+                self._patience = LEAST_PATIENCE
+            if self._worth is not None:
+                self._worth.learn(grown, drawn, len(nodes) - 1)
+        for drafter in list(self.drafters):
+            with self._only_proposing(drafter):
+                drafter.learn(tree, nodes, logits)
 
     def forget(self, key: object) -> None:
         """A sequence has ended."""
         self._grown.pop(key, None)
-        for drafter in self.drafters:
-            drafter.forget(key)
+        for drafter in list(self.drafters):
+            with self._only_proposing(drafter):
+                drafter.forget(key)
 
     def learn_pass(self, stats: PassStats, streamed: int) -> None:
         """Take in a pass, and part with a drafter that does not pay; a fixed number of guesses keeps all.
 
         `streamed`: bytes that the next pass will read: fewer than this one where it brought weights into memory.
         """
-        if stats.bytes_read > COLD * streamed:
-            self.costs.learn_cold_pass(stats, streamed)
-        else:
-            self.costs.learn_pass(stats)
-        if self._worth is None or self.fixed is not None:
-            return
-        self._worth.learn_pass(stats, self.costs.disk_bound)
-        if not self._worth.pays():
-            self.drafters = [drafter for drafter in self.drafters if drafter.name != self._worth.name]
+        with self._only_proposing(*self.drafters):
+            if stats.bytes_read > COLD * streamed:
+                self.costs.learn_cold_pass(stats, streamed)
+            else:
+                self.costs.learn_pass(stats)
+            if self._worth is None or self.fixed is not None:
+                return
+            self._worth.learn_pass(stats, self.costs.disk_bound)
+            if not self._worth.pays():
+                self._part_with([drafter for drafter in self.drafters if drafter.name == self._worth.name])
+
+    def _part_with(self, drafters: Sequence[Drafter]) -> None:
+        """Ask these no more; the memory of the one that takes any goes to the weights."""
+        self.drafters = [drafter for drafter in self.drafters if drafter not in drafters]
+        if self._worth is not None and self._worth.name not in [drafter.name for drafter in self.drafters]:
             self._worth = None
             self._drop()

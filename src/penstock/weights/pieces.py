@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Protocol
 
 from penstock.checkpoints.packed import PackedTensor
 from penstock.compute.codec import MalformedRow, PackedRows, decode
@@ -18,7 +18,7 @@ from penstock.errors import FormatError
 from penstock.system.pages import page_array
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from penstock.checkpoints.checkpoint import Tensor
     from penstock.checkpoints.format import TensorInfo
@@ -185,15 +185,12 @@ class PlainPiece:
 
 @dataclass(frozen=True)
 class PackedPiece:
-    """Chunks [begin, end) of a tensor in a packed file; of one that is stored raw, a single chunk."""
+    """Chunks [begin, end) of a tensor in two tiers."""
 
     tensor: PackedTensor
     begin: int
     end: int
-
-    @property
-    def drafts(self) -> bool:
-        return self.tensor.codec == "planes" or self.tensor.nbytes <= SMALL_BYTES
+    drafts = True
 
     @property
     def name(self) -> str:
@@ -206,44 +203,29 @@ class PackedPiece:
 
     @cached_property
     def extents(self) -> tuple[Extent, ...]:
-        fine = self.tensor.fine_extent(self.begin, self.end)
-        return (fine,) if self.tensor.codec == "raw" else (self.tensor.coarse_extent(self.begin, self.end), fine)
+        return self.tensor.coarse_extent(self.begin, self.end), self.tensor.fine_extent(self.begin, self.end)
 
     def check(self, part: int, data: U8) -> None:
-        coarse = part == 0 and len(self.extents) == 2
-        check = self.tensor.check_coarse if coarse else self.tensor.check_fine
-        offset = 0
-        for chunk in range(self.begin, self.end):
-            nbytes = (self.tensor.coarse_extent if coarse else self.tensor.fine_extent)(chunk, chunk + 1).nbytes
-            check(chunk, data[offset : offset + nbytes])
-            offset += nbytes
+        tensor = self.tensor
+        check = (tensor.check_coarse, tensor.check_fine)[part]
+        nbytes_of = (tensor.coarse_nbytes, tensor.fine_nbytes)[part]
+        _check_chunks(check, nbytes_of, self.begin, self.end, data)
 
-    def loaded(self, parts: Sequence[U8]) -> PlainData | PackedData:
+    def loaded(self, parts: Sequence[U8]) -> PackedData:
         tensor, count = self.tensor, self.rows.stop - self.rows.start
-        if tensor.codec == "raw":
-            return PlainData(self.rows, parts[0][: count * tensor.row_bytes], tensor.dtype.value)
         coarse, fine = parts
         packed = PackedRows(count, tensor.cols, tensor.rows_per_chunk, coarse, fine, self._fine_offsets)
         return PackedData(tensor, self.rows, packed)
 
-    def draft(self, part: U8) -> CoarseBytes | PlainData:
-        tensor = self.tensor
-        if tensor.codec == "raw":
-            return PlainData(
-                self.rows, part[: (self.rows.stop - self.rows.start) * tensor.row_bytes], tensor.dtype.value
-            )
-        return CoarseBytes(self.rows, tensor.cols, tensor.rows_per_chunk, part)
+    def draft(self, part: U8) -> CoarseBytes:
+        return CoarseBytes(self.rows, self.tensor.cols, self.tensor.rows_per_chunk, part)
 
     @property
     def likely_indexed_bytes(self) -> int:
-        if self.tensor.codec == "raw":
-            return 0
         return likely_bytes(self.rows.stop - self.rows.start, self.tensor.cols)
 
-    def indexed(self, parts: Sequence[U8], kernels: Kernels) -> PieceData:
+    def indexed(self, parts: Sequence[U8], kernels: Kernels) -> IndexedData:
         data = self.loaded(parts)
-        if not isinstance(data, PackedData):
-            return data
         plain, _ = data.plain()
         return IndexedData(self.rows, kernels.index(plain, data.packed.rows, self.tensor.cols))
 
@@ -251,6 +233,70 @@ class PackedPiece:
     def _fine_offsets(self) -> I64:
         offsets = self.tensor.fine_offsets
         return offsets[self.begin : self.end + 1] - offsets[self.begin]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class RawPiece:
+    """Rows of a matrix that a packed file stores raw: the chunks that hold them.
+
+    Where a row is too long for the format, chunks begin and end amid rows; those at the ends of a piece are then read
+    for its neighbours too.
+    """
+
+    tensor: PackedTensor
+    rows: slice
+
+    @property
+    def drafts(self) -> bool:
+        return draft_bytes(self.tensor) > 0
+
+    @property
+    def name(self) -> str:
+        return self.tensor.name
+
+    @cached_property
+    def extents(self) -> tuple[Extent, ...]:
+        return (self.tensor.fine_extent(*self._chunks),)
+
+    def check(self, part: int, data: U8) -> None:
+        _check_chunks(self.tensor.check_fine, self.tensor.fine_nbytes, *self._chunks, data)
+
+    def loaded(self, parts: Sequence[U8]) -> PlainData:
+        begin, end = self._bytes
+        data = self.tensor.unpadded(*self._chunks, parts[0])
+        skip = begin - self._chunks[0] * self.tensor.chunk_bytes
+        return PlainData(self.rows, data[skip : skip + end - begin], self.tensor.dtype.value)
+
+    def draft(self, part: U8) -> PlainData:
+        return self.loaded([part])
+
+    @property
+    def likely_indexed_bytes(self) -> int:
+        return 0
+
+    def indexed(self, parts: Sequence[U8], kernels: Kernels) -> PlainData:
+        return self.loaded(parts)
+
+    @property
+    def _bytes(self) -> tuple[int, int]:
+        """Of the original tensor: the first, and the one after the last."""
+        row_bytes = self.tensor.original_nbytes // self.tensor.shape[0]
+        return self.rows.start * row_bytes, self.rows.stop * row_bytes
+
+    @cached_property
+    def _chunks(self) -> tuple[int, int]:
+        return self.tensor.chunks_with(*self._bytes)
+
+
+def _check_chunks(
+    check: Callable[[int, U8], None], nbytes_of: Callable[[int], int], begin: int, end: int, data: U8
+) -> None:
+    """Check that `data` are chunks [begin, end), each of which has `nbytes_of` bytes."""
+    offset = 0
+    for chunk in range(begin, end):
+        nbytes = nbytes_of(chunk)
+        check(chunk, data[offset : offset + nbytes])
+        offset += nbytes
 
 
 def malformed(tensor: PackedTensor, row: int) -> FormatError:
@@ -262,54 +308,54 @@ def malformed(tensor: PackedTensor, row: int) -> FormatError:
     )
 
 
-def split(tensors: Sequence[Tensor], piece_bytes: int) -> list[Piece]:
-    """The pieces of matrices of equal height, alternating as zip() walks them: equal runs of rows in each.
+def split(tensor: Tensor, piece_bytes: int) -> list[Piece]:
+    """The pieces of a matrix, in order. A part has at most `piece_bytes`, where a row or a chunk allows it."""
+    if not isinstance(tensor, PackedTensor):
+        return [PlainPiece(tensor, rows) for rows in _row_runs(tensor.shape[0], tensor.nbytes, piece_bytes)]
+    if tensor.codec == "planes":
+        return [PackedPiece(tensor, begin, end) for begin, end in _chunk_runs(tensor, piece_bytes)]
+    return [RawPiece(tensor, rows) for rows in _raw_runs(tensor, piece_bytes)]
 
-    A part has at most `piece_bytes`, where a row or a chunk allows it.
-    """
-    cuts = _chunk_runs(tensors, piece_bytes) or _row_runs(tensors, piece_bytes)
-    return [_piece(tensor, rows) for rows in cuts for tensor in tensors]
+
+def draft_bytes(tensor: Tensor) -> int:
+    """Of what there is of a matrix to guess with: its coarse tier, or all of a small one; 0 where there is nothing."""
+    if not isinstance(tensor, PackedTensor):
+        return 0
+    if tensor.codec == "planes":
+        return tensor.coarse_extent(0, tensor.n_chunks).nbytes
+    return tensor.nbytes if tensor.nbytes <= SMALL_BYTES else 0
 
 
 def largest_chunk(tensors: Sequence[Tensor]) -> int:
     """Bytes of the largest part that a piece cannot be smaller than, in packed tensors; 0 where none is packed."""
-    sizes = (int((t.fine_offsets[1:] - t.fine_offsets[:-1]).max()) for t in tensors if _has_chunks(t))
-    return max(sizes, default=0)
+    return max((_largest_part(tensor) for tensor in tensors if isinstance(tensor, PackedTensor)), default=0)
 
 
-def _has_chunks(tensor: Tensor) -> TypeGuard[PackedTensor]:
-    return isinstance(tensor, PackedTensor) and tensor.n_chunks > 0
+def _largest_part(tensor: PackedTensor) -> int:
+    if tensor.codec == "raw":
+        return max((piece.extents[0].nbytes for piece in split(tensor, 1)), default=0)
+    fine = int((tensor.fine_offsets[1:] - tensor.fine_offsets[:-1]).max())
+    return max(fine, tensor.coarse_nbytes(0), tensor.coarse_nbytes(tensor.n_chunks - 1))
 
 
-def _piece(tensor: Tensor, rows: slice) -> Piece:
-    if isinstance(tensor, PackedTensor):
-        step = tensor.rows_per_chunk
-        return PackedPiece(tensor, rows.start // step, -(-rows.stop // step))
-    return PlainPiece(tensor, rows)
-
-
-def _row_runs(tensors: Sequence[Tensor], piece_bytes: int) -> list[slice]:
-    height = tensors[0].shape[0]
-    step = max(1, min(piece_bytes * height // max(1, tensor.nbytes) for tensor in tensors))
+def _row_runs(height: int, nbytes: int, piece_bytes: int) -> list[slice]:
+    """Runs of the rows of a matrix of `nbytes`."""
+    step = max(1, piece_bytes * height // max(1, nbytes))
     return [slice(begin, min(begin + step, height)) for begin in range(0, height, step)]
 
 
-def _chunk_runs(tensors: Sequence[Tensor], piece_bytes: int) -> list[slice]:
-    """Runs of whole chunks; nothing where no tensor has chunks."""
-    chunked = [tensor for tensor in tensors if _has_chunks(tensor)]
-    if not chunked:
-        return []
-    height, step = chunked[0].rows, chunked[0].rows_per_chunk
-    whole = len(chunked) == len(tensors) and all(tensor.codec == "planes" for tensor in chunked)
-    runs = list(_runs(chunked, piece_bytes)) if whole else [(c, c + 1) for c in range(chunked[0].n_chunks)]
-    return [slice(begin * step, min(end * step, height)) for begin, end in runs]
+def _raw_runs(tensor: PackedTensor, piece_bytes: int) -> list[slice]:
+    """The rows of each chunk, which padding parts from the next one; runs of rows that are longer than chunks."""
+    height, step = tensor.shape[0], tensor.rows_per_chunk
+    if tensor.rows > height:  # each byte counts as a row
+        return _row_runs(height, tensor.original_nbytes, piece_bytes)
+    return [slice(begin, min(begin + step, height)) for begin in range(0, height, step)]
 
 
-def _runs(tensors: Sequence[PackedTensor], piece_bytes: int) -> Iterator[tuple[int, int]]:
-    """The longest runs of chunks of which no tensor's fine tier, the larger of the two, has more than `piece_bytes`."""
-    begin = 0
-    while begin < tensors[0].n_chunks:
-        ends = (bisect_right(t.fine_offsets, int(t.fine_offsets[begin]) + piece_bytes) - 1 for t in tensors)
-        end = max(begin + 1, min(ends))
+def _chunk_runs(tensor: PackedTensor, piece_bytes: int) -> Iterator[tuple[int, int]]:
+    """The longest runs of chunks whose fine tier, the larger of the two, has at most `piece_bytes`."""
+    offsets, begin = tensor.fine_offsets, 0
+    while begin < tensor.n_chunks:
+        end = max(begin + 1, bisect_right(offsets, int(offsets[begin]) + piece_bytes) - 1)
         yield begin, end
         begin = end

@@ -35,7 +35,9 @@ class RowReader(Protocol):
 
 def row_reader(tensor: Tensor, files: Files) -> RowReader:
     """A vector counts as one row."""
-    return _PackedRows(tensor, files) if isinstance(tensor, PackedTensor) else _PlainRows(tensor, files)
+    if not isinstance(tensor, PackedTensor):
+        return _PlainRows(tensor, files)
+    return _PackedRows(tensor, files) if tensor.codec == "planes" else _RawRows(tensor, files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class _PlainRows:
 
 @dataclass(frozen=True, slots=True)
 class _PackedRows:
+    """Rows in two tiers."""
+
     tensor: PackedTensor
     files: Files
 
@@ -69,19 +73,15 @@ class _PackedRows:
 
     def batches(self, rows: I64) -> list[slice]:
         """The rows of each chunk."""
-        begins = np.flatnonzero(np.diff(rows // self.tensor.rows_per_chunk, prepend=-1))
-        return [slice(int(b), int(e)) for b, e in zip(begins, [*begins[1:], len(rows)], strict=True)]
+        return _runs_of_equal(rows // self.tensor.rows_per_chunk)
 
     def read(self, rows: I64, batch: slice, out: U8) -> None:
         tensor = self.tensor
         chunk = int(rows[batch.start]) // tensor.rows_per_chunk
         first, count = chunk * tensor.rows_per_chunk, tensor.rows_in_chunk(chunk)
-        fine = self._read(tensor.fine_extent(chunk, chunk + 1))
+        fine = _read(self.files, tensor.fine_extent(chunk, chunk + 1))
         tensor.check_fine(chunk, fine)
-        if tensor.codec == "raw":
-            out[batch] = fine[: count * self.row_bytes].reshape(count, -1)[rows[batch] - first]
-            return
-        coarse = self._read(tensor.coarse_extent(chunk, chunk + 1))
+        coarse = _read(self.files, tensor.coarse_extent(chunk, chunk + 1))
         tensor.check_coarse(chunk, coarse)
         packed = PackedRows(
             count, tensor.cols, tensor.rows_per_chunk, coarse, fine, np.array([0, fine.nbytes], np.int64)
@@ -93,5 +93,41 @@ class _PackedRows:
             except MalformedRow as error:
                 raise malformed(tensor, first + error.row) from error
 
-    def _read(self, extent: Extent) -> U8:
-        return self.files.read(extent, aligned_buffer(extent.nbytes))
+
+@dataclass(frozen=True, slots=True)
+class _RawRows:
+    """Rows that a packed file stores raw; a row may have several chunks, if it is too long for the format."""
+
+    tensor: PackedTensor
+    files: Files
+
+    @property
+    def row_bytes(self) -> int:
+        return self.tensor.original_nbytes // (self.tensor.shape[0] if len(self.tensor.shape) > 1 else 1)
+
+    def batches(self, rows: I64) -> list[slice]:
+        """The rows that begin in the same chunk."""
+        return _runs_of_equal(rows * self.row_bytes // self.tensor.chunk_bytes)
+
+    def read(self, rows: I64, batch: slice, out: U8) -> None:
+        tensor, nbytes = self.tensor, self.row_bytes
+        first, stop = int(rows[batch.start]) * nbytes, (int(rows[batch.stop - 1]) + 1) * nbytes
+        begin, end = tensor.chunks_with(first, stop)
+        stored = _read(self.files, tensor.fine_extent(begin, end))
+        for chunk in range(begin, end):
+            at = int(tensor.fine_offsets[chunk] - tensor.fine_offsets[begin])
+            tensor.check_fine(chunk, stored[at : at + tensor.fine_nbytes(chunk)])
+        data = tensor.unpadded(begin, end, stored)
+        for i in range(batch.start, batch.stop):
+            at = int(rows[i]) * nbytes - begin * tensor.chunk_bytes
+            out[i] = data[at : at + nbytes]
+
+
+def _runs_of_equal(values: I64) -> list[slice]:
+    """Where equal values, none of them negative, follow one another."""
+    begins = np.flatnonzero(np.diff(values, prepend=-1))
+    return [slice(int(b), int(e)) for b, e in zip(begins, [*begins[1:], len(values)], strict=True)]
+
+
+def _read(files: Files, extent: Extent) -> U8:
+    return files.read(extent, aligned_buffer(extent.nbytes))

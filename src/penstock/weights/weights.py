@@ -42,13 +42,13 @@ ROW_READS = 8
 class Weights:
     """Matrices by pieces, in pass order; embedding rows one by one; vectors whole.
 
-    `order` names the matrices as a pass uses them: each entry is a group whose pieces alternate.
+    `order` names the matrices as a pass uses them.
     """
 
     def __init__(
         self,
         tensors: Mapping[str, Tensor],
-        order: Sequence[tuple[str, ...]],
+        order: Sequence[str],
         kernels: Kernels,
         ring: Ring,
         events: Events | None = None,
@@ -59,8 +59,7 @@ class Weights:
         self.tensors = tensors
         self._kernels = kernels
         self.events = events or Events()
-        groups = [[tensors[name] for name in group] for group in order]
-        pieces = [piece for group in groups for piece in split(group, ring.piece_bytes)]
+        pieces = [piece for name in order for piece in split(tensors[name], ring.piece_bytes)]
         self._parts = [_Part(piece, i) for piece in pieces for i in range(len(piece.extents))]
         self._by_name: dict[str, list[list[int]]] = {}
         for index, part in enumerate(self._parts):
@@ -84,8 +83,7 @@ class Weights:
         self.indexed_bytes = self._likely_indexed_bytes(pieces)
         """What all pieces together likely take where those that can be are kept in indexed rows; 0 where none can."""
         self._files = Files()
-        # The parts of a group's pieces are held together.
-        held = max((sum(len(self._by_name[name][0]) for name in group) for group in order), default=0)
+        held = max((len(piece.extents) for piece in pieces), default=0)  # the parts of a piece, together
         self._keep: set[int] = set()
         self._stream = ReadAhead(
             self._files,
