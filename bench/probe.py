@@ -11,8 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from penstock.planning.plan import parse_bytes
-from penstock.planning.probe import measure_disk
+from penstock.forecast.probe import measure_disk
+from penstock.memory.budget import parse_bytes
 
 
 def main() -> None:

@@ -41,8 +41,8 @@ def params(temperature: float, **options: object) -> SamplingParams:
 def know(llm: LLM, output: Output) -> Scripted:
     """Let a model guess right what it would say."""
     drafter = knowing([llm.encode(PROMPT) + output.token_ids])
-    assert llm._engine.speculator is not None
-    llm._engine.speculator.drafters = [drafter]
+    assert llm.engine.speculator is not None
+    llm.engine.speculator.drafters = [drafter]
     return drafter
 
 
@@ -108,7 +108,7 @@ def test_a_stop_token_within_a_run(plain: LLM, llm: LLM, monkeypatch: pytest.Mon
     for index in (0, 1, 5, 11):
         eos = long.token_ids[index]
         for model in (plain, llm):
-            monkeypatch.setattr(model._engine, "_defaults", with_eos(model, eos))
+            monkeypatch.setattr(model.engine, "_defaults", with_eos(model, eos))
         [expected] = plain.generate([PROMPT], params(0))
         know(llm, long)
         [output] = llm.generate([PROMPT], params(0))
@@ -127,7 +127,7 @@ def test_a_stop_string_and_a_stop_token_in_one_run(plain: LLM, llm: LLM, monkeyp
     [long] = plain.generate([PROMPT], params(0))
     eos = long.token_ids[12]
     for model in (plain, llm):
-        monkeypatch.setattr(model._engine, "_defaults", with_eos(model, eos))
+        monkeypatch.setattr(model.engine, "_defaults", with_eos(model, eos))
     for index in (1, 60):
         wanted = params(0, stop=long.text[index : index + 4])
         know(llm, long)
@@ -140,7 +140,7 @@ def test_closing_a_stream_early(plain: LLM, llm: LLM) -> None:
     stream = llm.stream(PROMPT, params(0))
     next(stream)
     stream.close()  # type: ignore[attr-defined]
-    assert llm._engine.active == []
+    assert llm.engine.scheduler.active == []
     assert same(llm.generate([PROMPT], params(0))[0], expected)
 
 
@@ -150,8 +150,8 @@ def test_several_prompts_that_stop_at_different_places(plain: LLM, llm: LLM, tem
     expected = [plain.generate([prompt], wanted)[0] for prompt in prompts]
     longs = [plain.generate([prompt], params(temperature))[0] for prompt in prompts]
     texts = [llm.encode(prompt) + long.token_ids for prompt, long in zip(prompts, longs, strict=True)]
-    assert llm._engine.speculator is not None
-    llm._engine.speculator.drafters = [knowing(texts, (5, 6))]
+    assert llm.engine.speculator is not None
+    llm.engine.speculator.drafters = [knowing(texts, (5, 6))]
     for output, one in zip(llm.generate(prompts, wanted), expected, strict=True):
         assert same(output, one)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 
-from assembled import commit, new_cache, open_engine
+from assembled import commit, new_cache, open_engine, stage_of
 from cases import CASES
 
 from penstock.events import Event, Events
@@ -27,7 +27,7 @@ def test_the_events_of_a_pass(tmp_path) -> None:  # type: ignore[no-untyped-def]
     """Every streamed byte is read, waited for and used once; parts follow one another within the pass."""
     heard: list[Event] = []
     with open_engine(CASES["gqa-4"].write(tmp_path)) as engine:
-        weights, cache = engine.stage.model.weights, new_cache(engine)
+        weights, cache = stage_of(engine).weights, new_cache(engine)
         weights.events.listeners.append(heard.append)
         commit(engine, cache, [1, 2, 3])
         taken = {kind: [e for e in heard if e.kind == kind] for kind in ("wait", "compute", "part", "pass")}

@@ -138,7 +138,7 @@ def test_what_memory_held_before(tmp_path: Path, name: str, isa: str, monkeypatc
             engine._kernels.matmul(nan, nan.view(np.uint8).ravel(), "F32", np.zeros((64, 64), np.float32))
             cache = new_cache(engine)
             plain = commit(engine, cache, tokens, 31)
-            tree, _ = engine.stage.run(Rows([SequenceRows.tree(cache, tokens[:30], parents)]))
+            tree, _ = engine.chain.run(Rows([SequenceRows.tree(cache, tokens[:30], parents)]))
             return [plain, tree]
 
     expected = logits()
@@ -212,7 +212,7 @@ def test_tree_rows(tmp_path: Path, kv: str, tree: str, prefix: int) -> None:
         for nodes in paths(parents)[:: max(1, len(parents) // 6)]:
             cache = new_cache(engine)
             commit(engine, cache, committed)
-            logits, _ = engine.stage.run(Rows([SequenceRows.tree(cache, tokens, parents)]))
+            logits, _ = engine.chain.run(Rows([SequenceRows.tree(cache, tokens, parents)]))
             plain = commit(engine, new_cache(engine), [*committed, *(tokens[n] for n in nodes), *following])
             end = prefix + len(nodes)
             assert same_bits(logits[nodes], plain[prefix:end])
@@ -235,7 +235,7 @@ def test_trees_and_plain_rows_in_one_pass(
         for cache, history in zip(caches, histories, strict=True):
             commit(engine, cache, history)
         plain = tokens[:6]
-        together, _ = engine.stage.run(
+        together, _ = engine.chain.run(
             Rows(
                 [
                     SequenceRows.tree(caches[0], tokens, parents),
@@ -247,7 +247,7 @@ def test_trees_and_plain_rows_in_one_pass(
         n = len(parents)
         assert same_bits(together[n : n + 6], commit(engine, caches[1], plain))
         for cache, part in ((caches[0], together[:n]), (caches[2], together[n + 6 :])):
-            alone, _ = engine.stage.run(Rows([SequenceRows.tree(cache, tokens, parents)]))
+            alone, _ = engine.chain.run(Rows([SequenceRows.tree(cache, tokens, parents)]))
             assert same_bits(part, alone)
 
 

@@ -53,7 +53,7 @@ class TestRefusals:
     def test_one_bad_prompt_among_several_starts_none(self, llm: LLM) -> None:
         with pytest.raises(UsageError, match="Token id 96"):
             llm.generate([[1], [96]])
-        assert llm._engine.active == []
+        assert llm.engine.scheduler.active == []
 
     def test_a_bare_string(self, demo: LLM) -> None:
         with pytest.raises(UsageError) as caught:
@@ -68,7 +68,7 @@ class TestRefusals:
     def test_stop_strings_without_a_tokenizer(self, llm: LLM) -> None:
         with pytest.raises(TokenizerError, match="Stop strings need text"):
             llm.generate([[1, 2]], SamplingParams(stop="x"))
-        assert llm._engine.active == [], "the refused generation takes part in all later passes"
+        assert llm.engine.scheduler.active == [], "the refused generation takes part in all later passes"
 
     def test_a_ceiling_below_what_works(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         now = machine.footprint()  # which other tests' leftovers may change from one opening to the next
@@ -88,7 +88,7 @@ class TestRefusals:
                 LLM.open(path, draft_nodes=nodes)  # type: ignore[arg-type]
         for options in ({"draft": "none"}, {"draft_nodes": 0}):
             with LLM.open(path, **options) as llm:
-                assert llm._engine.speculator is None
+                assert llm.engine.speculator is None
                 assert llm.memory.budget.draft == 0
 
     def test_logits_that_are_no_numbers(self, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ class TestRefusals:
         with LLM.open(tmp_path) as llm:
             with pytest.raises(NumericsError, match="logits for position 3 are not finite"):
                 llm.generate([[1, 2, 3]])
-            assert llm._engine.active == []
+            assert llm.engine.scheduler.active == []
 
     def test_a_sequence_that_fails_leaves_the_others_alone(self, llm: LLM) -> None:
         params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -110,7 +110,7 @@ class TestRefusals:
         def fail(*arguments: Any) -> int:
             raise NumericsError("no number", "none")
 
-        llm._engine.active[0].sampler = fail  # type: ignore[assignment]
+        llm.engine.scheduler.active[0].sampler = fail  # type: ignore[assignment]
         tokens += [token for piece in sound for token in piece.token_ids]
         assert tokens == expected.token_ids
         with pytest.raises(NumericsError, match="no number"):
@@ -120,7 +120,7 @@ class TestRefusals:
     def test_what_is_no_prompt(self, llm: LLM, prompts: Any) -> None:
         with pytest.raises(UsageError):
             llm.generate(prompts)
-        assert llm._engine.active == []
+        assert llm.engine.scheduler.active == []
 
     @pytest.mark.parametrize("options", [{"threads": 1.5}, {"threads": 0}, {"threads": 2000}, {"context": 20.5}])
     def test_options_that_are_no_whole_numbers(self, path: Path, options: dict[str, Any]) -> None:
@@ -195,7 +195,7 @@ class TestRefusals:
         for call in (lambda: llm.logits([1]), lambda: llm.generate([[1]])):
             with pytest.raises(UsageError, match="has been closed"):
                 call()
-        assert llm._engine.active == []
+        assert llm.engine.scheduler.active == []
 
 
 class TestMoreThanFits:
@@ -227,7 +227,7 @@ class TestMoreThanFits:
         assert [completion.output().token_ids for completion in completions] == expected
         for completion in completions:
             small.cancel(completion)
-        assert (small.waiting, small._engine.active) == (0, [])
+        assert (small.waiting, small.engine.scheduler.active) == (0, [])
 
     def test_without_a_number_of_tokens(self, small: LLM) -> None:
         """Each may have what it could by itself."""
@@ -348,9 +348,9 @@ class TestInterface:
     def test_closing_a_stream_ends_its_generation(self, demo: LLM) -> None:
         stream = demo.stream(self.PROMPT, SamplingParams(max_tokens=50))
         next(stream)
-        assert len(demo._engine.active) == 1
+        assert len(demo.engine.scheduler.active) == 1
         stream.close()
-        assert demo._engine.active == []
+        assert demo.engine.scheduler.active == []
 
     def test_streams_may_take_turns(self, demo: LLM) -> None:
         """One thread, two streams: each yields what it yields alone."""

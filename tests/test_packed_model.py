@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from assembled import commit, new_cache, open_engine
+from assembled import commit, new_cache, open_engine, stage_of
 from cases import Case, random_tokens
 from checkpoints import random_tensors, tiny_config, to_float32, write_checkpoint
 from numerics_oracles import same_bits
@@ -113,7 +113,7 @@ def test_types_may_be_mixed(tmp_path: Path) -> None:
 
 def test_the_coarse_tier_stays_in_memory_first(own: Path) -> None:
     with open_engine(own) as engine:
-        weights = engine.stage.model.weights
+        weights = stage_of(engine).weights
         coarse = {i for i, part in enumerate(weights._parts) if part.coarse}
         nbytes = sum(weights._parts[i].nbytes for i in coarse)
         for budget, kept in ((nbytes // 2, coarse), (nbytes, coarse), (nbytes * 3 // 2, None)):
@@ -129,7 +129,7 @@ def test_a_model_that_fits_is_kept_in_indexed_rows(pair: tuple[Path, Path]) -> N
     raw, small = pair
     expected = logits(raw)
     with open_engine(small) as engine:
-        weights = engine.stage.model.weights
+        weights = stage_of(engine).weights
         assert weights.pass_bytes < weights.indexed_bytes < 1.3 * weights.pass_bytes
         for budget, indexed in ((weights.indexed_bytes, True), (weights.indexed_bytes - 1, False), (1 << 30, True)):
             weights.limit_resident(budget)
@@ -154,7 +154,7 @@ def test_exponents_too_wild_for_indexed_rows(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "raw", config, tensors=tensors)
     pack(tmp_path / "raw", tmp_path / "packed")
     with open_engine(tmp_path / "packed", resident=2) as engine:
-        weights = engine.stage.model.weights
+        weights = stage_of(engine).weights
         budget = weights.indexed_bytes
         weights.limit_resident(budget)
         for _ in range(2):
@@ -198,7 +198,7 @@ def use_everything(path: Path) -> None:
     """One pass over all weights, with every row of the embedding."""
     with LLM.open(path, memory="16GiB", threads=2) as llm:
         rows = Rows([SequenceRows.plain(llm.new_cache(), range(700), [0])])
-        llm._engine.stage.run(rows)
+        llm.engine.chain.run(rows)
 
 
 @pytest.mark.parametrize("kind", ["coarse", "fine", "raw"])

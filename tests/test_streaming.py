@@ -148,7 +148,7 @@ def test_a_disk_that_fails_once(llm: LLM, disk: Disk) -> None:
     disk.fault = fault
     with pytest.raises(ReadError, match="Input/output error"):
         llm.generate([TOKENS], PARAMS)
-    assert llm._engine.active == []
+    assert llm.engine.scheduler.active == []
     assert llm.generate([TOKENS], PARAMS)[0].token_ids == expected
 
 

@@ -1,4 +1,4 @@
-"""A generation as text: tokens become pieces of text, stop strings end it, and its costs are added up."""
+"""A sequence as text: tokens become pieces of text, stop strings end it, and its costs are added up."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from penstock.speculate.speculator import Record
 from penstock.text.text_stream import StopStrings, TextStream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence as List
 
-    from penstock.engine.generation import Generation
+    from penstock.engine.sequence import Sequence
     from penstock.errors import PenstockError
     from penstock.logprobs import TokenLogprobs
-    from penstock.models.stage import PartStats, PassStats, PassTotals
+    from penstock.models.pass_stats import PartStats, PassStats, PassTotals
     from penstock.text.tokenizer import Tokenizer
 
 
@@ -83,11 +83,11 @@ class Output:
 
 
 class Completion:
-    """One generation with its text, kept up to date by the engine's passes, whoever asked for them."""
+    """One sequence with its text, kept up to date by the engine's passes, whoever asked for them."""
 
-    def __init__(self, generation: Generation, tokenizer: Tokenizer | None, stops: Sequence[str] = ()) -> None:
-        self.generation = generation
-        self.stats = Stats(len(generation.prompt), generation.sampler.seed, guesses=generation.guesses)
+    def __init__(self, sequence: Sequence, tokenizer: Tokenizer | None, stops: List[str] = ()) -> None:
+        self.sequence = sequence
+        self.stats = Stats(len(sequence.prompt), sequence.sampler.seed, guesses=sequence.guesses)
         self.pieces: deque[Piece] = deque()
         """What the passes brought that nobody has taken yet."""
         self._text = TextStream(tokenizer) if tokenizer is not None else None
@@ -96,29 +96,29 @@ class Completion:
         self._taken = 0
         self._parts: list[str] = []
         self._told_logprobs = 0
-        generation.after_pass = self._take
-        if generation.token_ids or not self.runs:
+        sequence.after_pass = self._take
+        if sequence.token_ids or not self.runs:
             self._add(self._new_text())  # what an earlier run drew is the first piece
 
     @property
     def runs(self) -> bool:
-        return self.generation.finish_reason is None
+        return self.sequence.finish_reason is None
 
     @property
     def error(self) -> PenstockError | None:
         """Why it could not go on."""
-        return self.generation.error
+        return self.sequence.error
 
     def output(self) -> Output:
         """The finished completion."""
-        generation = self.generation
-        reason = generation.finish_reason or "length"
-        return Output("".join(self._parts), generation.token_ids, reason, self.stats, generation.logprobs)
+        sequence = self.sequence
+        reason = sequence.finish_reason or "length"
+        return Output("".join(self._parts), sequence.token_ids, reason, self.stats, sequence.logprobs)
 
     def _take(self, stats: PassStats) -> None:
-        """Take in what a pass drew; ends the generation at a stop string."""
-        generation, taken = self.generation, self._taken
-        ended_by_token = generation.finish_reason == "stop"
+        """Take in what a pass drew; ends the sequence at a stop string."""
+        sequence, taken = self.sequence, self._taken
+        ended_by_token = sequence.finish_reason == "stop"
         text = self._new_text()
         drawn = self._taken - taken
         self._count(stats, drawn=drawn + (ended_by_token and self._stops.met is None))
@@ -126,18 +126,18 @@ class Completion:
 
     def _new_text(self) -> str:
         """The text of the tokens that have come since it was last asked for."""
-        text = self._push(self.generation.token_ids[self._taken :])
-        self._taken = len(self.generation.token_ids)
+        text = self._push(self.sequence.token_ids[self._taken :])
+        self._taken = len(self.sequence.token_ids)
         return text + self._end()
 
     def _add(self, text: str, taken: int = 0) -> None:
         """A piece of the tokens from number `taken` on, whose text is `text`."""
-        generation = self.generation
-        new, logprobs = generation.token_ids[taken:], generation.logprobs[self._told_logprobs :]
-        self._told_logprobs = len(generation.logprobs)
+        sequence = self.sequence
+        new, logprobs = sequence.token_ids[taken:], sequence.logprobs[self._told_logprobs :]
+        self._told_logprobs = len(sequence.logprobs)
         self._parts.append(text)
-        if new or generation.finish_reason is not None:
-            self.pieces.append(Piece(text, new, generation.finish_reason, self.stats, logprobs))
+        if new or sequence.finish_reason is not None:
+            self.pieces.append(Piece(text, new, sequence.finish_reason, self.stats, logprobs))
 
     def _push(self, tokens: list[int]) -> str:
         """The text of new tokens; what follows a stop string is taken back, as if it had never been drawn."""
@@ -147,20 +147,20 @@ class Completion:
         for count, token in enumerate(tokens, self._taken + 1):
             parts.append(self._stops.push(self._text.push(token)))
             if self._stops.met is not None:
-                cut = len(self.generation.token_ids) - count
-                del self.generation.token_ids[count:]
-                del self.generation.logprobs[len(self.generation.logprobs) - cut :]
-                self.generation.finish_reason = "stop"
+                cut = len(self.sequence.token_ids) - count
+                del self.sequence.token_ids[count:]
+                del self.sequence.logprobs[len(self.sequence.logprobs) - cut :]
+                self.sequence.finish_reason = "stop"
                 break
         return "".join(parts)
 
     def _end(self) -> str:
-        """What was held back, if the generation has ended."""
-        if self._text is None or self.generation.finish_reason is None:
+        """What was held back, if the sequence has ended."""
+        if self._text is None or self.sequence.finish_reason is None:
             return ""
         text = self._stops.push(self._text.finish()) + self._stops.finish()
         if self._stops.met is not None:
-            self.generation.finish_reason = "stop"
+            self.sequence.finish_reason = "stop"
         return text
 
     def _count(self, stats: PassStats, drawn: int) -> None:

@@ -9,10 +9,12 @@ import numpy as np
 from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint
 from penstock.checkpoints.store import find_model
 from penstock.completion import Completion, Output, Piece
-from penstock.engine.engine import MAX_ROWS
+from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import ContextError, MemoryCeilingError, TokenizerError, UsageError
+from penstock.memory.budget import Demand, parse_bytes
+from penstock.models.kv_planes import KvShape
 from penstock.models.rows import Rows, SequenceRows
-from penstock.planning.plan import Demand, parse_bytes
+from penstock.models.tokens import check_tokens
 from penstock.runtime import Options, Runtime
 from penstock.sampling import SamplingParams
 from penstock.speculate.speculator import MOST_FIXED_NODES
@@ -26,10 +28,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from penstock.compute.kernels import F32
-    from penstock.engine.generation import Generation
+    from penstock.engine import sequence as engine
+    from penstock.memory.budget import Plan
     from penstock.models.kv_cache import KvCache
-    from penstock.models.stage import OnLayer, PassStats
-    from penstock.planning.plan import Plan
+    from penstock.models.pass_stats import PassStats
+    from penstock.models.stage import OnLayer
 
     Prompt = str | Sequence[int]
     Message = Mapping[str, Any]
@@ -50,21 +53,22 @@ class LLM:
         self.tokenizer = Tokenizer.open(path)
         machine.trim_heap()
         runtime = Runtime(checkpoint, options, available, self.defaults)
-        self._runtime, self._engine = runtime, runtime.engine
+        self._runtime, self.engine = runtime, runtime.engine
         self.path, self.files, self.config = checkpoint.path, checkpoint.files, checkpoint.config
         self.architecture = checkpoint.architecture
         self.context, self.kernels, self.events = runtime.context, runtime.kernels, runtime.events
         self.weights, self.model, self.memory = runtime.weights, runtime.model, runtime.memory
+        self.chain = runtime.engine.chain
         self.on_layer = on_layer
 
     @property
     def on_layer(self) -> OnLayer | None:
         """Called as (layer, read_seconds, wait_seconds, compute_seconds) after each layer of each pass."""
-        return self._runtime.on_layer
+        return self._runtime.stage.on_layer
 
     @on_layer.setter
     def on_layer(self, listener: OnLayer | None) -> None:
-        self._runtime.on_layer = listener
+        self._runtime.stage.on_layer = listener
 
     @classmethod
     def open(
@@ -114,7 +118,7 @@ class LLM:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
         """Complete one prompt (text, or token ids), a piece after every pass that drew something.
 
-        Closing the iterator ends the generation. Raises UsageError, ContextError, ReadError, TokenizerError.
+        Closing the iterator ends the sequence. Raises UsageError, ContextError, ReadError, TokenizerError.
         """
         yield from self._run(self._start([prompt], params))
 
@@ -147,7 +151,7 @@ class LLM:
     def logits(self, tokens: Sequence[int]) -> F32:
         """Logits after every token, float32 [n_tokens, vocab_size]. Raises UsageError, ContextError, ReadError."""
         tokens = list(tokens)
-        self.model.check_tokens(tokens)
+        check_tokens(tokens, self.config.vocab_size)
         if len(tokens) > self.context:
             raise ContextError(
                 f"{len(tokens)} tokens are more than the context of {self.context}.", "Give fewer, or raise `context`."
@@ -157,7 +161,7 @@ class LLM:
         if slots <= min(MAX_ROWS, self.memory.most_rows({cache: slots}, 0, all_logits=True, wanted=slots)):
             return self._chunk_logits(cache, tokens, 0)
         step = min(MAX_ROWS, self.memory.most_rows({cache: slots}, slots, all_logits=True))
-        self.memory.check(cache, slots, min(step, slots), slots)
+        self.memory.need({cache: slots}, min(step, slots), min(step, slots) + slots)  # raises where it does not fit
         out = np.empty((slots, self.config.vocab_size), np.float32)
         for begin in range(0, slots, step):
             out[begin : begin + step] = self._chunk_logits(cache, tokens[begin : begin + step], slots)
@@ -165,11 +169,16 @@ class LLM:
 
     def _chunk_logits(self, cache: KvCache, tokens: list[int], held: int) -> F32:
         """Logits of tokens that follow those in the cache, and are kept there; `held`: rows of logits beside them."""
-        rows = Rows([SequenceRows.plain(cache, tokens, range(len(tokens)))])
-        self.memory.before_pass(rows, held)
-        logits, _ = self._engine.stage.run(rows)
+        count = len(tokens)
+        need = self.memory.need({cache: cache.length + count}, count, count + held)
+        logits, _ = self.engine.chain.run(Rows([SequenceRows.plain(cache, tokens, range(count))]), need)
         cache.truncate(cache.length + len(tokens))
         return logits
+
+    @property
+    def kv_shape(self) -> KvShape:
+        """What a position's keys and values take, in all layers."""
+        return KvShape.of(self.config, self._runtime.room.share.kv.dtype)
 
     def new_cache(self) -> KvCache:
         """An empty KV cache for `model.forward`."""
@@ -180,7 +189,7 @@ class LLM:
 
         Raises MemoryCeilingError.
         """
-        return self.memory.budget.plan(Demand(rows, logit_rows, self._runtime.kv_shape.bytes_for(slots)))
+        return self.memory.budget.plan(Demand(rows, logit_rows, self._runtime.room.share.kv.bytes_for(slots)))
 
     def prefetch(self) -> float:
         """Begin to read what the next pass streams first; the bytes a second that came, 0 where nothing had to."""
@@ -230,11 +239,11 @@ class LLM:
         tokens, most = self._admissible(prompt, params, most_tokens)
         if cache is not None and cache.length >= len(tokens) + len(drawn):
             raise UsageError("The cache leaves no token to compute.", "Truncate it, or give it more tokens.")
-        generation = self._engine.add(tokens, params, most, drawn=drawn, choice=choice, cache=cache)
+        sequence = self.engine.add(tokens, params, most, drawn=drawn, choice=choice, cache=cache)
         try:
-            return Completion(generation, self.tokenizer, params.stops)
+            return Completion(sequence, self.tokenizer, params.stops)
         except BaseException:  # nobody has it, so nobody would ever cancel it
-            self._engine.cancel(generation)
+            self.engine.cancel(sequence)
             raise
 
     def check(
@@ -246,26 +255,26 @@ class LLM:
     def step(self) -> PassStats:
         """One pass for all that was submitted. Raises ReadError, after which the same pass may be tried again, and
         MemoryCeilingError."""
-        return self._engine.step()
+        return self.engine.step()
 
     def favour_prompts(self) -> None:
         """From now on let prompts wait rather than be computed a few rows a pass, for want of memory: fewer sequences
         share the passes, and fewer passes are needed where prompts are long and answers short."""
-        self._engine.room_for_prompts = True
+        self.engine.scheduler.room_for_prompts = True
 
     def cancel(self, completion: Completion) -> None:
         """End a completion, if it has not ended, and free its memory."""
-        self._engine.cancel(completion.generation)
+        self.engine.cancel(completion.sequence)
 
     @property
     def busy(self) -> bool:
         """Whether a step would have anything to do."""
-        return self._engine.busy
+        return self.engine.busy
 
     @property
     def waiting(self) -> int:
         """Submitted prompts that memory has no room for yet."""
-        return len(self._engine.waiting)
+        return len(self.engine.scheduler.waiting)
 
     def _admissible(self, prompt: Prompt, params: SamplingParams, most_tokens: int | None) -> tuple[list[int], int]:
         """The token ids of a prompt, and how many it may yield by itself."""
@@ -281,14 +290,14 @@ class LLM:
             )
         tokens = [self._checked(p, params) for p in prompts]  # all of them, before any starts
         most_tokens = self._most_tokens([len(prompt) for prompt in tokens], params.max_tokens)
-        generations: list[Generation] = []
+        sequences: list[engine.Sequence] = []
         try:
             for prompt in tokens:
-                generations.append(self._engine.add(prompt, params, most_tokens))
-            return [Completion(generation, self.tokenizer, params.stops) for generation in generations]
+                sequences.append(self.engine.add(prompt, params, most_tokens))
+            return [Completion(sequence, self.tokenizer, params.stops) for sequence in sequences]
         except BaseException:  # Ctrl-C among them: none is left to compute for nobody
-            for generation in generations:
-                self._engine.cancel(generation)
+            for sequence in sequences:
+                self.engine.cancel(sequence)
             raise
 
     def _checked(self, prompt: Prompt, params: SamplingParams) -> list[int]:
@@ -298,7 +307,7 @@ class LLM:
                 "Stop strings need text, and this checkpoint has no tokenizer.", "Put its tokenizer.json beside it."
             )
         tokens = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        self._engine.check_prompt(tokens)
+        self.engine.check_prompt(tokens)
         return tokens
 
     def _most_tokens(self, prompts: Sequence[int], wanted: int | None) -> int:
@@ -321,14 +330,14 @@ class LLM:
                     while completion.pieces:
                         yield completion.pieces.popleft()
                 for completion in completions:
-                    if completion.generation.error is not None:
-                        raise completion.generation.error
+                    if completion.sequence.error is not None:
+                        raise completion.sequence.error
                 if not any(completion.runs for completion in completions):
                     return
-                self._engine.step()
+                self.engine.step()
         finally:
             for completion in completions:
-                self._engine.cancel(completion.generation)
+                self.engine.cancel(completion.sequence)
 
     def text_side(self) -> Tokenizer:
         """The tokenizer. Raises TokenizerError where there is none."""

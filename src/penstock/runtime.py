@@ -6,14 +6,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from penstock.compute.kernels import Kernels
+from penstock.disk.reader import Ring
 from penstock.engine.engine import Engine
 from penstock.events import Events
+from penstock.memory.budget import Budget, check_context, choose_ring
 from penstock.memory.memory import Memory
 from penstock.memory.pressure import Relief
+from penstock.memory.room import StageBudget, StageRoom
+from penstock.models.chain import Chain
 from penstock.models.decoder import Decoder
-from penstock.models.kv_cache import KvShape
-from penstock.models.stage import Stage
-from penstock.planning.plan import Budget, check_context, choose_ring
+from penstock.models.kv_cache import Blocks
+from penstock.models.kv_planes import KvPlanes, KvShape
+from penstock.models.stage import Share, Stage
 from penstock.speculate.costs import Costs
 from penstock.speculate.draft_model import DraftModel
 from penstock.speculate.drafters import draft_drafter, free_drafters, working_bytes
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
 
     from penstock.checkpoints.checkpoint import Checkpoint
     from penstock.checkpoints.generation_config import GenerationDefaults
-    from penstock.models.stage import OnLayer
     from penstock.speculate.drafter import Drafter
 
 
@@ -63,59 +66,53 @@ class Runtime:
         self.config, self.architecture = checkpoint.config, checkpoint.architecture
         self.context = check_context(options.context, self.config.max_position_embeddings)
         self.kernels = Kernels(options.threads)
-        ceiling = available + machine.footprint().anonymous if options.memory is None else options.memory
+        self.ceiling = available + machine.footprint().anonymous if options.memory is None else options.memory
         self.events = Events()
-        order = self.architecture.pass_order
-        chunk = largest_chunk([checkpoint.tensors[name] for name in order])
-        drafts = draft_order(self.architecture) if options.guesses else ()
-        ring = choose_ring(ceiling, chunk)
-        self.weights = Weights(checkpoint.tensors, order, self.kernels, ring, self.events, drafts)
+        self.blocks = Blocks()
         self.draft: DraftModel | None = None
-        self.on_layer: OnLayer | None = None
+        share = Share(tuple(range(self.config.num_hidden_layers)))
+        self.weights = open_weights(checkpoint, share, self.kernels, self.ceiling, self.events, options.guesses)
         try:
-            self.model = Decoder(self.config, self.weights, self.kernels, self.weights.vectors())
-            # Only now, since the process is measured for it, and the vectors are a part of that.
-            self._share_out(checkpoint, options, self._budget(options, ceiling, chunk), defaults)
+            # The process is measured now, since the vectors are a part of it.
+            self.model = decoder_of(checkpoint, share, self.weights, self.kernels, self.blocks, options.kv_dtype)
+            self._share_out(checkpoint, share, options, self._budget(options), defaults)
         except BaseException:
             self._free()
             raise
 
-    def _budget(self, options: Options, ceiling: int, chunk: int) -> Budget:
+    def _budget(self, options: Options) -> Budget:
         return Budget(
             architecture=self.architecture,
             weights=self.weights.pass_bytes,
-            ceiling=ceiling,
+            ceiling=self.ceiling,
             process=machine.footprint().nbytes + options.reserve,
             scratch=self.kernels.scratch_bytes * self.kernels.threads,
-            chunk=chunk,
+            chunk=self.weights.largest_chunk,
             indexed=self.weights.indexed_bytes,
             draft=working_bytes(self.architecture, self.weights.draft_bytes > 0) if options.guesses else 0,
         )
 
     def _share_out(
-        self, checkpoint: Checkpoint, options: Options, budget: Budget, defaults: GenerationDefaults
+        self, checkpoint: Checkpoint, share: Share, options: Options, budget: Budget, defaults: GenerationDefaults
     ) -> None:
         """What keeps to the budget: drafters, memory, the engine."""
-        self.kv_shape = KvShape.of(self.config, options.kv_dtype)
-        drafters = free_drafters(self.model, self.weights) if options.guesses else []
         if options.draft is not None:
             self.draft = DraftModel(options.draft, self.kernels, options.kv_dtype)
-            drafters.append(self._load_draft(self.draft, checkpoint, budget))
+            draft_drafter = self._load_draft(self.draft, checkpoint, budget)
             budget = replace(budget, draft=budget.draft + self.draft.nbytes)
         draft_kv = None if self.draft is None else self.draft.kv_shape
-        self.memory = Memory(budget, self.weights, self.kv_shape, Relief(), options.max_resident, draft_kv)
+        own = StageBudget(budget, self.model.planes.shape, draft_kv, self.weights.draft_bytes)
+        self.room = StageRoom(own, self.weights, Relief(), options.max_resident)
+        self.stage = Stage(self.model, self.weights, share, self.room)
+        layers = self.config.num_hidden_layers
+        chain = Chain([self.stage], layers, self.config.vocab_size, self.blocks, self.events)
+        self.memory = Memory([self.room], self.blocks)
+        drafters = free_drafters(chain, [self.stage]) if options.guesses else []
+        drafters += [draft_drafter] if self.draft is not None else []
         worth = None if self.draft is None else Worth("draft", self.draft.nbytes)
         costs = Costs(self.architecture.pass_weights)
         speculator = Speculator(drafters, costs, options.draft_nodes, worth, self.drop_draft)
-        self.engine = Engine(
-            Stage(self.model, self.weights, range(self.config.num_hidden_layers), self._after_layer),
-            self.kernels,
-            self.kv_shape,
-            self.context,
-            defaults,
-            memory=self.memory,
-            speculator=speculator if drafters else None,
-        )
+        self.engine = Engine(chain, self.memory, speculator, self.kernels, self.context, defaults)
 
     def _load_draft(self, draft: DraftModel, checkpoint: Checkpoint, budget: Budget) -> Drafter:
         """A draft model as it is where all of both models stays in memory, else in 4 bits a weight."""
@@ -130,20 +127,45 @@ class Runtime:
             self.memory.drop_draft(self.draft.nbytes)
             self.draft = None
 
-    def _after_layer(self, index: int, read: float, wait: float, compute: float) -> None:
-        self.memory.relieve()
-        if self.on_layer is not None:
-            self.on_layer(index, read, wait, compute)
-
     def close(self) -> None:
         """End the reader and free the weights."""
         # They refer to this object, which would be left to the garbage collector.
-        self.engine.stage.on_layer = self.engine.speculator = None
-        if self.engine.kept is not None:
-            self.engine.kept.clear()
+        self.stage.on_layer = None
+        self.engine.speculator.close()
+        self.memory.caches.kept.clear()
         self._free()
 
     def _free(self) -> None:
         self.weights.close()
         if self.draft is not None:
             self.draft.close()
+
+
+def open_weights(
+    checkpoint: Checkpoint,
+    share: Share,
+    kernels: Kernels,
+    ceiling: int,
+    events: Events,
+    guesses: bool,
+    ring: Ring | None = None,
+) -> Weights:
+    """The weights of a share of a model, none of them in memory yet; to be closed. `guesses`: whether some are to be
+    kept for guesses alone; `ring`: None for what such a ceiling leaves room for."""
+    architecture = checkpoint.architecture
+    names = architecture.tensors_of(share.layers, embedding=share.embedding, head=share.head)
+    order = architecture.matrices_of(share.layers, head=share.head)
+    tensors = {name: checkpoint.tensors[name] for name in names}
+    if ring is None:
+        ring = choose_ring(ceiling, largest_chunk([tensors[name] for name in order]))
+    drafts = [name for name in draft_order(architecture) if name in tensors] if guesses else ()
+    return Weights(tensors, order, kernels, ring, events, drafts)
+
+
+def decoder_of(
+    checkpoint: Checkpoint, share: Share, weights: Weights, kernels: Kernels, blocks: Blocks, kv_dtype: str
+) -> Decoder:
+    """What computes a share of a model, with room of its own for keys and values. Raises ReadError, UsageError."""
+    shape = KvShape.of(checkpoint.config, kv_dtype, len(share.layers))
+    planes = KvPlanes(shape, share.layers, blocks.outbox())
+    return Decoder(checkpoint.config, weights, kernels, weights.vectors(), planes)

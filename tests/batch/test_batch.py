@@ -125,7 +125,7 @@ class TestPasses:
         monkeypatch.setattr(LLM, "step", look)
         with LLM.open("demo") as llm:
             one = llm.memory.new_cache().shape.bytes_for(600)
-        monkeypatch.setattr("penstock.planning.plan.Budget.most_kv", lambda self, sequences: 3 * one + one // 2)
+        monkeypatch.setattr("penstock.memory.budget.Budget.most_kv", lambda self, sequences: 3 * one + one // 2)
         requests = [ask(f"{i}", prompt=[i, 9], max_tokens=598, stop="\n", temperature=0.9) for i in range(20)]
         summary = run_batch(write_requests(tmp_path / "in.jsonl", requests), tmp_path / "out.jsonl")
         assert summary.answered == 20
@@ -188,7 +188,7 @@ class TestFailures:
         assert sound["custom_id"] == "sound"
 
     def test_one_that_does_not_fit_in_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("penstock.planning.plan.Budget.most_kv", lambda self, sequences: 1 << 20)
+        monkeypatch.setattr("penstock.memory.budget.Budget.most_kv", lambda self, sequences: 1 << 20)
         path = write_requests(tmp_path / "in.jsonl", [ask("a", max_tokens=5000), ask("b", max_tokens=1)])
         assert run_batch(path, tmp_path / "out.jsonl").failed == 1
         a, b = records(tmp_path / "out.jsonl")
@@ -200,9 +200,9 @@ class TestFailures:
 
         def fail(llm: LLM) -> Any:
             stats = step(llm)
-            if (victim := llm._engine.active[0]).sampler.seed == 13:
+            if (victim := llm.engine.scheduler.active[0]).sampler.seed == 13:
                 victim.error = MemoryCeilingError("It does not fit.", "Raise --memory.")
-                llm._engine.cancel(victim, "error")
+                llm.engine.cancel(victim, "error")
                 raise victim.error
             return stats
 

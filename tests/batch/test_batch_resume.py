@@ -354,7 +354,7 @@ class TestRefusals:
     def test_less_memory_than_a_request_began_with(self, path: Path, out: Path) -> None:
         """It is not failed, and what was drawn for it is not lost."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("penstock.planning.plan.Budget.most_kv", lambda self, sequences: 0)
+            patch.setattr("penstock.memory.budget.Budget.most_kv", lambda self, sequences: 0)
             with pytest.raises(MemoryCeilingError):
                 run_batch(path, out)
         run_batch(path, out)

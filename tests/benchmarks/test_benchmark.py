@@ -20,10 +20,10 @@ from penstock.completion import Stats
 from penstock.engine.engine import Engine
 from penstock.errors import ContextError, MemoryCeilingError, UsageError
 from penstock.events import Event
-from penstock.models.stage import PassTotals
+from penstock.forecast.probe import DiskSpeed, room_for_probe
+from penstock.memory.budget import MIB
+from penstock.models.pass_stats import PassTotals
 from penstock.packing.pack import pack
-from penstock.planning.plan import MIB
-from penstock.planning.probe import DiskSpeed, room_for_probe
 from penstock.system import machine
 from penstock.system.machine import Footprint
 from penstock.weights.weights import Weights

@@ -77,7 +77,7 @@ class TestSimulated:
 
         def wrong(llm: LLM, *arguments: Any) -> Decoding:
             run = decode(llm, *arguments)
-            if llm._engine.speculator is not None:
+            if llm.engine.speculator is not None:
                 run.token_ids[1] += 1
             return run
 

@@ -28,7 +28,7 @@ def test_plainly(llm: LLM) -> None:
     assert all(one.seconds >= one.totals.seconds for one in run.passes)
     assert run.seconds == sum(one.seconds for one in run.passes)
     assert run.guesses.nodes == 0
-    assert llm._engine.active == []
+    assert llm.engine.scheduler.active == []
 
 
 def test_the_last_pass_is_a_whole_one(llm: LLM) -> None:
@@ -48,12 +48,12 @@ def test_at_most_what_the_parameters_allow(llm: LLM) -> None:
 
 
 def test_another_speculator_for_a_while(llm: LLM) -> None:
-    own = llm._engine.speculator
+    own = llm.engine.speculator
     assert own is not None
     assert own_drafters(llm) == own.drafters
     with guessing(llm, None):
         assert own_drafters(llm) == []
-    assert llm._engine.speculator is own
+    assert llm.engine.speculator is own
 
 
 def test_errors(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_errors(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llm.model, "head", lambda x: x * float("nan"))
     with pytest.raises(NumericsError, match="not finite"):
         decode(llm, PROMPT, PARAMS, tokens=6)
-    assert llm._engine.active == []
+    assert llm.engine.scheduler.active == []
 
 
 def test_equal_as_far_as_both_go() -> None:

@@ -14,11 +14,11 @@ from hub_server import serve
 from penstock import LLM, cli
 from penstock.checkpoints.store import find_model
 from penstock.cli.plan_guesses import verdict
-from penstock.outlook import outlook
-from penstock.outlook.guess_plan import Guesses
+from penstock.forecast import outlook
+from penstock.forecast.guess_plan import Guesses
+from penstock.forecast.probe import ComputeSpeed, DraftSpeed, measure_disk
+from penstock.forecast.sizes import StoredSize
 from penstock.packing.pack import pack
-from penstock.planning.probe import ComputeSpeed, DraftSpeed, measure_disk
-from penstock.planning.stored_size import StoredSize
 from penstock.synth.shapes import SHAPES
 from penstock.system import machine
 

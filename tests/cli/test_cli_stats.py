@@ -17,9 +17,9 @@ from penstock import LLM, SamplingParams
 from penstock.checkpoints.store import find_model
 from penstock.cli.stats import layer_table, print_layers, print_stats, stats_object
 from penstock.completion import Stats
-from penstock.models.stage import PartStats
+from penstock.forecast.seconds import bf16_bytes
+from penstock.models.pass_stats import PartStats
 from penstock.packing.pack import pack
-from penstock.planning.forecast import bf16_bytes
 from penstock.runtime import Options
 from penstock.speculate.speculator import Record
 

@@ -5,7 +5,7 @@ import pytest
 from penstock.cli.progress import Progress, fit, seconds_in_words
 from penstock.completion import Stats
 from penstock.events import Event, Kind
-from penstock.models.stage import PassTotals
+from penstock.models.pass_stats import PassTotals
 from penstock.speculate.speculator import Record
 
 

@@ -23,9 +23,9 @@ from penstock.cli.bench_speculate import text_tables
 from penstock.cli.plan_guesses import verdict
 from penstock.cli.whole_lines import tell
 from penstock.errors import PenstockError
-from penstock.outlook import outlook
-from penstock.outlook.guess_plan import Guesses
-from penstock.planning.probe import ComputeSpeed, DiskSpeed, DraftSpeed
+from penstock.forecast import outlook
+from penstock.forecast.guess_plan import Guesses
+from penstock.forecast.probe import ComputeSpeed, DiskSpeed, DraftSpeed
 
 NAME = "two  blanks [b]x[/b] and-more-of-it"
 WIDTHS = range(20, 140)

@@ -13,7 +13,7 @@ from guessing import speculate
 from penstock import LLM, SamplingParams
 from penstock.completion import Completion
 from penstock.engine.engine import Engine
-from penstock.engine.generation import Generation
+from penstock.engine.sequence import Sequence
 from penstock.errors import MemoryCeilingError, ReadError
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.speculate.lookup import Lookup
@@ -60,7 +60,7 @@ def test_one_that_begins_like_another_amid_its_prompt(path: Path, blocks: int) -
     """Admitted since it shares, it waits for what it is to share, though it is shorter than what the other has left."""
     text = random_tokens(12 * BLOCK_SLOTS + 1, VOCAB)
     with open_engine(path) as plain, limited(plain, blocks=blocks, kept_blocks=0) as engine:
-        engine._max_rows = BLOCK_SLOTS
+        engine.scheduler.max_rows = BLOCK_SLOTS
         longer = engine.add(text, GREEDY, 2)
         engine.step()
         shorter = engine.add(text[: 10 * BLOCK_SLOTS + 1], GREEDY, 60)
@@ -79,7 +79,7 @@ def test_ctrl_c_between_adoption_and_pass(path: Path, monkeypatch: pytest.Monkey
             asked = [engine.add(prompt, GREEDY, 8) for prompt in (text, alike)]
             chunks = engine._chunks
 
-            def interrupted(adopting: list[Generation]) -> None:
+            def interrupted(adopting: list[Sequence]) -> None:
                 chunks(adopting)
                 assert adopting
                 raise KeyboardInterrupt
@@ -102,11 +102,11 @@ def test_one_that_what_was_drawn_had_ended_while_it_waits() -> None:
         params = SamplingParams(temperature=0, max_tokens=40, stop=whole.text[20:26])
         [cut] = llm.generate([prompt], params)
         assert cut.finish_reason == "stop"
-        with limited(llm._engine, blocks=8, kept_blocks=0) as engine:
+        with limited(llm.engine, blocks=8, kept_blocks=0) as engine:
             engine.add(demo_tokens(200), GREEDY, 20)
             engine.add(random_tokens(100, 500), GREEDY, 30)
             completion = Completion(engine.add(prompt, params, drawn=cut.token_ids), llm.tokenizer, params.stops)
-            assert engine.waiting
+            assert engine.scheduler.waiting
             finish(engine)
             assert completion.output().token_ids == cut.token_ids
 
@@ -147,8 +147,8 @@ def test_a_read_that_fails_while_a_draft_model_catches_up(failing: int) -> None:
     params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
     with LLM.open("demo", draft="demo", draft_nodes=6) as llm:
         [expected] = llm.generate([demo_tokens(30)], params)
-        assert llm._engine.speculator is not None
-        drafter = llm._engine.speculator.drafters[-1]
+        assert llm.engine.speculator is not None
+        drafter = llm.engine.speculator.drafters[-1]
         assert drafter.name == "draft"
         through, calls = drafter._through, iter(range(1, 10**6))  # type: ignore[attr-defined]
 

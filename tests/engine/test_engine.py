@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from assembled import GREEDY, generate, open_engine
+from assembled import GREEDY, generate, open_engine, stage_of
 from cases import CASES, random_tokens
 from checkpoints import tiny_config, write_checkpoint
 
 from penstock import SamplingParams
-from penstock.engine.engine import MAX_ROWS, Engine
+from penstock.engine.engine import Engine
+from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import ContextError, UsageError
 
 VOCAB = 96
@@ -30,7 +31,7 @@ def engine(path: Path) -> Iterator[Engine]:
 def passes_of(engine: Engine) -> list[int]:
     """The rows of each pass until all generations have ended."""
     rows = []
-    while any(generation.finish_reason is None for generation in engine.active):
+    while any(generation.finish_reason is None for generation in engine.scheduler.active):
         rows.append(engine.step().rows)
     return rows
 
@@ -52,12 +53,12 @@ class TestPasses:
         with open_engine(path, max_rows=7) as engine:
             engine.add(random_tokens(4, VOCAB), SamplingParams(temperature=0, max_tokens=4))
             engine.add(random_tokens(12, VOCAB), SamplingParams(temperature=0, max_tokens=2))
-            first, second = engine.active
+            first, second = engine.scheduler.active
             drawn = []
-            while engine.active:
+            while engine.scheduler.active:
                 engine.step()
                 drawn.append((len(first.token_ids), len(second.token_ids)))
-                engine.active = [g for g in engine.active if g.finish_reason is None]
+                engine.scheduler.active = [g for g in engine.scheduler.active if g.finish_reason is None]
         assert drawn == [(1, 0), (2, 0), (3, 1), (4, 2)]
 
     def test_more_sequences_than_rows_all_end(self, path: Path) -> None:
@@ -69,8 +70,8 @@ class TestPasses:
 
     @pytest.mark.parametrize("n_prompts", [1, 3])
     def test_each_reads_the_weights_once(self, engine: Engine, n_prompts: int) -> None:
-        weights = engine.stage.model.weights
-        matrices = set(engine.stage.model.architecture.pass_order)
+        weights = stage_of(engine).weights
+        matrices = set(stage_of(engine).decoder.architecture.pass_order)
         assert weights.pass_bytes == sum(weights.tensors[name].nbytes for name in matrices)
         for seed in range(n_prompts):
             engine.add(random_tokens(100, VOCAB, seed), SamplingParams(temperature=0, max_tokens=3))
@@ -83,7 +84,7 @@ class TestPasses:
         one = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
         write_checkpoint(tmp_path, tiny_config(max_position_embeddings=5000, **one))
         with open_engine(tmp_path, context=5000) as engine:
-            weights, head = engine.stage.model.weights, engine.stage.model.weights.tensors["lm_head.weight"].nbytes
+            weights, head = stage_of(engine).weights, stage_of(engine).weights.tensors["lm_head.weight"].nbytes
             engine.add(random_tokens(length, VOCAB), SamplingParams(temperature=0, max_tokens=1))
             passes = passes_of(engine)
             assert passes == ([length] if length <= MAX_ROWS else [MAX_ROWS, 1])
@@ -93,7 +94,7 @@ class TestPasses:
     def test_resident_weights_are_not_read_again(self, path: Path) -> None:
         with open_engine(path, resident=1) as engine:
             engine.add([1, 2, 3], SamplingParams(temperature=0, max_tokens=3))
-            weights = engine.stage.model.weights
+            weights = stage_of(engine).weights
             assert [engine.step().bytes_read for _ in range(3)] == [weights.pass_bytes, 0, 0]
             assert weights.resident_bytes == weights.pass_bytes
 
@@ -185,7 +186,7 @@ class TestRefusals:
             engine.add([1, wrong], GREEDY)
         assert caught.value.problem == f"Token id {wrong} is not in the model's vocabulary."
         assert caught.value.remedy == f"Ids go from 0 to {VOCAB - 1}."
-        assert engine.active == []
+        assert engine.scheduler.active == []
 
     def test_an_empty_prompt(self, engine: Engine) -> None:
         with pytest.raises(UsageError) as caught:

@@ -28,7 +28,7 @@ def test_a_generation_goes_on_with_slots_that_were_copied(kv_dtype: str) -> None
             first = llm.submit(prompt, PARAMS, cache=cache)
             for _ in range(passes):
                 llm.step()
-            drawn = list(first.generation.token_ids)
+            drawn = list(first.sequence.token_ids)
             llm.cancel(first)
             assert cache.length == len(prompt) + passes - 1
             second = llm.submit(prompt, PARAMS, drawn=drawn, cache=copy(llm, cache))

@@ -14,7 +14,8 @@ from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.compute.kernels import F32, Kernels
 from penstock.disk.reader import Ring
 from penstock.models.decoder import Decoder
-from penstock.models.kv_cache import KvCache, KvShape
+from penstock.models.kv_cache import KvCache
+from penstock.models.kv_planes import KvShape
 from penstock.packing.pack import pack
 from penstock.weights.residency import draft_order
 from penstock.weights.weights import Weights

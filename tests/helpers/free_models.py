@@ -26,13 +26,14 @@ from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.compute.kernels import F32, Kernels
 from penstock.disk.reader import Ring
 from penstock.errors import CheckpointWarning, PenstockError
+from penstock.forecast.guess_plan import tiers_here
+from penstock.forecast.sizes import size_here
 from penstock.models.decoder import Decoder
-from penstock.models.kv_cache import KvCache, KvShape
-from penstock.outlook.guess_plan import tiers_here
+from penstock.models.kv_cache import KvCache
+from penstock.models.kv_planes import KvShape
 from penstock.packing.pack import pack
 from penstock.packing.unpack import unpack
 from penstock.packing.verify import verify
-from penstock.planning.stored_size import size_here
 from penstock.sessions.identity import model_identity
 from penstock.speculate.draft_model import NibbleWeights
 from penstock.weights.residency import draft_order

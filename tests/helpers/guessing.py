@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from assembled import stage_of
+
 from penstock.compute.kernels import F32, Kernels
-from penstock.engine.engine import Engine, Generation
+from penstock.engine.engine import Engine
 from penstock.sampling import Sampler, SamplingRule
 from penstock.speculate.costs import Costs
 from penstock.speculate.drafter import Drafter, Guess
@@ -83,12 +85,12 @@ def knowing(texts: Iterable[Sequence[int]], wrong: Sequence[int] = (), **options
 
 def speculate(engine: Engine, drafters: Sequence[Drafter], fixed: int | None = None) -> Speculator:
     """Let an engine guess."""
-    weights = engine.stage.model.config.hidden_size**2
+    weights = stage_of(engine).decoder.config.hidden_size ** 2
     engine.speculator = Speculator(drafters, Costs(weights), fixed)
     return engine.speculator
 
 
-def finish(engine: Engine, generations: Sequence[Generation]) -> int:
+def finish(engine: Engine, generations: Sequence[Sequence]) -> int:
     """Run passes until all have ended: how many it took."""
     passes = 0
     while any(generation.finish_reason is None for generation in generations):

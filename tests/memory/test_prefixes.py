@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from assembled import GREEDY, Recorder, limited, open_engine
+from assembled import GREEDY, Recorder, limited, open_engine, stage_of
 from cases import CASES, random_tokens
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from numerics_oracles import same_bits
 from penstock import SamplingParams
 from penstock.compute.kernels import F32
 from penstock.engine.engine import Engine
-from penstock.engine.generation import Generation
+from penstock.engine.sequence import Sequence
 from penstock.errors import ReadError
 from penstock.memory.memory import Memory
 from penstock.memory.prefixes import common_blocks
@@ -39,7 +39,7 @@ def engine(path: Path) -> Iterator[Engine]:
         yield engine
 
 
-def add(engine: Engine, prompt: list[int], tokens: int = TOKENS, **options: object) -> tuple[Generation, Recorder]:
+def add(engine: Engine, prompt: list[int], tokens: int = TOKENS, **options: object) -> tuple[Sequence, Recorder]:
     generation = engine.add(prompt, GREEDY, tokens, **options)  # type: ignore[arg-type]
     recorder = Recorder(generation.sampler)
     generation.sampler = recorder  # type: ignore[assignment]
@@ -61,7 +61,7 @@ def alone(path: Path, prompt: list[int], tokens: int = TOKENS) -> tuple[list[int
         return generation.token_ids, np.array(recorder.logits)
 
 
-def require_as_alone(path: Path, generation: Generation, recorder: Recorder) -> None:
+def require_as_alone(path: Path, generation: Sequence, recorder: Recorder) -> None:
     tokens, logits = alone(path, generation.prompt, generation.max_tokens)
     assert generation.token_ids == tokens
     assert same_bits(np.array(recorder.logits), logits)
@@ -177,12 +177,12 @@ class TestKept:
             first, _ = add(engine, random_tokens(4 * BLOCK_SLOTS, VOCAB, 1), 2)
             finish(engine)
             engine.cancel(first)
-            assert engine.kept is not None
-            assert engine.kept.nbytes == 4 * engine._kv_shape.block_bytes
+            assert engine.memory.caches.kept is not None
+            assert engine.memory.caches.kept.nbytes == 4 * stage_of(engine).kv_shape.block_bytes
             second = add(engine, random_tokens(6 * BLOCK_SLOTS, VOCAB, 2), 2)
-            assert engine.active == [second[0]]
+            assert engine.scheduler.active == [second[0]]
             finish(engine)
-            assert engine.kept.nbytes == 0
+            assert engine.memory.caches.kept.nbytes == 0
             require_as_alone(path, *second)
 
     def test_they_are_given_up_where_other_programs_need_memory(
@@ -193,12 +193,12 @@ class TestKept:
             finish(engine)
             engine.cancel(first)
             add(engine, [1, 2, 3], 2)
-            assert engine.kept is not None
+            assert engine.memory.caches.kept is not None
             engine.step()
-            assert engine.kept.nbytes > 0
+            assert engine.memory.caches.kept.nbytes > 0
             monkeypatch.setattr(Memory, "pressed", True)
             engine.step()
-            assert engine.kept.nbytes == 0
+            assert engine.memory.caches.kept.nbytes == 0
 
     def test_a_longer_one_takes_the_place_of_what_it_began_with(self, path: Path) -> None:
         with open_engine(path) as plain, limited(plain, blocks=40) as engine:
@@ -206,9 +206,12 @@ class TestKept:
                 generation, _ = add(engine, prompt, 1)
                 finish(engine)
                 engine.cancel(generation)
-            assert engine.kept is not None
-            assert len(list(engine.kept)) == 1
-            assert engine.kept.nbytes == (len(SYSTEM) + len(QUESTIONS[2])) // BLOCK_SLOTS * engine._kv_shape.block_bytes
+            assert engine.memory.caches.kept is not None
+            assert len(list(engine.memory.caches.kept)) == 1
+            assert (
+                engine.memory.caches.kept.nbytes
+                == (len(SYSTEM) + len(QUESTIONS[2])) // BLOCK_SLOTS * stage_of(engine).kv_shape.block_bytes
+            )
 
 
 class TestWaiting:
@@ -217,13 +220,13 @@ class TestWaiting:
         with open_engine(path) as plain, limited(plain, blocks=6, kept_blocks=0) as engine:
             asked = [add(engine, prompt, 3 + i) for i, prompt in enumerate(prompts)]
             generations = [generation for generation, _ in asked]
-            assert engine.active == generations[:2]
-            assert list(engine.waiting) == generations[2:]
+            assert engine.scheduler.active == generations[:2]
+            assert list(engine.scheduler.waiting) == generations[2:]
             ended = []
             while engine.busy:
                 engine.step()
                 ended += [g for g in generations if g.finish_reason and g not in ended]
-                assert len(engine.active) <= 2
+                assert len(engine.scheduler.active) <= 2
             assert ended == generations
             for generation, recorder in asked:
                 require_as_alone(path, generation, recorder)
@@ -232,7 +235,7 @@ class TestWaiting:
         prompts = [SYSTEM[: 3 * BLOCK_SLOTS] + random_tokens(9, VOCAB, seed) for seed in range(5)]
         with open_engine(path) as plain, limited(plain, blocks=8, kept_blocks=0) as engine:
             asked = [add(engine, prompt) for prompt in prompts]
-            assert len(engine.active) == 5
+            assert len(engine.scheduler.active) == 5
             finish(engine)
             for generation, recorder in asked:
                 require_as_alone(path, generation, recorder)

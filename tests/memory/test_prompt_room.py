@@ -9,7 +9,7 @@ from cases import random_tokens
 
 from penstock import LLM, SamplingParams
 from penstock.errors import MemoryCeilingError
-from penstock.planning.plan import MIB
+from penstock.memory.budget import MIB
 from penstock.system import machine
 from penstock.system.machine import Footprint
 

@@ -12,7 +12,8 @@ from numerics_oracles import same_bits, to_bf16
 from penstock.architectures.registry import parse_config
 from penstock.compute.kernels import F32, Kernels
 from penstock.errors import UsageError
-from penstock.models.kv_cache import BLOCK_SLOTS, KvCache, KvShape
+from penstock.models.kv_cache import BLOCK_SLOTS, KvCache
+from penstock.models.kv_planes import KvShape
 
 KERNELS = Kernels(1)
 SHAPES = {dtype: KvShape(layers=2, kv_heads=3, head_dim=4, dtype=dtype) for dtype in ("bf16", "f32")}

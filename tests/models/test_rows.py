@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from penstock.models.kv_cache import BLOCK_SLOTS, KvCache, KvShape
+from penstock.models.kv_cache import BLOCK_SLOTS, KvCache
+from penstock.models.kv_planes import KvShape
 from penstock.models.rows import Rows, SequenceRows
 
 SHAPE = KvShape(layers=1, kv_heads=1, head_dim=2, dtype="f32")

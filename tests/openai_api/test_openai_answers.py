@@ -144,12 +144,12 @@ class TestRefused:
                 prepare(small, parse(TEXT, {"prompt": "x", "max_tokens": 130000}))
             # without a limit of its own it gets what fits
             answers = submit(small, parse(TEXT, {"prompt": "x"}), default_max_tokens=130000)
-            assert 1 <= answers.completions[0].generation.max_tokens < 130000
+            assert 1 <= answers.completions[0].sequence.max_tokens < 130000
             answers.cancel()
 
     def test_the_default_limit(self, llm: LLM) -> None:
         answers = submit(llm, parse(TEXT, {"prompt": "x"}))
-        assert answers.completions[0].generation.max_tokens == DEFAULT_MAX_TOKENS
+        assert answers.completions[0].sequence.max_tokens == DEFAULT_MAX_TOKENS
         answers.cancel()
 
 

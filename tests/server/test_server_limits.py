@@ -360,10 +360,10 @@ class TestFailures:
         step = server.llm.step
 
         def fail_for_one() -> Any:
-            victims = [g for g in server.llm._engine.active if g.prompt[0] == 7]
+            victims = [g for g in server.llm.engine.scheduler.active if g.prompt[0] == 7]
             for generation in victims:
                 generation.error = error
-                server.llm._engine.cancel(generation, "error")
+                server.llm.engine.cancel(generation, "error")
             if victims and isinstance(error, MemoryCeilingError):
                 raise error
             return step()

@@ -210,14 +210,14 @@ class TestResuming:
                 pieces = session.complete(TEXT, params)
                 next(pieces)
                 assert session._running is not None
-                limit = session._running.generation.max_tokens
+                limit = session._running.sequence.max_tokens
             if context is not None:
                 [expected] = other.generate([TEXT], params)
                 assert limit == len(expected.token_ids) == context - len(other.encode(TEXT))
         with Session(llm, tmp_path / "talk") as session:
             pieces = session.go_on()
             assert session._running is not None
-            assert session._running.generation.max_tokens == limit
+            assert session._running.sequence.max_tokens == limit
             if context is not None:
                 assert (told(pieces), session.turn and session.turn.end) == (expected.text, "length")
 

@@ -100,8 +100,8 @@ def check(llm: LLM, path: Path, talks: Talks, records: list[Forged]) -> Penstock
     except PenstockError as error:
         return error
     finally:
-        engine = llm._engine
-        assert (engine.active, list(engine.waiting)) == ([], [])
+        engine = llm.engine
+        assert (engine.scheduler.active, list(engine.scheduler.waiting)) == ([], [])
         assert answer(llm) == talks.expected
     return None
 

@@ -13,7 +13,8 @@ from guessing import root
 from penstock import LLM, SamplingParams
 from penstock.architectures.base import Architecture
 from penstock.models.decoder import Decoder
-from penstock.models.kv_cache import KvCache, KvShape
+from penstock.models.kv_cache import KvCache
+from penstock.models.kv_planes import KvShape
 from penstock.runtime import Options
 from penstock.speculate.coarse import CoarseData, CoarseDrafter, CoarseWeights
 from penstock.speculate.drafter import Guess
@@ -211,8 +212,8 @@ class TestInTheEngine:
     def test_a_raw_model_has_none(self, pair: tuple[Path, Path]) -> None:
         with LLM(pair[0], Options(threads=1)) as llm:
             assert llm.weights.draft_bytes == 0
-            assert llm._engine.speculator is not None
-            assert "coarse" not in [drafter.name for drafter in llm._engine.speculator.drafters]
+            assert llm.engine.speculator is not None
+            assert "coarse" not in [drafter.name for drafter in llm.engine.speculator.drafters]
 
     def test_residency_that_comes_and_goes(self, pair: tuple[Path, Path]) -> None:
         """Between two passes of the same text, whatever the drafter held."""
@@ -225,9 +226,9 @@ class TestInTheEngine:
                 [completion] = llm._start([PROMPT], self.PARAMS)
                 while completion.runs:
                     llm.memory._max_resident = int(rng.uniform(0, 1.3) * llm.weights.draft_bytes)
-                    llm._engine.step()
+                    llm.engine.step()
                 assert completion.output().token_ids == expected.token_ids
-                llm._engine.cancel(completion.generation)
+                llm.engine.cancel(completion.sequence)
 
     @pytest.mark.parametrize("threads", [2])
     def test_threads_change_no_guess(self, pair: tuple[Path, Path], threads: int) -> None:

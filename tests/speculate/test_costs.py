@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.models.stage import PartStats, PassStats
+from penstock.models.pass_stats import PartStats, PassStats
 from penstock.speculate.costs import GUESS_FLOPS, Costs, Line
 
 GIGA = 10**9

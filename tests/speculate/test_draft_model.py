@@ -17,7 +17,7 @@ from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.packed import PackedTensor
 from penstock.compute.kernels import Kernels
 from penstock.errors import CheckpointError, ChecksumError, UsageError
-from penstock.planning.plan import Budget
+from penstock.memory.budget import Budget
 from penstock.runtime import Options
 from penstock.speculate.draft_model import DraftModel, Form
 from penstock.speculate.drafters import draft_drafter
@@ -186,7 +186,7 @@ class TestBadDrafts:
 
 class TestInTheModel:
     def names(self, llm: LLM) -> list[str]:
-        speculator = llm._engine.speculator
+        speculator = llm.engine.speculator
         return [] if speculator is None else [drafter.name for drafter in speculator.drafters]
 
     def test_which_drafters_there_are(self, pair: tuple[Path, Path]) -> None:
@@ -213,8 +213,8 @@ class TestInTheModel:
         draft = DraftModel(pair[1], Kernels(1), "bf16")
         drafter = draft_drafter(draft, form)
         with LLM(pair[0], Options(threads=1, draft_nodes=8)) as llm:
-            assert llm._engine.speculator is not None
-            llm._engine.speculator.drafters = [drafter]
+            assert llm.engine.speculator is not None
+            llm.engine.speculator.drafters = [drafter]
             [output] = llm.generate([PROMPT], PARAMS)
         assert output.token_ids == expected.token_ids
         assert output.stats.passes < (8 if form == "whole" else 16)
@@ -246,8 +246,8 @@ class TestInTheModel:
             assert llm.memory.budget.draft == budget.draft - nbytes
             llm._runtime.drop_draft()  # once is enough
             assert llm.memory.budget.draft == budget.draft - nbytes
-            assert llm._engine.speculator is not None
-            llm._engine.speculator.drafters = [d for d in llm._engine.speculator.drafters if d.name != "draft"]
+            assert llm.engine.speculator is not None
+            llm.engine.speculator.drafters = [d for d in llm.engine.speculator.drafters if d.name != "draft"]
             assert llm.generate([PROMPT], PARAMS)[0].token_ids == expected.token_ids
 
 

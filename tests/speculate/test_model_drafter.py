@@ -13,7 +13,7 @@ from numerics_oracles import same_bits
 
 from penstock import SamplingParams
 from penstock.compute.kernels import F32
-from penstock.engine.engine import Engine, Generation
+from penstock.engine.engine import Engine
 from penstock.models.kv_cache import KvCache
 from penstock.models.rows import Rows, SequenceRows
 from penstock.speculate import model_drafter
@@ -240,7 +240,7 @@ def node_of(tree: Tree, path: Sequence[int]) -> int:
     return node
 
 
-def start(target: Engine, prompt: list[int]) -> tuple[Generation, Tree]:
+def start(target: Engine, prompt: list[int]) -> tuple[Sequence, Tree]:
     """A sequence after its prompt's pass, and the root of its next tree."""
     generation = target.add(prompt, GREEDY, TOKENS)
     target.step()

@@ -21,10 +21,11 @@ from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.packed import PackedTensor
 from penstock.completion import Piece
 from penstock.compute.kernels import F32
-from penstock.engine.engine import Engine, Generation
+from penstock.engine.engine import Engine
 from penstock.errors import ChecksumError, NumericsError, ReadError
+from penstock.models.pass_stats import PassStats
 from penstock.models.rows import Rows
-from penstock.models.stage import PassStats, Stage
+from penstock.models.stage import Stage
 from penstock.packing.pack import pack
 from penstock.runtime import Options
 from penstock.speculate.model_drafter import ModelDrafter
@@ -97,7 +98,7 @@ def take(stream: Iterable[Piece], tokens: list[int]) -> None:
 
 def runs_on(llm: LLM, expected: list[int]) -> None:
     """As if nothing had happened."""
-    assert llm._engine.active == []
+    assert llm.engine.scheduler.active == []
     assert llm.generate([PROMPT], PARAMS)[0].token_ids == expected
 
 
@@ -235,15 +236,15 @@ class TestInterrupts:
         with monkeypatch.context() as patch:
             patch.setattr(model, "layer", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                finish(llm._engine, [completion.generation])
-        finish(llm._engine, [completion.generation])
+                finish(llm.engine, [completion.sequence])
+        finish(llm.engine, [completion.sequence])
         assert completion.output().token_ids == expected
-        llm._engine.cancel(completion.generation)
+        llm.engine.cancel(completion.sequence)
         runs_on(llm, expected)
 
     def drafter(self, llm: LLM, name: str) -> ModelDrafter:
-        assert llm._engine.speculator is not None
-        drafter = next(drafter for drafter in llm._engine.speculator.drafters if drafter.name == name)
+        assert llm.engine.speculator is not None
+        drafter = next(drafter for drafter in llm.engine.speculator.drafters if drafter.name == name)
         assert isinstance(drafter, ModelDrafter)
         return drafter
 
@@ -251,12 +252,12 @@ class TestInterrupts:
         """The same sequence goes on after each interrupt: nothing of a pass that did not end is kept."""
         completion = llm._start([PROMPT], PARAMS)[0]
         for after in (0, 1, 0):
-            llm._engine.step()
+            llm.engine.step()
             layers.error, layers.left = KeyboardInterrupt, after
             with pytest.raises(KeyboardInterrupt):
-                llm._engine.step()
+                llm.engine.step()
         while completion.runs:
-            llm._engine.step()
+            llm.engine.step()
         assert completion.output().token_ids == expected
 
 
@@ -328,7 +329,7 @@ class TestNumerics:
         assert f"position {2 + depth + 1} " in generation.error.problem
         assert generation.token_ids == tokens[: depth + 1]
         assert (other.token_ids, other.finish_reason) == (other_tokens, "length")
-        assert engine.active in ([other], [])
+        assert engine.scheduler.active in ([other], [])
         assert generation.cache.nbytes == 0
         monkeypatch.undo()
         again = engine.add([1, 2], GREEDY, TOKENS)
@@ -367,7 +368,7 @@ class TestDrafterErrors:
 def test_a_generation_holds_what_was_committed_before_the_fault(engine: Engine) -> None:
     [(tokens, _)] = generate(engine, [[1, 2]], TOKENS)
     speculate(engine, [knowing([[1, 2, *tokens]])], 3)
-    generation: Generation = engine.add([1, 2], GREEDY, TOKENS)
+    generation: Sequence = engine.add([1, 2], GREEDY, TOKENS)
     engine.step()
     engine.step()
     length, drawn = generation.cache.length, list(generation.token_ids)

@@ -22,7 +22,7 @@ from penstock import LLM, SamplingParams
 from penstock.checkpoints.format import read_header
 from penstock.completion import Output
 from penstock.compute.kernels import F32
-from penstock.engine.engine import Generation
+from penstock.engine.sequence import Sequence
 from penstock.packing.pack import pack
 from penstock.runtime import Options
 from penstock.speculate.recycling import Recycling
@@ -192,7 +192,7 @@ def guessing(models: Models, setting: Setting) -> Iterator[LLM]:
         draft_nodes=setting.draft_nodes,
     )
     with LLM(path, options) as llm:
-        speculator = llm._engine.speculator
+        speculator = llm.engine.speculator
         assert speculator is not None
         drafters = {drafter.name: drafter for drafter in speculator.drafters}
         drafters.setdefault("recycling", Recycling(llm.config.vocab_size))
@@ -202,7 +202,7 @@ def guessing(models: Models, setting: Setting) -> Iterator[LLM]:
         if setting.streamed:
             kept = llm.weights.draft_bytes
             llm.memory._max_resident = kept + (llm.weights.pass_bytes - kept) // 5
-        llm._engine._max_rows = setting.max_rows
+        llm.engine.scheduler.max_rows = setting.max_rows
         yield llm
 
 
@@ -220,13 +220,13 @@ def prompts(setting: Setting, llm: LLM) -> list[list[int]]:
 def drawn_from(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], list[F32]]:
     """By prompt: the logits that tokens were drawn from."""
     logits: dict[tuple[int, ...], list[F32]] = {}
-    draw = Generation.draw
+    draw = Sequence.draw
 
-    def spy(generation: Generation, row: F32) -> int | None:
+    def spy(generation: Sequence, row: F32) -> int | None:
         logits.setdefault(tuple(generation.prompt), []).append(row.copy())
         return draw(generation, row)
 
-    monkeypatch.setattr(Generation, "draw", spy)
+    monkeypatch.setattr(Sequence, "draw", spy)
     return logits
 
 

@@ -14,7 +14,7 @@ from guessing import Key, Scripted, finish, knowing, root, speculate
 from penstock import SamplingParams
 from penstock.compute.kernels import F32
 from penstock.engine.engine import Engine
-from penstock.models.stage import PartStats, PassStats
+from penstock.models.pass_stats import PartStats, PassStats
 from penstock.speculate.costs import Costs
 from penstock.speculate.grow import MOST_NODES
 from penstock.speculate.speculator import MOST_FIXED_NODES, Record, Speculator, walk

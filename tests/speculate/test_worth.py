@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 from guessing import root
 
-from penstock.models.stage import PartStats, PassStats
+from penstock.models.pass_stats import PartStats, PassStats
 from penstock.speculate.tree import Claim, Tree
 from penstock.speculate.worth import PASSES, Worth
 

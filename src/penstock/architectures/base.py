@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -31,11 +31,21 @@ class Architecture:
         """All matrices of a layer, in the order in which a pass needs them."""
         return [in_layer(layer, part) for part in LAYER_MATRICES]
 
+    def matrices_of(self, layers: Iterable[int], *, head: bool) -> list[str]:
+        """Those that a pass through some layers needs whole, in its order."""
+        names = [name for layer in layers for name in self.layer_matrices(layer)]
+        return [*names, self.head] if head else names
+
     @property
     def pass_order(self) -> list[str]:
         """All matrices that a pass needs whole, in its order."""
-        layers = range(self.config.num_hidden_layers)
-        return [*(name for layer in layers for name in self.layer_matrices(layer)), self.head]
+        return self.matrices_of(range(self.config.num_hidden_layers), head=True)
+
+    def tensors_of(self, layers: Iterable[int], *, embedding: bool, head: bool) -> list[str]:
+        """All tensors that some layers have, and embedding, final norm and head, in the order of a pass."""
+        names = [EMBEDDING] if embedding else []
+        names += [name for layer in layers for name, _ in self._iter_layer(layer)]
+        return list(dict.fromkeys([*names, FINAL_NORM, self.head] if head else names))
 
     @property
     def pass_matrices(self) -> dict[str, Shape]:

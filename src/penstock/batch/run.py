@@ -15,8 +15,8 @@ from penstock.batch.state import State
 from penstock.batch.worker import MOST_AT_ONCE, Worker
 from penstock.errors import UsageError
 from penstock.llm import LLM
+from penstock.memory.budget import parse_bytes
 from penstock.openai_api.answers import DEFAULT_MAX_TOKENS
-from penstock.planning.plan import parse_bytes
 from penstock.system import machine
 
 if TYPE_CHECKING:

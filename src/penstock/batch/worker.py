@@ -51,11 +51,11 @@ class Running:
 
     @property
     def tokens(self) -> int:
-        return sum(len(completion.generation.token_ids) for completion in self.answers.completions)
+        return sum(len(completion.sequence.token_ids) for completion in self.answers.completions)
 
     @property
     def limit(self) -> int:
-        return sum(completion.generation.max_tokens for completion in self.answers.completions)
+        return sum(completion.sequence.max_tokens for completion in self.answers.completions)
 
 
 @dataclass(slots=True)
@@ -143,7 +143,7 @@ class Worker:
             raise
         told = [0] * len(answers.completions)
         for index, before in enumerate(drawn):
-            answers.completions[index].generation.logprobs[:0] = before.logprobs
+            answers.completions[index].sequence.logprobs[:0] = before.logprobs
             told[index] = len(before.tokens)
         return Running(line, request.custom_id, request.url, answers, told, counted=sum(told))
 
@@ -216,7 +216,7 @@ def _new_tokens(running: Running) -> Iterator[Drawn]:
     """What the state has not been told yet, of each of a request's completions."""
     for choice, completion in enumerate(running.answers.completions):
         completion.pieces.clear()
-        first, tokens = running.told[choice], completion.generation.token_ids
+        first, tokens = running.told[choice], completion.sequence.token_ids
         if len(tokens) > first:
             content = json.dumps([tokens[first:], _logprobs(completion, first)], separators=(",", ":"))
             running.told[choice] = len(tokens)
@@ -224,4 +224,4 @@ def _new_tokens(running: Running) -> Iterator[Drawn]:
 
 
 def _logprobs(completion: Completion, first: int) -> list[tuple[int, float, object]]:
-    return [(t.token, t.logprob, t.top) for t in completion.generation.logprobs[first:]]
+    return [(t.token, t.logprob, t.top) for t in completion.sequence.logprobs[first:]]

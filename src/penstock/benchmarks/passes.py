@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penstock.engine.engine import MAX_ROWS
+from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import ContextError, UsageError
+from penstock.forecast.probe import measure_disk, room_for_probe
+from penstock.forecast.sizes import holds_packed
 from penstock.llm import LLM
-from penstock.planning.plan import LEAST_CHUNK_ROWS
-from penstock.planning.probe import measure_disk, room_for_probe
-from penstock.planning.stored_size import holds_packed
+from penstock.memory.budget import LEAST_CHUNK_ROWS
 from penstock.sampling import SamplingParams
 from penstock.system import machine
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from penstock.completion import Stats
     from penstock.events import Listener
-    from penstock.models.stage import PassTotals
-    from penstock.planning.probe import DiskSpeed
+    from penstock.forecast.probe import DiskSpeed
+    from penstock.models.pass_stats import PassTotals
 
 TELL_SECONDS = 0.1
 

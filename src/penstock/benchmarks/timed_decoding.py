@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from penstock.llm import LLM
-    from penstock.models.stage import PassTotals
+    from penstock.models.pass_stats import PassTotals
     from penstock.sampling import Sampler, SamplingParams
     from penstock.speculate.drafter import Drafter
 
@@ -60,31 +60,31 @@ def decode(
     The last pass is a whole one where `params` allow more tokens than that, so tokens and passes are in proportion.
     `sampler`: puts another in place of the sequence's. Raises as LLM.stream does.
     """
-    engine = llm._engine
+    engine = llm.engine
     engine.check_prompt(prompt)
     most = llm.memory.most_tokens([len(prompt)], params.max_tokens, llm.context)
-    generation = engine.add(prompt, params, most)
-    generation.sampler = sampler(generation.sampler)
-    out = Decoding(generation.token_ids, guesses=generation.guesses)
+    sequence = engine.add(prompt, params, most)
+    sequence.sampler = sampler(sequence.sampler)
+    out = Decoding(sequence.token_ids, guesses=sequence.guesses)
     try:
-        while generation.finish_reason is None and out.tokens < tokens:
-            begin, before = time.perf_counter(), len(generation.token_ids)
+        while sequence.finish_reason is None and out.tokens < tokens:
+            begin, before = time.perf_counter(), len(sequence.token_ids)
             stats = engine.step()
-            if generation.error is not None:
-                raise generation.error
+            if sequence.error is not None:
+                raise sequence.error
             if before:
-                drawn = len(generation.token_ids) - before
+                drawn = len(sequence.token_ids) - before
                 out.passes.append(TimedPass(time.perf_counter() - begin, drawn, stats.totals()))
     finally:
-        engine.cancel(generation)
+        engine.cancel(sequence)
     return out
 
 
 @contextmanager
 def guessing(llm: LLM, speculator: Speculator | None) -> Iterator[None]:
     """Let another speculator guess, or none."""
-    engine = llm._engine
-    own, engine.speculator = engine.speculator, speculator
+    engine = llm.engine
+    own, engine.speculator = engine.speculator, speculator or fresh_speculator(llm, [], 0)
     try:
         yield
     finally:
@@ -98,7 +98,7 @@ def fresh_speculator(llm: LLM, drafters: Sequence[Drafter], nodes: int | None) -
 
 def own_drafters(llm: LLM) -> list[Drafter]:
     """Those that the model was opened with."""
-    return [] if llm._engine.speculator is None else llm._engine.speculator.drafters
+    return llm.engine.speculator.drafters
 
 
 def require_equal(plain: Sequence[int], tokens: Sequence[int], doing: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from penstock.cli.progress import Progress, fit
 from penstock.cli.status_line import StatusLine
-from penstock.engine.engine import MAX_ROWS
+from penstock.engine.scheduler import MAX_ROWS
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -15,11 +15,11 @@ from penstock.cli import options as opt
 from penstock.cli.plan_guesses import print_guesses
 from penstock.cli.units import format_seconds, format_size
 from penstock.cli.whole_lines import tell, titled
-from penstock.outlook.outlook import PROMPTS, Form, Outlook, PlanSettings, Prospect, look
-from penstock.planning.plan import MIB
+from penstock.forecast.outlook import PROMPTS, Form, Outlook, PlanSettings, Prospect, look
+from penstock.memory.budget import MIB
 
 if TYPE_CHECKING:
-    from penstock.planning.forecast import Forecast
+    from penstock.forecast.seconds import Forecast
 
 CAVEAT = (
     "[dim]All speeds were measured just now and briefly: a disk that others share drifts. Disk and CPU work at the "

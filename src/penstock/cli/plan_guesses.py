@@ -9,13 +9,13 @@ from rich.table import Table
 
 from penstock.cli.units import format_seconds, format_size
 from penstock.cli.whole_lines import tell, titled
-from penstock.outlook.guess_plan import ASSUMED
+from penstock.forecast.guess_plan import ASSUMED
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
-    from penstock.outlook.guess_plan import Guesses, Guessing
-    from penstock.outlook.outlook import Form, Outlook, Prospect
+    from penstock.forecast.guess_plan import Guesses, Guessing
+    from penstock.forecast.outlook import Form, Outlook, Prospect
 
 DRAFTERS = {"coarse": "its own coarse weights", "draft": "the draft", "": "nothing that pays"}
 

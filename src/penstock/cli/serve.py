@@ -10,7 +10,7 @@ import typer
 from penstock.cli import options as opt
 from penstock.errors import UsageError
 from penstock.llm import LLM
-from penstock.planning.plan import parse_bytes
+from penstock.memory.budget import parse_bytes
 from penstock.system import machine
 
 SERVER_PACKAGES = 'Install those of the extra "serve": pip install fastapi uvicorn prometheus-client.'

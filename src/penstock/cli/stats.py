@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from penstock.cli.units import format_seconds, format_size
-from penstock.planning.stored_size import holds_packed
+from penstock.forecast.sizes import holds_packed
 from penstock.system import machine
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from penstock.completion import Stats
     from penstock.llm import LLM
-    from penstock.models.stage import PartStats, PassTotals
+    from penstock.models.pass_stats import PartStats, PassTotals
 
 console = Console(stderr=True, highlight=False)
 SHOWN_DEPTHS = 8

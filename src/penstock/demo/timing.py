@@ -20,11 +20,11 @@ from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.format import TensorInfo
 from penstock.compute.kernels import Kernels
 from penstock.demo.layers import SHAPE
+from penstock.forecast.seconds import Rates, forecast_token
+from penstock.forecast.sizes import packed_size, pass_matrices, raw_size
 from penstock.llm import LLM
-from penstock.models.kv_cache import KvShape
-from penstock.planning.forecast import Rates, forecast_token
-from penstock.planning.plan import Budget, Demand
-from penstock.planning.stored_size import packed_size, pass_matrices, raw_size
+from penstock.memory.budget import Budget, Demand
+from penstock.models.kv_planes import KvShape
 from penstock.runtime import Options
 from penstock.sampling import SamplingParams
 from penstock.synth.shapes import shape_config
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from penstock.demo.layers import Layers
-    from penstock.planning.forecast import Forecast
-    from penstock.planning.probe import ComputeSpeed
-    from penstock.planning.stored_size import StoredSize
+    from penstock.forecast.probe import ComputeSpeed
+    from penstock.forecast.seconds import Forecast
+    from penstock.forecast.sizes import StoredSize
 
 ALL_SECONDS, STREAM_SECONDS = 15.0, 5.0
 ROUNDS = 3

@@ -1,4 +1,4 @@
-"""Every KV cache of an open model: what they take together, and what they were promised.
+"""Every KV cache of an open model: what they take together, and what they were promised, in blocks.
 
 Blocks that several caches share count once. A draft model has a cache beside each of the target's, for all positions.
 """
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 from penstock.memory.prefixes import KeptPrefixes
-from penstock.models.kv_cache import BLOCK_SLOTS, KvCache
+from penstock.models.kv_cache import BLOCK_SLOTS, KvCache, KvCount, blocks_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from penstock.models.kv_cache import KvShape
+    from penstock.models.kv_cache import Blocks
 
 
 class Promise(NamedTuple):
@@ -27,16 +27,16 @@ class Promise(NamedTuple):
 class Caches:
     """The caches of sequences, wherever they are held, and those that were kept of sequences that have ended."""
 
-    def __init__(self, shape: KvShape, draft: KvShape | None, most_kept_bytes: int) -> None:
-        self.shape = shape
-        self.draft = draft
-        """Of a draft model."""
-        self.kept = KeptPrefixes(most_kept_bytes)
+    def __init__(self, blocks: Blocks, drafts: bool, most_kept_blocks: int) -> None:
+        """`drafts`: whether a draft model has caches too."""
+        self.drafts = drafts
+        self.kept = KeptPrefixes(blocks, most_kept_blocks)
+        self._blocks = blocks
         self._promises: WeakKeyDictionary[KvCache, Promise] = WeakKeyDictionary()
 
     def new(self, most_slots: int = 0) -> KvCache:
         """An empty cache that counts from now on."""
-        cache = KvCache(self.shape)
+        cache = KvCache(self._blocks)
         self.promise(cache, most_slots)
         return cache
 
@@ -50,33 +50,28 @@ class Caches:
         return sum(promise.most_slots > 0 for promise in self._promises.values())
 
     @property
-    def block_bytes(self) -> int:
-        """What one block more takes, with that of a draft model."""
-        return self.shape.block_bytes + (self.draft.block_bytes if self.draft is not None else 0)
+    def one_block(self) -> KvCount:
+        """One block more, with that of a draft model."""
+        return KvCount(1, int(self.drafts))
 
-    def bytes_for(self, slots: int, adopted_blocks: int = 0) -> int:
+    def count_for(self, slots: int, adopted_blocks: int = 0) -> KvCount:
         """Of one sequence with so many slots, without blocks that are there already."""
-        own = max(0, self.shape.bytes_for(slots) - adopted_blocks * self.shape.block_bytes)
-        return own + self._draft_bytes(slots)
+        return KvCount(max(0, blocks_for(slots) - adopted_blocks), self._drafts(slots))
 
-    def taken(self) -> int:
-        """Bytes of every cache, and of what each may still come to have. What was kept gives way, and doesn't count."""
-        held = len({block for cache in self._promises for block in cache.block_ids}) * self.shape.block_bytes
+    def taken(self) -> KvCount:
+        """Of every cache, and of what each may still come to have. What was kept gives way, and doesn't count."""
+        count = KvCount(len({block for cache in self._promises for block in cache.block_names}))
         for cache, (slots, adopted) in self._promises.items():
-            own = self.shape.bytes_for(slots) - adopted * self.shape.block_bytes
-            held += max(0, own - cache.own_bytes) + self._draft_bytes(max(slots, _slots_of(cache)))
-        return held
+            growth = max(0, blocks_for(slots) - adopted - cache.own_blocks)
+            count += KvCount(growth, self._drafts(max(slots, cache.n_blocks * BLOCK_SLOTS)))
+        return count
 
-    def bytes_with(self, slots: Mapping[KvCache, int]) -> int:
-        """Bytes of every cache as it is, what was kept included, with so many slots in those that are named."""
-        blocks = {block for cache in self._promises for block in cache.block_ids} | self.kept.block_ids()
-        counts = {cache: _slots_of(cache) for cache in self._promises} | dict(slots)
-        growth = sum(max(0, self.shape.bytes_for(count) - cache.nbytes) for cache, count in slots.items())
-        return len(blocks) * self.shape.block_bytes + growth + sum(map(self._draft_bytes, counts.values()))
+    def count_with(self, slots: Mapping[KvCache, int]) -> KvCount:
+        """Of every cache as it is, what was kept included, with so many slots in those that are named."""
+        blocks = {block for cache in self._promises for block in cache.block_names} | self.kept.block_names()
+        counts = {cache: cache.n_blocks * BLOCK_SLOTS for cache in self._promises} | dict(slots)
+        growth = sum(max(0, blocks_for(count) - cache.n_blocks) for cache, count in slots.items())
+        return KvCount(len(blocks) + growth, sum(map(self._drafts, counts.values())))
 
-    def _draft_bytes(self, slots: int) -> int:
-        return 0 if self.draft is None else self.draft.bytes_for(slots)
-
-
-def _slots_of(cache: KvCache) -> int:
-    return cache.nbytes // cache.shape.block_bytes * BLOCK_SLOTS
+    def _drafts(self, slots: int) -> int:
+        return blocks_for(slots) if self.drafts else 0

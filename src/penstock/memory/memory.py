@@ -1,23 +1,21 @@
-"""Keeping the ceiling: weights give way to keys, values and activations before every pass, and to other programs."""
+"""Room for sequences: how many, how long, and how many rows a pass may have, whatever stages share the model out."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from penstock.errors import MemoryCeilingError
+from penstock.memory.budget import LEAST_CHUNK_ROWS, MIB, format_bytes
 from penstock.memory.caches import Caches
-from penstock.models.kv_cache import BLOCK_SLOTS
-from penstock.planning.plan import LEAST_CHUNK_ROWS, MIB, Demand, format_bytes
+from penstock.models.kv_cache import BLOCK_SLOTS, KvCount
+from penstock.models.stage import Need
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from penstock.memory.pressure import Relief
-    from penstock.models.kv_cache import KvCache, KvShape
-    from penstock.models.rows import Rows
-    from penstock.planning.plan import Budget, Plan
-    from penstock.weights.weights import Weights
+    from penstock.memory.budget import Budget, Plan
+    from penstock.memory.room import StageBudget
+    from penstock.models.kv_cache import Blocks, KvCache
 
 KEPT_SHARE = 8
 """Keys and values of sequences that have ended may take this part of the ceiling."""
@@ -25,27 +23,40 @@ CHUNK_SHARE = 4
 """This part of the room for keys and values may be left to the rows of prompts."""
 
 
-class Memory:
-    """The memory of one open model."""
+class Room(Protocol):
+    """A stage's share of memory, here or elsewhere."""
 
-    def __init__(
-        self,
-        budget: Budget,
-        weights: Weights,
-        kv_shape: KvShape,
-        relief: Relief | None = None,
-        max_resident: int | None = None,
-        draft_kv: KvShape | None = None,
-    ) -> None:
-        """`relief`: gives weights back under pressure; `max_resident`: most bytes of weights to keep in any case;
-        `draft_kv`: of a draft model, which has a cache for each of the target's."""
-        self.budget = budget
-        self.plan: Plan = budget.plan(Demand(LEAST_CHUNK_ROWS, 1, kv_shape.bytes_for(1)))
-        """Of the latest pass."""
-        self.caches = Caches(kv_shape, draft_kv, budget.ceiling // KEPT_SHARE)
-        self._weights = weights
-        self._relief = relief
-        self._max_resident = max_resident
+    share: StageBudget
+
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def pressed(self) -> bool: ...
+
+
+class Memory:
+    """The memory of one open model. What has to fit has to fit in every stage."""
+
+    def __init__(self, rooms: Sequence[Room], blocks: Blocks) -> None:
+        """`rooms`: of all stages, first that of this process."""
+        self.rooms = tuple(rooms)
+        most_kept = min(r.share.budget.ceiling // KEPT_SHARE // max(1, r.share.kv.block_bytes) for r in self.rooms)
+        self.caches = Caches(blocks, any(r.share.draft_kv is not None for r in self.rooms), most_kept)
+
+    @property
+    def budget(self) -> Budget:
+        """That of the stage in this process."""
+        return self.rooms[0].share.budget
+
+    @property
+    def plan(self) -> Plan:
+        """How the latest pass shared out the memory of this process."""
+        return self.rooms[0].plan
+
+    @property
+    def pressed(self) -> bool:
+        """Whether other programs need memory."""
+        return any(room.pressed for room in self.rooms)
 
     def new_cache(self, most_slots: int = 0) -> KvCache:
         """An empty KV cache that counts from now on; sequences that come later leave it room for `most_slots`."""
@@ -54,41 +65,43 @@ class Memory:
     def admits(self, most_slots: int, adopted_blocks: int = 0, rows: int = 0) -> bool:
         """Whether one sequence more, which may come to have so many slots, fits beside all that was promised; and
         beside a pass of `rows` rows, or of as many as a share of the room is enough for."""
-        room = self.budget.most_kv(1 + self.caches.promised)
-        chunk = min(rows * self.budget.row_bytes, room // CHUNK_SHARE)
-        return self.caches.taken() + self.caches.bytes_for(most_slots, adopted_blocks) + chunk <= room
+        sequences, count = 1 + self.caches.promised, self.caches.taken()
+        count += self.caches.count_for(most_slots, adopted_blocks)
+        for share in self._shares:
+            room = share.budget.most_kv(sequences)
+            chunk = min(rows * share.budget.row_bytes, room // CHUNK_SHARE)
+            if share.kv_bytes(count) + chunk > room:
+                return False
+        return True
 
-    def before_pass(self, rows: Rows, held_logits: int = 0) -> None:
-        """Make room for a pass, beside the logits of `held_logits` rows that are kept already.
+    def need(self, slots: Mapping[KvCache, int], rows: int, logit_rows: int, guesses: int = 0) -> Need:
+        """What a pass asks for that ends with so many slots in these caches, and has so many rows besides guesses.
 
-        Raises MemoryCeilingError where there is none, even without resident weights.
+        What was kept of sequences that have ended gives way. Raises MemoryCeilingError where that is not enough.
         """
-        slots = {s.cache: int(s.slots[-1]) + 1 for s in rows.sequences}
-        self._share_out(lambda kv: Demand(len(rows), len(rows.wanted) + held_logits, kv), slots)
+        more = self.caches.one_block.times(len(slots) * (guesses > 0))
 
-    def before_filling(self, cache: KvCache, slots: int) -> None:
-        """Make room for keys and values that do not come from a pass. Raises as before_pass does."""
-        self._share_out(lambda kv: Demand(LEAST_CHUNK_ROWS, 1, kv), {cache: slots})
+        def need() -> Need:
+            kv = self.caches.count_with(slots) + more
+            return Need(rows + guesses, logit_rows + guesses, kv, guesses)
 
-    def drop_draft(self, nbytes: int) -> None:
-        """A draft model has gone, and its keys and values with it: leave its bytes to the weights."""
-        self.budget, self.caches.draft = replace(self.budget, draft=self.budget.draft - nbytes), None
+        return self._fitting(need)
 
-    def check(self, cache: KvCache, slots: int, rows: int, logit_rows: int) -> None:
-        """Raise MemoryCeilingError unless passes of `rows` rows, each with its logits, may fill a cache so far, beside
-        `logit_rows` rows of logits."""
-        self._plan(lambda kv: Demand(rows, rows + logit_rows, kv), {cache: slots})
+    def need_to_fill(self, cache: KvCache, slots: int) -> Need:
+        """As `need`, where keys and values do not come from a pass."""
+        return self.need({cache: slots}, LEAST_CHUNK_ROWS, 1)
 
-    def relieve(self) -> None:
-        """Give weights back if other programs need the memory; to be called every now and then."""
-        relief = self._relief
-        if relief is not None and relief.due and relief.check(self._weights.resident_bytes, self.plan.resident):
-            self._limit()
-
-    @property
-    def pressed(self) -> bool:
-        """Whether other programs need memory."""
-        return self._relief is not None and self._relief.limit is not None
+    def _fitting(self, need: Callable[[], Need]) -> Need:
+        while True:
+            asked = need()
+            try:
+                for share in self._shares:
+                    share.budget.plan(share.demand(asked))
+            except MemoryCeilingError:
+                if not self.caches.kept.drop_oldest():
+                    raise
+            else:
+                return asked
 
     def most_rows(
         self, slots: Mapping[KvCache, int], logit_rows: int, all_logits: bool = False, wanted: int = LEAST_CHUNK_ROWS
@@ -99,39 +112,18 @@ class Memory:
         sequences that have ended gives way to `wanted` rows.
         """
         while True:
-            rows = self.budget.most_rows(self.caches.bytes_with(slots), logit_rows, all_logits)
+            count = self.caches.count_with(slots)
+            rows = min(s.budget.most_rows(s.kv_bytes(count), logit_rows, all_logits) for s in self._shares)
             if rows >= wanted or not self.caches.kept.drop_oldest():
                 return max(LEAST_CHUNK_ROWS, rows)
 
     def most_guesses(self, slots: Mapping[KvCache, int], rows: int) -> int:
         """Guesses that a pass has room for, which ends with so many slots a cache without them, and has `rows` rows."""
-        kv = self.caches.bytes_with(slots) + len(slots) * self.caches.shape.block_bytes
-        wanted = self._weights.draft_bytes
-        return self.budget.most_guesses(kv, rows, len(slots), self._guess_bytes, wanted)
-
-    def before_guessing(self, slots: Mapping[KvCache, int], rows: int, guesses: int) -> None:
-        """Make room for a pass with so many guesses besides, and for making them. Raises as before_pass does."""
-        more = len(slots) * self.caches.shape.block_bytes + guesses * self._guess_bytes
-        self._share_out(lambda kv: Demand(rows + guesses, len(slots) + guesses, kv + more), slots)
-
-    @property
-    def _guess_bytes(self) -> int:
-        """Slots of a guess: one while it is made, of nodes some of which are dropped, and one while it is checked."""
-        return 2 * self.caches.block_bytes // BLOCK_SLOTS
-
-    def _share_out(self, demand: Callable[[int], Demand], slots: Mapping[KvCache, int]) -> None:
-        self.plan = self._plan(demand, slots)
-        self._limit()
-
-    def _plan(self, demand: Callable[[int], Demand], slots: Mapping[KvCache, int]) -> Plan:
-        """The plan for what is asked beside the bytes of every cache, with so many slots in those that are named. What
-        was kept of sequences that have ended gives way."""
-        while True:
-            try:
-                return self.budget.plan(demand(self.caches.bytes_with(slots)))
-            except MemoryCeilingError:
-                if not self.caches.kept.drop_oldest():
-                    raise
+        count = self.caches.count_with(slots) + self.caches.one_block.times(len(slots))
+        return min(
+            s.budget.most_guesses(s.kv_bytes(count), rows, len(slots), s.guess_bytes, s.draft_weights)
+            for s in self._shares
+        )
 
     def most_tokens(
         self, prompts: Sequence[int], wanted: int | None, context: int, *, beside_others: bool = True
@@ -143,22 +135,35 @@ class Memory:
         promised to them, unless `beside_others` is False. Raises MemoryCeilingError where the keys and values of all do
         not fit.
         """
-        caches = self.caches
-        room = self.budget.most_kv(len(prompts)) - (caches.taken() if beside_others else 0)
+        taken = self.caches.taken() if beside_others else KvCount()
         if wanted is None:
-            blocks = (room - sum(caches.bytes_for(n) for n in prompts)) // 2 // caches.block_bytes
-            wanted = max(1, blocks // max(1, len(prompts)) * BLOCK_SLOTS)
-        # The last token's keys and values are never computed.
-        needed = sum(caches.bytes_for(min(n + wanted, context) - 1) for n in prompts)
-        if needed > room:
-            least = self.budget.least_ceiling(needed - room)
-            raise MemoryCeilingError(
-                f"The keys and values of {sum(prompts)} prompt tokens and {wanted} new ones for each of {len(prompts)} "
-                f"prompts, {format_bytes(needed)}, do not fit under a ceiling of {self.budget.ceiling // MIB} MiB.",
-                f"The least that works is {format_bytes(least)}: raise --memory, or lower --max-tokens.",
-            )
+            wanted = min(self._half_the_room(share, prompts, taken) for share in self._shares)
+        needed = KvCount()
+        for n in prompts:  # the last token's keys and values are never computed
+            needed += self.caches.count_for(min(n + wanted, context) - 1)
+        for share in self._shares:
+            room = share.budget.most_kv(len(prompts)) - share.kv_bytes(taken)
+            if (nbytes := share.kv_bytes(needed)) > room:
+                least = share.budget.least_ceiling(nbytes - room)
+                raise MemoryCeilingError(
+                    f"The keys and values of {sum(prompts)} prompt tokens and {wanted} new ones for each of "
+                    f"{len(prompts)} prompts, {format_bytes(nbytes)}, do not fit under a ceiling of "
+                    f"{share.budget.ceiling // MIB} MiB.",
+                    f"The least that works is {format_bytes(least)}: raise --memory, or lower --max-tokens.",
+                )
         return wanted
 
-    def _limit(self) -> None:
-        limits = [self.plan.resident, self._max_resident, self._relief.limit if self._relief is not None else None]
-        self._weights.limit_resident(min(limit for limit in limits if limit is not None))
+    def _half_the_room(self, share: StageBudget, prompts: Sequence[int], taken: KvCount) -> int:
+        """Tokens for each of the prompts."""
+        room = share.budget.most_kv(len(prompts)) - share.kv_bytes(taken)
+        room -= sum(share.kv_bytes(self.caches.count_for(n)) for n in prompts)
+        blocks = room // 2 // share.kv_bytes(self.caches.one_block)
+        return max(1, blocks // max(1, len(prompts)) * BLOCK_SLOTS)
+
+    def drop_draft(self, nbytes: int) -> None:
+        """A draft model has gone, and its keys and values with it: leave its bytes to the weights."""
+        self.rooms[0].share, self.caches.drafts = self.rooms[0].share.without_draft(nbytes), False
+
+    @property
+    def _shares(self) -> list[StageBudget]:
+        return [room.share for room in self.rooms]

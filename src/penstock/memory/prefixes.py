@@ -14,6 +14,8 @@ from penstock.models.kv_cache import BLOCK_SLOTS, KvCache
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from penstock.models.kv_cache import Blocks
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefix:
@@ -52,40 +54,35 @@ def longest(prefixes: Iterable[Prefix], tokens: Sequence[int]) -> tuple[Prefix |
 
 
 class KeptPrefixes:
-    """Keys and values of sequences that have ended, the latest last, under a limit of bytes."""
+    """Keys and values of sequences that have ended, the latest last, under a limit of blocks."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
+    def __init__(self, blocks: Blocks, most_blocks: int) -> None:
+        self.most_blocks = most_blocks
+        self._blocks = blocks
         self._kept: list[Prefix] = []
 
     def __iter__(self) -> Iterator[Prefix]:
         return iter(self._kept)
 
-    def block_ids(self) -> set[int]:
+    def block_names(self) -> set[int]:
         """Of all blocks, each once."""
-        return {block for prefix in self._kept for block in prefix.cache.block_ids}
-
-    @property
-    def nbytes(self) -> int:
-        blocks = self.block_ids()
-        return len(blocks) * self._kept[0].cache.shape.block_bytes if blocks else 0
+        return {block for prefix in self._kept for block in prefix.cache.block_names}
 
     def keep(self, tokens: Sequence[int], cache: KvCache) -> None:
         """Keep what a sequence that ends has of whole blocks, in place of those that it began with."""
-        most = self.most_bytes // cache.shape.block_bytes
-        length = min(cache.length // BLOCK_SLOTS, len(tokens) // BLOCK_SLOTS, most) * BLOCK_SLOTS
+        length = min(cache.length // BLOCK_SLOTS, len(tokens) // BLOCK_SLOTS, self.most_blocks) * BLOCK_SLOTS
         if not length:
             return
         longer = next((kept for kept in self._kept if kept.tokens[:length] == tuple(tokens[:length])), None)
         if longer is not None:
             self.touch(longer)
             return
-        copy = KvCache(cache.shape)
+        copy = KvCache(self._blocks)
         copy.adopt(cache, length // BLOCK_SLOTS)
         new = Prefix(tuple(tokens[:length]), copy, length)
         self._kept = [kept for kept in self._kept if kept.tokens != new.tokens[: kept.length]]
         self._kept.append(new)
-        while self.nbytes > self.most_bytes:
+        while len(self.block_names()) > self.most_blocks:
             self.drop_oldest()
 
     def touch(self, prefix: Prefix) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
+from copy import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -18,15 +20,18 @@ from penstock.architectures.names import ATTENTION_NORM, EMBEDDING, FINAL_NORM, 
 from penstock.errors import UsageError
 from penstock.models.rope import inverse_frequencies
 from penstock.models.rows import Rows, SequenceRows
+from penstock.models.tokens import check_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from penstock.architectures.config import ModelConfig
     from penstock.checkpoints.checkpoint import Tensor
     from penstock.compute.kernels import F32, I64, Kernels
     from penstock.events import Events
     from penstock.models.kv_cache import KvCache
+    from penstock.models.kv_planes import U64, KvPlanes
     from penstock.weights.pieces import PieceData
 
 
@@ -41,21 +46,43 @@ class Matrices(Protocol):
     def rows(self, name: str, indices: I64) -> F32: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the rows of a pass are, the same for every layer."""
+
+    cosines: F32
+    sines: F32
+    """Of the angles of the rows' positions, float32 [n, head_dim / 2]."""
+    addresses: Sequence[U64]
+    """Of the blocks of each sequence."""
+
+
 class Decoder:
     """A decoder whose weights may be anywhere."""
 
-    def __init__(self, config: ModelConfig, weights: Matrices, kernels: Kernels, vectors: Mapping[str, F32]) -> None:
-        """`vectors`: the tensors of one dimension (norms, biases), each float32 [n]."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Matrices,
+        kernels: Kernels,
+        vectors: Mapping[str, F32],
+        planes: KvPlanes,
+    ) -> None:
+        """`vectors`: the tensors of one dimension (norms, biases), each float32 [n]; `planes`: keys and values of the
+        layers that it is asked for."""
         self.config = config
         self.architecture = Architecture(config)
         self.weights = weights
         self.kernels = kernels
+        self.planes = planes
         self._inv_freq = inverse_frequencies(config.rope, config.head_dim)
         self._vectors = vectors
 
     def over(self, weights: Matrices) -> Decoder:
         """The same model with its matrices from elsewhere."""
-        return Decoder(self.config, weights, self.kernels, self._vectors)
+        other = copy(self)
+        other.weights = weights
+        return other
 
     def forward(self, tokens: Sequence[int], position: int, cache: KvCache) -> F32:
         """Logits float32 [len(tokens), vocab_size] of tokens at `position` and after; their keys and values are kept.
@@ -64,7 +91,7 @@ class Decoder:
         it: what it takes is not planned, so a ceiling does not hold for it, nor does a context. Raises UsageError for
         tokens that the model does not have and for a position that the cache does not reach.
         """
-        self.check_tokens(tokens)
+        check_tokens(tokens, self.config.vocab_size)
         if not 0 <= position <= cache.length:
             raise UsageError(
                 f"position {position} does not follow the {cache.length} positions in the cache.",
@@ -72,38 +99,42 @@ class Decoder:
             )
         cache.truncate(position)
         rows = Rows([SequenceRows.plain(cache, tokens, range(len(tokens)))])
-        rows.reserve()
-        x = self.embed(rows)
-        angles = self.angles(rows)
-        for index in range(self.config.num_hidden_layers):
-            self.layer(index, x, rows, angles)
+        x = self.hidden(rows)
         cache.truncate(position + len(tokens))
         return self.head(self.final_norm(x))
 
-    def check_tokens(self, tokens: Sequence[int]) -> None:
-        """Raise UsageError unless there are tokens and the model has all of them."""
-        if not len(tokens):
-            raise UsageError("The prompt has no tokens.", "Give some text, or at least one token id.")
-        if not all(isinstance(token, (int, np.integer)) for token in tokens):
-            raise UsageError("A prompt of token ids has something else in it.", "Give integers, or text as one string.")
-        vocab_size = self.config.vocab_size
-        wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
-        if wrong is not None:
-            raise UsageError(
-                f"Token id {wrong} is not in the model's vocabulary.", f"Ids go from 0 to {vocab_size - 1}."
-            )
+    def hidden(self, rows: Rows) -> F32:
+        """Hidden rows [n, hidden_size] after all layers, of a model that is all in one place."""
+        self.planes.apply(self.planes.outbox.take())
+        x = self.embed(rows)
+        self.walk(x, rows, range(self.config.num_hidden_layers))
+        return x
+
+    def walk(
+        self,
+        x: F32,
+        rows: Rows,
+        layers: Iterable[int],
+        around: Callable[[int], AbstractContextManager[None]] = lambda index: nullcontext(),
+    ) -> None:
+        """Let hidden rows x[n, hidden_size] through some layers, in place; each within what `around` gives for it."""
+        places = self.places(rows)
+        for index in layers:
+            with around(index):
+                self.layer(index, x, rows, places)
 
     def embed(self, rows: Rows) -> F32:
         """Hidden rows [n, hidden_size] of the rows' tokens."""
         return self.weights.rows(EMBEDDING, rows.tokens)
 
-    def angles(self, rows: Rows) -> tuple[F32, F32]:
-        """Cosines and sines [n, head_dim / 2] of the rows' positions, the same for every layer."""
-        return self.kernels.rope_table(rows.positions, self._inv_freq)
+    def places(self, rows: Rows) -> Places:
+        """What all layers need to know of where the rows are."""
+        angles = self.kernels.rope_table(rows.positions, self._inv_freq)
+        return Places(*angles, [self.planes.addresses(s.blocks) for s in rows.sequences])
 
-    def layer(self, index: int, x: F32, rows: Rows, angles: tuple[F32, F32]) -> None:
+    def layer(self, index: int, x: F32, rows: Rows, places: Places) -> None:
         """Add attention and MLP of one layer to x[n, hidden_size], in place."""
-        self._attention(index, x, rows, angles)
+        self._attention(index, x, rows, places)
         self._mlp(index, x)
 
     def final_norm(self, x: F32) -> F32:
@@ -114,20 +145,18 @@ class Decoder:
         """Logits [n, vocab_size] of normalised rows."""
         return self._linear(self.architecture.head, x)
 
-    def _attention(self, index: int, x: F32, rows: Rows, angles: tuple[F32, F32]) -> None:
+    def _attention(self, index: int, x: F32, rows: Rows, places: Places) -> None:
         head_dim = self.config.head_dim
         h = self._norm(in_layer(index, ATTENTION_NORM), x)
         matrices = (in_layer(index, f"self_attn.{part}_proj") for part in "qkv")
         q, k, v = (self._linear(name, h).reshape(len(x), -1, head_dim) for name in matrices)
-        self.kernels.rope(q, *angles)
-        self.kernels.rope(k, *angles)
-        out = np.empty_like(q)
-        for s, span in zip(rows.sequences, rows.spans, strict=True):
-            layer = s.cache.layer(index)
+        self.kernels.rope(q, places.cosines, places.sines)
+        self.kernels.rope(k, places.cosines, places.sines)
+        out, scale = np.empty_like(q), 1 / math.sqrt(head_dim)
+        for s, span, addresses in zip(rows.sequences, rows.spans, places.addresses, strict=True):
+            layer = self.planes.layer(index, addresses)
             self.kernels.store_kv(k[span], v[span], s.slots, layer)
-            self.kernels.attention(
-                q[span], s.prefix, s.tail_offsets, s.tail_slots, 1 / math.sqrt(head_dim), layer, out[span]
-            )
+            self.kernels.attention(q[span], s.prefix, s.tail_offsets, s.tail_slots, scale, layer, out[span])
         self._linear(in_layer(index, "self_attn.o_proj"), out.reshape(len(x), -1), add_to=x)
 
     def _mlp(self, index: int, x: F32) -> None:

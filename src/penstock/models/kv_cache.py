@@ -1,170 +1,209 @@
-"""The keys and values of one sequence, in blocks that are allocated as it grows.
+"""Which blocks hold the keys and values of a sequence, and how many of its positions are committed.
 
-A slot holds the key and the value of one token in every layer. Slots 0..length-1 are committed: slot s holds
+A slot is where the key and the value of one token are in every layer. Slots 0..length-1 are committed: slot s holds
 logical position s. Slots past `length` belong to rows of the running pass (or to nodes of a token tree, whose logical
-positions differ from their slots until `keep` compacts them).
+positions differ from their slots until `keep` compacts them). A block is BLOCK_SLOTS slots.
 
-A block is one allocation of BLOCK_SLOTS slots: [layers][key, value][kv_heads][BLOCK_SLOTS][head_dim]. Caches of
-sequences that begin alike share their first blocks: the bits of a key depend on nothing but the tokens up to its own,
-and nobody writes to committed slots.
+Here blocks are names; their bytes are wherever the layers are (kv_planes.py), maybe on several machines. What has to be
+done to bytes is noted as data and goes with the next call of a stage, so nobody waits for it.
+
+Sequences that begin alike share their first blocks (PagedAttention, arXiv 2309.06180): the bits of a key depend on
+nothing but the tokens up to its own, and nobody writes to committed slots.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
-
-import numpy as np
-
-from penstock.compute.kernels import KvLayer
-from penstock.errors import UsageError
-from penstock.system.pages import page_array
+from weakref import ref
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from penstock.architectures.config import ModelConfig
+    from collections.abc import Iterable, Sequence
 
 BLOCK_SLOTS = 32
-KV_ITEM_BYTES = {"bf16": 2, "f32": 4}
 
 
 @dataclass(frozen=True, slots=True)
-class KvShape:
-    """What a slot holds, and how many bytes that takes."""
+class CopyBlock:
+    """The bytes of block `source` into the new block `target`."""
 
-    layers: int
-    kv_heads: int
-    head_dim: int
-    dtype: str
+    source: int
+    target: int
 
-    @classmethod
-    def of(cls, config: ModelConfig, dtype: str, layers: int | None = None) -> KvShape:
-        """The shape for all layers of a model, or for `layers` of them.
 
-        Raises UsageError for a type other than bf16 and f32.
-        """
-        if dtype not in KV_ITEM_BYTES:
-            raise UsageError(f"kv_dtype={dtype!r} is not known.", f"Use one of: {', '.join(KV_ITEM_BYTES)}.")
-        return cls(
-            config.num_hidden_layers if layers is None else layers, config.num_key_value_heads, config.head_dim, dtype
-        )
+@dataclass(frozen=True, slots=True)
+class MoveSlots:
+    """The bytes of some slots, (block, slot within it), into others, one after the other."""
 
-    @property
-    def plane_bytes(self) -> int:
-        """Bytes of one layer's keys (or values) in a block."""
-        return self.kv_heads * BLOCK_SLOTS * self.head_dim * KV_ITEM_BYTES[self.dtype]
+    sources: tuple[tuple[int, int], ...]
+    targets: tuple[tuple[int, int], ...]
 
-    @property
-    def block_bytes(self) -> int:
-        return 2 * self.layers * self.plane_bytes
 
-    @property
-    def slot_bytes(self) -> int:
-        """Bytes of one position's keys and values in every layer."""
-        return self.block_bytes // BLOCK_SLOTS
+@dataclass(frozen=True, slots=True)
+class FreeBlocks:
+    """Nobody has these blocks any more; their names never come again."""
 
-    def bytes_for(self, slots: int) -> int:
-        """Bytes of the blocks that hold `slots` slots."""
-        return -(-slots // BLOCK_SLOTS) * self.block_bytes
+    blocks: tuple[int, ...]
+
+
+CacheOp = CopyBlock | MoveSlots | FreeBlocks
+
+
+class Block:
+    """A block, as long as any cache has it."""
+
+    __slots__ = ("__weakref__", "name")
+
+    def __init__(self, name: int) -> None:
+        self.name = name
+
+
+class _Watch(ref[Block]):
+    """Remembers the name of a block that is gone."""
+
+    __slots__ = ("name",)
+
+    name: int
+
+
+class Blocks:
+    """Names blocks, and tells every stage what has to be done to them."""
+
+    def __init__(self) -> None:
+        self._names = count()
+        self._outboxes: list[Outbox] = []
+        self._watched: dict[int, _Watch] = {}
+        self._gone: deque[_Watch] = deque()
+
+    def new(self) -> Block:
+        """A block that nobody has yet."""
+        block = Block(next(self._names))
+        # Appending is one step of the interpreter: Ctrl-C cannot come amid it.
+        watch = _Watch(block, self._gone.append)
+        watch.name = block.name
+        self._watched[block.name] = watch
+        return block
+
+    def outbox(self) -> Outbox:
+        """What one more stage has to be told, from now on."""
+        self._outboxes.append(Outbox(self))
+        return self._outboxes[-1]
+
+    def note(self, op: CacheOp) -> None:
+        """Tell all stages."""
+        for outbox in self._outboxes:
+            outbox.ops.append(op)
+
+    def note_gone(self) -> None:
+        """Tell all stages which blocks nobody has any more."""
+        names = []
+        while self._gone:
+            names.append(self._gone[0].name)
+            self._watched.pop(names[-1], None)
+            self._gone.popleft()
+        if names:
+            self.note(FreeBlocks(tuple(names)))
+
+
+class Outbox:
+    """What a stage has not been told yet."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.ops: deque[CacheOp] = deque()
+        self._blocks = blocks
+
+    def take(self) -> tuple[CacheOp, ...]:
+        """All of it, in order; it counts as told."""
+        self._blocks.note_gone()
+        ops = tuple(self.ops)
+        for _ in ops:
+            self.ops.popleft()
+        return ops
 
 
 class KvCache:
     """One sequence's cache; grows by blocks, never moves them."""
 
-    def __init__(self, shape: KvShape) -> None:
-        self.shape = shape
+    def __init__(self, blocks: Blocks) -> None:
         self.length = 0
         self.adopted = 0
         """How many of the first blocks came from another cache."""
         self._shared = 0
         """How many of the first blocks others may have as well: the adopted ones, and those that were adopted."""
-        self._blocks: list[npt.NDArray[np.uint8]] = []
-        self._addresses = np.empty(0, np.uint64)
+        self._names = blocks
+        self._blocks: list[Block] = []
 
     @property
-    def nbytes(self) -> int:
+    def n_blocks(self) -> int:
         """Of all blocks, those of others included."""
-        return len(self._blocks) * self.shape.block_bytes
+        return len(self._blocks)
 
     @property
-    def own_bytes(self) -> int:
-        """Of the blocks that were not adopted."""
-        return (len(self._blocks) - self.adopted) * self.shape.block_bytes
+    def own_blocks(self) -> int:
+        """How many blocks were not adopted."""
+        return len(self._blocks) - self.adopted
 
     @property
-    def block_ids(self) -> list[int]:
-        """A name of each block, the same in every cache that has it."""
-        addresses: list[int] = self._addresses.tolist()
-        return addresses
+    def block_names(self) -> list[int]:
+        """The same in every cache that has a block."""
+        return [block.name for block in self._blocks]
 
     def reserve(self, slots: int) -> None:
         """Make room for slots 0..slots-1."""
-        missing = -(-slots // BLOCK_SLOTS) - len(self._blocks)
+        missing = blocks_for(slots) - len(self._blocks)
         if missing > 0:
-            self._set_blocks([*self._blocks, *(page_array(self.shape.block_bytes) for _ in range(missing))])
+            self._blocks = [*self._blocks, *(self._names.new() for _ in range(missing))]
 
     def adopt(self, other: KvCache, blocks: int) -> None:
         """Begin with the first blocks of another cache, in place of all that this one holds; they count as committed.
 
         Whoever adopts blocks that are being filled sees to it that they are, before anybody reads them.
         """
-        self._set_blocks(other._blocks[:blocks])
+        self._blocks = other._blocks[:blocks]
         self.length = blocks * BLOCK_SLOTS
         self.adopted = self._shared = blocks
         other._shared = max(other._shared, blocks)
 
-    def layer(self, index: int) -> KvLayer:
-        """The kernels' view of one layer; valid until the next `reserve`, `keep` or `truncate`."""
-        shape = self.shape
-        keys = 2 * index * shape.plane_bytes
-        return KvLayer(
-            self._addresses, BLOCK_SLOTS, keys, keys + shape.plane_bytes, shape.kv_heads, shape.head_dim, shape.dtype
-        )
-
-    def keep(self, slots: npt.NDArray[np.integer]) -> None:
+    def keep(self, slots: Sequence[int]) -> None:
         """Commit the given uncommitted slots, ascending, as the next positions, and drop the rest."""
-        for target, source in enumerate(slots.tolist(), self.length):
-            if target != source:
-                self._slot(target)[:] = self._slot(source)
+        moved = [(source, target) for target, source in enumerate(slots, self.length) if source != target]
+        if moved:
+            sources, targets = zip(*moved, strict=True)
+            self._names.note(MoveSlots(self._places(sources), self._places(targets)))
         self.truncate(self.length + len(slots))
 
-    def read_slot(self, slot: int) -> bytes:
-        """One slot's keys and values, shape.slot_bytes bytes: [layers][key, value][kv_heads][head_dim]."""
-        return self._slot(slot).tobytes()
-
-    def append_slot(self, data: bytes) -> None:
-        """Commit what `read_slot` gave as the next position, in place of what was uncommitted there."""
-        self.reserve(self.length + 1)
-        target = self._slot(self.length)
-        target[:] = np.frombuffer(data, np.uint8).reshape(target.shape)
-        self.length += 1
-
     def truncate(self, length: int) -> None:
-        """Commit or go back to `length` positions and free the blocks past them."""
+        """Commit or go back to `length` positions and give back the blocks past them."""
         self.length = length
-        blocks = self._blocks[: -(-length // BLOCK_SLOTS)]
+        blocks = self._blocks[: blocks_for(length)]
         whole = length // BLOCK_SLOTS
         if whole < min(self._shared, len(blocks)):  # the last one goes on differently here
-            blocks[whole] = _copy(blocks[whole])
+            copy = self._names.new()
+            self._names.note(CopyBlock(blocks[whole].name, copy.name))
+            blocks[whole] = copy
         self._shared, self.adopted = min(self._shared, whole), min(self.adopted, whole)
-        self._set_blocks(blocks)
+        self._blocks = blocks
 
-    def _set_blocks(self, blocks: list[npt.NDArray[np.uint8]]) -> None:
-        kept = self._blocks[: len(blocks)]
-        if len(blocks) == len(kept) and all(a is b for a, b in zip(blocks, kept, strict=True)):
-            addresses = self._addresses[: len(blocks)]
-        else:
-            addresses = np.array([block.ctypes.data for block in blocks], np.uint64)
-        self._blocks, self._addresses = blocks, addresses  # together, whenever Ctrl-C comes
-
-    def _slot(self, slot: int) -> npt.NDArray[np.uint8]:
-        """One slot's bytes over all layers: [layers * 2 * kv_heads, head_dim * item bytes]."""
-        block = self._blocks[slot // BLOCK_SLOTS]
-        return block.reshape(2 * self.shape.layers * self.shape.kv_heads, BLOCK_SLOTS, -1)[:, slot % BLOCK_SLOTS]
+    def _places(self, slots: Iterable[int]) -> tuple[tuple[int, int], ...]:
+        return tuple((self._blocks[slot // BLOCK_SLOTS].name, slot % BLOCK_SLOTS) for slot in slots)
 
 
-def _copy(block: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    copy = page_array(block.nbytes)
-    copy[:] = block
-    return copy
+def blocks_for(slots: int) -> int:
+    """How many blocks hold so many slots."""
+    return -(-slots // BLOCK_SLOTS)
+
+
+@dataclass(frozen=True, slots=True)
+class KvCount:
+    """Blocks of caches, and as many of a draft model's, which has a cache beside each."""
+
+    blocks: int = 0
+    draft_blocks: int = 0
+
+    def __add__(self, other: KvCount) -> KvCount:
+        return KvCount(self.blocks + other.blocks, self.draft_blocks + other.draft_blocks)
+
+    def times(self, count: int) -> KvCount:
+        return KvCount(self.blocks * count, self.draft_blocks * count)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class SequenceRows:
     """The rows of one sequence: arrays of length n, but for the ragged tails."""
 
-    cache: KvCache
+    blocks: tuple[int, ...]
+    """Those of its cache, by name: slot s is in the block at s // BLOCK_SLOTS."""
     tokens: I64
     positions: I64
     slots: I32
@@ -40,8 +41,9 @@ class SequenceRows:
         """`tokens` follow the committed positions; `wanted` may count from the end, as indices do."""
         n = len(tokens)
         slots = np.arange(cache.length, cache.length + n, dtype=np.int32)
+        cache.reserve(cache.length + n)
         return cls(
-            cache=cache,
+            blocks=tuple(cache.block_names),
             tokens=np.asarray(tokens, np.int64),
             positions=slots.astype(np.int64),
             slots=slots,
@@ -69,8 +71,9 @@ class SequenceRows:
         Own slots ascend. Logits are wanted of every row.
         """
         n = len(tokens)
+        cache.reserve(paths[-1][-1] + 1)
         return cls(
-            cache=cache,
+            blocks=tuple(cache.block_names),
             tokens=np.asarray(tokens, np.int64),
             positions=np.array([cache.length + len(path) - 1 for path in paths], np.int64),
             slots=np.array([path[-1] for path in paths], np.int32),
@@ -99,8 +102,3 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-    def reserve(self) -> None:
-        """Make room in every cache for the keys and values of these rows."""
-        for s in self.sequences:
-            s.cache.reserve(int(s.slots[-1]) + 1)

@@ -1,6 +1,9 @@
-"""A run of layers with their weights: hidden rows in, hidden rows out, and where the time of a pass went.
+"""A stage: some layers of a model with their weights, keys and values, and a share of memory. Hidden rows in, hidden
+rows out.
 
-On one machine there is one stage, which holds every layer, the embedding and the head.
+On one machine there is one stage, which holds every layer, the embedding and the head. Stages that share a model out
+are run one after the other by a chain (chain.py). What a stage is told is data, and so is what it answers: it may be in
+another process.
 """
 
 from __future__ import annotations
@@ -8,121 +11,157 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import numpy as np
+from penstock.models.pass_stats import PartStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from penstock.compute.kernels import F32
-    from penstock.models.decoder import Decoder
+    from penstock.compute.kernels import F32, U8
+    from penstock.models.decoder import Decoder, Matrices
+    from penstock.models.kv_cache import CacheOp, KvCount, Outbox
+    from penstock.models.kv_planes import KvShape
     from penstock.models.rows import Rows
     from penstock.weights.weights import Weights
 
     OnLayer = Callable[[int, float, float, float], None]
     """(layer, read_seconds, wait_seconds, compute_seconds)"""
 
-
-@dataclass(frozen=True, slots=True)
-class PartStats:
-    """One part of a pass: seconds of the reads that it used, seconds that it waited for them, and the rest."""
-
-    name: str
-    bytes_read: int
-    read_seconds: float
-    wait_seconds: float
-    compute_seconds: float
+Tier = Literal["exact", "coarse"]
+"""Which weights: the checkpoint's own, or the coarse tier that is in memory (for guesses)."""
 
 
 @dataclass(frozen=True, slots=True)
-class PassStats:
-    """One pass: how many rows it served, and its parts in order (embedding, layers, head)."""
+class Share:
+    """What of a model a stage holds."""
+
+    layers: tuple[int, ...]
+    embedding: bool = True
+    head: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a pass needs besides weights, in numbers that mean the same to every stage."""
 
     rows: int
-    parts: tuple[PartStats, ...]
-    seconds: float
-    """From its beginning to its end, which the parts are most of, guessing and drawing included."""
-    stage_seconds: float
-    """Of them, those from the embedding to the head."""
-    draft_seconds: float = 0.0
-    """And those of guessing."""
+    logit_rows: int
+    """Rows whose logits are computed."""
+    kv: KvCount
+    """Of every cache, with what the pass adds to them."""
     guesses: int = 0
-    """How many of the rows are."""
-
-    @property
-    def bytes_read(self) -> int:
-        return sum(part.bytes_read for part in self.parts)
-
-    def totals(self) -> PassTotals:
-        """The sums over all parts."""
-        return PassTotals(
-            rows=self.rows,
-            seconds=self.seconds,
-            draft_seconds=self.draft_seconds,
-            guesses=self.guesses,
-            logits=self.parts[-1].name == "head",
-            bytes_read=self.bytes_read,
-            read_seconds=sum(part.read_seconds for part in self.parts),
-            wait_seconds=sum(part.wait_seconds for part in self.parts),
-            compute_seconds=sum(part.compute_seconds for part in self.parts),
-        )
+    """How many of the rows may be guesses, which take slots as they are made and as they are checked."""
 
 
 @dataclass(frozen=True, slots=True)
-class PassTotals:
-    """What remains of a pass's costs in a long record; `logits`: whether it computed any."""
+class Step:
+    """What a stage is to do: first to its caches and its memory, then with rows."""
 
-    rows: int
-    seconds: float
-    draft_seconds: float
-    guesses: int
-    logits: bool
-    bytes_read: int
-    read_seconds: float
-    wait_seconds: float
-    compute_seconds: float
+    ops: tuple[CacheOp, ...] = ()
+    need: Need | None = None
+    """Make room for such a pass."""
+    rows: Rows | None = None
+    embed: bool = False
+    """Whether hidden rows come of the rows' tokens."""
+    layers: tuple[int, ...] = ()
+    head: bool = False
+    """Whether logits come of the hidden rows that want them."""
+    tier: Tier = "exact"
+
+
+class Room(Protocol):
+    """A stage's share of memory."""
+
+    def make(self, need: Need) -> None:
+        """Make room for a pass. Raises MemoryCeilingError."""
+
+    def relieve(self) -> None:
+        """Give weights back if other programs need the memory; called every now and then."""
 
 
 class Stage:
-    """Layers `layers` of a model whose matrices are `weights`."""
+    """One stage in this process."""
 
-    def __init__(self, model: Decoder, weights: Weights, layers: range, on_layer: OnLayer | None = None) -> None:
-        self.model = model
+    def __init__(
+        self, decoder: Decoder, weights: Weights, share: Share, room: Room, on_layer: OnLayer | None = None
+    ) -> None:
+        self.decoder = decoder
         self.weights = weights
-        self.layers = layers
+        self.share = share
+        self.room = room
         self.on_layer = on_layer
+        self.coarse: Matrices | None = None
+        """Stand-ins for the weights, for guesses."""
 
-    def run(self, rows: Rows) -> tuple[F32, PassStats]:
-        """One pass over the weights: logits float32 [len(rows.wanted), vocab_size] of the rows that want them.
+    @property
+    def outbox(self) -> Outbox:
+        """What this stage has not been told of its caches."""
+        return self.decoder.planes.outbox
 
-        Keys and values of all rows are in their caches afterwards, in slots that the caller commits. The head is not
-        read where no row wants logits. Raises ReadError.
+    @property
+    def kv_shape(self) -> KvShape:
+        return self.decoder.planes.shape
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes that its next pass would read."""
+        return self.weights.streamed_bytes
+
+    def read_slot(self, blocks: Sequence[int], slot: int) -> U8:
+        """A slot's keys and values, uint8 [layers, bytes of a layer]."""
+        return self.decoder.planes.read_slot(blocks, slot)
+
+    def write_slot(self, blocks: Sequence[int], slot: int, data: U8) -> None:
+        """Put what `read_slot` gave into a slot."""
+        self.decoder.planes.write_slot(blocks, slot, data)
+
+    def run(self, step: Step, x: F32 | None = None) -> tuple[F32 | None, tuple[PartStats, ...]]:
+        """Hidden rows float32 [n, hidden_size], or logits [len(rows.wanted), vocab_size], and what its parts took.
+
+        Keys and values of all rows are in their caches afterwards, in slots that the caller commits. Raises ReadError,
+        FormatError, MemoryCeilingError.
         """
-        begin = time.perf_counter()
+        self.decoder.planes.apply(step.ops)
+        if step.need is not None:
+            self.room.make(step.need)
+        if step.rows is None:
+            return x, ()
         parts: list[PartStats] = []
-        try:
-            logits = self._run(rows, parts)
-        finally:
-            end = time.perf_counter()
-            self.weights.events.tell("pass", f"{len(rows)} row{'s' * (len(rows) != 1)}", begin, end)
-        return logits, PassStats(len(rows), tuple(parts), end - begin, end - begin)
+        return self._run(step, step.rows, x, parts), tuple(parts)
 
-    def _run(self, rows: Rows, parts: list[PartStats]) -> F32:
-        model = self.model
-        rows.reserve()
-        with self._part("embedding", parts):
-            x = model.embed(rows)
-            angles = model.angles(rows)
-        for index in self.layers:
-            with self._part(f"layer {index}", parts):
-                model.layer(index, x, rows, angles)
-            if self.on_layer is not None:
-                self.on_layer(index, parts[-1].read_seconds, parts[-1].wait_seconds, parts[-1].compute_seconds)
-        if not len(rows.wanted):
-            return np.empty((0, model.config.vocab_size), np.float32)
-        with self._part("head", parts):
-            return model.head(model.final_norm(x[rows.wanted]))
+    def _run(self, step: Step, rows: Rows, x: F32 | None, parts: list[PartStats]) -> F32 | None:
+        decoder = self.decoder
+        if step.tier == "coarse":
+            return self._guess(step, rows, x)
+        if step.embed:
+            with self._part("embedding", parts):
+                x = decoder.embed(rows)
+        if x is not None and step.layers:
+            decoder.walk(x, rows, step.layers, lambda index: self._layer(index, parts))
+        if x is not None and step.head:
+            with self._part("head", parts):
+                x = decoder.head(decoder.final_norm(x[rows.wanted]))
+        return x
+
+    def _guess(self, step: Step, rows: Rows, x: F32 | None) -> F32 | None:
+        """As `_run`, over the coarse tier; it is told as a whole by whoever guesses."""
+        if self.coarse is None:
+            raise ValueError("this stage has no coarse tier")
+        decoder = self.decoder.over(self.coarse)
+        if step.embed:
+            x = decoder.embed(rows)
+        if x is not None:
+            decoder.walk(x, rows, step.layers)
+        return x
+
+    @contextmanager
+    def _layer(self, index: int, parts: list[PartStats]) -> Iterator[None]:
+        with self._part(f"layer {index}", parts):
+            yield
+        self.room.relieve()
+        if self.on_layer is not None:
+            self.on_layer(index, parts[-1].read_seconds, parts[-1].wait_seconds, parts[-1].compute_seconds)
 
     @contextmanager
     def _part(self, name: str, parts: list[PartStats]) -> Iterator[None]:

@@ -120,12 +120,12 @@ class Answers:
     @property
     def token_ids(self) -> list[list[int]]:
         """What each has drawn so far; `submit` takes it as `drawn`."""
-        return [list(completion.generation.token_ids) for completion in self.completions]
+        return [list(completion.sequence.token_ids) for completion in self.completions]
 
     @property
     def usage(self) -> dict[str, int]:
         """Tokens of the prompts, each counted once, and of the answers so far."""
-        return usage_of(self.request, sum(len(completion.generation.token_ids) for completion in self.completions))
+        return usage_of(self.request, sum(len(completion.sequence.token_ids) for completion in self.completions))
 
     def response(self, *, id: str, created: int, model: str) -> dict[str, Any]:
         """The response object once all have ended. `created`: seconds since 1970."""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from penstock.llm import LLM
-    from penstock.models.stage import PassStats
+    from penstock.models.pass_stats import PassStats
     from penstock.openai_api.answers import Answers
 
 PASS_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 2, 3, 5, 8, 12, 20, 30, 60, 120, 300)
@@ -68,7 +68,7 @@ class Metrics:
         usage = answers.usage
         self._prompt_tokens.inc(usage["prompt_tokens"])
         self._drawn_tokens.inc(usage["completion_tokens"])
-        self._right.inc(sum(completion.generation.guesses.accepted for completion in answers.completions))
+        self._right.inc(sum(completion.sequence.guesses.accepted for completion in answers.completions))
 
     def page(self) -> bytes:
         """All of it, in Prometheus's text format."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.completion import Piece, Stats
 from penstock.errors import ContextError, SessionError, UsageError
-from penstock.models.kv_cache import KV_ITEM_BYTES
+from penstock.models.kv_planes import KV_ITEM_BYTES
 from penstock.sampling import SamplingParams
 from penstock.sessions.fields import Fields
 from penstock.sessions.follow_up import appended, common_length, extended
@@ -223,7 +223,7 @@ class Session:
         self._cache.truncate(kept)
         before, completion = self.turn, self._llm.submit(prompt, params, cache=self._cache)
         try:
-            self.turn = turn = Turn.begun(messages, asked, completion.generation, params)
+            self.turn = turn = Turn.begun(messages, asked, completion.sequence, params)
             self._save_turn(turn, kept)
             return self._answer(turn, completion)
         except BaseException as error:
@@ -255,7 +255,7 @@ class Session:
                 self._end_running()
 
     def _take(self, turn: Turn, completion: Completion) -> None:
-        turn.drawn = list(completion.generation.token_ids)
+        turn.drawn = list(completion.sequence.token_ids)
         if completion.error is None and not completion.runs:
             output = completion.output()
             turn.text, turn.end = output.text, output.finish_reason
@@ -267,7 +267,7 @@ class Session:
         if completion is None:
             return
         if self.turn is not None and self.turn.end is None:
-            self.turn.drawn = list(completion.generation.token_ids)
+            self.turn.drawn = list(completion.sequence.token_ids)
         self._llm.cancel(completion)
         self._running = None  # at last: wherever Ctrl-C comes, it can be done again
 
@@ -276,7 +276,7 @@ class Session:
         if self._proof is None or self._cache.length <= self._proof[0]:
             return
         position, data = self._proof
-        if self._cache.read_slot(position) != data:
+        if self._llm.chain.read_slot(self._cache, position) != data:
             self.close()
             raise SessionError(
                 f"{self._name} was made with other weights: these give position {position} other keys and values.",
@@ -290,7 +290,7 @@ class Session:
         log = self._log
         # Of what there was and of what there will be, this holds wherever Ctrl-C comes.
         self._saved_turn, self._saved, self._saved_tokens = None, min(self._saved, kept), 0
-        if log is not None and log.size > 2 * kept * self._cache.shape.slot_bytes + SLACK_BYTES:
+        if log is not None and log.size > 2 * kept * self._llm.kv_shape.slot_bytes + SLACK_BYTES:
             begun = NewRecord(TURN, turn.as_json(0))
             log.rewrite([self._model_record(), begun, self._pass_record(turn, 0, kept)])
             self._saved = kept
@@ -317,8 +317,8 @@ class Session:
         first = self._saved_tokens
         meta = {"at": begin, "first": first, "drawn": turn.drawn[first:], "end": turn.end}
         meta["text"] = turn.text if turn.end else ""
-        slots = (self._cache.read_slot(slot) for slot in range(begin, end))
-        return NewRecord(PASS, meta, slots, (end - begin) * self._cache.shape.slot_bytes)
+        slots = (self._llm.chain.read_slot(self._cache, slot) for slot in range(begin, end))
+        return NewRecord(PASS, meta, slots, (end - begin) * self._llm.kv_shape.slot_bytes)
 
     def _model_record(self) -> NewRecord:
         return NewRecord(MODEL, {**self._identity, "model": str(self._llm.path)})
@@ -326,23 +326,23 @@ class Session:
     @cached_property
     def _identity(self) -> dict[str, Any]:
         identity = model_identity(self._llm.config, self._llm.weights.tensors)
-        return {"identity": identity, "kv": asdict(self._cache.shape)}
+        return {"identity": identity, "kv": asdict(self._llm.kv_shape)}
 
     def _open(self, log: SessionLog) -> None:
         """Take in what the file holds."""
         if log.is_new:
             return
-        held = read_log(log, self._cache.shape.slot_bytes, self._llm.config.vocab_size, self._check_model)
+        held = read_log(log, self._llm.kv_shape.slot_bytes, self._llm.config.vocab_size, self._check_model)
         self.turn = held.turn
         if held.turn is None:
             return
         self._saved_turn, self._saved, self._saved_tokens = held.turn, held.positions, len(held.turn.drawn)
-        self._llm.memory.before_filling(self._cache, held.positions)
+        self._llm.chain.make_room(self._llm.memory.need_to_fill(self._cache, held.positions))
         for data in held.slots(log):
-            self._cache.append_slot(data)
+            self._llm.chain.append_slot(self._cache, data)
         if held.positions:
             last = held.positions - 1
-            self._proof = last, self._cache.read_slot(last)
+            self._proof = last, self._llm.chain.read_slot(self._cache, last)
             self._cache.truncate(last)
 
     def _check_model(self, meta: object) -> None:

@@ -22,7 +22,7 @@ from penstock.sessions.fields import MOST, Fields
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from penstock.engine.generation import Generation
+    from penstock.engine.sequence import Sequence
     from penstock.sessions.log import Record, SessionLog
     from penstock.text.tokenizer import Tokenizer
 
@@ -58,9 +58,9 @@ class Turn:
     """Whether it has been shown as a whole."""
 
     @classmethod
-    def begun(cls, messages: list[Message] | None, asked: str, generation: Generation, params: SamplingParams) -> Turn:
-        """A turn whose first pass is to come; the generation knows what `params` leave open."""
-        sampler = generation.sampler
+    def begun(cls, messages: list[Message] | None, asked: str, sequence: Sequence, params: SamplingParams) -> Turn:
+        """A turn whose first pass is to come; the sequence knows what `params` leave open."""
+        sampler = sequence.sampler
         settled = SamplingParams(
             **asdict(sampler.rule),
             seed=sampler.seed,
@@ -69,7 +69,7 @@ class Turn:
             ignore_eos=params.ignore_eos,
             logprobs=params.logprobs,
         )
-        return cls(messages, asked, generation.prompt, settled, generation.max_tokens)
+        return cls(messages, asked, sequence.prompt, settled, sequence.max_tokens)
 
     @property
     def tokens(self) -> list[int]:

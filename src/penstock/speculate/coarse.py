@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.checkpoints.packed import PackedTensor
 from penstock.compute.levels import CoarseRows
 from penstock.events import Events
-from penstock.speculate.exact_head import ExactRows
+from penstock.speculate.exact_head import exact_rows
 from penstock.speculate.model_drafter import ModelDrafter
 from penstock.weights.pieces import CoarseBytes, PlainData
 
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
 
     from penstock.checkpoints.checkpoint import Tensor
     from penstock.compute.kernels import F32, I64, U8, Kernels
-    from penstock.models.decoder import Decoder
+    from penstock.models.chain import Chain
+    from penstock.models.stage import Stage
     from penstock.speculate.drafter import Guess
     from penstock.speculate.tree import Tree
     from penstock.weights.pieces import PieceData
@@ -110,23 +110,33 @@ def _shape(pieces: Sequence[CoarseBytes | PlainData]) -> tuple[int, int, int]:
 class CoarseDrafter(ModelDrafter):
     """Guesses with the layers whose coarse tier is in memory, and rests where too many are missing."""
 
-    def __init__(self, model: Decoder, weights: Weights) -> None:
-        self._coarse = CoarseWeights(weights, model.kernels)
-        self._head_name = head = model.architecture.head
-        tensor = weights.tensors[head]
-        packed = isinstance(tensor, PackedTensor) and tensor.codec == "planes"
-        refine = ExactRows(weights, head, model.kernels).refine if packed else None
-        super().__init__("coarse", model.over(self._coarse), [], refine=refine, sharpness=COARSE_SHARPNESS)
+    def __init__(self, chain: Chain, stages: Sequence[Stage]) -> None:
+        """`stages`: those of the chain, all in this process."""
+        last = next(stage for stage in stages if stage.share.head)
+        self._stages = [(stage.share.layers, CoarseWeights(stage.weights, stage.decoder.kernels)) for stage in stages]
+        for stage, (_, coarse) in zip(stages, self._stages, strict=True):
+            stage.coarse = coarse
+        self._head = self._stages[stages.index(last)][1]
+        self._architecture = last.decoder.architecture
+        self._layers: list[int] = []
+        refine = exact_rows(last.weights, self._architecture.head, last.decoder.kernels)
+        super().__init__(
+            "coarse",
+            last.decoder.over(self._head),
+            lambda rows: chain.hidden(rows, self._layers, "coarse"),
+            refine=None if refine is None else refine.refine,
+            sharpness=COARSE_SHARPNESS,
+        )
         self._ready = False
 
     def begin(self, trees: Sequence[Tree]) -> None:
         super().begin(trees)
-        count = self._model.config.num_hidden_layers
+        matrices = self._architecture.layer_matrices
         self._layers = [
-            layer for layer in range(count) if self._coarse.load_all(self._model.architecture.layer_matrices(layer))
+            layer for layers, coarse in self._stages for layer in layers if coarse.load_all(matrices(layer))
         ]
-        head = self._coarse.load(self._head_name)
-        self._ready = head and len(self._layers) >= (1 - MOST_MISSING) * count
+        count = sum(len(layers) for layers, _ in self._stages)
+        self._ready = self._head.load(self._architecture.head) and len(self._layers) >= (1 - MOST_MISSING) * count
 
     def expand(self, nodes: Sequence[tuple[Tree, int]]) -> list[list[Guess]]:
         return super().expand(nodes) if self._ready else [[] for _ in nodes]

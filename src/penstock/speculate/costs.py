@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from penstock.models.stage import PassStats
+    from penstock.models.pass_stats import PassStats
 
 FADING, DISK_FADING = 0.9, 0.3
 SHARPNESS = 8

@@ -16,7 +16,8 @@ from penstock.disk.reader import Ring
 from penstock.errors import UsageError
 from penstock.events import Events
 from penstock.models.decoder import Decoder
-from penstock.models.kv_cache import KvShape
+from penstock.models.kv_cache import Blocks
+from penstock.models.kv_planes import KvPlanes, KvShape
 from penstock.text.tokenizer import Tokenizer
 from penstock.weights.pieces import PlainData, largest_chunk
 from penstock.weights.weights import Weights
@@ -93,6 +94,7 @@ class DraftModel:
         self._weights = Weights(checkpoint.tensors, self._order, kernels, self._ring)
         self._shapes = [checkpoint.tensors[name].shape for name in self._order]
         self.kv_shape = KvShape.of(self.config, kv_dtype)
+        self.blocks = Blocks()
         self.nbytes = 0
         """What it takes in memory, once it is loaded."""
 
@@ -126,7 +128,8 @@ class DraftModel:
         else:
             matrices = NibbleWeights(self._weights, self._order, self._kernels)
             self.nbytes = matrices.nbytes + self._ring.nbytes
-        return Decoder(self.config, matrices, self._kernels, self._weights.vectors())
+        planes = KvPlanes(self.kv_shape, range(self.config.num_hidden_layers), self.blocks.outbox())
+        return Decoder(self.config, matrices, self._kernels, self._weights.vectors(), planes)
 
     def _read(self, name: str) -> None:
         """Walk over a matrix, so that it stays in memory."""

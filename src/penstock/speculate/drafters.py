@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from penstock.memory.budget import RAW_WEIGHT_BYTES
 from penstock.models.kv_cache import KvCache
-from penstock.planning.plan import RAW_WEIGHT_BYTES
 from penstock.speculate.coarse import LEVEL_BYTES, CoarseDrafter
 from penstock.speculate.exact_head import KEPT_BYTES
 from penstock.speculate.grow import BATCH
@@ -14,26 +14,27 @@ from penstock.speculate.model_drafter import ModelDrafter
 from penstock.speculate.recycling import ENTRY_BYTES, Recycling
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from penstock.architectures.base import Architecture
-    from penstock.models.decoder import Decoder
+    from penstock.models.chain import Chain
+    from penstock.models.stage import Stage
     from penstock.speculate.draft_model import DraftModel, Form
     from penstock.speculate.drafter import Drafter
-    from penstock.weights.weights import Weights
 
 
-def free_drafters(model: Decoder, weights: Weights) -> list[Drafter]:
+def free_drafters(chain: Chain, stages: Sequence[Stage]) -> list[Drafter]:
     """Those that need nothing but the model: its own coarse tier only where its weights are packed."""
-    drafters: list[Drafter] = [Lookup(), Recycling(model.config.vocab_size)]
-    if weights.draft_bytes:
-        drafters.append(CoarseDrafter(model, weights))
+    drafters: list[Drafter] = [Lookup(), Recycling(chain.vocab_size)]
+    if any(stage.weights.draft_bytes for stage in stages):
+        drafters.append(CoarseDrafter(chain, stages))
     return drafters
 
 
 def draft_drafter(draft: DraftModel, form: Form) -> ModelDrafter:
     """Load a draft model, and ask it."""
     model = draft.load(form)
-    layers = range(model.config.num_hidden_layers)
-    return ModelDrafter("draft", model, layers, new_cache=lambda: KvCache(draft.kv_shape))
+    return ModelDrafter("draft", model, model.hidden, new_cache=lambda: KvCache(draft.blocks))
 
 
 def working_bytes(architecture: Architecture, coarse: bool) -> int:

@@ -26,6 +26,13 @@ READS = 8
 KEPT_BYTES = 8 << 20
 
 
+def exact_rows(weights: Weights, name: str, kernels: Kernels) -> ExactRows | None:
+    """The exact rows of a matrix; None where it is not packed in two tiers."""
+    tensor = weights.tensors[name]
+    packed = isinstance(tensor, PackedTensor) and tensor.codec == "planes"
+    return ExactRows(weights, name, kernels) if packed else None
+
+
 class ExactRows:
     """Exact rows of a packed matrix whose coarse tier is in memory."""
 

@@ -73,16 +73,17 @@ class ModelDrafter:
         self,
         name: str,
         model: Decoder,
-        layers: Sequence[int],
+        through: Callable[[Rows], F32],
         new_cache: Callable[[], KvCache] | None = None,
         refine: Refine | None = None,
         sharpness: float = DRAFT_SHARPNESS,
     ) -> None:
-        """`layers`: those of the model to run, in order; `new_cache`: for a model that cannot use the target's cache;
+        """`model`: its norm and head; `through`: hidden rows [n, hidden_size] after its layers; `new_cache`: for a
+        model that cannot use the target's cache;
         `refine`: a second stage of the head, for tokens on the shortlist; `sharpness`: typical for the model."""
         self.name = name
         self._model = model
-        self._layers = layers
+        self._through = through
         self._new_cache = new_cache
         self._refine = refine
         self._sharpness = {sampled: Sharpness(sharpness) for sampled in (False, True)}
@@ -161,14 +162,6 @@ class ModelDrafter:
         for (draft, node), row in zip(owners, self._model.final_norm(x), strict=True):
             draft.hidden[node] = row
 
-    def _through(self, rows: Rows) -> F32:
-        """Hidden rows [n, hidden_size] after the layers."""
-        rows.reserve()
-        x, angles = self._model.embed(rows), self._model.angles(rows)
-        for layer in self._layers:
-            self._model.layer(layer, x, rows, angles)
-        return x
-
     def _caught_up(self, tree: Tree, new_cache: Callable[[], KvCache]) -> KvCache:
         """A cache of the model's own with all tokens before the root: what of the last tree was right is kept."""
         last = self._drafts.get(tree.key)
@@ -176,7 +169,7 @@ class ModelDrafter:
             cache = new_cache()
         else:
             cache = last.cache
-            cache.keep(np.array(_kept_slots(last, tree.context), np.int64))
+            cache.keep(_kept_slots(last, tree.context))
             self._drafts[tree.key] = _Draft(tree, cache)  # what was kept is not kept again if a read fails below
         begin, end = cache.length, len(tree.context) - 1
         for start in range(begin, end, CHUNK_ROWS):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from penstock.compute.kernels import F32
-    from penstock.models.stage import PassStats
+    from penstock.models.pass_stats import PassStats
     from penstock.speculate.costs import Costs
     from penstock.speculate.drafter import Drafter
     from penstock.speculate.tree import Tree
@@ -183,6 +183,11 @@ class Speculator:
         for drafter in list(self.drafters):
             with self._only_proposing(drafter):
                 drafter.forget(key)
+
+    def close(self) -> None:
+        """Ask nobody any more."""
+        self.drafters.clear()
+        self._drop = lambda: None
 
     def learn_pass(self, stats: PassStats, streamed: int) -> None:
         """Take in a pass, and part with a drafter that does not pay; a fixed number of guesses keeps all.

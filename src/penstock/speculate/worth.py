@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from penstock.models.stage import PassStats
+    from penstock.models.pass_stats import PassStats
     from penstock.speculate.tree import Tree
 
 PASSES = 12

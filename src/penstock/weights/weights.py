@@ -22,7 +22,7 @@ from penstock.disk.reader import ReadAhead, ReadTotals
 from penstock.errors import UsageError
 from penstock.events import Events
 from penstock.system.pages import page_array
-from penstock.weights.pieces import split
+from penstock.weights.pieces import largest_chunk, split
 from penstock.weights.residency import residency_order
 from penstock.weights.stored_rows import row_reader
 
@@ -95,6 +95,8 @@ class Weights:
             keep=lambda index: index in self._keep,
         )
         self._closed = False
+        self.largest_chunk = largest_chunk([tensors[name] for name in order])
+        """Bytes of the largest part that cannot be cut."""
         self.pass_bytes = self._ends[-1] if self._ends else 0
 
     @property

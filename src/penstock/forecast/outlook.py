@@ -18,16 +18,11 @@ from penstock.architectures.config import ModelConfig
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.store import find_model, store_root
 from penstock.compute.kernels import Kernels
-from penstock.engine.engine import MAX_ROWS
+from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import CheckpointError, MemoryCeilingError, UnsupportedError, UsageError
-from penstock.hub.repository import is_repo_id, repo_config
-from penstock.llm import LLM
-from penstock.models.kv_cache import BLOCK_SLOTS, KvShape
-from penstock.outlook.draft_shape import DraftShape, draft_ahead, draft_here
-from penstock.outlook.guess_plan import Guesses, GuessSubject, plan_guesses, tiers_ahead, tiers_here
-from penstock.planning.forecast import Forecast, Rates, forecast_prompt, forecast_token
-from penstock.planning.plan import LEAST_CHUNK_ROWS, Budget, Demand, Plan, check_context, parse_bytes
-from penstock.planning.probe import (
+from penstock.forecast.draft_shape import DraftShape, draft_ahead, draft_here
+from penstock.forecast.guess_plan import Guesses, GuessSubject, plan_guesses, tiers_ahead, tiers_here
+from penstock.forecast.probe import (
     ComputeSpeed,
     DiskSpeed,
     DraftSpeed,
@@ -37,7 +32,13 @@ from penstock.planning.probe import (
     probe_file,
     room_for_probe,
 )
-from penstock.planning.stored_size import StoredSize, matrix_of, packed_size, pass_matrices, raw_size, size_here
+from penstock.forecast.seconds import Forecast, Rates, forecast_prompt, forecast_token
+from penstock.forecast.sizes import StoredSize, matrix_of, packed_size, pass_matrices, raw_size, size_here
+from penstock.hub.repository import is_repo_id, repo_config
+from penstock.llm import LLM
+from penstock.memory.budget import LEAST_CHUNK_ROWS, Budget, Demand, Plan, check_context, parse_bytes
+from penstock.models.kv_cache import BLOCK_SLOTS
+from penstock.models.kv_planes import KvShape
 from penstock.strict_json import shown
 from penstock.synth.shapes import SHAPES, shape_config
 from penstock.system import machine

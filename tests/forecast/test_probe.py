@@ -24,9 +24,8 @@ from penstock.compute.kernels import F32, U8, Kernels
 from penstock.compute.levels import BLOCK, CoarseRows, NibbleRows, nibble_bytes
 from penstock.disk.files import Extent, Files, buffer_bytes
 from penstock.errors import PenstockError, ReadError
-from penstock.planning import probe
-from penstock.planning.plan import Budget
-from penstock.planning.probe import (
+from penstock.forecast import probe
+from penstock.forecast.probe import (
     FEW_ROWS,
     LEAST_READ_BYTES,
     READ_BYTES,
@@ -39,6 +38,7 @@ from penstock.planning.probe import (
     probe_file,
     room_for_probe,
 )
+from penstock.memory.budget import Budget
 from penstock.synth.shapes import shape_config
 
 MIB = 1 << 20

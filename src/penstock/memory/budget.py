@@ -15,7 +15,7 @@ from penstock.errors import ContextError, MemoryCeilingError, UsageError
 
 if TYPE_CHECKING:
     from penstock.architectures.base import Architecture
-    from penstock.planning.stored_size import StoredSize
+    from penstock.forecast.sizes import StoredSize
 
 MIB = 1 << 20
 UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": MIB, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}

@@ -12,13 +12,13 @@ from checkpoints import tiny_config
 from penstock import LLM
 from penstock.checkpoints.store import find_model
 from penstock.errors import CheckpointError, ContextError, MemoryCeilingError, UnsupportedError, UsageError
-from penstock.outlook import outlook
-from penstock.outlook.outlook import Outlook, PlanSettings, look
+from penstock.forecast import outlook
+from penstock.forecast.outlook import Outlook, PlanSettings, look
+from penstock.forecast.probe import ComputeSpeed, DiskSpeed, DraftSpeed, room_for_probe
+from penstock.forecast.seconds import Rates, forecast_prompt, forecast_token
+from penstock.forecast.sizes import Matrix, StoredSize
+from penstock.memory.budget import MIB, Demand
 from penstock.packing.pack import pack
-from penstock.planning.forecast import Rates, forecast_prompt, forecast_token
-from penstock.planning.plan import MIB, Demand
-from penstock.planning.probe import ComputeSpeed, DiskSpeed, DraftSpeed, room_for_probe
-from penstock.planning.stored_size import Matrix, StoredSize
 from penstock.synth.shapes import SHAPES
 from penstock.system import machine
 from penstock.system.machine import Footprint

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from assembled import new_cache, open_engine
+from assembled import new_cache, open_engine, stage_of
 from cases import CASES, DEMO, Case, random_tokens
 from checkpoints import tiny_config
 from hypothesis import given
@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.errors import MemoryCeilingError, UsageError
-from penstock.models.kv_cache import KvShape
+from penstock.memory.budget import MIB, Budget, Demand, choose_ring, format_bytes, parse_bytes
+from penstock.models.kv_planes import KvShape
 from penstock.models.rows import Rows, SequenceRows
-from penstock.planning.plan import MIB, Budget, Demand, choose_ring, format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -151,13 +151,13 @@ def test_activations_cover_what_a_pass_allocates(tmp_path: Path, name: str, want
     path = DEMO if name == "demo" else (CASES | {"wide": WIDE})[name].write(tmp_path)
     n, slack = 300, 64 << 10  # pieces, generators and views, which do not grow with the rows
     with open_engine(path, kv="f32", piece_bytes=piece_bytes) as engine:
-        config, cache = engine.stage.model.config, new_cache(engine)
+        config, cache = stage_of(engine).decoder.config, new_cache(engine)
         tokens = random_tokens(n, config.vocab_size)
         rows = Rows([SequenceRows.plain(cache, tokens, range(n - wanted, n))])
         rows.reserve()
-        engine.stage.run(rows)
+        engine.chain.run(rows)
         tracemalloc.start()
-        engine.stage.run(rows)
+        engine.chain.run(rows)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert cache.nbytes == KvShape.of(config, "f32").bytes_for(n)

@@ -10,8 +10,8 @@ from guessing import Scripted, root
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.outlook.guess_forecast import GuessForecast, forecast_guesses
-from penstock.outlook.guess_plan import ASSUMED
+from penstock.forecast.guess_forecast import GuessForecast, forecast_guesses
+from penstock.forecast.guess_plan import ASSUMED
 from penstock.speculate.grow import BATCH, LEAST_CHANCE, Growth
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from penstock.architectures.base import Architecture
-    from penstock.planning.plan import Plan
-    from penstock.planning.probe import ComputeSpeed
-    from penstock.planning.stored_size import StoredSize
+    from penstock.forecast.probe import ComputeSpeed
+    from penstock.forecast.sizes import StoredSize
+    from penstock.memory.budget import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from penstock.checkpoints.store import find_model
 from penstock.compute.kernels import Kernels
 from penstock.compute.levels import nibble_bytes
 from penstock.errors import UsageError
-from penstock.models.kv_cache import KvShape
-from penstock.outlook.draft_shape import draft_ahead, draft_here
+from penstock.forecast.draft_shape import draft_ahead, draft_here
+from penstock.models.kv_planes import KvShape
 from penstock.packing.pack import pack
 from penstock.speculate.draft_model import LOADING, DraftModel
 from penstock.synth.shapes import shape_config

@@ -12,18 +12,18 @@ from penstock.speculate.speculator import Record
 from penstock.speculate.tree import Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
 
     from penstock.compute.kernels import F32
     from penstock.errors import PenstockError
     from penstock.logprobs import TokenLogprobs
     from penstock.models.kv_cache import KvCache
-    from penstock.models.stage import PassStats
+    from penstock.models.pass_stats import PassStats
     from penstock.sampling import Sampler
 
 
 @dataclass(eq=False)
-class Generation:
+class Sequence:
     """A sequence that waits for memory, takes part in passes, or has ended."""
 
     prompt: list[int]
@@ -48,11 +48,11 @@ class Generation:
     """Of the tokens that were drawn here, where they were asked for."""
 
     after_pass: Callable[[PassStats], None] = lambda stats: None
-    """Told of every pass that this generation took part in."""
+    """Told of every pass that this took part in."""
 
     @property
     def pending(self) -> list[int]:
-        """Tokens whose keys and values are not in the cache yet; never empty while the generation runs."""
+        """Tokens whose keys and values are not in the cache yet; never empty while the sequence runs."""
         done, prompt = self.cache.length, len(self.prompt)
         return self.prompt[done:] + self.token_ids if done < prompt else self.token_ids[done - prompt :]
 
@@ -66,7 +66,7 @@ class Generation:
         """How many positions the cache may come to have: the last token's keys are never needed."""
         return len(self.prompt) + self.max_tokens - 1
 
-    def expected_blocks(self, others: Sequence[Generation]) -> int:
+    def expected_blocks(self, others: Iterable[Sequence]) -> int:
         """Blocks that it is going to share with one of them, computed or not."""
         tokens = self.tokens
         # The last token of the other may stay its last.

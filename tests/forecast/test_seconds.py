@@ -14,15 +14,15 @@ from penstock import LLM
 from penstock.architectures.base import Architecture
 from penstock.architectures.config import ModelConfig
 from penstock.architectures.registry import parse_config
-from penstock.planning.forecast import (
+from penstock.forecast.probe import ComputeSpeed
+from penstock.forecast.seconds import (
     Forecast,
     Rates,
     forecast_prompt,
     forecast_token,
 )
-from penstock.planning.plan import Plan
-from penstock.planning.probe import ComputeSpeed
-from penstock.planning.stored_size import StoredSize
+from penstock.forecast.sizes import StoredSize
+from penstock.memory.budget import Plan
 from penstock.synth.shapes import shape_config
 
 RATES = Rates(disk_bytes=524e6, row_bytes=20e9, flops=100e9, indexed_bytes=15e9)

@@ -26,12 +26,12 @@ from penstock.compute import codec
 from penstock.compute.levels import CoarseRows, NibbleRows
 from penstock.disk.files import ALIGNMENT, Extent, Files, aligned_buffer
 from penstock.errors import PenstockError
-from penstock.planning.plan import allowance
+from penstock.memory.budget import allowance
 
 if TYPE_CHECKING:
     from penstock.compute.codec import PackedRows
     from penstock.compute.kernels import F32, Kernels
-    from penstock.planning.plan import Budget
+    from penstock.memory.budget import Budget
 
 DraftRows = TypeVar("DraftRows", CoarseRows, NibbleRows)
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.architectures.base import Architecture
 from penstock.errors import MemoryCeilingError
+from penstock.forecast.guess_forecast import GuessForecast, forecast_guesses
+from penstock.forecast.probe import MANY_ROWS
+from penstock.forecast.sizes import COARSE_RATIO
+from penstock.memory.budget import Budget, Demand, Plan
 from penstock.models.kv_cache import BLOCK_SLOTS
-from penstock.outlook.guess_forecast import GuessForecast, forecast_guesses
-from penstock.planning.plan import Budget, Demand, Plan
-from penstock.planning.probe import MANY_ROWS
-from penstock.planning.stored_size import COARSE_RATIO
 from penstock.speculate.coarse import MOST_MISSING
 from penstock.speculate.drafters import working_bytes
 from penstock.speculate.grow import MOST_NODES
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from penstock.checkpoints.checkpoint import Tensor
-    from penstock.models.kv_cache import KvShape
-    from penstock.outlook.draft_shape import DraftShape
-    from penstock.planning.forecast import Rates
-    from penstock.planning.probe import DraftSpeed
-    from penstock.planning.stored_size import Matrix, StoredSize
+    from penstock.forecast.draft_shape import DraftShape
+    from penstock.forecast.probe import DraftSpeed
+    from penstock.forecast.seconds import Rates
+    from penstock.forecast.sizes import Matrix, StoredSize
+    from penstock.models.kv_planes import KvShape
     from penstock.speculate.draft_model import Form
 
 ASSUMED = ((0.70, 0.12, 0.05), (0.85, 0.06, 0.02))

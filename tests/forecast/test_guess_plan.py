@@ -14,10 +14,9 @@ from penstock.architectures.config import ModelConfig
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.store import find_model
 from penstock.errors import MemoryCeilingError
-from penstock.models.kv_cache import KvShape
-from penstock.outlook.draft_shape import DraftShape, draft_ahead, draft_here
-from penstock.outlook.guess_forecast import forecast_guesses
-from penstock.outlook.guess_plan import (
+from penstock.forecast.draft_shape import DraftShape, draft_ahead, draft_here
+from penstock.forecast.guess_forecast import forecast_guesses
+from penstock.forecast.guess_plan import (
     ASSUMED,
     Guessing,
     GuessSubject,
@@ -27,11 +26,12 @@ from penstock.outlook.guess_plan import (
     tiers_ahead,
     tiers_here,
 )
+from penstock.forecast.probe import DraftSpeed
+from penstock.forecast.seconds import Rates, forecast_token
+from penstock.forecast.sizes import StoredSize, packed_size, pass_matrices, raw_size, size_here
+from penstock.memory.budget import MIB, Budget, Demand
+from penstock.models.kv_planes import KvShape
 from penstock.packing.pack import pack
-from penstock.planning.forecast import Rates, forecast_token
-from penstock.planning.plan import MIB, Budget, Demand
-from penstock.planning.probe import DraftSpeed
-from penstock.planning.stored_size import StoredSize, packed_size, pass_matrices, raw_size, size_here
 from penstock.speculate.coarse import CoarseWeights
 from penstock.synth.shapes import shape_config
 from penstock.system import machine

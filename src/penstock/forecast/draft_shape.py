@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from penstock.architectures.base import Architecture
 from penstock.compute.levels import nibble_bytes
 from penstock.errors import UsageError
-from penstock.models.kv_cache import KvShape
-from penstock.planning.stored_size import pass_matrices, raw_size
+from penstock.forecast.sizes import pass_matrices, raw_size
+from penstock.models.kv_planes import KvShape
 from penstock.speculate.draft_model import LOADING, DraftModel
 
 if TYPE_CHECKING:

@@ -9,9 +9,7 @@ from checkpoints import tiny_config, write_checkpoint
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.packing.pack import pack
-from penstock.planning.plan import choose_ring
-from penstock.planning.stored_size import (
+from penstock.forecast.sizes import (
     COARSE_RATIO,
     Matrix,
     StoredSize,
@@ -22,6 +20,8 @@ from penstock.planning.stored_size import (
     raw_size,
     size_here,
 )
+from penstock.memory.budget import choose_ring
+from penstock.packing.pack import pack
 from penstock.synth.shapes import SHAPES, shape_config
 from penstock.synth.synth import synthesize
 

@@ -1,0 +1,1 @@
+"""What a model would take on this machine, and how long its tokens would: what `penstock plan` tells."""

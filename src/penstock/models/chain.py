@@ -1,0 +1,172 @@
+"""Several stages run as if they were one: what the engine knows of a model.
+
+Each layer belongs to one stage. A pass goes from stage to stage as the layers follow one another, so layers may be
+dealt out in any way, and the bits of a logit are the same: every product is computed whole by one stage, and hidden
+rows are float32 between them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from penstock.errors import UsageError
+from penstock.models.kv_cache import KvCache
+from penstock.models.pass_stats import PartStats, PassStats
+from penstock.models.stage import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from penstock.compute.kernels import F32, U8
+    from penstock.events import Events
+    from penstock.models.kv_cache import Blocks, Outbox
+    from penstock.models.kv_planes import KvShape
+    from penstock.models.rows import Rows
+    from penstock.models.stage import Need, Share, Tier
+
+
+class StageLike(Protocol):
+    """A stage, here or elsewhere."""
+
+    @property
+    def share(self) -> Share: ...
+    @property
+    def outbox(self) -> Outbox: ...
+    @property
+    def kv_shape(self) -> KvShape: ...
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes that its next pass would read."""
+
+    def run(self, step: Step, x: F32 | None = None) -> tuple[F32 | None, tuple[PartStats, ...]]: ...
+    def read_slot(self, blocks: Sequence[int], slot: int) -> U8: ...
+    def write_slot(self, blocks: Sequence[int], slot: int, data: U8) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Leg:
+    """Layers that follow one another in one stage; before or after them maybe embedding and head."""
+
+    stage: StageLike
+    layers: tuple[int, ...] = ()
+    embed: bool = False
+    head: bool = False
+
+
+class Chain:
+    """The stages of a model."""
+
+    def __init__(
+        self, stages: Sequence[StageLike], layers: int, vocab_size: int, blocks: Blocks, events: Events
+    ) -> None:
+        """`blocks`: names those of every cache. Raises UsageError unless the stages have each of `layers` layers, the
+        embedding and the head once."""
+        self.stages = tuple(stages)
+        self.blocks = blocks
+        self.vocab_size = vocab_size
+        self.events = events
+        self._legs = _legs(self.stages, layers)
+        self._layers = layers
+
+    def new_cache(self) -> KvCache:
+        """An empty cache."""
+        return KvCache(self.blocks)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes that the next pass would read."""
+        return sum(stage.streamed_bytes for stage in self.stages)
+
+    def run(self, rows: Rows, need: Need | None = None) -> tuple[F32, PassStats]:
+        """One pass over the weights: logits float32 [len(rows.wanted), vocab_size] of the rows that want them.
+
+        Keys and values of all rows are in their caches afterwards, in slots that the caller commits. The head is not
+        read where no row wants logits. `need`: what every stage makes room for first. Raises ReadError, FormatError,
+        MemoryCeilingError.
+        """
+        begin, head = time.perf_counter(), len(rows.wanted) > 0
+        try:
+            logits, parts = self._through([replace(leg, head=leg.head and head) for leg in self._legs], rows, need)
+        finally:
+            end = time.perf_counter()
+            self.events.tell("pass", f"{len(rows)} row{'s' * (len(rows) != 1)}", begin, end)
+        if not head:
+            logits = np.empty((0, self.vocab_size), np.float32)
+        return logits, PassStats(len(rows), parts, end - begin, end - begin)
+
+    def hidden(self, rows: Rows, layers: Sequence[int], tier: Tier = "exact") -> F32:
+        """Hidden rows [n, hidden_size] after some of the layers."""
+        legs = (
+            replace(leg, layers=tuple(layer for layer in leg.layers if layer in layers), head=False)
+            for leg in self._legs
+        )
+        return self._through([leg for leg in legs if leg.embed or leg.layers], rows, None, tier)[0]
+
+    def _through(
+        self, legs: Sequence[_Leg], rows: Rows, need: Need | None, tier: Tier = "exact"
+    ) -> tuple[F32, tuple[PartStats, ...]]:
+        x: F32 | None = None
+        parts: list[PartStats] = []
+        told: set[StageLike] = set()
+        for leg in legs:
+            asked = None if leg.stage in told else need
+            told.add(leg.stage)
+            x, took = leg.stage.run(
+                Step(leg.stage.outbox.take(), asked, rows, leg.embed, leg.layers, leg.head, tier), x
+            )
+            parts += took
+        if x is None:
+            raise ValueError("no stage embeds")
+        return x, tuple(parts)
+
+    def make_room(self, need: Need) -> None:
+        """Make room for a pass that is to come, and for guessing before it. Raises MemoryCeilingError."""
+        for stage in self.stages:
+            stage.run(Step(stage.outbox.take(), need))
+
+    def settle(self) -> None:
+        """Have every stage do to its caches what is still to be done."""
+        for stage in self.stages:
+            if ops := stage.outbox.take():
+                stage.run(Step(ops))
+
+    def read_slot(self, cache: KvCache, slot: int) -> bytes:
+        """One slot's keys and values, [layers][key, value][kv_heads][head_dim] of all layers."""
+        self.settle()
+        blocks = cache.block_names
+        planes: dict[int, U8] = {}
+        for stage in self.stages:
+            planes |= dict(zip(stage.share.layers, stage.read_slot(blocks, slot), strict=True))
+        return b"".join(planes[layer].tobytes() for layer in range(self._layers))
+
+    def append_slot(self, cache: KvCache, data: bytes) -> None:
+        """Commit what `read_slot` gave as the next position of a cache, in place of what was uncommitted there."""
+        cache.reserve(cache.length + 1)
+        self.settle()
+        planes = np.frombuffer(data, np.uint8).reshape(self._layers, -1)
+        for stage in self.stages:
+            stage.write_slot(cache.block_names, cache.length, planes[list(stage.share.layers)])
+        cache.length += 1
+
+
+def _legs(stages: Sequence[StageLike], layers: int) -> list[_Leg]:
+    held = sorted(layer for stage in stages for layer in stage.share.layers)
+    embeds, heads = [s for s in stages if s.share.embedding], [s for s in stages if s.share.head]
+    if held != list(range(layers)) or len(embeds) != 1 or len(heads) != 1:
+        raise UsageError(
+            f"The stages do not hold each of {layers} layers, the embedding and the head once.", "Cut it otherwise."
+        )
+    owners = {layer: stage for stage in stages for layer in stage.share.layers}
+    legs = [_Leg(embeds[0], embed=True)]
+    for layer in range(layers):
+        if owners[layer] is legs[-1].stage:
+            legs[-1] = replace(legs[-1], layers=(*legs[-1].layers, layer))
+        else:
+            legs.append(_Leg(owners[layer], (layer,)))
+    if heads[0] is legs[-1].stage:
+        return [*legs[:-1], replace(legs[-1], head=True)]
+    return [*legs, _Leg(heads[0], head=True)]

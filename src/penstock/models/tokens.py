@@ -1,0 +1,23 @@
+"""Token ids as callers give them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from penstock.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
+    """Raise UsageError unless there are tokens and a model with so many has all of them."""
+    if not len(tokens):
+        raise UsageError("The prompt has no tokens.", "Give some text, or at least one token id.")
+    if not all(isinstance(token, (int, np.integer)) for token in tokens):
+        raise UsageError("A prompt of token ids has something else in it.", "Give integers, or text as one string.")
+    wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
+    if wrong is not None:
+        raise UsageError(f"Token id {wrong} is not in the model's vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")

@@ -1,1 +1,0 @@
-"""What running a model would take on this machine, without running it."""

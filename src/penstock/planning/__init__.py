@@ -1,1 +1,0 @@
-"""Sharing out a memory ceiling, and the seconds to expect."""
