@@ -1,192 +1,172 @@
+"""Names of blocks: which a cache has, which it shares, and what stages are told to do with them."""
+
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
-from checkpoints import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics_oracles import same_bits, to_bf16
 
-from penstock.architectures.registry import parse_config
-from penstock.compute.kernels import F32, Kernels
-from penstock.errors import UsageError
-from penstock.models.kv_cache import BLOCK_SLOTS, KvCache
-from penstock.models.kv_planes import KvShape
-
-KERNELS = Kernels(1)
-SHAPES = {dtype: KvShape(layers=2, kv_heads=3, head_dim=4, dtype=dtype) for dtype in ("bf16", "f32")}
+from penstock.models.kv_cache import BLOCK_SLOTS, Blocks, CopyBlock, FreeBlocks, KvCache, KvCount, MoveSlots, blocks_for
 
 
-@pytest.fixture(params=SHAPES)
-def shape(request: pytest.FixtureRequest) -> KvShape:
-    return SHAPES[request.param]
+@pytest.fixture
+def blocks() -> Blocks:
+    return Blocks()
 
 
-def vectors(shape: KvShape, slot: int, layer: int) -> tuple[F32, F32]:
-    """A key and a value [1, kv_heads, head_dim], different for every slot and layer, exact in BF16."""
-    rng = np.random.default_rng([slot, layer])
-    k, v = to_bf16(rng.standard_normal((2, 1, shape.kv_heads, shape.head_dim)).astype(np.float32))
-    return k, v
+def filled(blocks: Blocks, slots: int) -> KvCache:
+    """A cache with so many committed slots."""
+    cache = KvCache(blocks)
+    cache.reserve(slots)
+    cache.truncate(slots)
+    return cache
 
 
-def store(cache: KvCache, slots: range) -> None:
-    cache.reserve(slots.stop)
-    for layer in range(cache.shape.layers):
-        for slot in slots:
-            KERNELS.store_kv(*vectors(cache.shape, slot, layer), np.array([slot], np.int32), cache.layer(layer))
+def test_how_many_blocks_hold_so_many_slots() -> None:
+    assert [blocks_for(n) for n in (0, 1, BLOCK_SLOTS, BLOCK_SLOTS + 1)] == [0, 1, 1, 2]
 
 
-def attended(cache: KvCache, layer: int, path: list[int]) -> F32:
-    """What a query that sees the slots of `path` gets: it depends on all of their keys and values."""
-    shape = cache.shape
-    q = np.random.default_rng(1).standard_normal((1, shape.kv_heads, shape.head_dim)).astype(np.float32)
-    out, offsets = np.empty_like(q), np.array([0, len(path)], np.int32)
-    slots = np.array(path, np.int32)
-    KERNELS.attention(q, np.zeros(1, np.int32), offsets, slots, 0.5, cache.layer(layer), out)
-    return out
+def test_counts_add_up() -> None:
+    assert KvCount(2, 1) + KvCount(3) == KvCount(5, 1)
+    assert KvCount(2, 1).times(3) == KvCount(6, 3)
+    assert KvCount(2, 1).times(0) == KvCount()
 
 
-def test_bytes(shape: KvShape) -> None:
-    item = {"bf16": 2, "f32": 4}[shape.dtype]
-    assert shape.plane_bytes == 3 * BLOCK_SLOTS * 4 * item
-    assert shape.block_bytes == 2 * 2 * shape.plane_bytes
-    assert [shape.bytes_for(n) // shape.block_bytes for n in (0, 1, BLOCK_SLOTS, BLOCK_SLOTS + 1)] == [0, 1, 1, 2]
-
-
-def test_the_shape_of_a_model() -> None:
-    config = parse_config(tiny_config(num_key_value_heads=2, head_dim=6), "config.json")
-    assert KvShape.of(config, "f32", 5) == KvShape(layers=5, kv_heads=2, head_dim=6, dtype="f32")
-
-
-@pytest.mark.parametrize("dtype", ["f16", "bfloat16", "", "BF16"])
-def test_unknown_types(dtype: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        KvShape.of(parse_config(tiny_config(), "config.json"), dtype, 2)
-    assert caught.value.problem == f"kv_dtype={dtype!r} is not known."
-    assert caught.value.remedy == "Use one of: bf16, f32."
-
-
-def test_the_layout_of_a_block(shape: KvShape) -> None:
-    """[layers][key, value][kv_heads][BLOCK_SLOTS][head_dim], as the kernels are told."""
-    cache = KvCache(shape)
-    store(cache, range(BLOCK_SLOTS + 3))
-    for slot in (0, 5, BLOCK_SLOTS - 1, BLOCK_SLOTS, BLOCK_SLOTS + 2):
-        raw = cache._blocks[slot // BLOCK_SLOTS]
-        items: Any = raw.view(np.uint16).astype(np.uint32) << 16 if shape.dtype == "bf16" else raw.view(np.uint32)
-        block = items.view(np.float32).reshape(2, 2, 3, BLOCK_SLOTS, 4)
-        for layer in range(2):
-            for plane, expected in enumerate(vectors(shape, slot, layer)):
-                assert same_bits(block[layer, plane, :, slot % BLOCK_SLOTS], expected[0])
-
-
-def test_growing_moves_nothing(shape: KvShape) -> None:
-    cache = KvCache(shape)
-    assert cache.nbytes == 0
-    store(cache, range(10))
-    before, address = attended(cache, 1, list(range(10))), cache._blocks[0].ctypes.data
+def test_growing_moves_nothing(blocks: Blocks) -> None:
+    outbox, cache = blocks.outbox(), KvCache(blocks)
+    assert cache.n_blocks == 0
+    cache.reserve(10)
+    [first] = cache.block_names
     cache.reserve(5 * BLOCK_SLOTS + 1)
-    assert cache.nbytes == 6 * shape.block_bytes
-    assert cache._blocks[0].ctypes.data == address
-    assert same_bits(attended(cache, 1, list(range(10))), before)
+    assert cache.n_blocks == 6
+    assert cache.block_names[0] == first
+    assert len(set(cache.block_names)) == 6
     cache.reserve(3)
-    assert cache.nbytes == 6 * shape.block_bytes
+    assert cache.n_blocks == 6
+    assert outbox.take() == ()
 
 
-def test_truncating_frees_whole_blocks(shape: KvShape) -> None:
-    cache = KvCache(shape)
-    store(cache, range(3 * BLOCK_SLOTS))
-    before = attended(cache, 0, list(range(BLOCK_SLOTS + 1)))
-    for length, blocks in ((3 * BLOCK_SLOTS, 3), (2 * BLOCK_SLOTS + 1, 3), (2 * BLOCK_SLOTS, 2), (BLOCK_SLOTS + 1, 2)):
+def test_truncating_frees_whole_blocks(blocks: Blocks) -> None:
+    outbox, cache = blocks.outbox(), KvCache(blocks)
+    cache.reserve(3 * BLOCK_SLOTS)
+    names, freed = cache.block_names, []
+    for length, left in ((3 * BLOCK_SLOTS, 3), (2 * BLOCK_SLOTS + 1, 3), (2 * BLOCK_SLOTS, 2), (BLOCK_SLOTS + 1, 2)):
         cache.truncate(length)
-        assert (cache.length, cache.nbytes) == (length, blocks * shape.block_bytes)
-    assert same_bits(attended(cache, 0, list(range(BLOCK_SLOTS + 1))), before)
+        assert (cache.length, cache.n_blocks) == (length, left)
+        assert cache.block_names == names[:left]
+        freed.append(outbox.take())
+    assert freed == [(), (), (FreeBlocks((names[2],)),), ()]
     cache.truncate(0)
-    assert (cache.length, cache.nbytes) == (0, 0)
+    assert (cache.length, cache.n_blocks) == (0, 0)
+    [gone] = outbox.take()
+    assert isinstance(gone, FreeBlocks)
+    assert sorted(gone.blocks) == names[:2]
 
 
-@given(
-    committed=st.integers(0, 2 * BLOCK_SLOTS + 3),
-    nodes=st.integers(1, BLOCK_SLOTS + 5),
-    dtype=st.sampled_from(["bf16", "f32"]),
-    data=st.data(),
-)
-def test_keeping_a_path_is_as_if_it_alone_had_been_stored(committed: int, nodes: int, dtype: str, data: Any) -> None:
-    shape = SHAPES[dtype]
+@given(committed=st.integers(0, 2 * BLOCK_SLOTS + 3), nodes=st.integers(1, BLOCK_SLOTS + 5), data=st.data())
+def test_keeping_a_path_moves_what_is_not_in_its_place(committed: int, nodes: int, data: Any) -> None:
     kept = sorted(data.draw(st.sets(st.integers(committed, committed + nodes - 1))))
-    cache = KvCache(shape)
-    store(cache, range(committed + nodes))
+    blocks = Blocks()
+    outbox, cache = blocks.outbox(), KvCache(blocks)
+    cache.reserve(committed + nodes)
     cache.length = committed
-    path = [*range(committed), *kept]
-    before = [attended(cache, layer, path) for layer in range(2)] if path else []
-    cache.keep(np.array(kept, np.int64))
+    names = cache.block_names
+    cache.keep(kept)
     assert cache.length == committed + len(kept)
-    assert cache.nbytes == shape.bytes_for(cache.length)
-    for layer, expected in enumerate(before):
-        assert same_bits(attended(cache, layer, list(range(cache.length))), expected)
-
-
-def test_a_cache_goes_on_after_keeping(shape: KvShape) -> None:
-    cache = KvCache(shape)
-    store(cache, range(40))
-    cache.length = 30
-    cache.keep(np.array([31, 35]))
-    store(cache, range(32, 34))
-    plain = KvCache(shape)
-    store(plain, range(36))
-    assert same_bits(attended(cache, 1, [30, 31, 32, 33]), attended(plain, 1, [31, 35, 32, 33]))
+    assert cache.n_blocks == blocks_for(cache.length)
+    moves = [op for op in outbox.take() if isinstance(op, MoveSlots)]
+    moved = [(source, committed + i) for i, source in enumerate(kept) if source != committed + i]
+    assert len(moves) == bool(moved)
+    for move in moves:
+        places = [[(names[slot // BLOCK_SLOTS], slot % BLOCK_SLOTS) for slot in pair] for pair in moved]
+        assert [[*pair] for pair in zip(move.sources, move.targets, strict=True)] == places
 
 
 class TestAdoption:
     """Caches of sequences that begin alike share blocks, and go on by themselves."""
 
-    def test_blocks_are_shared_and_count_once(self, shape: KvShape) -> None:
-        donor, heir = KvCache(shape), KvCache(shape)
-        store(donor, range(3 * BLOCK_SLOTS + 5))
-        donor.truncate(3 * BLOCK_SLOTS + 5)
+    def test_blocks_are_shared_and_count_once(self, blocks: Blocks) -> None:
+        donor, heir = filled(blocks, 3 * BLOCK_SLOTS + 5), KvCache(blocks)
         heir.adopt(donor, 2)
-        assert (heir.length, heir.adopted, heir.own_bytes) == (2 * BLOCK_SLOTS, 2, 0)
-        assert heir.block_ids == donor.block_ids[:2]
-        path = list(range(2 * BLOCK_SLOTS))
-        assert same_bits(attended(heir, 1, path), attended(donor, 1, path))
-        store(heir, range(2 * BLOCK_SLOTS, 2 * BLOCK_SLOTS + 3))
-        assert heir.own_bytes == shape.block_bytes
-
-    def test_each_grows_by_itself(self, shape: KvShape) -> None:
-        donor, heir = KvCache(shape), KvCache(shape)
-        store(donor, range(2 * BLOCK_SLOTS))
-        donor.truncate(2 * BLOCK_SLOTS)
-        heir.adopt(donor, 1)
-        path = list(range(2 * BLOCK_SLOTS))
-        before = attended(donor, 0, path)
-        heir.reserve(2 * BLOCK_SLOTS)
-        for slot in range(BLOCK_SLOTS, 2 * BLOCK_SLOTS):
-            KERNELS.store_kv(*vectors(shape, slot + 1000, 0), np.array([slot], np.int32), heir.layer(0))
-        assert same_bits(attended(donor, 0, path), before)
-        assert not same_bits(attended(heir, 0, path), before)
+        assert (heir.length, heir.adopted, heir.own_blocks) == (2 * BLOCK_SLOTS, 2, 0)
+        assert heir.block_names == donor.block_names[:2]
+        heir.reserve(2 * BLOCK_SLOTS + 3)
+        assert heir.own_blocks == 1
+        assert len({*heir.block_names, *donor.block_names}) == 5
 
     @pytest.mark.parametrize("who", ["donor", "heir"])
     @pytest.mark.parametrize("length", [1, BLOCK_SLOTS - 1, BLOCK_SLOTS + 7])
-    def test_going_back_into_a_shared_block_leaves_the_other_alone(self, shape: KvShape, who: str, length: int) -> None:
-        donor, heir = KvCache(shape), KvCache(shape)
-        store(donor, range(2 * BLOCK_SLOTS))
-        donor.truncate(2 * BLOCK_SLOTS)
+    def test_going_back_into_a_shared_block_takes_a_copy(self, blocks: Blocks, who: str, length: int) -> None:
+        outbox = blocks.outbox()
+        donor, heir = filled(blocks, 2 * BLOCK_SLOTS), KvCache(blocks)
         heir.adopt(donor, 2)
         back, other = (donor, heir) if who == "donor" else (heir, donor)
-        path = list(range(2 * BLOCK_SLOTS))
-        before = attended(other, 1, path)
+        names, whole = other.block_names, length // BLOCK_SLOTS
         back.truncate(length)
-        assert same_bits(attended(back, 1, path[:length]), attended(other, 1, path[:length]))
-        KERNELS.store_kv(*vectors(shape, 999, 1), np.array([length], np.int32), back.layer(1))
-        assert same_bits(attended(other, 1, path), before)
+        assert outbox.take() == (CopyBlock(names[whole], back.block_names[whole]),)
+        assert other.block_names == names
+        assert back.block_names[:whole] == names[:whole]
+        assert back.block_names[whole] not in names
         assert back.adopted <= length // BLOCK_SLOTS
 
-    def test_a_donor_that_is_gone(self, shape: KvShape) -> None:
-        donor, heir = KvCache(shape), KvCache(shape)
-        store(donor, range(BLOCK_SLOTS))
-        before = attended(donor, 0, list(range(BLOCK_SLOTS)))
+    def test_going_back_to_the_end_of_a_shared_block_copies_nothing(self, blocks: Blocks) -> None:
+        outbox = blocks.outbox()
+        donor, heir = filled(blocks, 2 * BLOCK_SLOTS), KvCache(blocks)
+        heir.adopt(donor, 2)
+        heir.truncate(BLOCK_SLOTS)
+        assert heir.block_names == donor.block_names[:1]
+        assert outbox.take() == ()
+
+    def test_a_donor_that_is_gone(self, blocks: Blocks) -> None:
+        outbox = blocks.outbox()
+        donor, heir = filled(blocks, 2 * BLOCK_SLOTS), KvCache(blocks)
+        first, second = donor.block_names
         heir.adopt(donor, 1)
         donor.truncate(0)
         del donor
-        assert same_bits(attended(heir, 0, list(range(BLOCK_SLOTS))), before)
+        assert outbox.take() == (FreeBlocks((second,)),)
+        assert heir.block_names == [first]
+        del heir
+        assert outbox.take() == (FreeBlocks((first,)),)
+
+
+class TestOutbox:
+    """What stages are told, each by itself."""
+
+    def test_every_stage_is_told_everything_once_and_in_order(self, blocks: Blocks) -> None:
+        first, second = blocks.outbox(), blocks.outbox()
+        donor, heir = filled(blocks, 2 * BLOCK_SLOTS), KvCache(blocks)
+        heir.adopt(donor, 1)
+        heir.truncate(3)
+        copy = CopyBlock(donor.block_names[0], heir.block_names[0])
+        assert first.take() == (copy,)
+        assert first.take() == ()
+        names = donor.block_names
+        del donor
+        told = second.take()
+        assert told[0] == copy
+        [gone] = told[1:]
+        assert isinstance(gone, FreeBlocks)
+        assert sorted(gone.blocks) == names
+        assert first.take() == (gone,)
+        assert second.take() == ()
+
+    def test_a_stage_that_comes_later_is_told_what_comes_later(self, blocks: Blocks) -> None:
+        donor, heir = filled(blocks, BLOCK_SLOTS), KvCache(blocks)
+        heir.adopt(donor, 1)
+        heir.truncate(3)
+        late = blocks.outbox()
+        heir.truncate(0)
+        [gone] = late.take()
+        assert isinstance(gone, FreeBlocks)
+
+    def test_names_never_come_again(self, blocks: Blocks) -> None:
+        outbox, seen = blocks.outbox(), set()
+        for _ in range(3):
+            cache = filled(blocks, 2 * BLOCK_SLOTS)
+            assert not seen & set(cache.block_names)
+            seen |= set(cache.block_names)
+            del cache
+            outbox.take()

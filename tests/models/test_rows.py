@@ -3,15 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from penstock.models.kv_cache import BLOCK_SLOTS, KvCache
-from penstock.models.kv_planes import KvShape
+from penstock.models.kv_cache import BLOCK_SLOTS, Blocks, KvCache
 from penstock.models.rows import Rows, SequenceRows
-
-SHAPE = KvShape(layers=1, kv_heads=1, head_dim=2, dtype="f32")
 
 
 def cache_of(length: int) -> KvCache:
-    cache = KvCache(SHAPE)
+    cache = KvCache(Blocks())
     cache.reserve(length)
     cache.truncate(length)
     return cache
@@ -71,8 +68,16 @@ def test_the_rows_of_several_sequences() -> None:
     assert rows.sequences == (first, second, third)
 
 
-def test_reserving_makes_room_for_every_row() -> None:
+def test_making_rows_makes_room_for_every_row() -> None:
     caches = [cache_of(BLOCK_SLOTS - 1), cache_of(0), cache_of(BLOCK_SLOTS)]
-    Rows([SequenceRows.plain(cache, [1, 2]) for cache in caches]).reserve()
-    assert [cache.nbytes // SHAPE.block_bytes for cache in caches] == [2, 1, 2]
+    rows = Rows([SequenceRows.plain(cache, [1, 2]) for cache in caches])
+    assert [cache.n_blocks for cache in caches] == [2, 1, 2]
     assert [cache.length for cache in caches] == [BLOCK_SLOTS - 1, 0, BLOCK_SLOTS]
+    assert [part.blocks for part in rows.sequences] == [tuple(cache.block_names) for cache in caches]
+
+
+def test_making_a_tree_makes_room_for_every_node() -> None:
+    cache = cache_of(BLOCK_SLOTS - 2)
+    rows = SequenceRows.tree(cache, [1, 2, 3], [-1, 0, 0])
+    assert (cache.n_blocks, cache.length) == (2, BLOCK_SLOTS - 2)
+    assert rows.blocks == tuple(cache.block_names)
