@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from assembled import open_engine
+from assembled import open_engine, stage_of
 from cases import CASES
 
 from penstock.architectures.base import Architecture
@@ -13,9 +13,9 @@ from penstock.errors import MemoryCeilingError
 from penstock.memory.budget import GUESS_SHARE, LEAST_CHUNK_ROWS, MIB, Budget, Demand, parse_bytes
 from penstock.memory.memory import Memory
 from penstock.memory.pressure import Relief, Sample
-from penstock.models.kv_cache import BLOCK_SLOTS
+from penstock.memory.room import StageBudget, StageRoom
+from penstock.models.kv_cache import BLOCK_SLOTS, Blocks, KvCache
 from penstock.models.kv_planes import KvShape
-from penstock.models.rows import Rows, SequenceRows
 from penstock.weights.weights import Weights
 
 CALM = Sample(4000 * MIB, reserve=200 * MIB, group_free=None, group_reserve=0, swapped=0, stalled_seconds=0.0)
@@ -29,22 +29,25 @@ class Model:
 
     def __init__(self, path: Path) -> None:
         self.engine = open_engine(path)
-        self.weights: Weights = self.engine.__enter__().stage.model.weights
-        self.config = self.weights_config()
+        stage = stage_of(self.engine.__enter__())
+        self.weights: Weights = stage.weights
+        self.config = stage.decoder.config
         self.state, self.now = CALM, 0.0
 
-    def weights_config(self):  # type: ignore[no-untyped-def]
-        from penstock.checkpoints.checkpoint import open_checkpoint
-
-        return open_checkpoint(next(iter(self.weights.tensors.values())).path.parent).config
-
-    def memory(self, spare: int, **options: object) -> Memory:
+    def memory(
+        self,
+        spare: int,
+        relief: Relief | None = None,
+        max_resident: int | None = None,
+        draft_kv: KvShape | None = None,
+    ) -> Memory:
         """Under a ceiling that leaves `spare` bytes beside a pass of the fewest rows and one block of KV."""
         demand = Demand(LEAST_CHUNK_ROWS, 1, self.SHAPE.bytes_for(1))
         whole = Budget(Architecture(self.config), self.weights.pass_bytes, BIG, 0, 0).plan(demand)
         process = BIG - sum((whole.ring, whole.allowance, whole.kv, whole.activations)) - spare
         budget = Budget(Architecture(self.config), self.weights.pass_bytes, BIG, process, 0)
-        return Memory(budget, self.weights, self.SHAPE, **options)  # type: ignore[arg-type]
+        share = StageBudget(budget, self.SHAPE, draft_kv, self.weights.draft_bytes)
+        return Memory([StageRoom(share, self.weights, relief, max_resident)], Blocks())
 
     def relief(self) -> Relief:
         return Relief(lambda: self.state, lambda: self.now)
@@ -57,35 +60,47 @@ def model(tmp_path: Path) -> Iterator[Model]:
     model.engine.__exit__(None, None, None)
 
 
-def rows_of(memory: Memory, count: int) -> Rows:
-    return Rows([SequenceRows.plain(memory.new_cache(), [1] * count)])
+def room_of(memory: Memory) -> StageRoom:
+    [room] = memory.rooms
+    assert isinstance(room, StageRoom)
+    return room
+
+
+def before_pass(memory: Memory, slots: Mapping[KvCache, int], rows: int, logit_rows: int = 1, guesses: int = 0) -> None:
+    """Make room for a pass that ends with so many slots in these caches."""
+    room_of(memory).make(memory.need(slots, rows, logit_rows, guesses))
+
+
+def before_rows(memory: Memory, cache: KvCache, rows: int) -> None:
+    """Make room for a pass of so many rows, which follow what a cache has; the logits of the last one are wanted."""
+    before_pass(memory, {cache: cache.length + rows}, rows)
 
 
 def test_keys_and_values_evict_weights_and_never_the_other_way_round(model: Model) -> None:
     block, weights = model.SHAPE.block_bytes, model.weights.pass_bytes
     memory = model.memory(spare=2 * block + weights // 2)
-    rows, resident = rows_of(memory, LEAST_CHUNK_ROWS), []
+    new, resident = memory.new_cache(), []
     held = [memory.new_cache() for _ in range(3)]
     for cache in held[:2]:
-        memory.before_pass(rows)
+        before_rows(memory, new, LEAST_CHUNK_ROWS)
         resident.append(memory.plan.resident)
         cache.reserve(BLOCK_SLOTS)
     del cache
-    memory.before_pass(rows)
+    before_rows(memory, new, LEAST_CHUNK_ROWS)
     assert [*resident, memory.plan.resident] == [weights, weights, weights // 2]
     assert memory.plan.kv == 3 * block
     held[2].reserve(BLOCK_SLOTS)
     with pytest.raises(MemoryCeilingError):
-        memory.before_pass(rows)
+        before_rows(memory, new, LEAST_CHUNK_ROWS)
     held.clear()
-    memory.before_pass(rows)
+    before_rows(memory, new, LEAST_CHUNK_ROWS)
     assert memory.plan.streamed == 0, "caches that are gone still count"
 
 
 def test_a_pass_without_room_names_the_least_ceiling(model: Model) -> None:
     memory = model.memory(spare=0)
     with pytest.raises(MemoryCeilingError, match=f"ceiling of {BIG >> 20} MiB is too small") as caught:
-        memory.before_pass(rows_of(memory, 5 * BLOCK_SLOTS))
+        before_rows(memory, memory.new_cache(), 5 * BLOCK_SLOTS)
     least = parse_bytes(caught.value.remedy.split("works is ")[1].split(":")[0])
     assert BIG + 16 * MIB <= least < BIG + 18 * MIB
 
@@ -157,10 +172,10 @@ class TestSharing:
         donor.reserve(4 * BLOCK_SLOTS)
         donor.truncate(4 * BLOCK_SLOTS)
         heir.adopt(donor, 3)
-        memory.before_pass(Rows([SequenceRows.plain(heir, [1] * 5)]))
+        before_rows(memory, heir, 5)
         assert memory.plan.kv == 5 * model.SHAPE.block_bytes
         donor.truncate(0)
-        memory.before_pass(Rows([SequenceRows.plain(heir, [1] * 5)]))
+        before_rows(memory, heir, 5)
         assert memory.plan.kv == 4 * model.SHAPE.block_bytes
 
     def test_room_for_one_more(self, model: Model) -> None:
@@ -186,12 +201,12 @@ class TestSharing:
         memory.caches.kept.keep([1] * 2 * BLOCK_SLOTS, running)
         running.truncate(0)
         assert memory.admits(3 * BLOCK_SLOTS)
-        memory.before_pass(Rows([SequenceRows.plain(running, [1])]))
+        before_rows(memory, running, 1)
         assert memory.plan.kv == 3 * model.SHAPE.block_bytes
         running.reserve(2 * BLOCK_SLOTS)
-        memory.before_pass(Rows([SequenceRows.plain(running, [1])]))
+        before_rows(memory, running, 1)
         assert memory.plan.kv == 2 * model.SHAPE.block_bytes
-        assert memory.caches.kept.nbytes == 0
+        assert not memory.caches.kept.block_names()
 
     def test_a_draft_models_keys_are_part_of_what_is_promised(self, model: Model) -> None:
         """Half as many slots fit where it has as many layers, and what was checked then fits a pass."""
@@ -201,25 +216,25 @@ class TestSharing:
         assert memory.most_tokens([BLOCK_SLOTS], BLOCK_SLOTS, 512) == BLOCK_SLOTS
         with pytest.raises(MemoryCeilingError):
             memory.most_tokens([BLOCK_SLOTS], BLOCK_SLOTS + 2, 512)
-        memory.before_pass(Rows([SequenceRows.plain(memory.new_cache(), [1] * (BLOCK_SLOTS + 2))]))
+        before_rows(memory, memory.new_cache(), BLOCK_SLOTS + 2)
 
 
 def test_pressure_from_outside_takes_weights_and_gives_them_back(model: Model) -> None:
     memory = model.memory(spare=10 * MIB + model.weights.pass_bytes, relief=model.relief())
     limits: list[int] = []
     model.weights.limit_resident = limits.append  # type: ignore[method-assign]
-    memory.before_pass(rows_of(memory, 1))
-    memory.relieve()
+    before_rows(memory, memory.new_cache(), 1)
+    room_of(memory).relieve()
     assert limits == [model.weights.pass_bytes]
     model.now, model.state = 1.0, replace(CALM, available=0)
-    memory.relieve()
-    memory.before_pass(rows_of(memory, 1))
+    room_of(memory).relieve()
+    before_rows(memory, memory.new_cache(), 1)
     assert limits == [model.weights.pass_bytes, 0, 0]
 
 
 def test_a_bound_on_weights_in_any_case(model: Model) -> None:
     memory = model.memory(spare=10 * MIB + model.weights.pass_bytes, max_resident=7000)
-    memory.before_pass(rows_of(memory, 1))
+    before_rows(memory, memory.new_cache(), 1)
     for name in model.weights.tensors:
         if model.weights.tensors[name].shape[1:] and "embed" not in name:
             for _ in model.weights.pieces(name):
@@ -239,7 +254,7 @@ class TestGuesses:
         guesses = memory.most_guesses(slots, sequences)
         assert guesses >= 0
         if guesses:
-            memory.before_guessing(slots, sequences, guesses)
+            before_pass(memory, slots, sequences, sequences, guesses)
             plan = memory.plan
             parts = ("process", "scratch", "draft", "ring", "allowance", "kv", "activations", "resident")
             assert sum(getattr(plan, part) for part in parts) <= plan.ceiling
@@ -250,10 +265,10 @@ class TestGuesses:
     def test_they_take_a_share_of_the_ceiling_at_most(self, model: Model) -> None:
         memory = model.memory(spare=8 << 30)
         cache = memory.new_cache()
-        memory.before_pass(Rows([SequenceRows.plain(cache, [1])]))
+        before_rows(memory, cache, 1)
         plain = memory.plan
         guesses = memory.most_guesses({cache: 1}, 1)
-        memory.before_guessing({cache: 1}, 1, guesses)
+        before_pass(memory, {cache: 1}, 1, 1, guesses)
         more = memory.plan.kv + memory.plan.activations - plain.kv - plain.activations
         assert GUESS_SHARE * BIG * 0.9 < more <= GUESS_SHARE * BIG + model.SHAPE.block_bytes
 
@@ -270,8 +285,7 @@ class TestGuesses:
         cache.truncate(BLOCK_SLOTS - 1)
         guesses = memory.most_guesses({cache: BLOCK_SLOTS}, 1)
         assert guesses > BLOCK_SLOTS
-        rows = Rows([SequenceRows.tree(cache, [1] * (guesses + 1), [-1, *range(guesses)])])
-        memory.before_pass(rows)
+        before_pass(memory, {cache: cache.length + guesses + 1}, guesses + 1, guesses + 1)
         assert memory.plan.kv == model.SHAPE.bytes_for(BLOCK_SLOTS + guesses)
 
 
@@ -283,7 +297,7 @@ class TestDrafts:
             memory = model.memory(spare=900 * MIB, draft_kv=draft)
             others = [memory.new_cache() for _ in range(2)]
             others[0].reserve(3 * BLOCK_SLOTS)
-            memory.before_pass(rows_of(memory, BLOCK_SLOTS + 1))
+            before_rows(memory, memory.new_cache(), BLOCK_SLOTS + 1)
             kv.append(memory.plan.kv)
             del others
         assert kv == [5 * model.SHAPE.block_bytes, 5 * model.SHAPE.block_bytes * 5 // 4]
@@ -291,14 +305,14 @@ class TestDrafts:
     def test_one_that_was_dropped_leaves_its_memory_to_the_weights(self, model: Model) -> None:
         weights = model.weights.pass_bytes
         memory = model.memory(spare=4 * MIB + weights // 2, draft_kv=model.SHAPE)
-        memory.budget = replace(memory.budget, draft=3 * MIB, process=memory.budget.process - 3 * MIB)
+        budget, room = memory.budget, room_of(memory)
+        room.share = replace(room.share, budget=replace(budget, draft=3 * MIB, process=budget.process - 3 * MIB))
         cache = memory.new_cache()
-        rows = Rows([SequenceRows.plain(cache, [1] * LEAST_CHUNK_ROWS)])
-        memory.before_pass(rows)
+        before_rows(memory, cache, LEAST_CHUNK_ROWS)
         assert memory.plan.resident == weights // 2
         assert memory.plan.draft == 3 * MIB
         memory.drop_draft(3 * MIB)
-        memory.before_pass(rows)
+        before_rows(memory, cache, LEAST_CHUNK_ROWS)
         assert memory.plan.draft == 0
         assert memory.plan.kv == model.SHAPE.block_bytes
         assert memory.plan.resident == weights
