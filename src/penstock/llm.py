@@ -57,18 +57,20 @@ class LLM:
         self.path, self.files, self.config = checkpoint.path, checkpoint.files, checkpoint.config
         self.architecture = checkpoint.architecture
         self.context, self.kernels, self.events = runtime.context, runtime.kernels, runtime.events
-        self.weights, self.model, self.memory = runtime.weights, runtime.model, runtime.memory
+        self.weights, self.model = runtime.weights[0], runtime.stages[0].decoder
+        self.tensors, self.memory = checkpoint.tensors, runtime.memory
         self.chain = runtime.engine.chain
         self.on_layer = on_layer
 
     @property
     def on_layer(self) -> OnLayer | None:
         """Called as (layer, read_seconds, wait_seconds, compute_seconds) after each layer of each pass."""
-        return self._runtime.stage.on_layer
+        return self._runtime.stages[0].on_layer
 
     @on_layer.setter
     def on_layer(self, listener: OnLayer | None) -> None:
-        self._runtime.stage.on_layer = listener
+        for stage in self._runtime.stages:
+            stage.on_layer = listener
 
     @classmethod
     def open(
@@ -178,7 +180,7 @@ class LLM:
     @property
     def kv_shape(self) -> KvShape:
         """What a position's keys and values take, in all layers."""
-        return KvShape.of(self.config, self._runtime.room.share.kv.dtype)
+        return KvShape.of(self.config, self.memory.rooms[0].share.kv.dtype)
 
     def new_cache(self) -> KvCache:
         """An empty KV cache for `model.forward`."""
@@ -189,7 +191,7 @@ class LLM:
 
         Raises MemoryCeilingError.
         """
-        return self.memory.budget.plan(Demand(rows, logit_rows, self._runtime.room.share.kv.bytes_for(slots)))
+        return self.memory.budget.plan(Demand(rows, logit_rows, self.memory.rooms[0].share.kv.bytes_for(slots)))
 
     def prefetch(self) -> float:
         """Begin to read what the next pass streams first; the bytes a second that came, 0 where nothing had to."""

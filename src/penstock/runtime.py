@@ -29,6 +29,7 @@ from penstock.weights.residency import draft_order
 from penstock.weights.weights import Weights
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from penstock.checkpoints.checkpoint import Checkpoint
@@ -55,6 +56,8 @@ class Options:
     """Most bytes of weights to keep in memory; None keeps what the ceiling allows."""
     reserve: int = 0
     """Bytes under the ceiling that are left to the caller."""
+    shares: tuple[Share, ...] = ()
+    """What each of several stages holds; without any, one holds the model."""
 
 
 class Runtime:
@@ -70,49 +73,63 @@ class Runtime:
         self.events = Events()
         self.blocks = Blocks()
         self.draft: DraftModel | None = None
-        share = Share(tuple(range(self.config.num_hidden_layers)))
-        self.weights = open_weights(checkpoint, share, self.kernels, self.ceiling, self.events, options.guesses)
+        self.weights: list[Weights] = []
         try:
-            # The process is measured now, since the vectors are a part of it.
-            self.model = decoder_of(checkpoint, share, self.weights, self.kernels, self.blocks, options.kv_dtype)
-            self._share_out(checkpoint, share, options, self._budget(options), defaults)
+            self._share_out(checkpoint, options, defaults)
         except BaseException:
             self._free()
             raise
 
-    def _budget(self, options: Options) -> Budget:
-        return Budget(
-            architecture=self.architecture,
-            weights=self.weights.pass_bytes,
-            ceiling=self.ceiling,
-            process=machine.footprint().nbytes + options.reserve,
-            scratch=self.kernels.scratch_bytes * self.kernels.threads,
-            chunk=self.weights.largest_chunk,
-            indexed=self.weights.indexed_bytes,
-            draft=working_bytes(self.architecture, self.weights.draft_bytes > 0) if options.guesses else 0,
-        )
-
-    def _share_out(
-        self, checkpoint: Checkpoint, share: Share, options: Options, budget: Budget, defaults: GenerationDefaults
-    ) -> None:
-        """What keeps to the budget: drafters, memory, the engine."""
+    def _share_out(self, checkpoint: Checkpoint, options: Options, defaults: GenerationDefaults) -> None:
+        """Stages, what keeps them to their ceilings, drafters, and the engine."""
+        shares = options.shares or (Share(tuple(range(self.config.num_hidden_layers))),)
+        ceilings = _ceilings(checkpoint, shares, self.ceiling)
+        for share, ceiling in zip(shares, ceilings, strict=True):
+            self.weights.append(open_weights(checkpoint, share, self.kernels, ceiling, self.events, options.guesses))
+        decoders = [
+            decoder_of(checkpoint, share, weights, self.kernels, self.blocks, options.kv_dtype)
+            for share, weights in zip(shares, self.weights, strict=True)
+        ]
+        # Measured now, since the vectors are a part of the process.
+        process = [machine.footprint().nbytes + options.reserve, *[0] * (len(shares) - 1)]
+        budgets = [self._budget(*of) for of in zip(shares, self.weights, ceilings, process, strict=True)]
+        if options.guesses:
+            coarse = any(weights.draft_bytes for weights in self.weights)
+            budgets[0] = replace(budgets[0], draft=working_bytes(self.architecture, coarse))
+        drafters: list[Drafter] = []
         if options.draft is not None:
             self.draft = DraftModel(options.draft, self.kernels, options.kv_dtype)
-            draft_drafter = self._load_draft(self.draft, checkpoint, budget)
-            budget = replace(budget, draft=budget.draft + self.draft.nbytes)
-        draft_kv = None if self.draft is None else self.draft.kv_shape
-        own = StageBudget(budget, self.model.planes.shape, draft_kv, self.weights.draft_bytes)
-        self.room = StageRoom(own, self.weights, Relief(), options.max_resident)
-        self.stage = Stage(self.model, self.weights, share, self.room)
+            drafters.append(self._load_draft(self.draft, checkpoint, budgets[0]))
+            budgets[0] = replace(budgets[0], draft=budgets[0].draft + self.draft.nbytes)
+        draft_kvs = [None if self.draft is None else self.draft.kv_shape, *[None] * (len(shares) - 1)]
+        rooms, self.stages = [], []
+        for share, weights, decoder, budget, draft_kv in zip(
+            shares, self.weights, decoders, budgets, draft_kvs, strict=True
+        ):
+            own = StageBudget(budget, decoder.planes.shape, draft_kv, weights.draft_bytes)
+            rooms.append(StageRoom(own, weights, Relief(), options.max_resident))
+            self.stages.append(Stage(decoder, weights, share, rooms[-1]))
+        self.memory = Memory(rooms, self.blocks)
         layers = self.config.num_hidden_layers
-        chain = Chain([self.stage], layers, self.config.vocab_size, self.blocks, self.events)
-        self.memory = Memory([self.room], self.blocks)
-        drafters = free_drafters(chain, [self.stage]) if options.guesses else []
-        drafters += [draft_drafter] if self.draft is not None else []
+        chain = Chain(self.stages, layers, self.config.vocab_size, self.blocks, self.events)
+        if options.guesses:
+            drafters = [*free_drafters(chain, self.stages), *drafters]
         worth = None if self.draft is None else Worth("draft", self.draft.nbytes)
         costs = Costs(self.architecture.pass_weights)
         speculator = Speculator(drafters, costs, options.draft_nodes, worth, self.drop_draft)
         self.engine = Engine(chain, self.memory, speculator, self.kernels, self.context, defaults)
+
+    def _budget(self, share: Share, weights: Weights, ceiling: int, process: int) -> Budget:
+        return Budget(
+            architecture=self.architecture,
+            weights=weights.pass_bytes,
+            ceiling=ceiling,
+            process=process,
+            scratch=self.kernels.scratch_bytes * self.kernels.threads,
+            chunk=weights.largest_chunk,
+            indexed=weights.indexed_bytes,
+            head=share.head,
+        )
 
     def _load_draft(self, draft: DraftModel, checkpoint: Checkpoint, budget: Budget) -> Drafter:
         """A draft model as it is where all of both models stays in memory, else in 4 bits a weight."""
@@ -130,15 +147,31 @@ class Runtime:
     def close(self) -> None:
         """End the reader and free the weights."""
         # They refer to this object, which would be left to the garbage collector.
-        self.stage.on_layer = None
+        for stage in self.stages:
+            stage.on_layer = None
         self.engine.speculator.close()
         self.memory.caches.kept.clear()
         self._free()
 
     def _free(self) -> None:
-        self.weights.close()
+        for weights in self.weights:
+            weights.close()
         if self.draft is not None:
             self.draft.close()
+
+
+def _ceilings(checkpoint: Checkpoint, shares: Sequence[Share], ceiling: int) -> list[int]:
+    """Parts of a ceiling for stages of one process, as large as their weights are beside one another; the first one has
+    the process itself."""
+    if len(shares) == 1:
+        return [ceiling]
+    architecture, process = checkpoint.architecture, machine.footprint().nbytes
+    sizes = [
+        sum(checkpoint.tensors[name].nbytes for name in architecture.matrices_of(share.layers, head=share.head))
+        for share in shares
+    ]
+    parts = [max(0, ceiling - process) * size // sum(sizes) for size in sizes]
+    return [process + parts[0], *parts[1:]]
 
 
 def open_weights(

@@ -93,16 +93,18 @@ class Architecture:
         """Of them, those of the logits of `rows` rows."""
         return 2 * rows * self.config.hidden_size * self.config.vocab_size
 
-    def activation_bytes(self, rows: int, logit_rows: int, piece_bytes: int, weight_bytes: float = 2.0) -> int:
+    def activation_bytes(self, rows: int, logit_rows: int | None, piece_bytes: int, weight_bytes: float = 2.0) -> int:
         """Peak float32 bytes of one pass besides weights and KV: hidden rows, the widest part, logits, and what
         sampling takes for one row after another. Of the MLP's second half, one piece's rows are there at a time, of
-        which a weight takes `weight_bytes` or more in the larger part of its piece."""
+        which a weight takes `weight_bytes` or more in the larger part of its piece. `logit_rows` is None where logits
+        are computed elsewhere."""
         config = self.config
         heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
         piece_rows = min(config.intermediate_size, max(1, int(piece_bytes / (weight_bytes * config.hidden_size))))
         widest = max(heads, config.intermediate_size + piece_rows, config.hidden_size)
         hidden = rows * (2 * config.hidden_size + widest + config.head_dim)
-        return 4 * (hidden + (logit_rows + 5) * config.vocab_size)
+        logits = 0 if logit_rows is None else (logit_rows + 5) * config.vocab_size
+        return 4 * (hidden + logits)
 
     def iter_tensors(self) -> Iterator[tuple[str, Shape]]:
         """As `tensors`, one by one: a config may name more layers than there is memory for."""

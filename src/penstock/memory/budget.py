@@ -80,6 +80,8 @@ class Budget:
     """What all weights take in the form that is quickest to multiply with; 0 where there is none."""
     draft: int = 0
     """What guessing takes: a draft model, tables, and the rows that go through it."""
+    head: bool = True
+    """Whether logits are computed here."""
 
     @property
     def ring(self) -> Ring:
@@ -162,7 +164,8 @@ class Budget:
 
     def _activations(self, rows: int, logit_rows: int) -> int:
         weight_bytes = FINE_WEIGHT_BYTES if self.chunk else RAW_WEIGHT_BYTES
-        return self.architecture.activation_bytes(rows, logit_rows, self.ring.piece_bytes, weight_bytes)
+        logits = logit_rows if self.head else None
+        return self.architecture.activation_bytes(rows, logits, self.ring.piece_bytes, weight_bytes)
 
     @property
     def _usable(self) -> int:

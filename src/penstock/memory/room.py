@@ -59,7 +59,8 @@ class StageRoom:
         """Of the latest pass."""
         self._weights = weights
         self._relief = relief
-        self._max_resident = max_resident
+        self.max_resident = max_resident
+        """May be changed between passes."""
 
     def make(self, need: Need) -> None:
         """Make room for a pass. Raises MemoryCeilingError where there is none, even without resident weights."""
@@ -78,5 +79,5 @@ class StageRoom:
         return self._relief is not None and self._relief.limit is not None
 
     def _limit(self) -> None:
-        limits = [self.plan.resident, self._max_resident, self._relief.limit if self._relief is not None else None]
+        limits = [self.plan.resident, self.max_resident, self._relief.limit if self._relief is not None else None]
         self._weights.limit_resident(min(limit for limit in limits if limit is not None))

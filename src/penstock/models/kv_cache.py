@@ -112,11 +112,11 @@ class Outbox:
 
     def __init__(self, blocks: Blocks) -> None:
         self.ops: deque[CacheOp] = deque()
-        self._blocks = blocks
+        self.blocks = blocks
 
     def take(self) -> tuple[CacheOp, ...]:
         """All of it, in order; it counts as told."""
-        self._blocks.note_gone()
+        self.blocks.note_gone()
         ops = tuple(self.ops)
         for _ in ops:
             self.ops.popleft()

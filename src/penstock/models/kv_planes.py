@@ -114,7 +114,8 @@ class KvPlanes:
 
     def read_slot(self, blocks: Sequence[int], slot: int) -> U8:
         """One slot's keys and values, uint8 [layers, bytes of a layer]: [key, value][kv_heads][head_dim] of each."""
-        return self._slot(blocks[slot // BLOCK_SLOTS], slot % BLOCK_SLOTS).reshape(self.shape.layers, -1)
+        data = self._slot(blocks[slot // BLOCK_SLOTS], slot % BLOCK_SLOTS)
+        return data.reshape(self.shape.layers, 2 * self.shape.plane_bytes // BLOCK_SLOTS)
 
     def write_slot(self, blocks: Sequence[int], slot: int, data: U8) -> None:
         """Put what `read_slot` gave into a slot."""
@@ -134,5 +135,7 @@ class KvPlanes:
 
     def _slot(self, block: int, slot: int) -> U8:
         """One slot's bytes over all layers: [layers * 2 * kv_heads, head_dim * item bytes]."""
-        planes = self._block(block).reshape(2 * self.shape.layers * self.shape.kv_heads, BLOCK_SLOTS, -1)
+        shape = self.shape
+        vector_bytes = shape.head_dim * KV_ITEM_BYTES[shape.dtype]
+        planes = self._block(block).reshape(2 * shape.layers * shape.kv_heads, BLOCK_SLOTS, vector_bytes)
         return planes[:, slot]

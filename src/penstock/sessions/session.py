@@ -325,7 +325,7 @@ class Session:
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        identity = model_identity(self._llm.config, self._llm.weights.tensors)
+        identity = model_identity(self._llm.config, self._llm.tensors)
         return {"identity": identity, "kv": asdict(self._llm.kv_shape)}
 
     def _open(self, log: SessionLog) -> None:
