@@ -13,7 +13,6 @@ from guessing import speculate
 from penstock import LLM, SamplingParams
 from penstock.completion import Completion
 from penstock.engine.engine import Engine
-from penstock.engine.sequence import Sequence
 from penstock.errors import MemoryCeilingError, ReadError
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.speculate.lookup import Lookup
@@ -77,19 +76,19 @@ def test_ctrl_c_between_adoption_and_pass(path: Path, monkeypatch: pytest.Monkey
         with limited(plain, blocks=60) as engine:
             alike = [*text[: 3 * BLOCK_SLOTS], 5, 6, 7, 8, 9, 10]
             asked = [engine.add(prompt, GREEDY, 8) for prompt in (text, alike)]
-            chunks = engine._chunks
+            chunks = engine.scheduler.chunks
 
-            def interrupted(adopting: list[Sequence]) -> None:
-                chunks(adopting)
-                assert adopting
+            def interrupted() -> None:
+                chunks()
+                assert any(sequence.cache.adopted for sequence in asked)
                 raise KeyboardInterrupt
 
-            monkeypatch.setattr(engine, "_chunks", interrupted)
+            monkeypatch.setattr(engine.scheduler, "chunks", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 engine.step()
             monkeypatch.undo()
-            for generation in asked:
-                engine.cancel(generation)
+            for sequence in asked:
+                engine.cancel(sequence)
             again = engine.add(text, GREEDY, 8)
             finish(engine)
             assert again.token_ids == alone.token_ids
@@ -147,7 +146,6 @@ def test_a_read_that_fails_while_a_draft_model_catches_up(failing: int) -> None:
     params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
     with LLM.open("demo", draft="demo", draft_nodes=6) as llm:
         [expected] = llm.generate([demo_tokens(30)], params)
-        assert llm.engine.speculator is not None
         drafter = llm.engine.speculator.drafters[-1]
         assert drafter.name == "draft"
         through, calls = drafter._through, iter(range(1, 10**6))  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ import pytest
 
 from penstock import LLM, SamplingParams
 from penstock.errors import UsageError
-from penstock.models.kv_cache import BLOCK_SLOTS, KvCache
+from penstock.models.kv_cache import BLOCK_SLOTS, KvCache, KvCount
 
 PARAMS = SamplingParams(temperature=1, seed=3, max_tokens=40)
 
@@ -14,7 +14,7 @@ PARAMS = SamplingParams(temperature=1, seed=3, max_tokens=40)
 def copy(llm: LLM, cache: KvCache) -> KvCache:
     other = llm.new_cache()
     for slot in range(cache.length):
-        other.append_slot(cache.read_slot(slot))
+        llm.chain.append_slot(other, llm.chain.read_slot(cache, slot))
     return other
 
 
@@ -48,7 +48,7 @@ def test_it_stays_as_it_is_when_the_generation_ends() -> None:
             llm.step()
         llm.cancel(completion)
         assert cache.length == 5
-        assert cache.nbytes == cache.shape.block_bytes
+        assert cache.n_blocks == 1
 
 
 def test_what_it_holds_is_counted_once() -> None:
@@ -56,19 +56,19 @@ def test_what_it_holds_is_counted_once() -> None:
     with LLM.open("demo", draft="none") as llm:
         cache = llm.new_cache()
         for _ in range(BLOCK_SLOTS + 1):
-            cache.append_slot(bytes(cache.shape.slot_bytes))
+            llm.chain.append_slot(cache, bytes(llm.kv_shape.slot_bytes))
         completion = llm.submit(
             list(range(40, 40 + BLOCK_SLOTS + 2)), SamplingParams(max_tokens=2 * BLOCK_SLOTS - 2), cache=cache
         )
-        assert llm.memory.caches.taken() == 3 * cache.shape.block_bytes
+        assert llm.memory.caches.taken() == KvCount(blocks=3)
         llm.cancel(completion)
-        assert llm.memory.caches.taken() == 2 * cache.shape.block_bytes
+        assert llm.memory.caches.taken() == KvCount(blocks=2)
 
 
 def test_one_that_leaves_nothing_to_compute() -> None:
     with LLM.open("demo", draft="none") as llm:
         cache = llm.new_cache()
         for _ in range(3):
-            cache.append_slot(bytes(cache.shape.slot_bytes))
+            llm.chain.append_slot(cache, bytes(llm.kv_shape.slot_bytes))
         with pytest.raises(UsageError, match="leaves no token to compute"):
             llm.submit([5, 6, 7], SamplingParams(max_tokens=3), cache=cache)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from assembled import GREEDY, Recorder, limited, open_engine, stage_of
+from assembled import GREEDY, Recorder, limited, open_engine
 from cases import CASES, random_tokens
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,10 +40,10 @@ def engine(path: Path) -> Iterator[Engine]:
 
 
 def add(engine: Engine, prompt: list[int], tokens: int = TOKENS, **options: object) -> tuple[Sequence, Recorder]:
-    generation = engine.add(prompt, GREEDY, tokens, **options)  # type: ignore[arg-type]
-    recorder = Recorder(generation.sampler)
-    generation.sampler = recorder  # type: ignore[assignment]
-    return generation, recorder
+    sequence = engine.add(prompt, GREEDY, tokens, **options)  # type: ignore[arg-type]
+    recorder = Recorder(sequence.sampler)
+    sequence.sampler = recorder  # type: ignore[assignment]
+    return sequence, recorder
 
 
 def finish(engine: Engine) -> list[int]:
@@ -56,14 +56,14 @@ def finish(engine: Engine) -> list[int]:
 
 def alone(path: Path, prompt: list[int], tokens: int = TOKENS) -> tuple[list[int], F32]:
     with open_engine(path) as engine:
-        generation, recorder = add(engine, prompt, tokens)
+        sequence, recorder = add(engine, prompt, tokens)
         finish(engine)
-        return generation.token_ids, np.array(recorder.logits)
+        return sequence.token_ids, np.array(recorder.logits)
 
 
-def require_as_alone(path: Path, generation: Sequence, recorder: Recorder) -> None:
-    tokens, logits = alone(path, generation.prompt, generation.max_tokens)
-    assert generation.token_ids == tokens
+def require_as_alone(path: Path, sequence: Sequence, recorder: Recorder) -> None:
+    tokens, logits = alone(path, sequence.prompt, sequence.max_tokens)
+    assert sequence.token_ids == tokens
     assert same_bits(np.array(recorder.logits), logits)
 
 
@@ -83,26 +83,26 @@ class TestWithinAPass:
         asked = [add(engine, SYSTEM + question) for question in QUESTIONS]
         rows = engine.step().rows
         assert rows == sum(len(SYSTEM) + len(q) for q in QUESTIONS) - 2 * 3 * BLOCK_SLOTS
-        caches = [generation.cache for generation, _ in asked]
-        assert len({block for cache in caches for block in cache.block_ids[:3]}) == 3
+        caches = [sequence.cache for sequence, _ in asked]
+        assert len({block for cache in caches for block in cache.block_names[:3]}) == 3
         finish(engine)
-        for generation, recorder in asked:
-            require_as_alone(path, generation, recorder)
+        for sequence, recorder in asked:
+            require_as_alone(path, sequence, recorder)
 
     def test_equal_prompts(self, path: Path, engine: Engine) -> None:
         asked = [add(engine, SYSTEM) for _ in range(3)]
         assert engine.step().rows == len(SYSTEM) + 2 * (len(SYSTEM) - 3 * BLOCK_SLOTS)
         finish(engine)
-        for generation, recorder in asked:
-            require_as_alone(path, generation, recorder)
+        for sequence, recorder in asked:
+            require_as_alone(path, sequence, recorder)
 
     @pytest.mark.parametrize("max_rows", [1, 20, BLOCK_SLOTS + 1, 100])
     def test_in_passes_of_few_rows(self, path: Path, max_rows: int) -> None:
         with open_engine(path, max_rows=max_rows) as engine:
             asked = [add(engine, SYSTEM + question) for question in QUESTIONS]
             rows = finish(engine)
-        for generation, recorder in asked:
-            require_as_alone(path, generation, recorder)
+        for sequence, recorder in asked:
+            require_as_alone(path, sequence, recorder)
         assert max(rows) <= max_rows
         if max_rows > 1:  # else the first one takes every pass until it has ended
             assert sum(rows) <= sum(len(SYSTEM) + len(q) + TOKENS for q in QUESTIONS) - 2 * BLOCK_SLOTS * 3
@@ -115,8 +115,8 @@ class TestWithinAPass:
         second = add(engine, answer + QUESTIONS[1])
         assert engine.step().rows == 1 + len(second[0].prompt) - len(answer) // BLOCK_SLOTS * BLOCK_SLOTS
         finish(engine)
-        for generation, recorder in (first, second):
-            require_as_alone(path, generation, recorder)
+        for sequence, recorder in (first, second):
+            require_as_alone(path, sequence, recorder)
 
     def test_one_that_leaves_first(self, path: Path, engine: Engine) -> None:
         first, second = (add(engine, SYSTEM + question) for question in QUESTIONS[:2])
@@ -129,19 +129,19 @@ class TestWithinAPass:
         self, path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = [add(engine, SYSTEM + question) for question in QUESTIONS]
-        run = engine.stage.run
+        run = engine.chain.run
 
-        def fail(rows: object) -> None:
-            monkeypatch.setattr(engine.stage, "run", run)
+        def fail(rows: object, need: object) -> None:
+            monkeypatch.setattr(engine.chain, "run", run)
             raise ReadError("The disk is gone.")
 
-        monkeypatch.setattr(engine.stage, "run", fail)
+        monkeypatch.setattr(engine.chain, "run", fail)
         with pytest.raises(ReadError):
             engine.step()
         engine.cancel(asked[0][0])  # the shortest, which the others had begun with
         finish(engine)
-        for generation, recorder in asked[1:]:
-            require_as_alone(path, generation, recorder)
+        for sequence, recorder in asked[1:]:
+            require_as_alone(path, sequence, recorder)
 
 
 class TestKept:
@@ -164,9 +164,9 @@ class TestKept:
             prompts = [random_tokens(2 * BLOCK_SLOTS + 1, VOCAB, seed) for seed in range(3)]
 
             def rows(index: int) -> int:
-                generation, _ = add(engine, prompts[index], 1)
+                sequence, _ = add(engine, prompts[index], 1)
                 [count] = finish(engine)
-                engine.cancel(generation)
+                engine.cancel(sequence)
                 return count
 
             new, kept = 2 * BLOCK_SLOTS + 1, 1
@@ -177,12 +177,11 @@ class TestKept:
             first, _ = add(engine, random_tokens(4 * BLOCK_SLOTS, VOCAB, 1), 2)
             finish(engine)
             engine.cancel(first)
-            assert engine.memory.caches.kept is not None
-            assert engine.memory.caches.kept.nbytes == 4 * stage_of(engine).kv_shape.block_bytes
+            assert len(engine.memory.caches.kept.block_names()) == 4
             second = add(engine, random_tokens(6 * BLOCK_SLOTS, VOCAB, 2), 2)
             assert engine.scheduler.active == [second[0]]
             finish(engine)
-            assert engine.memory.caches.kept.nbytes == 0
+            assert len(engine.memory.caches.kept.block_names()) == 0
             require_as_alone(path, *second)
 
     def test_they_are_given_up_where_other_programs_need_memory(
@@ -193,25 +192,21 @@ class TestKept:
             finish(engine)
             engine.cancel(first)
             add(engine, [1, 2, 3], 2)
-            assert engine.memory.caches.kept is not None
             engine.step()
-            assert engine.memory.caches.kept.nbytes > 0
+            assert len(engine.memory.caches.kept.block_names()) > 0
             monkeypatch.setattr(Memory, "pressed", True)
             engine.step()
-            assert engine.memory.caches.kept.nbytes == 0
+            assert len(engine.memory.caches.kept.block_names()) == 0
 
     def test_a_longer_one_takes_the_place_of_what_it_began_with(self, path: Path) -> None:
         with open_engine(path) as plain, limited(plain, blocks=40) as engine:
             for prompt in (SYSTEM, SYSTEM + QUESTIONS[2], SYSTEM):
-                generation, _ = add(engine, prompt, 1)
+                sequence, _ = add(engine, prompt, 1)
                 finish(engine)
-                engine.cancel(generation)
-            assert engine.memory.caches.kept is not None
+                engine.cancel(sequence)
             assert len(list(engine.memory.caches.kept)) == 1
-            assert (
-                engine.memory.caches.kept.nbytes
-                == (len(SYSTEM) + len(QUESTIONS[2])) // BLOCK_SLOTS * stage_of(engine).kv_shape.block_bytes
-            )
+            kept = engine.memory.caches.kept.block_names()
+            assert len(kept) == (len(SYSTEM) + len(QUESTIONS[2])) // BLOCK_SLOTS
 
 
 class TestWaiting:
@@ -219,17 +214,17 @@ class TestWaiting:
         prompts = [random_tokens(2 * BLOCK_SLOTS, VOCAB, seed) for seed in range(5)]
         with open_engine(path) as plain, limited(plain, blocks=6, kept_blocks=0) as engine:
             asked = [add(engine, prompt, 3 + i) for i, prompt in enumerate(prompts)]
-            generations = [generation for generation, _ in asked]
-            assert engine.scheduler.active == generations[:2]
-            assert list(engine.scheduler.waiting) == generations[2:]
+            sequences = [sequence for sequence, _ in asked]
+            assert engine.scheduler.active == sequences[:2]
+            assert list(engine.scheduler.waiting) == sequences[2:]
             ended = []
             while engine.busy:
                 engine.step()
-                ended += [g for g in generations if g.finish_reason and g not in ended]
+                ended += [g for g in sequences if g.finish_reason and g not in ended]
                 assert len(engine.scheduler.active) <= 2
-            assert ended == generations
-            for generation, recorder in asked:
-                require_as_alone(path, generation, recorder)
+            assert ended == sequences
+            for sequence, recorder in asked:
+                require_as_alone(path, sequence, recorder)
 
     def test_what_they_share_counts_once(self, path: Path) -> None:
         prompts = [SYSTEM[: 3 * BLOCK_SLOTS] + random_tokens(9, VOCAB, seed) for seed in range(5)]
@@ -237,8 +232,8 @@ class TestWaiting:
             asked = [add(engine, prompt) for prompt in prompts]
             assert len(engine.scheduler.active) == 5
             finish(engine)
-            for generation, recorder in asked:
-                require_as_alone(path, generation, recorder)
+            for sequence, recorder in asked:
+                require_as_alone(path, sequence, recorder)
 
     @pytest.mark.parametrize("steps", [0, 1])
     def test_where_the_one_to_share_with_leaves(self, path: Path, steps: int) -> None:
@@ -251,8 +246,8 @@ class TestWaiting:
             engine.cancel(asked[0][0])
             other = add(engine, random_tokens(2 * BLOCK_SLOTS, VOCAB, 99), 3)
             finish(engine)
-            for generation, recorder in [*asked[1:], other]:
-                require_as_alone(path, generation, recorder)
+            for sequence, recorder in [*asked[1:], other]:
+                require_as_alone(path, sequence, recorder)
 
     def test_one_that_is_cancelled_while_it_waits(self, path: Path) -> None:
         with open_engine(path) as plain, limited(plain, blocks=3, kept_blocks=0) as engine:
@@ -276,8 +271,8 @@ class TestDrawn:
         assert len(rows) == 12 - count
 
     def test_one_that_had_ended(self, engine: Engine) -> None:
-        generation = engine.add([1, 2], SamplingParams(temperature=0, max_tokens=3), drawn=[4, 5, 6])
-        assert (generation.finish_reason, generation.token_ids) == ("length", [4, 5, 6])
+        sequence = engine.add([1, 2], SamplingParams(temperature=0, max_tokens=3), drawn=[4, 5, 6])
+        assert (sequence.finish_reason, sequence.token_ids) == ("length", [4, 5, 6])
         assert not engine.busy
 
     def test_choices_differ(self, engine: Engine) -> None:

@@ -50,7 +50,7 @@ def test_fewer_share_the_passes_and_fewer_are_needed(memory: int) -> None:
 def test_whoever_is_alone_waits_for_nobody(memory: int) -> None:
     with LLM.open("demo", memory=memory, draft="none") as llm:
         llm.favour_prompts()
-        most = llm.memory.budget.most_kv(1) // llm.memory.new_cache().shape.bytes_for(32) * 32
+        most = llm.memory.budget.most_kv(1) // llm.kv_shape.bytes_for(32) * 32
         passes, [tokens] = passes_and_tokens(llm, [random_tokens(most - 40, 2000)])
     assert len(tokens) == 2
     assert passes > 2
