@@ -41,7 +41,6 @@ def params(temperature: float, **options: object) -> SamplingParams:
 def know(llm: LLM, output: Output) -> Scripted:
     """Let a model guess right what it would say."""
     drafter = knowing([llm.encode(PROMPT) + output.token_ids])
-    assert llm.engine.speculator is not None
     llm.engine.speculator.drafters = [drafter]
     return drafter
 
@@ -150,7 +149,6 @@ def test_several_prompts_that_stop_at_different_places(plain: LLM, llm: LLM, tem
     expected = [plain.generate([prompt], wanted)[0] for prompt in prompts]
     longs = [plain.generate([prompt], params(temperature))[0] for prompt in prompts]
     texts = [llm.encode(prompt) + long.token_ids for prompt, long in zip(prompts, longs, strict=True)]
-    assert llm.engine.speculator is not None
     llm.engine.speculator.drafters = [knowing(texts, (5, 6))]
     for output, one in zip(llm.generate(prompts, wanted), expected, strict=True):
         assert same(output, one)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cases import CASES, DEMO, random_tokens
 from checkpoints import random_tensors, tiny_config, write_checkpoint
+from rooms import keep_at_most, set_budget
 from tokenizers import Tokenizer as Backend
 
 from penstock import LLM, Output, SamplingParams
@@ -32,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 def llm(path: Path) -> Iterator[LLM]:
     """A model without a tokenizer, none of whose weights may stay in memory."""
     with LLM.open(path) as llm:
-        llm.memory._max_resident = 0
+        keep_at_most(llm, 0)
         yield llm
 
 
@@ -88,7 +89,7 @@ class TestRefusals:
                 LLM.open(path, draft_nodes=nodes)  # type: ignore[arg-type]
         for options in ({"draft": "none"}, {"draft_nodes": 0}):
             with LLM.open(path, **options) as llm:
-                assert llm.engine.speculator is None
+                assert llm.engine.speculator.drafters == []
                 assert llm.memory.budget.draft == 0
 
     def test_logits_that_are_no_numbers(self, tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ class TestRefusals:
             plan = llm.plan_pass(rows=32, slots=512)
             spare = 120 * 4 * VOCAB  # logits of fewer rows than wanted
             process = plan.ceiling - plan.ring - plan.allowance - plan.kv - plan.activations - spare
-            llm.memory.budget = replace(llm.memory.budget, process=process, scratch=0)
+            set_budget(llm, process=process, scratch=0)
             with pytest.raises(MemoryCeilingError, match="The least that works"):
                 llm.logits([1] * 512)
             assert llm.logits([1] * 60).shape == (60, VOCAB)
@@ -163,7 +164,7 @@ class TestRefusals:
             expected = llm.logits(tokens)
             plan = llm.plan_pass(rows=100, logit_rows=400, slots=300)
             process = plan.ceiling - plan.ring - plan.allowance - plan.kv - plan.activations
-            llm.memory.budget = replace(llm.memory.budget, process=process, scratch=0)
+            set_budget(llm, process=process, scratch=0)
             ran: list[int] = []
             llm.events.listeners.append(lambda event: ran.append(event.name) if event.kind == "pass" else None)
             assert llm.logits(tokens).tobytes() == expected.tobytes()
@@ -210,7 +211,7 @@ class TestMoreThanFits:
         with LLM.open(path, memory="16GiB", draft="none") as llm:
             plan = llm.plan_pass(rows=32, logit_rows=6, slots=5 * 32)
             process = plan.ceiling - plan.ring - plan.allowance - plan.kv - plan.activations
-            llm.memory.budget = replace(llm.memory.budget, process=process, scratch=0)
+            set_budget(llm, process=process, scratch=0)
             yield llm
 
     def test_a_list(self, small: LLM) -> None:

@@ -13,6 +13,7 @@ from assembled import commit, new_cache, open_engine, stage_of
 from cases import Case, random_tokens
 from checkpoints import random_tensors, tiny_config, to_float32, write_checkpoint
 from numerics_oracles import same_bits
+from rooms import keep_at_most
 
 from penstock import LLM, SamplingParams, _core
 from penstock.checkpoints.checkpoint import open_checkpoint
@@ -220,7 +221,7 @@ def test_a_bit_that_flips_in_mid_run_ends_the_generation(own: Path) -> None:
     name, begin, _ = next(found for found in streams(own, "fine") if "layers.1.mlp.up" in found[0])
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     with LLM.open(own, memory="16GiB") as llm:
-        llm.memory._max_resident = 0
+        keep_at_most(llm, 0)
         expected = llm.generate([TOKENS], params)[0].token_ids
         stream = llm.stream(TOKENS, params)
         tokens = [*next(stream).token_ids]

@@ -6,13 +6,13 @@ import errno
 import gc
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cases import Case, random_tokens
+from rooms import keep_at_most, set_budget
 
 from penstock import LLM, SamplingParams
 from penstock.disk.files import DirectReadWarning
@@ -42,7 +42,7 @@ def own(tmp_path: Path) -> Path:
 def llm(own: Path) -> Iterator[LLM]:
     """None of its weights stay in memory."""
     with LLM.open(own) as llm:
-        llm.memory._max_resident = 0
+        keep_at_most(llm, 0)
         yield llm
 
 
@@ -53,7 +53,7 @@ def test_ceilings_that_pin_everything_half_and_nothing(shared: Path) -> None:
     for share in (0.5, 0):
         with LLM.open(shared, memory="16GiB") as llm:
             needs = plan.ring + plan.allowance + plan.kv + plan.activations + int(share * llm.weights.pass_bytes)
-            llm.memory.budget = replace(llm.memory.budget, process=plan.ceiling - needs, scratch=0)
+            set_budget(llm, process=plan.ceiling - needs, scratch=0)
             assert llm.logits(TOKENS).tobytes() == expected.tobytes()
             assert llm.logits(TOKENS).tobytes() == expected.tobytes()
             resident = llm.weights.resident_bytes / llm.weights.pass_bytes
@@ -65,9 +65,9 @@ def test_weights_that_are_given_back_between_two_layers(shared: Path) -> None:
     with LLM.open(shared) as llm:
         expected = llm.logits(TOKENS)
         steps = iter([llm.weights.pass_bytes // 2, 0, llm.weights.pass_bytes, 3 << 20, 0])
-        llm._on_layer = lambda *_: llm.weights.limit_resident(next(steps))
+        llm.on_layer = lambda *_: llm.weights.limit_resident(next(steps))
         assert llm.logits(TOKENS).tobytes() == expected.tobytes()
-        llm._on_layer = None
+        llm.on_layer = None
         assert llm.logits(TOKENS).tobytes() == expected.tobytes()
 
 

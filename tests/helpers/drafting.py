@@ -10,13 +10,17 @@ import numpy as np
 from cases import Case, random_tokens
 
 from penstock.architectures.base import Architecture
+from penstock.architectures.config import ModelConfig
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.compute.kernels import F32, Kernels
 from penstock.disk.reader import Ring
+from penstock.models.chain import Chain
 from penstock.models.decoder import Decoder
-from penstock.models.kv_cache import KvCache
-from penstock.models.kv_planes import KvShape
+from penstock.models.kv_cache import Blocks, KvCache
+from penstock.models.stage import Need, Share, Stage
 from penstock.packing.pack import pack
+from penstock.runtime import decoder_of
+from penstock.speculate.coarse import CoarseDrafter
 from penstock.weights.residency import draft_order
 from penstock.weights.weights import Weights
 
@@ -44,14 +48,12 @@ def open_to_draft(path: Path, resident: float = 0.0) -> Iterator[tuple[Decoder, 
     """A model whose weights are kept for guessing first; `resident`: the share of those that may stay in memory, and
     above 1 of what is left."""
     checkpoint, kernels = open_checkpoint(path), Kernels(1)
-    config = checkpoint.config
-    order = Architecture(config).pass_order
-    weights = Weights(
-        checkpoint.tensors, order, kernels, Ring(4, 1 << 20), draft_order=draft_order(Architecture(config))
-    )
+    architecture = Architecture(checkpoint.config)
+    order, drafts = architecture.pass_order, draft_order(architecture)
+    weights = Weights(checkpoint.tensors, order, kernels, Ring(4, 1 << 20), draft_order=drafts)
     keep(weights, resident)
     try:
-        yield Decoder(config, weights, kernels, weights.vectors()), weights
+        yield decoder_of(checkpoint, everything(checkpoint.config), weights, kernels, Blocks(), "bf16"), weights
     finally:
         weights.close()
 
@@ -63,8 +65,35 @@ def keep(weights: Weights, resident: float) -> None:
 
 def pass_over(model: Decoder) -> F32:
     """Logits after PROMPT: a pass over all weights, after which those that may are in memory."""
-    cache = KvCache(KvShape.of(model.config, "bf16"))
-    return model.forward(PROMPT, 0, cache)
+    return model.forward(PROMPT, 0, new_cache(model))
+
+
+def everything(config: ModelConfig) -> Share:
+    """All of a model."""
+    return Share(tuple(range(config.num_hidden_layers)))
+
+
+def new_cache(model: Decoder) -> KvCache:
+    """An empty one, whose keys and values are the model's."""
+    return KvCache(model.planes.outbox.blocks)
+
+
+class Unlimited:
+    """Memory that nobody shares out."""
+
+    def make(self, need: Need) -> None:
+        pass
+
+    def relieve(self) -> None:
+        pass
+
+
+def coarse_drafter(model: Decoder, weights: Weights) -> CoarseDrafter:
+    """The model as its own drafter, all of it in one stage."""
+    config = model.config
+    stage = Stage(model, weights, everything(config), Unlimited())
+    blocks = model.planes.outbox.blocks
+    return CoarseDrafter(Chain([stage], config.num_hidden_layers, config.vocab_size, blocks, weights.events), [stage])
 
 
 def correlation(one: F32, other: F32) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from checkpoint_checks import INDEX
 from checkpoints import Tensors, as_dtype, tensor_shapes, tiny_config, write_checkpoint
+from drafting import everything, new_cache
 from free_encoder import Choices, pack_freely
 
 from penstock import LLM, SamplingParams
@@ -29,11 +30,11 @@ from penstock.errors import CheckpointWarning, PenstockError
 from penstock.forecast.guess_plan import tiers_here
 from penstock.forecast.sizes import size_here
 from penstock.models.decoder import Decoder
-from penstock.models.kv_cache import KvCache
-from penstock.models.kv_planes import KvShape
+from penstock.models.kv_cache import Blocks
 from penstock.packing.pack import pack
 from penstock.packing.unpack import unpack
 from penstock.packing.verify import verify
+from penstock.runtime import decoder_of
 from penstock.sessions.identity import model_identity
 from penstock.speculate.draft_model import NibbleWeights
 from penstock.weights.residency import draft_order
@@ -143,16 +144,16 @@ def opened(path: Path, kernels: Kernels, piece_bytes: int = 1 << 20) -> Iterator
         warnings.simplefilter("ignore", CheckpointWarning)
         checkpoint = open_checkpoint(path)
     order, ring = Architecture(checkpoint.config).pass_order, Ring(4, piece_bytes)
-    weights = Weights(checkpoint.tensors, order, kernels, ring, draft_order=draft_order(checkpoint.config))
+    weights = Weights(checkpoint.tensors, order, kernels, ring, draft_order=draft_order(checkpoint.architecture))
     try:
-        yield Decoder(checkpoint.config, weights, kernels, weights.vectors()), weights
+        yield decoder_of(checkpoint, everything(checkpoint.config), weights, kernels, Blocks(), "bf16"), weights
     finally:
         weights.close()
 
 
 def logits(model: Decoder) -> F32:
     """Of two rows, of one, and of many: the kernels differ."""
-    cache = KvCache(KvShape.of(model.config, model.config.num_hidden_layers, "bf16"))
+    cache = new_cache(model)
     tokens, done, parts = np.arange(12) % model.config.vocab_size, 0, []
     for count in (2, 1, 9):
         parts.append(model.forward(tokens[done : done + count].tolist(), done, cache))

@@ -9,6 +9,7 @@ from typing import Any
 from assembled import stage_of
 
 from penstock.compute.kernels import F32, Kernels
+from penstock.engine import sequence as engine_sequence
 from penstock.engine.engine import Engine
 from penstock.sampling import Sampler, SamplingRule
 from penstock.speculate.costs import Costs
@@ -90,7 +91,7 @@ def speculate(engine: Engine, drafters: Sequence[Drafter], fixed: int | None = N
     return engine.speculator
 
 
-def finish(engine: Engine, generations: Sequence[Sequence]) -> int:
+def finish(engine: Engine, generations: Sequence[engine_sequence.Sequence]) -> int:
     """Run passes until all have ended: how many it took."""
     passes = 0
     while any(generation.finish_reason is None for generation in generations):

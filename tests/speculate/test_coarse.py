@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drafting import PROMPT, correlation, keep, open_to_draft, pass_over, write_pair
+from drafting import PROMPT, coarse_drafter, correlation, keep, new_cache, open_to_draft, pass_over, write_pair
 from guessing import root
+from rooms import keep_at_most
 
 from penstock import LLM, SamplingParams
 from penstock.architectures.base import Architecture
 from penstock.models.decoder import Decoder
-from penstock.models.kv_cache import KvCache
-from penstock.models.kv_planes import KvShape
 from penstock.runtime import Options
 from penstock.speculate.coarse import CoarseData, CoarseDrafter, CoarseWeights
 from penstock.speculate.drafter import Guess
@@ -40,7 +39,7 @@ def opened(pair: tuple[Path, Path]) -> Iterator[tuple[Decoder, Weights]]:
 
 def prompted(model: Decoder) -> Tree:
     """A tree after PROMPT, all but the last token of which is in the cache."""
-    cache = KvCache(KvShape.of(model.config, "bf16"))
+    cache = new_cache(model)
     model.forward(PROMPT[:-1], 0, cache)
     tree = root(PROMPT)
     tree.cache = cache
@@ -121,7 +120,7 @@ class TestWeights:
         """At once: a pass needs the room, and the next guess is after it."""
         with open_to_draft(pair[1], resident=1) as (model, weights):
             pass_over(model)
-            drafter = CoarseDrafter(model, weights)
+            drafter = coarse_drafter(model, weights)
             assert guesses(drafter, prompted(model))
             arrays = [weakref.ref(array) for array in weights._resident.values()]
             keep(weights, 0)
@@ -141,7 +140,7 @@ class TestWeights:
 class TestDrafter:
     def test_it_guesses_much_as_the_target(self, opened: tuple[Decoder, Weights]) -> None:
         model, weights = opened
-        drafter = CoarseDrafter(model, weights)
+        drafter = coarse_drafter(model, weights)
         logits = pass_over(model)
         tree = prompted(model)
         found = guesses(drafter, tree)
@@ -151,7 +150,7 @@ class TestDrafter:
 
     def test_it_reads_nothing_that_a_pass_streams(self, opened: tuple[Decoder, Weights]) -> None:
         model, weights = opened
-        tree, drafter = prompted(model), CoarseDrafter(model, weights)
+        tree, drafter = prompted(model), coarse_drafter(model, weights)
         before = weights.totals.bytes_read
         assert guesses(drafter, tree)
         assert weights.totals.bytes_read == before
@@ -159,7 +158,7 @@ class TestDrafter:
     def test_a_few_layers_may_be_missing(self, opened: tuple[Decoder, Weights]) -> None:
         """Those that matter least are the first to go; with fewer than three of four it rests."""
         model, weights = opened
-        tree, drafter = prompted(model), CoarseDrafter(model, weights)
+        tree, drafter = prompted(model), coarse_drafter(model, weights)
         order = draft_order(Architecture(model.config))
         layers = list(dict.fromkeys(int(name.split(".")[2]) for name in order[1:]))
         assert layers[:3] == [0, 1, LAYERS - 1]
@@ -172,7 +171,7 @@ class TestDrafter:
 
     def test_without_its_head_it_rests(self, opened: tuple[Decoder, Weights]) -> None:
         model, weights = opened
-        tree, drafter = prompted(model), CoarseDrafter(model, weights)
+        tree, drafter = prompted(model), coarse_drafter(model, weights)
         assert guesses(drafter, tree)
         for index in weights._by_name[HEAD][0][:1]:
             del weights._resident[index]
@@ -188,13 +187,13 @@ class TestDrafter:
         with open_to_draft(path, resident=1) as (model, weights):
             pass_over(model)
             assert Architecture(model.config).head == "model.embed_tokens.weight"
-            assert guesses(CoarseDrafter(model, weights), prompted(model))
+            assert guesses(coarse_drafter(model, weights), prompted(model))
 
     def test_biases(self, tmp_path: Path) -> None:
         _, path = write_pair(tmp_path, attention_bias=True, mlp_bias=True)
         with open_to_draft(path, resident=1) as (model, weights):
             logits = pass_over(model)
-            found = guesses(CoarseDrafter(model, weights), prompted(model))
+            found = guesses(coarse_drafter(model, weights), prompted(model))
             assert any(guess.token in np.argsort(-logits[-1])[:60] for guess in found)
 
     def test_indexed_rows_beside_it(self, pair: tuple[Path, Path]) -> None:
@@ -203,7 +202,7 @@ class TestDrafter:
             weights.limit_resident(weights.indexed_bytes)
             pass_over(model)
             assert weights._indexed
-            assert guesses(CoarseDrafter(model, weights), prompted(model))
+            assert guesses(coarse_drafter(model, weights), prompted(model))
 
 
 class TestInTheEngine:
@@ -212,7 +211,7 @@ class TestInTheEngine:
     def test_a_raw_model_has_none(self, pair: tuple[Path, Path]) -> None:
         with LLM(pair[0], Options(threads=1)) as llm:
             assert llm.weights.draft_bytes == 0
-            assert llm.engine.speculator is not None
+            assert llm.engine.speculator.drafters
             assert "coarse" not in [drafter.name for drafter in llm.engine.speculator.drafters]
 
     def test_residency_that_comes_and_goes(self, pair: tuple[Path, Path]) -> None:
@@ -225,7 +224,7 @@ class TestInTheEngine:
             for _ in range(3):
                 [completion] = llm._start([PROMPT], self.PARAMS)
                 while completion.runs:
-                    llm.memory._max_resident = int(rng.uniform(0, 1.3) * llm.weights.draft_bytes)
+                    keep_at_most(llm, int(rng.uniform(0, 1.3) * llm.weights.draft_bytes))
                     llm.engine.step()
                 assert completion.output().token_ids == expected.token_ids
                 llm.engine.cancel(completion.sequence)

@@ -186,8 +186,7 @@ class TestBadDrafts:
 
 class TestInTheModel:
     def names(self, llm: LLM) -> list[str]:
-        speculator = llm.engine.speculator
-        return [] if speculator is None else [drafter.name for drafter in speculator.drafters]
+        return [drafter.name for drafter in llm.engine.speculator.drafters]
 
     def test_which_drafters_there_are(self, pair: tuple[Path, Path]) -> None:
         raw, packed = pair
@@ -213,7 +212,6 @@ class TestInTheModel:
         draft = DraftModel(pair[1], Kernels(1), "bf16")
         drafter = draft_drafter(draft, form)
         with LLM(pair[0], Options(threads=1, draft_nodes=8)) as llm:
-            assert llm.engine.speculator is not None
             llm.engine.speculator.drafters = [drafter]
             [output] = llm.generate([PROMPT], PARAMS)
         assert output.token_ids == expected.token_ids
@@ -246,7 +244,6 @@ class TestInTheModel:
             assert llm.memory.budget.draft == budget.draft - nbytes
             llm._runtime.drop_draft()  # once is enough
             assert llm.memory.budget.draft == budget.draft - nbytes
-            assert llm.engine.speculator is not None
             llm.engine.speculator.drafters = [d for d in llm.engine.speculator.drafters if d.name != "draft"]
             assert llm.generate([PROMPT], PARAMS)[0].token_ids == expected.token_ids
 

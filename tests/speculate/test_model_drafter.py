@@ -1,19 +1,20 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from assembled import GREEDY, commit, generate, new_cache, open_engine
+from assembled import GREEDY, commit, generate, new_cache, open_engine, stage_of
 from cases import CASES, random_tokens
 from guessing import finish, speculate
 from numerics_oracles import same_bits
 
 from penstock import SamplingParams
 from penstock.compute.kernels import F32
+from penstock.engine import sequence as engine_sequence
 from penstock.engine.engine import Engine
+from penstock.models.decoder import Decoder
 from penstock.models.kv_cache import KvCache
 from penstock.models.rows import Rows, SequenceRows
 from penstock.speculate import model_drafter
@@ -28,14 +29,17 @@ SAMPLED = SamplingParams(temperature=1, seed=3)
 class Observed(ModelDrafter):
     """Keeps the rows that went through its model, and the logits that passes told."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self, name: str, model: Decoder, through: Callable[[Rows], F32], new_cache: Callable[[], KvCache] | None = None
+    ) -> None:
+        super().__init__(name, model, self.observed, new_cache)
+        self.real = through
         self.rows: list[Rows] = []
         self.learned: list[tuple[Tree, list[int], F32, dict[int, F32], Tree]] = []
 
-    def _through(self, rows: Rows) -> F32:
+    def observed(self, rows: Rows) -> F32:
         self.rows.append(rows)
-        return super()._through(rows)
+        return self.real(rows)
 
     def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
         draft = self._drafts[tree.key]
@@ -68,15 +72,16 @@ def twin(paths: tuple[Path, Path]) -> Iterator[Engine]:
 
 
 def with_cache(draft: Engine) -> Observed:
-    return Observed("draft", draft.stage.model, range(LAYERS), lambda: new_cache(draft))
+    model = stage_of(draft).decoder
+    return Observed("draft", model, model.hidden, lambda: new_cache(draft))
 
 
 def on_targets_cache(target: Engine) -> Observed:
-    return Observed("coarse", target.stage.model, range(LAYERS))
+    return Observed("coarse", stage_of(target).decoder, lambda rows: target.chain.hidden(rows, range(LAYERS)))
 
 
-def slots_of(cache: KvCache, count: int) -> list[bytes]:
-    return [cache._slot(slot).tobytes() for slot in range(count)]
+def slots_of(engine: Engine, cache: KvCache, count: int) -> list[bytes]:
+    return [engine.chain.read_slot(cache, slot) for slot in range(count)]
 
 
 class TestOwnCache:
@@ -104,7 +109,7 @@ class TestOwnCache:
                 assert held.cache.length == len(before)
                 fresh = new_cache(draft)
                 commit(draft, fresh, before)
-                assert slots_of(held.cache, len(before)) == slots_of(fresh, len(before))
+                assert slots_of(draft, held.cache, len(before)) == slots_of(draft, fresh, len(before))
                 checked += len(before) > len(generation.prompt)
         assert checked
         assert [generation.token_ids for generation in generations] == expected
@@ -184,7 +189,7 @@ class TestTargetsCache:
                     row = by_path.get(tuple(tree.path(node)))
                     if row is not None:
                         compared += 1
-                        assert same_bits(target.stage.model.head(row[None])[0], logits[node])
+                        assert same_bits(stage_of(target).decoder.head(row[None])[0], logits[node])
         assert compared > 20
 
     def test_a_node_brings_its_ancestors(self, target: Engine) -> None:
@@ -240,7 +245,7 @@ def node_of(tree: Tree, path: Sequence[int]) -> int:
     return node
 
 
-def start(target: Engine, prompt: list[int]) -> tuple[Sequence, Tree]:
+def start(target: Engine, prompt: list[int]) -> tuple[engine_sequence.Sequence, Tree]:
     """A sequence after its prompt's pass, and the root of its next tree."""
     generation = target.add(prompt, GREEDY, TOKENS)
     target.step()

@@ -60,9 +60,9 @@ def distributions(target: Engine) -> list[F64]:
                 tokens.append(token)
                 parents.append(node)
     cache = new_cache(target)
-    target.stage.run(Rows([SequenceRows.plain(cache, PROMPT[:-1])]))
+    target.chain.run(Rows([SequenceRows.plain(cache, PROMPT[:-1])]))
     cache.truncate(len(PROMPT) - 1)
-    logits, _ = target.stage.run(Rows([SequenceRows.tree(cache, tokens, parents)]))
+    logits, _ = target.chain.run(Rows([SequenceRows.tree(cache, tokens, parents)]))
     weights = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     shares = weights / weights.sum(axis=1, keepdims=True)
     joint, found = np.ones(1), []

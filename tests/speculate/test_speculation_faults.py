@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from assembled import GREEDY, generate, open_engine
+from assembled import GREEDY, generate, open_engine, stage_of
 from cases import CASES, Case, random_tokens
 from guessing import Scripted, finish, knowing, speculate
 from packed_files import flip
+from rooms import keep_at_most
 
 from penstock import LLM, SamplingParams
 from penstock.checkpoints.checkpoint import open_checkpoint
@@ -23,9 +24,11 @@ from penstock.completion import Piece
 from penstock.compute.kernels import F32
 from penstock.engine.engine import Engine
 from penstock.errors import ChecksumError, NumericsError, ReadError
+from penstock.models.chain import Chain
+from penstock.models.decoder import Decoder
 from penstock.models.pass_stats import PassStats
 from penstock.models.rows import Rows
-from penstock.models.stage import Stage
+from penstock.models.stage import Need
 from penstock.packing.pack import pack
 from penstock.runtime import Options
 from penstock.speculate.model_drafter import ModelDrafter
@@ -87,7 +90,7 @@ def layers() -> Layers:
 def llm(raw: Path, packed: Path, layers: Layers) -> Iterator[LLM]:
     """Streams all but what it guesses with; its draft is the model itself, so that runs are long."""
     with LLM(packed, Options(threads=2, draft=raw, draft_nodes=2), layers) as llm:
-        llm.memory._max_resident = llm.weights.draft_bytes
+        keep_at_most(llm, llm.weights.draft_bytes)
         yield llm
 
 
@@ -225,16 +228,17 @@ class TestInterrupts:
     ) -> None:
         """Between two layers of the drafting model, in the same sequence that goes on afterwards."""
         model, calls = self.drafter(llm, name)._model, count(1)
-        real = model.layer
+        real = Decoder.layer
 
-        def interrupted(*args: Any) -> None:
-            real(*args)
-            if next(calls) == call:
+        def interrupted(decoder: Decoder, *args: Any) -> None:
+            real(decoder, *args)
+            # The coarse tier's layers are walked where the target's are.
+            if decoder.weights is model.weights and next(calls) == call:
                 raise KeyboardInterrupt
 
         completion = llm._start([PROMPT], PARAMS)[0]
         with monkeypatch.context() as patch:
-            patch.setattr(model, "layer", interrupted)
+            patch.setattr(Decoder, "layer", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 finish(llm.engine, [completion.sequence])
         finish(llm.engine, [completion.sequence])
@@ -243,7 +247,6 @@ class TestInterrupts:
         runs_on(llm, expected)
 
     def drafter(self, llm: LLM, name: str) -> ModelDrafter:
-        assert llm.engine.speculator is not None
         drafter = next(drafter for drafter in llm.engine.speculator.drafters if drafter.name == name)
         assert isinstance(drafter, ModelDrafter)
         return drafter
@@ -274,10 +277,10 @@ class TestNumerics:
         self, monkeypatch: pytest.MonkeyPatch, which: Callable[[list[int]], bool], value: float = float("nan")
     ) -> list[int]:
         """Spoil the logits after those tokens (of a row and its ancestors in the pass) that `which` tells of."""
-        real, spoilt = Stage.run, []
+        real, spoilt = Chain.run, []
 
-        def run(stage: Stage, rows: Rows) -> tuple[F32, PassStats]:
-            logits, stats = real(stage, rows)
+        def run(chain: Chain, rows: Rows, need: Need | None = None) -> tuple[F32, PassStats]:
+            logits, stats = real(chain, rows, need)
             index = {int(row): i for i, row in enumerate(rows.wanted)}
             for part, span in zip(rows.sequences, rows.spans, strict=True):
                 slots = {int(slot): int(token) for slot, token in zip(part.slots, part.tokens, strict=True)}
@@ -288,7 +291,7 @@ class TestNumerics:
                         spoilt.append(row)
             return logits, stats
 
-        monkeypatch.setattr(Stage, "run", run)
+        monkeypatch.setattr(Chain, "run", run)
         return spoilt
 
     @pytest.fixture
@@ -330,7 +333,7 @@ class TestNumerics:
         assert generation.token_ids == tokens[: depth + 1]
         assert (other.token_ids, other.finish_reason) == (other_tokens, "length")
         assert engine.scheduler.active in ([other], [])
-        assert generation.cache.nbytes == 0
+        assert generation.cache.n_blocks == 0
         monkeypatch.undo()
         again = engine.add([1, 2], GREEDY, TOKENS)
         finish(engine, [again])
@@ -368,12 +371,12 @@ class TestDrafterErrors:
 def test_a_generation_holds_what_was_committed_before_the_fault(engine: Engine) -> None:
     [(tokens, _)] = generate(engine, [[1, 2]], TOKENS)
     speculate(engine, [knowing([[1, 2, *tokens]])], 3)
-    generation: Sequence = engine.add([1, 2], GREEDY, TOKENS)
+    generation = engine.add([1, 2], GREEDY, TOKENS)
     engine.step()
     engine.step()
     length, drawn = generation.cache.length, list(generation.token_ids)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.stage.model, "head", lambda x: np.frombuffer(b"")[1 << 60])
+        patch.setattr(stage_of(engine).decoder, "head", lambda x: np.frombuffer(b"")[1 << 60])
         with pytest.raises(IndexError):
             engine.step()
     assert (generation.cache.length, generation.token_ids) == (length, drawn)

@@ -17,6 +17,7 @@ import pytest
 from cases import CASES, DEMO, Case, random_tokens
 from checkpoints import tensor_shapes, write_checkpoint
 from held_out import cut
+from rooms import keep_at_most
 
 from penstock import LLM, SamplingParams
 from penstock.checkpoints.format import read_header
@@ -193,7 +194,6 @@ def guessing(models: Models, setting: Setting) -> Iterator[LLM]:
     )
     with LLM(path, options) as llm:
         speculator = llm.engine.speculator
-        assert speculator is not None
         drafters = {drafter.name: drafter for drafter in speculator.drafters}
         drafters.setdefault("recycling", Recycling(llm.config.vocab_size))
         assert drafters.keys() >= {"lookup", "recycling"} | ({"coarse"} if setting.packed else set())
@@ -201,7 +201,7 @@ def guessing(models: Models, setting: Setting) -> Iterator[LLM]:
         assert len(speculator.drafters) >= (3 if setting.drafters == "all" else 1)
         if setting.streamed:
             kept = llm.weights.draft_bytes
-            llm.memory._max_resident = kept + (llm.weights.pass_bytes - kept) // 5
+            keep_at_most(llm, kept + (llm.weights.pass_bytes - kept) // 5)
         llm.engine.scheduler.max_rows = setting.max_rows
         yield llm
 
