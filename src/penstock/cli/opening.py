@@ -1,0 +1,46 @@
+"""Options of commands that open a model, taken from where they are declared (options.py)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from penstock.options import OpenOptions, command_options
+
+
+def opens_model(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command some of the options of opening, all that commands have by default, in place of its parameter
+    `options`, which gets them as OpenOptions."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        declared = inspect.signature(command, eval_str=True).parameters.values()
+        parameters = [p for own in declared for p in (_parameters(names) if own.name == "options" else [own])]
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            options = {name: given.pop(name) for name in [p.name for p in _parameters(names)]}
+            command(**given, options=OpenOptions(**options))
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+def _parameters(names: tuple[str, ...]) -> list[inspect.Parameter]:
+    kinds = get_type_hints(OpenOptions) | {"memory": str | None}  # as text: a number has a unit
+    return [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=default,
+            annotation=Annotated[kinds[name], typer.Option(help=text, metavar=metavar)],
+        )
+        for name, (default, text, metavar) in command_options().items()
+        if not names or name in names
+    ]
