@@ -212,8 +212,14 @@ class Engine:
 
     def _guess(self, chunks: Sequence[Chunk]) -> dict[Generation, Tree]:
         """Trees for those sequences of a pass whose next token would be all that it brings."""
-        ready = [g for g, tokens in chunks if len(tokens) == len(g.pending) == 1]
-        if self.speculator is None or not ready:
+        if self.speculator is None:
+            return {}
+        roots: dict[Generation, Tree] = {}
+        for generation, tokens in chunks:
+            with self._own_work(generation):
+                if len(tokens) == len(generation.pending) == 1:
+                    roots[generation] = generation.root()
+        if not roots:
             return {}
         begin, rows = time.perf_counter(), sum(len(tokens) for _, tokens in chunks)
         most = min(self.speculator.most_nodes, self._max_rows - rows)
@@ -223,11 +229,7 @@ class Engine:
             if most <= 0:
                 return {}
             self._memory.before_guessing(slots, rows, most)
-        roots: dict[Generation, Tree] = {}
-        for generation in ready:
-            with self._own_work(generation):
-                roots[generation] = generation.root()
-        trees = self.speculator.guess([*roots.values()], rows - len(ready), most)
+        trees = self.speculator.guess([*roots.values()], rows - len(roots), most)
         nodes = sum(len(tree) - 1 for tree in trees)
         self.stage.weights.events.tell("draft", f"{nodes} guess{'es' * (nodes != 1)}", begin, time.perf_counter())
         return dict(zip(roots, trees, strict=True))
@@ -344,20 +346,26 @@ class Engine:
             if not left:
                 break
             with self._own_work(generation):
-                if generation.cache.own_bytes or self._begin(generation, chunks, adopting):
+                if generation.cache.own_bytes or self._begin(generation, pending, chunks, adopting):
                     tokens = generation.pending[:left]
                     left -= len(tokens)
                     chunks.append((generation, tokens))
         return chunks
 
-    def _begin(self, generation: Generation, chunks: Sequence[Chunk], adopting: list[Generation]) -> bool:
+    def _begin(
+        self,
+        generation: Generation,
+        pending: Mapping[Generation, int],
+        chunks: Sequence[Chunk],
+        adopting: list[Generation],
+    ) -> bool:
         """Take over what others have in common with it, or compute in this very pass. False where it had better wait,
         since one that is amid its prompt will come to have more of it."""
         cache = generation.cache
         if generation.lent and cache.length:
             return True
         prefix, blocks = longest(self._prefixes(generation, chunks), generation.tokens)
-        amid = [g for g in self.active if g.cache.own_bytes and len(g.pending) > 1]
+        amid = [g for g, count in pending.items() if g.cache.own_bytes and count > 1]
         if generation.expected_blocks(amid) > max(blocks, cache.adopted):
             return False
         if prefix is None or blocks <= cache.adopted:
