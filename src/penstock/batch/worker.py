@@ -139,7 +139,7 @@ class Worker:
             raise RequestError("stream has no meaning in a batch: leave it out.", param="stream", code=UNSUPPORTED)
         if asked.token_limit is None:  # else it would depend on memory
             asked = asked.model_copy(update={"max_tokens": self.max_tokens})
-        drawn = [_Before.of(parts) for parts in self.state.drawn(line.number)]
+        drawn = [self._before(parts) for parts in self.state.drawn(line.number)]
         try:
             answers = submit(self.llm, asked, default_seed=line.seed, drawn=[before.tokens for before in drawn])
         except RequestError as error:
@@ -151,6 +151,19 @@ class Worker:
             answers.completions[index].generation.logprobs[:0] = before.logprobs
             told[index] = len(before.tokens)
         return Running(line, request.custom_id, request.url, answers, told, counted=sum(told))
+
+    def _before(self, parts: Sequence[Drawn]) -> _Before:
+        """What earlier passes drew for one completion, from the state's contents, as `_new_tokens` writes them."""
+        before = _Before([], [])
+        for part in parts:
+            if part.first != len(before.tokens):
+                raise self.state.damaged(f"line {part.number} lacks tokens from number {len(before.tokens)} on")
+            tokens, logprobs = json.loads(part.content)
+            before.tokens.extend(tokens)
+            before.logprobs.extend(
+                TokenLogprobs(token, logprob, tuple((i, p) for i, p in top)) for token, logprob, top in logprobs
+            )
+        return before
 
     def _pass(self) -> None:
         begin = time.perf_counter()
@@ -212,18 +225,6 @@ class _Before:
 
     tokens: list[int]
     logprobs: list[TokenLogprobs]
-
-    @classmethod
-    def of(cls, parts: Sequence[str]) -> _Before:
-        """From the state's contents, as `_new_tokens` writes them."""
-        before = cls([], [])
-        for part in parts:
-            tokens, logprobs = json.loads(part)
-            before.tokens.extend(tokens)
-            before.logprobs.extend(
-                TokenLogprobs(token, logprob, tuple((i, p) for i, p in top)) for token, logprob, top in logprobs
-            )
-        return before
 
 
 def _new_tokens(running: Running) -> Iterator[Drawn]:
