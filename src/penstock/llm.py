@@ -135,6 +135,12 @@ class LLM:
         """
         return self.generate([self.chat_prompt(messages, **template)], params)[0]
 
+    def chat_stream(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any
+    ) -> Iterator[Piece]:
+        """As `chat`, the answer a piece after every pass that drew something. Raises as `chat` does."""
+        return self.stream(self.chat_prompt(messages, **template), params)
+
     @property
     def has_chat_template(self) -> bool:
         return self.tokenizer is not None and self.tokenizer.has_chat_template
