@@ -117,7 +117,7 @@ def run(
                 display = "text"
             pieces, interrupted = show(llm, coming, kept.rows_to_come, display)
         else:
-            tokens = llm.encode(text) if raw else llm.chat_prompt([{"role": "user", "content": text}])
+            tokens = llm.text_prompt(text) if raw else llm.chat_prompt([{"role": "user", "content": text}])
             pieces, interrupted = show(llm, llm.stream(tokens, params), len(tokens), display)
         if as_json:
             print(json.dumps(as_object(llm, pieces, stats_layers)), flush=True)

@@ -70,6 +70,17 @@ class Memory:
         """Make room for keys and values that do not come from a pass. Raises as before_pass does."""
         self._share_out(lambda kv: Demand(LEAST_CHUNK_ROWS, 1, kv), {cache: slots})
 
+    def before_tokenizing(self, nbytes: int) -> None:
+        """Make room beside everything that is there, until the next pass. Raises as before_pass does."""
+        plan = self.check_tokenizing(nbytes)
+        if plan.resident < self.plan.resident:
+            self.plan = plan
+            self._limit()
+
+    def check_tokenizing(self, nbytes: int) -> Plan:
+        """The plan with so many bytes beside everything that is there. Raises MemoryCeilingError."""
+        return self._plan(lambda kv: Demand(LEAST_CHUNK_ROWS, 1, kv + nbytes), {})
+
     def drop_draft(self, nbytes: int) -> None:
         """A draft model has gone, and its keys and values with it: leave its bytes to the weights."""
         self.budget, self.caches.draft = replace(self.budget, draft=self.budget.draft - nbytes), None

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from penstock.llm import LONG_TEXT
+from penstock.memory.text_room import LONG_TEXT
 from penstock.openai_api.answers import prepare
 from penstock.openai_api.errors import RequestError
 from penstock.openai_api.requests import parse
