@@ -63,9 +63,14 @@ def begin(folder: Path, *, killed: bool) -> None:
 
 def go_on(folder: Path) -> bytes:
     """The results in order, once every line has one. Fails where anything that was written comes back as another."""
+    finish(folder)
+    return ordered_path(folder / OUT).read_bytes()
+
+
+def finish(folder: Path) -> None:
+    """What `go_on` does; the results are in their file."""
     with State(folder / STATE) as state:
-        if state.job is None:
-            return b"nothing has begun"
+        assert state.job is not None
         assert state.job["name"] == "a"
         state.counts()
         with ResultFile(folder / OUT, *state.unwritten()) as out:
@@ -82,7 +87,6 @@ def go_on(folder: Path) -> bytes:
             state.commit([], ended)
             out.append(result.record for result in ended)
         write_in_order(folder / OUT, state.places())
-    return ordered_path(folder / OUT).read_bytes()
 
 
 def told(begun: Path, folder: Path, file: str, damage: Callable[[bytearray], object]) -> bool:

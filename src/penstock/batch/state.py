@@ -137,9 +137,8 @@ class State:
         """The same, once the transaction is over."""
         with self._errors():
             self._db.create_function("check_of", -1, check_of, deterministic=True)
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+            for setting in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL"):
+                self._db.execute(f"PRAGMA {setting}").fetchall()  # an error may come behind the first row
             self._db.execute("BEGIN EXCLUSIVE")
             tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master")}
             self._db.execute("COMMIT")
