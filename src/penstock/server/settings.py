@@ -15,6 +15,8 @@ TOKEN_BYTES, QUEUE_SHARE = 4, 64
 """Token ids that wait for the engine may take this part of the ceiling."""
 CONNECTION_BYTES = 96 * KIB
 """Of a connection with a request: buffers, objects."""
+MOST_SEQUENCES = 64
+"""Requests join the engine as long as fewer sequences than this run in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,14 @@ class Settings:
     """What a client may take to send a body, and to take what was sent to it."""
 
     @property
+    def connections(self) -> int:
+        """Most connections: for those requests that run and wait, and for as many that ask how it is."""
+        return self.queue + 2 * MOST_SEQUENCES
+
+    @property
     def reserve(self) -> int:
         """Bytes that requests may take beside the model, but for the one that is being tokenized: arriving, waiting."""
-        return BODIES * self.max_body + self.queue_tokens * TOKEN_BYTES + self.queue * CONNECTION_BYTES
+        return BODIES * self.max_body + self.queue_tokens * TOKEN_BYTES + self.connections * CONNECTION_BYTES
 
 
 def default_body(ceiling: int) -> int:

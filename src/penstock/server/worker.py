@@ -17,6 +17,7 @@ from penstock.errors import InternalError, MemoryCeilingError, PenstockError
 from penstock.openai_api.answers import submit
 from penstock.openai_api.errors import RequestError
 from penstock.server.job import Ended, Failed, Job, Pieces
+from penstock.server.settings import MOST_SEQUENCES
 
 if TYPE_CHECKING:
     from penstock.llm import LLM
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from penstock.server.metrics import Metrics
     from penstock.server.settings import Settings
 
-MOST_SEQUENCES = 64
-"""Requests join the engine as long as fewer sequences than this run in it."""
 PASSES_TO_WAIT = 8
 """What a client is asked to wait where the queue is full."""
 
