@@ -71,6 +71,16 @@ static int meets_at(int kind, int descriptor)
     return meets(kind, path);
 }
 
+/* Of a name, which may be relative to the folder that the process is in. */
+static int meets_name(int kind, const char *name)
+{
+    char folder[PATH_MAX], path[2 * PATH_MAX];
+    if (!armed || kind != armed->kind || name[0] == '/' || !getcwd(folder, sizeof folder))
+        return meets(kind, name);
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    return meets(kind, path);
+}
+
 static size_t part(size_t count)
 {
     return count > 1 ? count / 2 : count;
@@ -133,7 +143,7 @@ static size_t part(size_t count)
     int name parameters \
     { \
         REAL(name); \
-        int fault = meets(kind, path); \
+        int fault = meets_name(kind, path); \
         if (fault > 0) \
             FAIL_WITH(fault); \
         return real(__VA_ARGS__); \
