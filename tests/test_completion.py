@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from guessing import Scripted, knowing
 
 from penstock import LLM, SamplingParams
 from penstock.completion import Output, Piece
+from penstock.errors import ChatTemplateError
 from penstock.runtime import Options
 
 PROMPT = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n"
@@ -159,3 +161,25 @@ def same(output: Output, expected: Output) -> bool:
     assert output.text == expected.text
     assert output.finish_reason == expected.finish_reason
     return True
+
+
+def test_what_is_printed(plain: LLM) -> None:
+    """An answer is its text; what a Python prompt shows of it stays short, however many passes and tokens it took."""
+    question = [{"role": "user", "content": "print it"}]
+    wanted = params(0.8, max_tokens=200, ignore_eos=True, logprobs=20)
+    answer = plain.chat(question, wanted)
+    streamed = list(plain.chat_stream(question, wanted))
+    assert str(answer) == answer.text == "".join(map(str, streamed))
+    assert len(answer.token_ids) == 200
+    assert re.fullmatch(
+        r"Output\(text='.*', token_ids=\[(\d+, ){6}\.\.\.\], finish_reason='length', stats=Stats\(prompt_tokens=\d+, "
+        r"tokens=200, passes=200, seconds=[\d.e-]+, first_token_seconds=[\d.e-]+, bytes_read=\d+, seed=3\)\)",
+        repr(answer),
+    )
+    for shown in (answer, answer.stats, streamed[0], [answer, answer]):
+        assert len(repr(shown)) < 800
+
+
+def test_a_conversation_is_checked_at_once(plain: LLM) -> None:
+    with pytest.raises(ChatTemplateError):
+        plain.chat_stream([{"role": "nobody"}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
     from penstock.logprobs import TokenLogprobs
     from penstock.models.pass_stats import PartStats, PassStats, PassTotals
     from penstock.text.tokenizer import Tokenizer
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxlist = 80, 6
+
+
+def _short(value: object, **shown: object) -> str:
+    """A representation that fits into a few lines, however much was said: what a prompt or a debugger shows."""
+    fields = ", ".join(f"{name}={_SHORT.repr(field)}" for name, field in shown.items())
+    return f"{type(value).__name__}({fields})"
 
 
 @dataclass(slots=True)
@@ -37,6 +47,10 @@ class Stats:
     """Of the latest pass."""
     guesses: Record = field(default_factory=Record)
     """What became of guesses at its tokens."""
+
+    def __repr__(self) -> str:
+        names = ("prompt_tokens", "tokens", "passes", "seconds", "first_token_seconds", "bytes_read", "seed")
+        return _short(self, **{name: getattr(self, name) for name in names})
 
     @property
     def passes(self) -> int:
@@ -69,10 +83,16 @@ class Piece:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of its tokens, where they were asked for."""
 
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return _short(self, text=self.text, token_ids=self.token_ids, finish_reason=self.finish_reason)
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A finished completion; `token_ids` without the prompt and the stop token."""
+    """A finished completion; `token_ids` without the prompt and the stop token. Printing it shows its text."""
 
     text: str
     token_ids: list[int]
@@ -80,6 +100,13 @@ class Output:
     stats: Stats
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of its tokens, where they were asked for."""
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        shown = _short(self, text=self.text, token_ids=self.token_ids, finish_reason=self.finish_reason)
+        return f"{shown[:-1]}, stats={self.stats!r})"
 
 
 class Completion:

@@ -18,6 +18,8 @@ PenstockError
 
 from __future__ import annotations
 
+import logging
+
 
 class PenstockError(Exception):
     """Base of all errors raised on purpose.
@@ -87,9 +89,11 @@ class InternalError(PenstockError):
 
     @classmethod
     def of(cls, error: Exception) -> PenstockError:
-        """What ended a sequence or a request, as an error of Penstock's; one that is such already stays itself."""
+        """What ended a sequence or a request, as an error of Penstock's; one that is such already stays itself, others
+        are logged with their traceback, since not everybody who is told of them shows it."""
         if isinstance(error, PenstockError):
             return error
+        logging.getLogger(__name__).error("A fault of Penstock's own", exc_info=error)
         said = (str(error).splitlines() or [""])[0][:200]
         told = cls(
             f"A fault of Penstock's own ended this: {type(error).__name__}{': ' * bool(said)}{said}",

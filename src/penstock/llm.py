@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from penstock.completion import Completion, Output, Piece
 from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import ContextError, MemoryCeilingError, TokenizerError, UsageError
 from penstock.memory.budget import Demand, parse_bytes
+from penstock.memory.text_room import BYTES_TO_TOKENIZE, TextRoom
 from penstock.models.kv_planes import KvShape
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.tokens import check_tokens
@@ -37,14 +39,13 @@ if TYPE_CHECKING:
     Prompt = str | Sequence[int]
     Message = Mapping[str, Any]
 
-LONG_TEXT = 1 << 16
-"""Characters from which on the memory that a tokenizer took is worth giving back."""
-
 
 class LLM:
     """A model that is ready to run. Not to be used by two threads at once; a context manager that closes itself."""
 
-    def __init__(self, path: Path, options: Options, on_layer: OnLayer | None = None) -> None:
+    def __init__(
+        self, path: Path, options: Options, on_layer: OnLayer | None = None, longest_text: int | None = None
+    ) -> None:
         """The model in directory `path`; `LLM.open` takes names and sizes as people write them."""
         machine.return_large_arrays()
         available = machine.available_bytes()
@@ -61,6 +62,8 @@ class LLM:
         self.tensors, self.memory = checkpoint.tensors, runtime.memory
         self.chain = runtime.engine.chain
         self.on_layer = on_layer
+        if self.tokenizer is not None:
+            self.tokenizer.room = TextRoom(self.memory, longest_text)
 
     @property
     def on_layer(self) -> OnLayer | None:
@@ -85,6 +88,7 @@ class LLM:
         kv_dtype: str = "bf16",
         on_layer: OnLayer | None = None,
         reserve: int = 0,
+        longest_text: int | None = None,
     ) -> LLM:
         """Open MODEL: a directory in the Hugging Face layout, a name that this machine knows, or "demo".
 
@@ -98,6 +102,8 @@ class LLM:
         on_layer: called as (layer, read_seconds, wait_seconds, compute_seconds) after each layer of each pass; what it
         raises ends the pass, and the next one computes the same again.
         reserve: bytes under the ceiling that are left to the caller.
+        longest_text: bytes (UTF-8) of the longest text for which room is kept while it becomes tokens, so that `check`
+        may be called at any time; None makes room when a text comes.
 
         Reads headers and small tensors only. Raises CheckpointError and its kin, UsageError, MemoryCeilingError.
         """
@@ -113,9 +119,9 @@ class LLM:
             guesses=draft != "none" and draft_nodes != 0,
             draft=None if draft in (None, "none") or draft_nodes == 0 else find_model(draft),
             draft_nodes=draft_nodes,
-            reserve=reserve,
+            reserve=reserve + BYTES_TO_TOKENIZE * (longest_text or 0),
         )
-        return cls(find_model(model), options, on_layer)
+        return cls(find_model(model), options, on_layer, longest_text)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
         """Complete one prompt (text, or token ids), a piece after every pass that drew something.
@@ -142,13 +148,34 @@ class LLM:
         """
         return self.generate([self.chat_prompt(messages, **template)], params)[0]
 
+    def chat_stream(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any
+    ) -> Iterator[Piece]:
+        """As `chat`, the answer a piece after every pass that drew something. Raises as `chat` does."""
+        return self.stream(self.chat_prompt(messages, **template), params)
+
     @property
     def has_chat_template(self) -> bool:
         return self.tokenizer is not None and self.tokenizer.has_chat_template
 
     def chat_prompt(self, messages: Sequence[Message], **template: Any) -> list[int]:
         """The token ids of a conversation, ready for the answer."""
-        return self.text_side().apply_chat_template(messages, **template)
+        return self.text_side().apply_chat_template(messages, most_tokens=self.most_prompt, **template)
+
+    def text_prompt(self, text: str) -> list[int]:
+        """The token ids of a text, as `encode` gives them; raises ContextError where it is too long for a prompt in any
+        case, before it is divided."""
+        return self.text_side().encode(text, most_tokens=self.most_prompt)
+
+    def check_length(self, characters: int) -> None:
+        """Raise TokenizerError, ContextError or MemoryCeilingError where no prompt may have so many characters."""
+        self.text_side().check_length(characters, self.most_prompt)
+        self.memory.check_tokenizing(BYTES_TO_TOKENIZE * characters)
+
+    @property
+    def most_prompt(self) -> int:
+        """Tokens of the longest prompt that the context has room for, beside one token of an answer."""
+        return self.context - 1
 
     def logits(self, tokens: Sequence[int]) -> F32:
         """Logits after every token, float32 [n_tokens, vocab_size]. Raises UsageError, ContextError, ReadError."""
@@ -199,15 +226,17 @@ class LLM:
         return nbytes / seconds if nbytes else 0.0
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer puts around it. Raises TokenizerError."""
-        ids = self.text_side().encode(text)
-        if len(text) > LONG_TEXT:
-            machine.trim_heap()
-        return ids
+        """Token ids of a text, with the special tokens that the tokenizer puts around it.
+
+        Raises TokenizerError, and MemoryCeilingError where there is no room to divide it.
+        """
+        return self.text_side().encode(text)
 
     def close(self) -> None:
         """End the reader and free the weights; the model is of no use afterwards."""
         self._runtime.close()
+        if self.tokenizer is not None:  # which may outlive it
+            self.tokenizer.room = nullcontext
 
     def __enter__(self) -> LLM:
         return self
@@ -251,7 +280,8 @@ class LLM:
     def check(
         self, prompt: Prompt, params: SamplingParams | None = None, *, most_tokens: int | None = None
     ) -> list[int]:
-        """The token ids of a prompt that `submit` would take; raises as it does. Other threads may call this."""
+        """The token ids of a prompt that `submit` would take; raises as it does. Other threads may call this, with text
+        where room is kept for it (`longest_text`)."""
         return self._admissible(prompt, params or SamplingParams(), most_tokens)[0]
 
     def step(self) -> PassStats:
@@ -308,7 +338,7 @@ class LLM:
             raise TokenizerError(
                 "Stop strings need text, and this checkpoint has no tokenizer.", "Put its tokenizer.json beside it."
             )
-        tokens = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        tokens = self.text_prompt(prompt) if isinstance(prompt, str) else list(prompt)
         self.engine.check_prompt(tokens)
         return tokens
 

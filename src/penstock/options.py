@@ -18,7 +18,7 @@ MOST_NODES = 4096
 """Guesses of a pass, where somebody says how many."""
 
 
-def _option(default: Any, help: str, metavar: str | None = None) -> Any:  # noqa: A002
+def _option(default: Any, help: str, metavar: str | None = None) -> Any:
     """An option that commands have too."""
     return field(default=default, metadata={"help": help, "metavar": metavar})
 
@@ -39,9 +39,7 @@ class OpenOptions:
         "tokenizer, or `none`. (default: the text so far, and a packed model's own coarse weights)",
         "MODEL|none",
     )
-    draft_nodes: int | None = _option(
-        None, "Guesses a sequence and pass; 0 for none. (default: as many as pay)", "K"
-    )
+    draft_nodes: int | None = _option(None, "Guesses a sequence and pass; 0 for none. (default: as many as pay)", "K")
     reserve: int = 0
     """Bytes under the ceiling that are left to the caller."""
     max_resident: int | None = None

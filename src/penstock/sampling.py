@@ -10,7 +10,7 @@ used, since NumPy's sums and transcendentals vary by CPU.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T", int, float)
 
 MOST_LOGPROBS = 20
+MOST_WHOLE = 2**63 - 1
+"""No count is greater, so that none outgrows the integers that it comes to meet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,11 @@ class SamplingParams:
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0, 2)
         _check("top_p", self.top_p, 0, 1, open_below=True)
-        _check("top_k", self.top_k, 0, None, whole=True)
+        _check("top_k", self.top_k, 0, MOST_WHOLE, whole=True)
         _check("min_p", self.min_p, 0, 1)
         _check("repetition_penalty", self.repetition_penalty, 0, None, open_below=True)
         _check("seed", self.seed, 0, 2**64 - 1, whole=True)
-        _check("max_tokens", self.max_tokens, 1, None, whole=True)
+        _check("max_tokens", self.max_tokens, 1, MOST_WHOLE, whole=True)
         _check("logprobs", self.logprobs, 0, MOST_LOGPROBS, whole=True)
         listed = isinstance(self.stop, Sequence) and all(isinstance(stop, str) and stop for stop in self.stops)
         if not listed:
@@ -181,15 +183,13 @@ def _check(
     if value is None:
         return
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if (
-        number
-        and math.isfinite(value)
-        and (least < value or (value == least and not open_below))
-        and (most is None or value <= most)
-    ):
+    # Compared, never converted: Python's integers have no end, and floats do.
+    finite = number and abs(value) <= sys.float_info.max
+    if finite and (least < value or (value == least and not open_below)) and (most is None or value <= most):
         return
     above = f"{'above' if open_below else 'at least'} {least}"
+    if most is not None and (most != MOST_WHOLE or (number and value > most)):  # nobody asks for that many in earnest
+        above += f" and at most {most}"
     kind = "whole number" if whole else "number"
-    raise UsageError(
-        f"{name}={value!r} is out of range.", f"Give a {kind} {above}{'' if most is None else f' and at most {most}'}."
-    )
+    shown = f"a number of {value.bit_length()} bits" if type(value) is int and not finite else repr(value)
+    raise UsageError(f"{name}={shown} is out of range.", f"Give a {kind} {above}.")

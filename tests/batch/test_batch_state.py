@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from penstock.batch.requests import Line
-from penstock.batch.state import Counts, Drawn, Result, State
+from penstock.batch.state import Counts, Drawn, Result, State, check_of
 from penstock.errors import PenstockError, UsageError
 
 
@@ -18,6 +18,11 @@ def lines(count: int) -> Iterator[tuple[Line, str]]:
     for number in range(1, count + 1):
         custom_id = f"request-{number - 2 if number % 3 == 0 else number}"
         yield Line(number, number * 100, 100, number.to_bytes(16, "little")), custom_id
+
+
+def contents(state: State, number: int) -> list[list[str]]:
+    """What was drawn for a line."""
+    return [[part.content for part in parts] for parts in state.drawn(number)]
 
 
 @pytest.fixture
@@ -51,8 +56,15 @@ class TestLines:
             tracemalloc.start()
             try:
                 state.begin({}, lines(30_000))
-                places = sum(1 for _ in state.places())
                 _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            for begin in range(1, 30_001, 1000):
+                state.commit([], [Result(number, b"", False, 0) for number in range(begin, begin + 1000)])
+            tracemalloc.start()
+            try:
+                places = sum(1 for _ in state.places())
+                peak = max(peak, tracemalloc.get_traced_memory()[1])
             finally:
                 tracemalloc.stop()
             assert places == state.counts().total == 30_000
@@ -63,26 +75,30 @@ class TestTokens:
     def test_come_back_in_their_order(self, state: State) -> None:
         state.commit([Drawn(1, 0, 0, "[1]"), Drawn(1, 1, 0, "[2]"), Drawn(2, 0, 0, "[3]")], [])
         state.commit([Drawn(1, 1, 2, "[5]"), Drawn(1, 0, 1, "[4]")], [])
-        assert state.drawn(1) == [["[1]", "[4]"], ["[2]", "[5]"]]
-        assert state.drawn(2) == [["[3]"]]
-        assert state.drawn(3) == []
+        assert contents(state, 1) == [["[1]", "[4]"], ["[2]", "[5]"]]
+        assert contents(state, 2) == [["[3]"]]
+        assert contents(state, 3) == []
 
     def test_of_a_later_choice_alone(self, state: State) -> None:
         state.commit([Drawn(1, 2, 0, "[1]")], [])
-        assert state.drawn(1) == [[], [], ["[1]"]]
+        assert contents(state, 1) == [[], [], ["[1]"]]
 
     def test_go_with_the_result(self, state: State) -> None:
         state.commit([Drawn(1, 0, 0, "[1]"), Drawn(2, 0, 0, "[3]")], [])
         state.commit([], [Result(1, b"one\n", False, 1)])
-        assert state.drawn(1) == []
-        assert state.drawn(2) == [["[3]"]]
+        assert contents(state, 1) == []
+        assert contents(state, 2) == [["[3]"]]
 
 
 class TestResults:
     def test_have_their_places(self, state: State) -> None:
+        state.begin({}, lines(3))
         state.commit([], [Result(2, b"two\n", False, 7)])
-        state.commit([], [Result(6, b"six!!\n", False, 7), Result(1, b"one\n", True, 0)])
-        assert [place for place in state.places() if place[0] is not None] == [(10, 4), (0, 4), (4, 6)]
+        with pytest.raises(PenstockError, match=r"damaged, or no state of a batch: line 1 has no result"):
+            list(state.places())
+        state.commit([], [Result(3, b"three\n", False, 7), Result(1, b"one\n", True, 0)])
+        checks = [check_of(record) for record in (b"one\n", b"two\n", b"three\n")]
+        assert list(state.places()) == [(10, 4, checks[0]), (0, 4, checks[1]), (4, 6, checks[2])]
 
     def test_are_kept_until_the_next_ones_come(self, state: State) -> None:
         assert state.unwritten() == (0, [])
@@ -100,8 +116,8 @@ class TestDurability:
         job = state.job
         state.close()
         with State(path) as again:
-            assert again.job == job == {"name": "a", "format": 1, "phase": "running", "out_bytes": 4}
-            assert again.drawn(1) == [["[1]"]]
+            assert again.job == job == {"name": "a", "format": 2, "phase": "running", "out_bytes": 4, "lines": 6}
+            assert contents(again, 1) == [["[1]"]]
             assert again.has_progress
             again.set_phase("ordered")
         with State(path) as again:
@@ -114,7 +130,7 @@ class TestDurability:
 
         with pytest.raises(KeyboardInterrupt):
             state.commit(broken(), [])
-        assert state.drawn(1) == []
+        assert contents(state, 1) == []
         assert not state.has_progress
 
     def test_a_beginning_that_was_interrupted_is_none(self, path: Path) -> None:
@@ -137,7 +153,7 @@ class TestDurability:
         state.begin({"name": "b"}, lines(2))
         assert state.counts() == Counts(2, 0, 0, 0)
         assert state.unwritten() == (0, [])
-        assert state.drawn(1) == []
+        assert contents(state, 1) == []
 
     def test_each_pass_is_on_the_disk(self, state: State) -> None:
         """As a power failure would have it: SQLite syncs every transaction."""

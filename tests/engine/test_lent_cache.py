@@ -72,3 +72,23 @@ def test_one_that_leaves_nothing_to_compute() -> None:
             llm.chain.append_slot(cache, bytes(llm.kv_shape.slot_bytes))
         with pytest.raises(UsageError, match="leaves no token to compute"):
             llm.submit([5, 6, 7], SamplingParams(max_tokens=3), cache=cache)
+
+
+def test_what_it_holds_is_for_its_owner_alone() -> None:
+    """No pass computed it, as far as the engine knows."""
+    prompt = list(range(40, 40 + 2 * BLOCK_SLOTS + 3))
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    with LLM.open("demo", draft="none") as llm:
+        [expected] = llm.generate([prompt], params)
+        cache = llm.new_cache()
+        for _ in range(2 * BLOCK_SLOTS):
+            cache.append_slot(bytes(cache.shape.slot_bytes))
+        assert llm.engine.kept is not None
+        llm.engine.kept.clear()
+        owner = llm.submit(prompt, params, cache=cache)
+        other = llm.submit(prompt, params)
+        while other.runs:
+            llm.step()
+        assert other.output().token_ids == expected.token_ids
+        for completion in (owner, other):
+            llm.cancel(completion)

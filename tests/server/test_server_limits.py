@@ -22,6 +22,7 @@ from starlette.requests import Request
 
 from penstock import LLM
 from penstock.errors import ChecksumError, MemoryCeilingError, NumericsError, ReadError
+from penstock.memory.text_room import BYTES_TO_TOKENIZE
 from penstock.openai_api.errors import RequestError
 from penstock.packing.pack import pack
 from penstock.server.app import create_app
@@ -395,12 +396,12 @@ def test_damaged_weights_give_no_token_and_repaired_ones_do(tmp_path: Path) -> N
 
 class TestSettings:
     def test_the_longest_body_follows_the_ceiling(self) -> None:
-        assert default_body(128 << 20) == 64 << 10
-        assert default_body(2 << 30) == (2 << 30) // 3072
+        assert default_body(128 << 20) == 32 << 10
+        assert default_body(2 << 30) == (2 << 30) // 16384
         assert default_body(1 << 40) == 4 << 20
 
     def test_the_reserve_is_a_small_part_of_it(self) -> None:
         for ceiling in (512 << 20, 2 << 30, 16 << 30):
             body = default_body(ceiling)
             settings = Settings(model="m", max_body=body, queue_tokens=queue_tokens(ceiling, 100, body))
-            assert settings.reserve < ceiling / 12
+            assert settings.reserve + BYTES_TO_TOKENIZE * body < ceiling / 12

@@ -299,3 +299,43 @@ def test_rewriting_replaces_all(tmp_path: Path) -> None:
     assert read(tmp_path / "talk") == RECORDS[:3]
     assert link.is_symlink()
     assert stat.S_IMODE((tmp_path / "talk").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["error", "end of file"])
+def test_a_read_that_fails_is_no_damage(
+    tmp_path: Path, content: tuple[bytes, list[int]], monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Whichever is the first one: nothing is dropped, and nothing is called damaged."""
+
+    class Failing(FileIO):
+        reads, first = 0, 1000
+
+        def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+            Failing.reads += 1
+            if Failing.reads < Failing.first:
+                return super().read(size) or b""
+            if fails:
+                raise OSError(errno.EIO, "stuck")
+            return b""
+
+    whole, _ = content
+    path = tmp_path / "talk"
+    path.write_bytes(whole)
+    monkeypatch.setattr("penstock.sessions.log.FileIO", Failing)
+    assert read(path) == RECORDS
+    for first in range(1, Failing.reads + 1):
+        Failing.reads, Failing.first = 0, first
+        with pytest.raises(SessionError, match=r"talk: reading at offset \d+ failed: .*\.\nCheck the disk"):
+            read(path)
+        assert path.read_bytes() == whole
+
+
+def test_a_first_line_that_cannot_be_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(FileIO):
+        def truncate(self, size: int | None = None) -> int:
+            raise OSError(errno.EIO, "stuck")
+
+    (tmp_path / "talk").write_bytes(b"penstock")
+    monkeypatch.setattr("penstock.sessions.log.FileIO", Stuck)
+    with pytest.raises(SessionError, match="talk cannot be written to: Input/output error"):
+        SessionLog(tmp_path / "talk")

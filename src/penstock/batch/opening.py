@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from penstock.batch.disk_errors import reading
 from penstock.batch.records import Names, read_record
 from penstock.batch.requests import custom_id_of
 from penstock.batch.results import ordered_path, state_path
@@ -72,7 +73,8 @@ def _model_digest(path: Path) -> str:
     digest.update(json.dumps(said, sort_keys=True).encode())
     for name in TEXT_FILES:
         if (path / name).is_file():
-            digest.update(name.encode() + xxhash.xxh3_128_digest((path / name).read_bytes()))
+            with reading(path / name):
+                digest.update(name.encode() + xxhash.xxh3_128_digest((path / name).read_bytes()))
     return digest.hexdigest()
 
 
@@ -114,7 +116,7 @@ def begin_or_resume(
 def counts_if_complete(out: Path, requests: RequestFile, names: Names) -> Counts:
     """Those of `out`, whose results are just those of this batch. Raises UsageError where it is anything else."""
     total = failed = tokens = 0
-    with out.open("rb") as file:
+    with reading(out), out.open("rb") as file:
         for line, _ in requests.scan():
             record = read_record(file.readline())
             if record is None or record.id != names.record(line):

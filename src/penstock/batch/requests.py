@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import xxhash
 
+from penstock.batch.disk_errors import reading
 from penstock.errors import FormatError, PenstockError, UsageError
 from penstock.strict_json import parse_json_object, shown
 
@@ -89,8 +90,8 @@ class RequestFile:
     def scan(self, tell: Callable[[int, int], None] = lambda done, total: None) -> Iterator[tuple[Line, bytes | None]]:
         """Every line that is not blank, with its bytes, or None where they are too many; `tell` hears the bytes that
         are done, and all of them. Raises PenstockError where the disk fails."""
-        total = os.fstat(self._file.fileno()).st_size
-        try:
+        with reading(self.path):
+            total = os.fstat(self._file.fileno()).st_size
             self._file.seek(0)
             number = offset = 0
             while data := self._file.readline(MOST_LINE_BYTES + 1):
@@ -102,22 +103,28 @@ class RequestFile:
                 if number % 256 == 0 or offset == total:
                     tell(offset, total)
                     self._forget()
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+            self._check_end(offset, total)
 
     def contents(self) -> Contents:
         """Reads the file once. Raises PenstockError where the disk fails."""
         digest, nbytes = xxhash.xxh3_128(), 0
-        try:
+        with reading(self.path):
+            status = os.fstat(self._file.fileno())
             self._file.seek(0)
             while data := self._file.read(_CHUNK):
                 digest.update(data)
                 nbytes += len(data)
-            modified = int(os.fstat(self._file.fileno()).st_mtime)
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+            self._check_end(nbytes, status.st_size)
         self._forget()
-        return Contents(nbytes, digest.hexdigest(), modified)
+        return Contents(nbytes, digest.hexdigest(), int(status.st_mtime))
+
+    def _check_end(self, nbytes: int, size: int) -> None:
+        """Requests that go unread in silence would have no results."""
+        if nbytes != size:
+            raise PenstockError(
+                f"{self.path} has {size:,} bytes, and {nbytes:,} came when it was read.",
+                "Check its disk, and that nobody writes to it; then give the same command again.",
+            )
 
     def read(self, line: Line, most_bytes: int = MOST_LINE_BYTES) -> bytes:
         """A line's bytes. Raises LineError for one that is too long, PenstockError where it is not the one that was
@@ -126,11 +133,9 @@ class RequestFile:
             problem = f"Line {line.number} has {line.nbytes:,} bytes; there is room for {most_bytes:,} at most."
             hint = " Raise --memory." if line.nbytes <= MOST_LINE_BYTES else ""
             raise LineError("line_too_long", problem + hint)
-        try:
+        with reading(self.path):
             self._file.seek(line.offset)
             data = _stripped(self._file.read(line.nbytes), line.number)
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
         if _digest(data) != line.digest:
             raise PenstockError(
                 f"{self.path} was changed while it was being worked on: line {line.number} is another one now.",
@@ -209,10 +214,3 @@ def _stripped(data: bytes, number: int) -> bytes:
 
 def _digest(data: bytes) -> bytes:
     return xxhash.xxh3_128_digest(data)
-
-
-def _unreadable(path: Path, error: OSError) -> PenstockError:
-    return PenstockError(
-        f"{path} cannot be read: {error.strerror or error}.",
-        "Check its disk, and give the same command again: it goes on from here.",
-    )

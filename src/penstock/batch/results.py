@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from penstock.batch.state import GO_ON
+from penstock.batch.disk_errors import reading, writing
+from penstock.batch.state import check_of
 from penstock.disk.new_files import give_name, settle, sync_folder, write_through
 from penstock.errors import PenstockError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
+
+    from penstock.batch.state import Place
 
 
 class ResultFile:
@@ -23,10 +25,10 @@ class ResultFile:
         """Open or create it. Its first `position` bytes are known to be there, and `records` follow, whatever a kill
         left of them."""
         self.path = path
-        with _errors(path):
+        with writing(path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            with _errors(path):
+            with writing(path):
                 sync_folder(path.parent)
                 self._repair(position)
             self.append(records)
@@ -49,7 +51,7 @@ class ResultFile:
         data = memoryview(b"".join(records))
         if not data:
             return
-        with _errors(self.path):
+        with writing(self.path):
             while data:
                 data = data[os.write(self._descriptor, data) :]
             os.fsync(self._descriptor)
@@ -68,28 +70,37 @@ class ResultFile:
         self.close()
 
 
-def write_in_order(path: Path, places: Iterable[tuple[int, int]]) -> None:
-    """Write the results of `path`, at these offsets and of these sizes, in this order to `ordered_path(path)`.
+def write_in_order(path: Path, places: Iterable[Place]) -> None:
+    """Write the results of `path`, from these places, in this order to `ordered_path(path)`.
 
     Raises PenstockError where the disk fails, or where results are not what was written.
     """
     unfinished = ordered_path(path)
-    with _errors(unfinished), path.open("rb") as results, unfinished.open("wb") as file:
-        for offset, nbytes in places:
-            results.seek(offset)
-            record = results.read(nbytes)
-            if len(record) != nbytes or not record.endswith(b"\n"):
-                raise PenstockError(
-                    f"{path} is not what was written to it: no result has its {nbytes:,} bytes at offset {offset:,}.",
-                    f"Put it back as it was, or delete it and {state_path(path)} to begin anew.",
-                )
-            write_through(file, memoryview(record))
+    with reading(path):
+        results = path.open("rb")
+    with results, writing(unfinished), unfinished.open("wb") as file:
+        for place in places:
+            write_through(file, memoryview(_result(path, results, place)))
         settle(file)
+
+
+def _result(path: Path, results: BinaryIO, place: Place) -> bytes:
+    with reading(path):
+        results.seek(place.offset)
+        record = results.read(place.nbytes)
+    sound = len(record) == place.nbytes and record.endswith(b"\n")
+    if not sound or place.check not in (None, check_of(record)):
+        raise PenstockError(
+            f"{path} is not what was written to it: no result has its {place.nbytes:,} bytes at offset "
+            f"{place.offset:,}.",
+            f"Put it back as it was, or delete it and {state_path(path)} to begin anew.",
+        )
+    return record
 
 
 def put_in_order(path: Path) -> None:
     """Have the ordered results take the place of the others, if they have not yet."""
-    with _errors(path):
+    with writing(path):
         if ordered_path(path).exists():
             give_name(ordered_path(path), path)
 
@@ -102,11 +113,3 @@ def state_path(out: Path) -> Path:
 def ordered_path(out: Path) -> Path:
     """Where its results are put in order."""
     return out.with_name(out.name + ".ordered")
-
-
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise PenstockError(f"{path} cannot be written: {error.strerror or error}.", GO_ON) from error

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 STATE_BYTES = 8 << 20
 """What the database may take, and results that are put together."""
-BYTES_TO_TOKENIZE = 104
-"""What a byte of a line may take while it becomes token ids."""
+BYTES_TO_PARSE = 104
+"""What a byte of a line may take while it becomes a request; its text has room made for it then."""
 LEAST_LINE_BYTES, LINE_SHARE = 64 << 10, 3072
 """A line may have this part of the ceiling, or so many bytes."""
 
@@ -158,7 +158,7 @@ def _open(settings: BatchSettings, watcher: Watcher, files: _Files) -> LLM:
         draft_nodes=settings.draft_nodes,
         kv_dtype=settings.kv_dtype,
         on_layer=lambda index, *_: watcher.layer(index),
-        reserve=STATE_BYTES + BYTES_TO_TOKENIZE * longest,
+        reserve=STATE_BYTES + BYTES_TO_PARSE * longest,
     )
 
 

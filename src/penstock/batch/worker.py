@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from penstock.batch.progress import Unfinished
 from penstock.batch.requests import LineError, parse_request
 from penstock.batch.state import Drawn, Result
-from penstock.errors import MemoryCeilingError
+from penstock.errors import InternalError, MemoryCeilingError, PenstockError
 from penstock.logprobs import TokenLogprobs
 from penstock.openai_api.answers import submit
 from penstock.openai_api.errors import RequestError
@@ -126,6 +126,11 @@ class Worker:
             self.running.append(self._submit(line, request))
         except RequestError as error:
             self._end(line, self.names.refused(line, request.custom_id, error), failed=True)
+        except PenstockError:
+            raise
+        except Exception as error:
+            refused = RequestError.of(InternalError.of(error))
+            self._end(line, self.names.refused(line, request.custom_id, refused), failed=True)
 
     def _submit(self, line: Line, request: Request) -> Running:
         """Raises RequestError; MemoryCeilingError where an earlier run had room for the request, and began it."""
@@ -134,7 +139,7 @@ class Worker:
             raise RequestError("stream has no meaning in a batch: leave it out.", param="stream", code=UNSUPPORTED)
         if asked.token_limit is None:  # else it would depend on memory
             asked = asked.model_copy(update={"max_tokens": self.max_tokens})
-        drawn = [_Before.of(parts) for parts in self.state.drawn(line.number)]
+        drawn = [self._before(parts) for parts in self.state.drawn(line.number)]
         try:
             answers = submit(self.llm, asked, default_seed=line.seed, drawn=[before.tokens for before in drawn])
         except RequestError as error:
@@ -146,6 +151,19 @@ class Worker:
             answers.completions[index].sequence.logprobs[:0] = before.logprobs
             told[index] = len(before.tokens)
         return Running(line, request.custom_id, request.url, answers, told, counted=sum(told))
+
+    def _before(self, parts: Sequence[Drawn]) -> _Before:
+        """What earlier passes drew for one completion, from the state's contents, as `_new_tokens` writes them."""
+        before = _Before([], [])
+        for part in parts:
+            if part.first != len(before.tokens):
+                raise self.state.damaged(f"line {part.number} lacks tokens from number {len(before.tokens)} on")
+            tokens, logprobs = json.loads(part.content)
+            before.tokens.extend(tokens)
+            before.logprobs.extend(
+                TokenLogprobs(token, logprob, tuple((i, p) for i, p in top)) for token, logprob, top in logprobs
+            )
+        return before
 
     def _pass(self) -> None:
         begin = time.perf_counter()
@@ -162,11 +180,14 @@ class Worker:
         for running in self.running:
             count += running.tokens - running.counted
             running.counted = running.tokens
-            if running.answers.runs and running.answers.error is None:
-                drawn.extend(_new_tokens(running))
-                going_on.append(running)
-            else:
-                self._finish(running)
+            try:
+                if running.answers.runs and running.answers.error is None:
+                    drawn.extend(_new_tokens(running))
+                    going_on.append(running)
+                else:
+                    self._finish(running)
+            except Exception as error:  # of this request alone
+                self._refuse(running, InternalError.of(error))
         self.running = going_on
         self.state.commit(drawn, self._finished)
         self.results.append(result.record for result in self._finished)
@@ -178,15 +199,21 @@ class Worker:
         return [Unfinished(running.tokens, running.limit) for running in self.running]
 
     def _finish(self, running: Running) -> None:
-        line, answers, tokens = running.line, running.answers, running.tokens
-        names, custom_id = self.names, running.custom_id
+        line, answers, names = running.line, running.answers, self.names
         if answers.error is not None:
-            self._end(line, names.refused(line, custom_id, RequestError.of(answers.error)), failed=True)
-        else:
-            name = names.answer(line, running.url)
-            body = answers.response(id=name, created=self.labels.created, model=self.labels.model)
-            self._end(line, names.answered(line, custom_id, body), failed=False, tokens=tokens)
+            self._refuse(running, answers.error)
+            return
+        name = names.answer(line, running.url)
+        body = answers.response(id=name, created=self.labels.created, model=self.labels.model)
+        record = names.answered(line, running.custom_id, body)
         answers.cancel()
+        self._end(line, record, failed=False, tokens=running.tokens)
+
+    def _refuse(self, running: Running, error: PenstockError) -> None:
+        """A request that was begun has failed."""
+        record = self.names.refused(running.line, running.custom_id, RequestError.of(error))
+        running.answers.cancel()
+        self._end(running.line, record, failed=True)
 
     def _end(self, line: Line, record: bytes, *, failed: bool, tokens: int = 0) -> None:
         self._finished.append(Result(line.number, record, failed, tokens))
@@ -198,18 +225,6 @@ class _Before:
 
     tokens: list[int]
     logprobs: list[TokenLogprobs]
-
-    @classmethod
-    def of(cls, parts: Sequence[str]) -> _Before:
-        """From the state's contents, as `_new_tokens` writes them."""
-        before = cls([], [])
-        for part in parts:
-            tokens, logprobs = json.loads(part)
-            before.tokens.extend(tokens)
-            before.logprobs.extend(
-                TokenLogprobs(token, logprob, tuple((i, p) for i, p in top)) for token, logprob, top in logprobs
-            )
-        return before
 
 
 def _new_tokens(running: Running) -> Iterator[Drawn]:

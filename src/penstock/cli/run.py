@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli import options as opt
+from penstock.cli.asked import asked_text, stdin_is_terminal
 from penstock.cli.chat import COMMANDS, Chat
 from penstock.cli.leaving import at_the_end
 from penstock.cli.session_answer import session_answer
@@ -28,8 +28,21 @@ if TYPE_CHECKING:
 
 def run(
     model: opt.Model,
-    prompt: Annotated[str | None, typer.Argument(help="Text; `-` reads it from standard input.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            help="Text; `-` reads it from standard input. What is piped to a prompt follows it, after a blank line."
+        ),
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Complete the text as it stands, without the template.")] = False,
+    stdin: Annotated[
+        bool | None,
+        typer.Option(
+            "--stdin/--no-stdin",
+            help="Wait for what is piped to a prompt, however long it takes; or leave it alone. (default: where "
+            "standard input is a pipe or a file, and a pipe is not silent for 5 seconds)",
+        ),
+    ] = None,
     max_tokens: opt.MaxTokens = None,
     temperature: opt.Temperature = None,
     top_p: opt.TopP = None,
@@ -71,7 +84,7 @@ def run(
         stop=stop or (),
     )
     goes_on = session is not None and (raw or as_json)
-    chats = prompt is None and sys.stdin.isatty() and not goes_on
+    chats = prompt is None and stdin is None and stdin_is_terminal() and not goes_on
     if chats and (raw or as_json):
         raise UsageError(
             f"{'--raw' if raw else '--json'} needs a prompt.",
@@ -108,7 +121,7 @@ def run(
         if chats:
             Chat(llm, stack.enter_context(Session(llm, session)), params, display, report).run(typed.prompt)
             return
-        text = _prompt(prompt, goes_on)
+        text = asked_text(prompt, stdin, llm.check_length, optional=session is not None)
         raw = raw or not llm.has_chat_template
         if session is not None:
             kept = last.enter_context(Session(llm, session))
@@ -117,7 +130,7 @@ def run(
                 display = "text"
             pieces, interrupted = show(llm, coming, kept.rows_to_come, display)
         else:
-            tokens = llm.encode(text) if raw else llm.chat_prompt([{"role": "user", "content": text}])
+            tokens = llm.text_prompt(text) if raw else llm.chat_prompt([{"role": "user", "content": text}])
             pieces, interrupted = show(llm, llm.stream(tokens, params), len(tokens), display)
         if as_json:
             print(json.dumps(as_object(llm, pieces, stats_layers)), flush=True)
@@ -128,13 +141,6 @@ def run(
         if session is not None:  # until it is told, the same command tells the same answer
             at_the_end(kept.told)
             at_the_end(last.pop_all().close)
-
-
-def _prompt(prompt: str | None, goes_on: bool) -> str:
-    """The argument, or what comes on standard input; nothing where an answer may go on without either."""
-    if prompt not in (None, "-"):
-        return str(prompt)
-    return "" if prompt is None and goes_on and sys.stdin.isatty() else sys.stdin.read()
 
 
 def as_object(llm: LLM, pieces: list[Piece], layers: bool = False) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def serve(
     ] = None,
     queue: Annotated[int, typer.Option(help="Most requests that wait for their turn.", min=1)] = 100,
     max_body: Annotated[
-        str | None, typer.Option(help="Longest request, like 1MiB. (default: 64 KiB to 4 MiB, by the ceiling)")
+        str | None, typer.Option(help="Longest request, like 1MiB. (default: 32 KiB to 4 MiB, by the ceiling)")
     ] = None,
     max_tokens: Annotated[
         int, typer.Option(help="Most tokens of an answer, for requests that name no limit.", min=1)
@@ -71,6 +71,7 @@ def serve(
             draft_nodes=draft_nodes,
             kv_dtype=kv_dtype,
             reserve=settings.reserve,
+            longest_text=settings.max_body,
         ) as llm,
     ):
         if not settings.loopback and api_key is None:

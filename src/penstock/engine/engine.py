@@ -175,8 +175,14 @@ class Engine:
 
     def _guess(self, chunks: List[Chunk]) -> dict[Sequence, Tree]:
         """Trees for those sequences of a pass whose next token would be all that it brings."""
-        ready = [s for s, tokens in chunks if len(tokens) == len(s.pending) == 1]
-        if not self.speculator.drafters or not ready:
+        if not self.speculator.drafters:
+            return {}
+        roots: dict[Sequence, Tree] = {}
+        for sequence, tokens in chunks:
+            with self.scheduler.own_work(sequence):
+                if len(tokens) == len(sequence.pending) == 1:
+                    roots[sequence] = sequence.root()
+        if not roots:
             return {}
         begin, rows = time.perf_counter(), sum(len(tokens) for _, tokens in chunks)
         slots = {s.cache: s.cache.length + len(tokens) for s, tokens in chunks}
@@ -184,11 +190,7 @@ class Engine:
         if most <= 0:
             return {}
         self.chain.make_room(self._need(chunks, most))
-        roots: dict[Sequence, Tree] = {}
-        for sequence in ready:
-            with self.scheduler.own_work(sequence):
-                roots[sequence] = sequence.root()
-        trees = self.speculator.guess([*roots.values()], rows - len(ready), most)
+        trees = self.speculator.guess([*roots.values()], rows - len(roots), most)
         nodes = sum(len(tree) - 1 for tree in trees)
         self.chain.events.tell("draft", f"{nodes} guess{'es' * (nodes != 1)}", begin, time.perf_counter())
         return dict(zip(roots, trees, strict=True))

@@ -168,7 +168,7 @@ class Scheduler:
             if not left:
                 break
             with self.own_work(sequence):
-                if sequence.cache.own_blocks or self._begin(sequence, chunks):
+                if sequence.cache.own_blocks or self._begin(sequence, pending, chunks):
                     tokens = sequence.pending[:left]
                     left -= len(tokens)
                     chunks.append((sequence, tokens))
@@ -184,14 +184,14 @@ class Scheduler:
             sequence.cache.truncate(0)
         self._adopting.clear()
 
-    def _begin(self, sequence: Sequence, chunks: List[Chunk]) -> bool:
+    def _begin(self, sequence: Sequence, pending: Mapping[Sequence, int], chunks: List[Chunk]) -> bool:
         """Take over what others have in common with it, or compute in this very pass. False where it had better wait,
         since one that is amid its prompt will come to have more of it."""
         cache = sequence.cache
         if sequence.lent and cache.length:
             return True
         prefix, blocks = longest(self._prefixes(sequence, chunks), sequence.tokens)
-        amid = [s for s in self.active if s.cache.own_blocks and len(s.pending) > 1]
+        amid = [s for s, count in pending.items() if s.cache.own_blocks and count > 1]
         if sequence.expected_blocks(amid) > max(blocks, cache.adopted):
             return False
         if prefix is None or blocks <= cache.adopted:

@@ -32,6 +32,7 @@ class Room(Protocol):
     def plan(self) -> Plan: ...
     @property
     def pressed(self) -> bool: ...
+    def make_beside(self, need: Need, nbytes: int) -> None: ...
 
 
 class Memory:
@@ -74,29 +75,37 @@ class Memory:
                 return False
         return True
 
-    def need(self, slots: Mapping[KvCache, int], rows: int, logit_rows: int, guesses: int = 0) -> Need:
+    def need(self, slots: Mapping[KvCache, int], rows: int, logit_rows: int, guesses: int = 0, more: int = 0) -> Need:
         """What a pass asks for that ends with so many slots in these caches, and has so many rows besides guesses.
 
-        What was kept of sequences that have ended gives way. Raises MemoryCeilingError where that is not enough.
+        `more`: bytes of this process that have to fit beside it. What was kept of sequences that have ended gives way. Raises MemoryCeilingError where that is not enough.
         """
-        more = self.caches.one_block.times(len(slots) * (guesses > 0))
+        extra = self.caches.one_block.times(len(slots) * (guesses > 0))
 
         def need() -> Need:
-            kv = self.caches.count_with(slots) + more
+            kv = self.caches.count_with(slots) + extra
             return Need(rows + guesses, logit_rows + guesses, kv, guesses)
 
-        return self._fitting(need)
+        return self._fitting(need, more)
 
     def need_to_fill(self, cache: KvCache, slots: int) -> Need:
         """As `need`, where keys and values do not come from a pass."""
         return self.need({cache: slots}, LEAST_CHUNK_ROWS, 1)
 
-    def _fitting(self, need: Callable[[], Need]) -> Need:
+    def before_tokenizing(self, nbytes: int) -> None:
+        """Make room in this process beside everything that is there, until the next pass. Raises MemoryCeilingError."""
+        self.rooms[0].make_beside(self.need({}, LEAST_CHUNK_ROWS, 1, more=nbytes), nbytes)
+
+    def check_tokenizing(self, nbytes: int) -> None:
+        """Raise MemoryCeilingError where so many bytes do not fit beside everything that is there."""
+        self.need({}, LEAST_CHUNK_ROWS, 1, more=nbytes)
+
+    def _fitting(self, need: Callable[[], Need], more: int = 0) -> Need:
         while True:
             asked = need()
             try:
-                for share in self._shares:
-                    share.budget.plan(share.demand(asked))
+                for index, share in enumerate(self._shares):
+                    share.plan(asked, more if index == 0 else 0)
             except MemoryCeilingError:
                 if not self.caches.kept.drop_oldest():
                     raise

@@ -41,6 +41,11 @@ class StageBudget:
         """What a pass asks for here, in bytes."""
         return Demand(need.rows, need.logit_rows, self.kv_bytes(need.kv) + need.guesses * self.guess_bytes)
 
+    def plan(self, need: Need, more: int = 0) -> Plan:
+        """How the ceiling is shared out in such a pass, beside `more` bytes. Raises MemoryCeilingError."""
+        demand = self.demand(need)
+        return self.budget.plan(replace(demand, kv=demand.kv + more))
+
     def without_draft(self, nbytes: int) -> StageBudget:
         """Once a draft model is gone, and so many bytes with it."""
         return replace(self, budget=replace(self.budget, draft=self.budget.draft - nbytes), draft_kv=None)
@@ -64,8 +69,15 @@ class StageRoom:
 
     def make(self, need: Need) -> None:
         """Make room for a pass. Raises MemoryCeilingError where there is none, even without resident weights."""
-        self.plan = self.share.budget.plan(self.share.demand(need))
+        self.plan = self.share.plan(need)
         self._limit()
+
+    def make_beside(self, need: Need, nbytes: int) -> None:
+        """Make room for so many bytes beside what a pass needs, until the next one. Raises MemoryCeilingError."""
+        plan = self.share.plan(need, nbytes)
+        if plan.resident < self.plan.resident:
+            self.plan = plan
+            self._limit()
 
     def relieve(self) -> None:
         """Give weights back if other programs need the memory; to be called every now and then."""

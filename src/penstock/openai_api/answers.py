@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from array import array
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -92,9 +93,10 @@ def submit(
             for choice in range(request.choices):
                 before = drawn[len(completions)] if len(completions) < len(drawn) else ()
                 completions.append(_submit_one(llm, request, prompt, choice, before))
-    except PenstockError as error:
-        for completion in completions:
-            llm.cancel(completion)
+    except BaseException as error:
+        Answers(llm, request, completions).cancel()
+        if not isinstance(error, PenstockError):
+            raise
         raise RequestError.of(error, "messages" if request.chat else "prompt") from error
     return Answers(llm, request, completions)
 
@@ -139,8 +141,9 @@ class Answers:
 
     def cancel(self) -> None:
         """End them, and free their memory; to be called in the end in any case."""
-        for completion in self.completions:
-            self._llm.cancel(completion)
+        with ExitStack() as stack:  # all of them, also where one raises
+            for completion in self.completions:
+                stack.callback(self._llm.cancel, completion)
 
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
         output, tokenizer = completion.output(), self._llm.tokenizer

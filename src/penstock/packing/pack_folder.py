@@ -203,11 +203,15 @@ def _allocated(file: Path) -> int:
 def packed_files(packed: Path) -> dict[str, PackedFile]:
     """The packed weight files of a model by their names.
 
-    Raises UsageError where it is not packed, CheckpointError where it is none, ChecksumError for damage.
+    Raises UsageError where not all of it is packed, CheckpointError where it is none, ChecksumError for damage.
     """
     check_directory(packed)
     config = parse_config(read_json_object(packed / CONFIG), str(packed / CONFIG))
     paths = list(find_layout(LocalFolder(packed), config).prefixes)
-    if not any(is_packed_file(read_header(path)) for path in paths):
+    originals = [path for path in paths if not is_packed_file(read_header(path))]
+    if len(originals) == len(paths):
         raise UsageError(f"{packed} is not packed: its files are the original ones", "Use them as they are.")
+    if originals:
+        problem = f"{packed} is packed in part: {originals[0].relative_to(packed)} is an original file"
+        raise UsageError(problem, "Use the model as it is, or give one whose files are all packed.")
     return {path.relative_to(packed).as_posix(): read_packed(path) for path in paths}

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from penstock.llm import LONG_TEXT
+from penstock.memory.text_room import LONG_TEXT
 from penstock.openai_api.answers import prepare
 from penstock.openai_api.errors import RequestError
 from penstock.openai_api.requests import parse
@@ -165,12 +165,12 @@ def _add_completions(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _add_models(app: FastAPI, gateway: Gateway) -> None:
-    @app.get("/v1/models", responses=errors(401, 403))
+    @app.get("/v1/models", responses=errors(400, 401, 403))
     async def models() -> ModelList:
         """The one model that is served."""
         return ModelList(object="list", data=[gateway.model()])
 
-    @app.get("/v1/models/{model_id:path}", responses=errors(401, 403, 404))
+    @app.get("/v1/models/{model_id:path}", responses=errors(400, 401, 403, 404))
     async def model(model_id: str) -> Model:
         """It, by its name."""
         if model_id != gateway.settings.model:
@@ -188,13 +188,13 @@ def _add_state(app: FastAPI, gateway: Gateway) -> None:
         """The chat page."""
         return page
 
-    @app.get("/health", response_model=Health, responses={403: errors(403)[403], 503: {"model": Health}})
+    @app.get("/health", response_model=Health, responses={**errors(400, 403), 503: {"model": Health}})
     async def health() -> Response:
         """Whether the engine works."""
         state = gateway.health()
         return JSONResponse(state.model_dump(), 200 if state.status == "ok" else 503)
 
-    metrics = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401, 403)}
+    metrics = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(400, 401, 403)}
 
     @app.get("/metrics", response_class=Response, responses=metrics)
     async def prometheus() -> Response:

@@ -24,7 +24,7 @@ PROBLEMS = {
     415: "The body is not declared to be JSON.",
     429: "The queue is full; Retry-After says when to try again.",
     500: "The model's files could not be read.",
-    503: "The server is shutting down, or its engine has ended.",
+    503: "The server is shutting down, its engine has ended, or it has too many connections.",
 }
 
 

@@ -32,7 +32,7 @@ async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     """For what routing refuses: paths and methods that are not there."""
     if not isinstance(error, HTTPException):
         raise error
-    path = request.url.path[:200]
+    path = request.scope["path"][:200]  # not of a URL, which a path and a host need not make
     problems = {404: f"There is no {path!r} here.", 405: f"{request.method[:20]} is no method of {path!r}."}
     problem = problems.get(error.status_code, str(error.detail))
     return error_response(RequestError(problem, status=error.status_code), error.headers)

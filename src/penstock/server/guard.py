@@ -45,14 +45,17 @@ class Guard:
 
     def _check(self, headers: Headers, path: str) -> None:
         host = headers.get("host", "")
-        if self._settings.loopback and not is_loopback(host_name(host)):
+        name = host_name(host)
+        if self._settings.loopback and not is_loopback(name):
             raise RequestError(
                 f"The host {host[:100]!r} is not this machine.",
                 "Use 127.0.0.1 or localhost, or serve with --host and --api-key for others.",
                 status=403,
             )
+        if host and not name:
+            raise RequestError(f"The header Host has {host[:100]!r}, which is no host.", "Send the server's own.")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and not is_page_of(origin, host):
             raise RequestError(f"Pages from {origin[:100]!r} may not use this server.", "Use its own page.", status=403)
         key = self._settings.api_key
         if key is None or path in OPEN_PATHS:
@@ -63,11 +66,21 @@ class Guard:
 
 
 def host_name(host: str) -> str:
-    """The name or address in a Host header or a URL's authority, without the port."""
+    """The name or address in a Host header, without the port; "" where it is malformed."""
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        parts = urlsplit(f"//{host}")
+        _ = parts.port  # raises where it is none
     except ValueError:
         return ""
+    return (parts.hostname or "") if parts.netloc == host and "@" not in host else ""
+
+
+def is_page_of(origin: str, host: str) -> bool:
+    """Whether a page whose Origin header is this came from that host."""
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:
+        return False
 
 
 def is_loopback(host: str) -> bool:

@@ -10,6 +10,7 @@ import uvicorn
 
 from penstock.errors import UsageError
 from penstock.server.app import create_app
+from penstock.server.connections import BACKLOG, Config
 from penstock.server.metrics import Metrics
 from penstock.server.worker import Worker
 
@@ -51,6 +52,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listening in sockets or ():
+            listening.listen(BACKLOG)
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -62,9 +65,9 @@ def server(llm: LLM, settings: Settings, ready: Callable[[], None] = lambda: Non
     """A server for an open model, and its worker, which `run` starts."""
     metrics = Metrics()
     worker = Worker(llm, settings, metrics)
-    config = uvicorn.Config(
+    config = Config(
         create_app(worker, settings, metrics),
-        http="h11",
+        settings,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from penstock.openai_api.answers import DEFAULT_MAX_TOKENS
 
 KIB, MIB = 1 << 10, 1 << 20
-LEAST_BODY, MOST_BODY, BODY_SHARE = 64 * KIB, 4 * MIB, 3072
+LEAST_BODY, MOST_BODY, BODY_SHARE = 32 * KIB, 4 * MIB, 16384
 """The longest body is this part of the memory ceiling by default."""
 BODIES = 4
 """So many of the longest bodies may be in memory at once; one of them is parsed and tokenized at a time."""
-BYTES_TO_TOKENIZE = 100
-"""What a byte of a body may take while it becomes token ids."""
 TOKEN_BYTES, QUEUE_SHARE = 4, 64
 """Token ids that wait for the engine may take this part of the ceiling."""
 CONNECTION_BYTES = 96 * KIB
 """Of a connection with a request: buffers, objects."""
+MOST_SEQUENCES = 64
+"""Requests join the engine as long as fewer sequences than this run in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,14 @@ class Settings:
     """What a client may take to send a body, and to take what was sent to it."""
 
     @property
+    def connections(self) -> int:
+        """Most connections: for those requests that run and wait, and for as many that ask how it is."""
+        return self.queue + 2 * MOST_SEQUENCES
+
+    @property
     def reserve(self) -> int:
-        """Bytes that requests may take beside the model: arriving, being tokenized, waiting."""
-        bodies = (BODIES + BYTES_TO_TOKENIZE) * self.max_body
-        return bodies + self.queue_tokens * TOKEN_BYTES + self.queue * CONNECTION_BYTES
+        """Bytes that requests may take beside the model, but for the one that is being tokenized: arriving, waiting."""
+        return BODIES * self.max_body + self.queue_tokens * TOKEN_BYTES + self.connections * CONNECTION_BYTES
 
 
 def default_body(ceiling: int) -> int:

@@ -1,4 +1,8 @@
-"""The one thread that may touch the model: takes requests in between passes, runs passes, hands out what they bring."""
+"""The one thread that may touch the model: takes requests in between passes, runs passes, hands out what they bring.
+
+Whatever is raised while one request is seen to is that one's failure, and whatever a pass raises that of the requests
+in it. The thread lives on, and so do the others.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,18 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from penstock.errors import MemoryCeilingError, PenstockError
+from penstock.errors import InternalError, MemoryCeilingError, PenstockError
 from penstock.openai_api.answers import submit
 from penstock.openai_api.errors import RequestError
 from penstock.server.job import Ended, Failed, Job, Pieces
+from penstock.server.settings import MOST_SEQUENCES
 
 if TYPE_CHECKING:
     from penstock.llm import LLM
+    from penstock.openai_api.answers import Answers
     from penstock.server.metrics import Metrics
     from penstock.server.settings import Settings
 
-MOST_SEQUENCES = 64
-"""Requests join the engine as long as fewer sequences than this run in it."""
 PASSES_TO_WAIT = 8
 """What a client is asked to wait where the queue is full."""
 
@@ -156,16 +160,23 @@ class Worker:
     def _work(self) -> None:
         try:
             while self._await_work():
-                self._drop_cancelled()
-                self._admit()
-                self._pass()
-                self._deliver()
+                try:
+                    self._round()
+                except Exception:
+                    log.exception("The server failed between passes.")
+                    self._fail_all(failed(), queued=True)
         except Exception:
             log.exception("The engine's thread has ended.")
             self.close()
         finally:
             for job in list(self._running):
                 self._end(job)
+
+    def _round(self) -> None:
+        self._drop_cancelled()
+        self._admit()
+        self._pass()
+        self._deliver()
 
     def _await_work(self) -> bool:
         """Sleep until there is something to do; False when the server ends."""
@@ -219,32 +230,52 @@ class Worker:
     def _deliver(self) -> None:
         """Hand out what came, and what ended."""
         for job in list(self._running):
-            answers = job.answers
-            if answers is None:
+            if job.answers is None:
                 continue
-            pieces = []
-            for index, completion in enumerate(answers.completions):
-                while completion.pieces:
-                    pieces.append((index, completion.pieces.popleft()))
-            if pieces:
-                job.tell(Pieces(pieces))
-            if (error := answers.error) is not None:
-                self._end(job)
-                job.tell(Failed(RequestError.of(error)))
-            elif not answers.runs:
-                self._end(job)
-                job.tell(Ended(answers))
+            try:
+                self._deliver_one(job, job.answers)
+            except Exception:
+                log.exception("An answer could not be handed out.")
+                self._fail(job, failed())
 
-    def _fail_all(self, error: RequestError) -> None:
-        for job in list(self._running):
+    def _deliver_one(self, job: Job, answers: Answers) -> None:
+        pieces = []
+        for index, completion in enumerate(answers.completions):
+            while completion.pieces:
+                pieces.append((index, completion.pieces.popleft()))
+        if pieces:
+            job.tell(Pieces(pieces))
+        if (error := answers.error) is not None:
+            self._fail(job, failed() if isinstance(error, InternalError) else RequestError.of(error))
+        elif not answers.runs:
             self._end(job)
-            job.tell(Failed(error))
+            job.tell(Ended(answers))
+
+    def _fail_all(self, error: RequestError, *, queued: bool = False) -> None:
+        """End all that run, and those that have not begun as well where they are `queued`."""
+        failing = list(self._running)
+        if queued:
+            with self._changed:
+                failing += self._queue
+                self._queue.clear()
+        for job in failing:
+            self._fail(job, error)
+
+    def _fail(self, job: Job, error: RequestError) -> None:
+        self._end(job)
+        job.tell(Failed(error))
 
     def _end(self, job: Job) -> None:
+        """Take a job out of the engine, whatever that raises; done again it does nothing."""
+        if job not in self._running:
+            return
         self._running.remove(job)
-        if job.answers is not None:
-            self._metrics.left(job.answers)
-            job.answers.cancel()
+        try:
+            if job.answers is not None:
+                job.answers.cancel()
+                self._metrics.left(job.answers)
+        except Exception:
+            log.exception("A request has left, and not all that it had was given back.")
 
     def _sequences(self) -> int:
         return sum(len(job.answers.completions) for job in self._running if job.answers)

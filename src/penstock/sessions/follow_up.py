@@ -14,21 +14,26 @@ _CHARACTER = 4
 """Tokens that one character may be spread over, at most."""
 
 
-def extended(tokenizer: Tokenizer, held: Sequence[int], text: str) -> list[int]:
+def extended(tokenizer: Tokenizer, held: Sequence[int], text: str, most_tokens: int | None = None) -> list[int]:
     """Token ids of `text`, special tokens spelled out in it, that begin with as many of `held` as spell its beginning.
 
     A model draws tokens that encoding their text would not give, so the text decides what can stay, and only the rest
     of it is encoded. Where that would not spell `text`, as with tokenizers that put a space first, all of it is.
+    Raises as `Tokenizer.encode` does.
     """
     kept = list(held[: _fitting(tokenizer, held, text)])
     rest = text[len(_text(tokenizer, kept)) :]
-    tokens = kept + tokenizer.encode(rest, add_special_tokens=False)
-    return tokens if _text(tokenizer, tokens) == text else tokenizer.encode(text, add_special_tokens=False)
+    tokens = kept + tokenizer.encode(rest, add_special_tokens=False, most_tokens=most_tokens)
+    if _text(tokenizer, tokens) == text:
+        return tokens
+    return tokenizer.encode(text, add_special_tokens=False, most_tokens=most_tokens)
 
 
-def appended(tokenizer: Tokenizer, held: Sequence[int], text: str) -> list[int]:
+def appended(tokenizer: Tokenizer, held: Sequence[int], text: str, most_tokens: int | None = None) -> list[int]:
     """Token ids of what `held` spells and `text` behind it; without `held`, as a text by itself is encoded."""
-    return extended(tokenizer, held, _text(tokenizer, held) + text) if held else tokenizer.encode(text)
+    if not held:
+        return tokenizer.encode(text, most_tokens=most_tokens)
+    return extended(tokenizer, held, _text(tokenizer, held) + text, most_tokens)
 
 
 def common_length(a: Sequence[object], b: Sequence[object]) -> int:

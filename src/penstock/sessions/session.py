@@ -79,8 +79,9 @@ class Session:
         if self.turn is not None and self.turn.messages is None:
             raise UsageError(f"{self._name} holds a text, not a conversation.", "Go on with it: --raw, or complete().")
         messages = [*self.messages, {"role": "user", "content": question}]
-        tokenizer = self._llm.text_side()
-        prompt = extended(tokenizer, self.tokens, tokenizer.chat_template().render(messages))
+        tokenizer, most = self._llm.text_side(), self._llm.most_prompt
+        text = tokenizer.chat_template().render(messages, check_length=tokenizer.length_check(most))
+        prompt = extended(tokenizer, self.tokens, text, most)
         return self._begin(prompt, params, messages, question)
 
     def complete(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Piece]:
@@ -91,7 +92,8 @@ class Session:
         if self.turn is not None and self.turn.messages is not None:
             raise UsageError(f"{self._name} holds a conversation, not a text.", "Go on without --raw, or by ask().")
         if isinstance(prompt, str):
-            tokens, asked = appended(self._llm.text_side(), self.tokens, prompt), prompt
+            tokens = appended(self._llm.text_side(), self.tokens, prompt, self._llm.most_prompt)
+            asked = prompt
         else:
             tokens, asked = [*self.tokens, *map(int, prompt)], ""
         return self._begin(tokens, params, None, asked)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from penstock.architectures.base import Architecture
 from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.compute.codec import MOST_COLUMNS
 from penstock.compute.levels import nibble_bytes
 from penstock.disk.reader import Ring
 from penstock.errors import UsageError
@@ -142,8 +143,8 @@ class DraftModel:
 
 
 def _rounded(piece: StoredData, cols: int, kernels: Kernels) -> NibbleData | PlainData:
-    """4 bits a weight of a piece in BF16; another one as it is."""
+    """4 bits a weight of a piece in BF16, if its rows are of a length that the kernels take; another one as it is."""
     plain, dtype = piece.plain()
-    if dtype != "BF16":
+    if dtype != "BF16" or cols > MOST_COLUMNS:
         return PlainData(piece.rows, plain.copy(), dtype)
     return NibbleData(piece.rows, kernels.quantize_nibbles(plain, piece.rows.stop - piece.rows.start, cols))

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
 
-from penstock.errors import ChatTemplateError
+from penstock.errors import ChatTemplateError, PenstockError
 from penstock.text.template_sandbox import RejectionError, compile_template, run_template
 
 _FILE_REMEDY = "Use the template as published with the model, or go without one (--raw, or generate() in Python)."
@@ -60,13 +60,15 @@ class ChatTemplate:
         documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
+        check_length: Callable[[int], None] = lambda characters: None,
         **variables: Any,
     ) -> str:
         """The conversation as text, special tokens included: encode it without adding any.
 
         `messages`, `tools` (JSON schemas), `documents` and `variables` hold JSON values; a variable wins over a special
         token of the same name. `add_generation_prompt` (default: yes, unless the final message is to be continued) ends
-        the text with the header of an answer, `continue_final_message` ends it inside the last message.
+        the text with the header of an answer, `continue_final_message` ends it inside the last message. `check_length`
+        is told how many characters there are, as they come, and may raise a PenstockError.
         Raises ChatTemplateError where the conversation is malformed, or where the template rejects it or fails.
         """
         if add_generation_prompt is None:
@@ -86,7 +88,8 @@ class ChatTemplate:
                 "tools": _objects(tools, "tools"),
                 "documents": _objects(documents, "documents"),
                 "add_generation_prompt": add_generation_prompt,
-            }
+            },
+            check_length,
         )
         return self._cut_at_mark(text, ending) if continue_final_message else text
 
@@ -103,9 +106,11 @@ class ChatTemplate:
     def _malformed(self, problem: str) -> ChatTemplateError:
         return ChatTemplateError(f"{self.where} is malformed: {problem}", _FILE_REMEDY)
 
-    def _run(self, variables: dict[str, Any]) -> str:
+    def _run(self, variables: dict[str, Any], check_length: Callable[[int], None]) -> str:
         try:
-            return run_template(self._template, variables)
+            return run_template(self._template, variables, check_length)
+        except PenstockError:
+            raise
         except RejectionError as error:
             problem = f"{self.where} rejects the conversation: {_one_line(error)}"
             raise ChatTemplateError(problem, _CALL_REMEDY) from error

@@ -53,11 +53,21 @@ def compile_template(source: str, now: Callable[[], datetime]) -> Template:
     return environment.template_class.from_code(environment, code, environment.make_globals(None))
 
 
-def run_template(template: Template, variables: Mapping[str, Any]) -> str:
-    """Render within the budget. Raises SecurityError beyond it, and whatever else the template raises."""
+def run_template(
+    template: Template, variables: Mapping[str, Any], check_length: Callable[[int], None] = lambda characters: None
+) -> str:
+    """Render within the budget. Raises SecurityError beyond it, and whatever else the template raises.
+
+    `check_length` is told how many characters there are, as they come, and may raise.
+    """
     steps = _steps_left.set(STEP_BUDGET)
+    parts, characters = [], 0
     try:
-        return template.render(variables)
+        for part in template.generate(variables):
+            parts.append(part)
+            characters += len(part)
+            check_length(characters)
+        return "".join(parts)
     finally:
         _steps_left.reset(steps)
 

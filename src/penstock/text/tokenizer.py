@@ -7,23 +7,31 @@ beside a tokenizer.json; in `transformers` they do not either.)
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
-from penstock.errors import ChatTemplateError, FormatError, TokenizerError, UsageError
+from penstock.errors import ChatTemplateError, ContextError, FormatError, TokenizerError, UsageError
 from penstock.strict_json import GET_AGAIN, LFS_POINTER, fail_lfs_pointer, listed, open_regular, shown
+from penstock.text.spelling import most_characters_a_token
 from penstock.text.tokenizer_config import TokenizerConfig
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from penstock.text.chat_template import ChatTemplate
 
 _OTHER_FORMS = ("tokenizer.model", "spiece.model", "tekken.json", "tiktoken.model", "vocab.json", "vocab.txt")
+
+CACHED_WORDS = 1000
+"""Words whose tokens the library remembers. With up to 256 characters each they take 12 MB; its own number, 10,000, is
+too many for a ceiling."""
 
 
 class Tokenizer:
@@ -41,10 +49,14 @@ class Tokenizer:
         """Use `Tokenizer.open`. `templates`: sources by name; `where`: what error messages call the model."""
         backend.no_truncation()
         backend.no_padding()
+        if hasattr(backend.model, "_resize_cache"):  # since 0.21
+            backend.model._resize_cache(CACHED_WORDS)
         self.special_tokens = dict(special_tokens or {})
         """The tokens' texts by role: "bos_token", "eos_token", ..., and roles of the model's own."""
         self.special_ids = frozenset(key for key, token in backend.get_added_tokens_decoder().items() if token.special)
         """Ids of the tokens that `decode` leaves out."""
+        self.room: Callable[[int], AbstractContextManager[object]] = nullcontext
+        """Makes room for a text of so many bytes while it becomes tokens, or raises MemoryCeilingError."""
         self._backend = backend
         self._sources = dict(templates or {})
         self._templates: dict[str, ChatTemplate] = {}
@@ -86,13 +98,34 @@ class Tokenizer:
         """The token as the vocabulary writes it, or None for an id that the vocabulary does not have."""
         return self._backend.id_to_token(token_id)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, most_tokens: int | None = None) -> list[int]:
         """Token ids of a text, by default within the special tokens (mostly BOS) that tokenizer.json puts around it.
 
-        Special tokens spelled out in the text count as such. Raises UsageError for what is not Unicode text.
+        Special tokens spelled out in the text count as such. Raises UsageError for what is not Unicode text,
+        MemoryCeilingError where there is no room to divide it, and ContextError where it is so long that it has more
+        than `most_tokens` in any case.
         """
-        _check_text(text)
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        if not isinstance(text, str):
+            raise UsageError(f"a {type(text).__name__} cannot be encoded into tokens", "Give a string.")
+        self.check_length(len(text), most_tokens)
+        with self.room(_utf8_bytes(text)):
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def check_length(self, characters: int, most_tokens: int | None) -> None:
+        """Raise ContextError where every text of so many characters has more than `most_tokens` tokens."""
+        if most_tokens is None or characters <= most_tokens or self._longest is None:
+            return
+        least = -(-characters // self._longest)
+        if least > most_tokens:
+            raise ContextError(
+                f"A prompt of {characters:,} characters has {least} tokens at least; there is room for {most_tokens}.",
+                "Shorten it, or raise --context (up to what the model was trained for).",
+            )
+
+    @cached_property
+    def _longest(self) -> int | None:
+        """The most characters that a token stands for, where that is known."""
+        return most_characters_a_token(self._backend)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids, its spaces left as they are.
@@ -125,14 +158,20 @@ class Tokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
+        most_tokens: int | None = None,
         **options: Any,
     ) -> list[int]:
         """Token ids of a conversation, ready for the answer. `template` is a name; `options` go to the rendering.
 
-        The template itself writes the special tokens, so none are added. Raises ChatTemplateError.
+        The template itself writes the special tokens, so none are added. Raises ChatTemplateError, and as `encode`.
         """
         chosen = self.chat_template(template, for_tools=tools is not None)
-        return self.encode(chosen.render(messages, tools=tools, **options), add_special_tokens=False)
+        text = chosen.render(messages, tools=tools, check_length=self.length_check(most_tokens), **options)
+        return self.encode(text, add_special_tokens=False, most_tokens=most_tokens)
+
+    def length_check(self, most_tokens: int | None) -> Callable[[int], None]:
+        """`check_length` of a text's characters alone."""
+        return lambda characters: self.check_length(characters, most_tokens)
 
     def _compile(self, name: str) -> ChatTemplate:
         from penstock.text.chat_template import ChatTemplate  # Jinja takes 11 MB that plain completion can do without
@@ -189,11 +228,9 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: TokenizerConfig) -> dict[
     return texts
 
 
-def _check_text(text: object) -> None:
-    if not isinstance(text, str):
-        raise UsageError(f"a {type(text).__name__} cannot be encoded into tokens", "Give a string.")
+def _utf8_bytes(text: str) -> int:
     try:
-        text.encode("utf-8")
+        return len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
         problem = f"a text with an unpaired surrogate (its character {error.start}) cannot be encoded into tokens"
         raise UsageError(problem, "Give a string of Unicode text.") from error

@@ -1,0 +1,24 @@
+"""Packed files that break the format under checksums that hold: an error of Penstock's or a model, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from free_models import FreeModel, write_model
+from hostile_packed import attack, spoil
+
+from penstock.compute.kernels import Kernels
+
+KERNELS = Kernels(1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> FreeModel:
+    return write_model(tmp_path_factory.mktemp("model"), 2)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_any_change(model: FreeModel, tmp_path: Path, seed: int) -> None:
+    spoilt, _ = spoil(model, tmp_path, seed)
+    attack(spoilt, KERNELS, tmp_path)
