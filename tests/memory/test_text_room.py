@@ -232,6 +232,14 @@ class TestCeiling:
             with pytest.raises(MemoryCeilingError, match=r"65,537 bytes.*room is kept for 65,536"):
                 llm.encode("x" * ((1 << 16) + 1))
 
+    def test_special_tokens_take_little(self) -> None:
+        """So a body of short messages has room, however much the template puts around each."""
+        opened = LLM.open("demo", memory="1300MiB", draft="none", longest_text=1 << 16)
+        with opened as llm:
+            assert len(llm.encode("<|eot_id|>" * 20_000)) == 20_001
+            with pytest.raises(MemoryCeilingError, match="66,000 bytes"):
+                llm.encode("<|eot_id|>" * 22_000)
+
     def test_characters_of_several_bytes_count_as_these(self) -> None:
         opened = LLM.open("demo", memory="1300MiB", draft="none", longest_text=1 << 16)
         with opened as llm, pytest.raises(MemoryCeilingError, match="98,304 bytes"):

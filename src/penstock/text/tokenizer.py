@@ -32,6 +32,10 @@ _OTHER_FORMS = ("tokenizer.model", "spiece.model", "tekken.json", "tiktoken.mode
 CACHED_WORDS = 1000
 """Words whose tokens the library remembers. With up to 256 characters each they take 12 MB; its own number, 10,000, is
 too many for a ceiling."""
+SPECIAL_BYTES = 3
+"""A special token, however long, takes no more to find than so many bytes of other text take to divide."""
+WORTH_COUNTING = 1 << 14
+"""Bytes of a text whose special tokens are counted."""
 
 
 class Tokenizer:
@@ -56,7 +60,8 @@ class Tokenizer:
         self.special_ids = frozenset(key for key, token in backend.get_added_tokens_decoder().items() if token.special)
         """Ids of the tokens that `decode` leaves out."""
         self.room: Callable[[int], AbstractContextManager[object]] = nullcontext
-        """Makes room for a text of so many bytes while it becomes tokens, or raises MemoryCeilingError."""
+        """Makes room for a text of so many bytes while it becomes tokens, or raises MemoryCeilingError; a special token
+        that is spelled out in it counts as SPECIAL_BYTES."""
         self._backend = backend
         self._sources = dict(templates or {})
         self._templates: dict[str, ChatTemplate] = {}
@@ -108,7 +113,7 @@ class Tokenizer:
         if not isinstance(text, str):
             raise UsageError(f"a {type(text).__name__} cannot be encoded into tokens", "Give a string.")
         self.check_length(len(text), most_tokens)
-        with self.room(_utf8_bytes(text)):
+        with self.room(self._bytes_to_divide(text)):
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def check_length(self, characters: int, most_tokens: int | None) -> None:
@@ -121,6 +126,21 @@ class Tokenizer:
                 f"A prompt of {characters:,} characters has {least} tokens at least; there is room for {most_tokens}.",
                 "Shorten it, or raise --context (up to what the model was trained for).",
             )
+
+    def _bytes_to_divide(self, text: str) -> int:
+        """As `room` counts them: what a template puts around short messages would count for more than these, else."""
+        nbytes = _utf8_bytes(text)
+        if nbytes <= WORTH_COUNTING:
+            return nbytes
+        return nbytes - sum(text.count(token) * (len(token) - SPECIAL_BYTES) for token in self._spelled_out)
+
+    @cached_property
+    def _spelled_out(self) -> list[str]:
+        """Tokens that are found wherever a text has them, none of them a part of another."""
+        added = self._backend.get_added_tokens_decoder().values()
+        plain = [token.content for token in added if not (token.normalized or token.single_word)]
+        long = {content for content in plain if content.isascii() and len(content) > SPECIAL_BYTES}
+        return [one for one in long if not any(one in token.content for token in added if token.content != one)]
 
     @cached_property
     def _longest(self) -> int | None:
