@@ -35,7 +35,7 @@ from rich.console import Console
 from show_results import plot, show
 
 from penstock.errors import PenstockError, UsageError
-from penstock.memory.budget import MIB, parse_bytes
+from penstock.system.sizes import MIB, parse_bytes
 
 SPARE_BYTES = 10**9
 TABLE_WIDTH = 110

@@ -26,7 +26,7 @@ from typing import IO
 from control_group import ROOT, check_system, new_group
 
 from penstock.errors import PenstockError, UsageError
-from penstock.memory.budget import MIB, parse_bytes
+from penstock.system.sizes import MIB, parse_bytes
 
 SYS = Path("/sys")
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")

@@ -25,7 +25,7 @@ from measure import last_line
 from safetensors_file import write
 
 from penstock.errors import PenstockError
-from penstock.memory.budget import parse_bytes
+from penstock.system.sizes import parse_bytes
 
 sys.path.append(str(PEERS))
 from checkpoint import Tensor, read_tensors

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from penstock.forecast.probe import measure_disk
-from penstock.memory.budget import parse_bytes
+from penstock.system.sizes import parse_bytes
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from results import Result, ratio
 from rich.console import Console
 from rich.table import Table
 
-from penstock.memory.budget import MIB
+from penstock.system.sizes import MIB
 
 COLUMNS = ("open s", "first token s", "s a token", "times Penstock", "peak MiB", "of MiB", "disk MB/s")
 

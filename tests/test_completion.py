@@ -13,7 +13,7 @@ from guessing import Scripted, knowing
 from penstock import LLM, SamplingParams
 from penstock.completion import Output, Piece
 from penstock.errors import ChatTemplateError
-from penstock.runtime import Options
+from penstock.options import OpenOptions
 
 PROMPT = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n"
 TOKENS = 40
@@ -21,13 +21,13 @@ TOKENS = 40
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[LLM]:
-    with LLM(DEMO, Options(threads=1, guesses=False)) as llm:
+    with LLM(DEMO, OpenOptions(threads=1, draft="none")) as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM(DEMO, Options(threads=1, draft_nodes=64)) as llm:
+    with LLM(DEMO, OpenOptions(threads=1, draft_nodes=64)) as llm:
         yield llm
 
 

@@ -17,7 +17,7 @@ import pytest
 from penstock import LLM, PenstockError, SamplingParams
 from penstock.checkpoints.store import find_model
 from penstock.events import Event, Events
-from penstock.runtime import Options
+from penstock.options import OpenOptions
 from penstock.trace import MOST_HELD, Trace, TraceWarning
 
 
@@ -76,7 +76,7 @@ def traced(path: Path, share: float = 0.2, **params: Any) -> tuple[str, dict[str
     """A trace of the demo model with so much of it in memory, and the bytes that its passes read."""
     model = find_model("demo")
     weights = (model / "model.safetensors").stat().st_size
-    with Trace(path, "a title") as trace, LLM(model, Options(max_resident=int(share * weights))) as llm:
+    with Trace(path, "a title") as trace, LLM(model, OpenOptions(max_resident=int(share * weights))) as llm:
         llm.events.listeners.append(trace)
         [output] = llm.generate(["def add(a, b):"], SamplingParams(temperature=0, **params))
     return *read_trace(path), output.stats.bytes_read

@@ -12,14 +12,14 @@ from penstock.checkpoints.store import find_model
 from penstock.completion import Completion, Output, Piece
 from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import ContextError, MemoryCeilingError, TokenizerError, UsageError
-from penstock.memory.budget import Demand, parse_bytes
+from penstock.memory.budget import Demand
 from penstock.memory.text_room import BYTES_TO_TOKENIZE, TextRoom
 from penstock.models.kv_planes import KvShape
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.tokens import check_tokens
-from penstock.runtime import Options, Runtime
+from penstock.options import OpenOptions
+from penstock.runtime import Runtime
 from penstock.sampling import SamplingParams
-from penstock.speculate.speculator import MOST_FIXED_NODES
 from penstock.system import machine
 from penstock.text.tokenizer import Tokenizer
 
@@ -43,9 +43,7 @@ if TYPE_CHECKING:
 class LLM:
     """A model that is ready to run. Not to be used by two threads at once; a context manager that closes itself."""
 
-    def __init__(
-        self, path: Path, options: Options, on_layer: OnLayer | None = None, longest_text: int | None = None
-    ) -> None:
+    def __init__(self, path: Path, options: OpenOptions, on_layer: OnLayer | None = None) -> None:
         """The model in directory `path`; `LLM.open` takes names and sizes as people write them."""
         machine.return_large_arrays()
         available = machine.available_bytes()
@@ -63,7 +61,7 @@ class LLM:
         self.chain = runtime.engine.chain
         self.on_layer = on_layer
         if self.tokenizer is not None:
-            self.tokenizer.room = TextRoom(self.memory, longest_text)
+            self.tokenizer.room = TextRoom(self.memory, options.longest_text)
 
     @property
     def on_layer(self) -> OnLayer | None:
@@ -92,36 +90,28 @@ class LLM:
     ) -> LLM:
         """Open MODEL: a directory in the Hugging Face layout, a name that this machine knows, or "demo".
 
-        memory: a ceiling on the whole process, like "2GiB"; None takes what the machine has free.
-        context: the most positions of a sequence; None is what the model was trained for.
-        draft: what guesses tokens, for a pass to check many at once, which changes no token: None for the model's own
-        text and, of a packed model, its own coarse weights where memory has room for them; a smaller MODEL with the
-        same tokenizer, besides; "none" for nothing.
-        draft_nodes: guesses a pass; None for as many as pay, by what passes and guesses are seen to take.
-        kv_dtype: "bf16" or "f32", the type that keys and values are rounded to.
-        on_layer: called as (layer, read_seconds, wait_seconds, compute_seconds) after each layer of each pass; what it
-        raises ends the pass, and the next one computes the same again.
-        reserve: bytes under the ceiling that are left to the caller.
-        longest_text: bytes (UTF-8) of the longest text for which room is kept while it becomes tokens, so that `check`
-        may be called at any time; None makes room when a text comes.
+        `OpenOptions` (options.py) says what each option means. on_layer: called as (layer, read_seconds, wait_seconds,
+        compute_seconds) after each layer of each pass; what it raises ends the pass, and the next one computes the same
+        again.
 
         Reads headers and small tensors only. Raises CheckpointError and its kin, UsageError, MemoryCeilingError.
         """
-        if draft_nodes is not None and not (type(draft_nodes) is int and 0 <= draft_nodes <= MOST_FIXED_NODES):
-            raise UsageError(
-                f"draft_nodes={draft_nodes!r} is out of range.", f"Give a whole number from 0 to {MOST_FIXED_NODES}."
-            )
-        options = Options(
-            memory=None if memory is None else parse_bytes(memory),
+        options = OpenOptions(
+            memory=memory,
             threads=threads,
             context=context,
-            kv_dtype=kv_dtype,
-            guesses=draft != "none" and draft_nodes != 0,
-            draft=None if draft in (None, "none") or draft_nodes == 0 else find_model(draft),
+            draft=draft,
             draft_nodes=draft_nodes,
-            reserve=reserve + BYTES_TO_TOKENIZE * (longest_text or 0),
+            kv_dtype=kv_dtype,
+            reserve=reserve,
+            longest_text=longest_text,
         )
-        return cls(find_model(model), options, on_layer, longest_text)
+        return cls.open_with(model, options, on_layer)
+
+    @classmethod
+    def open_with(cls, model: str | os.PathLike[str], options: OpenOptions, on_layer: OnLayer | None = None) -> LLM:
+        """As `open`, with options that were put together before."""
+        return cls(find_model(model), options, on_layer)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
         """Complete one prompt (text, or token ids), a piece after every pass that drew something.

@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import UsageError
+from penstock.memory.text_room import BYTES_TO_TOKENIZE
 from penstock.models.kv_planes import check_kv_dtype
+from penstock.models.stage import Share
+from penstock.speculate.speculator import MOST_FIXED_NODES
 from penstock.system.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from penstock.models.stage import Share
 
-MOST_NODES = 4096
-"""Guesses of a pass, where somebody says how many."""
-
-
-def _option(default: Any, help: str, metavar: str | None = None) -> Any:
-    """An option that commands have too."""
-    return field(default=default, metadata={"help": help, "metavar": metavar})
+def _told(text: str, metavar: str | None = None) -> dict[str, Any]:
+    """What commands say of an option that they have too."""
+    return {"help": text, "metavar": metavar}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenOptions:
     """How to open a model. Raises UsageError for values that cannot be meant."""
 
-    memory: str | int | None = _option(
-        None, "Ceiling on the whole process, like 512MiB or 2GiB. (default: what the machine has free)"
+    memory: str | int | None = field(
+        default=None,
+        metadata=_told("Ceiling on the whole process, like 512MiB or 2GiB. (default: what the machine has free)"),
     )
-    context: int | None = _option(None, "Most positions of a sequence. (default: what prompt and answer need)")
-    threads: int | None = _option(None, "CPU threads. (default: every CPU)")
-    kv_dtype: str = _option("bf16", "What keys and values are rounded to: bf16 or f32.")
-    draft: str | None = _option(
-        None,
-        "What guesses tokens, for a pass to check many at once; it changes no token. A smaller MODEL with the same "
-        "tokenizer, or `none`. (default: the text so far, and a packed model's own coarse weights)",
-        "MODEL|none",
+    context: int | None = field(
+        default=None, metadata=_told("Most positions of a sequence. (default: what prompt and answer need)")
     )
-    draft_nodes: int | None = _option(None, "Guesses a sequence and pass; 0 for none. (default: as many as pay)", "K")
+    """Positions that a sequence may have; None for as many as the model was trained for."""
+    threads: int | None = field(default=None, metadata=_told("CPU threads. (default: every CPU)"))
+    kv_dtype: str = field(default="bf16", metadata=_told("What keys and values are rounded to: bf16 or f32."))
+    draft: str | None = field(
+        default=None,
+        metadata=_told(
+            "What guesses tokens, for a pass to check many at once; it changes no token. A smaller MODEL with the "
+            "same tokenizer, or `none`. (default: the text so far, and a packed model's own coarse weights)",
+            "MODEL|none",
+        ),
+    )
+    """None: the text so far and, of a packed model, its own coarse weights where memory has room for them. A smaller
+    model guesses besides."""
+    draft_nodes: int | None = field(
+        default=None, metadata=_told("Guesses a sequence and pass; 0 for none. (default: as many as pay)", "K")
+    )
+    """None: as many as pay, by what passes and guesses are seen to take."""
     reserve: int = 0
     """Bytes under the ceiling that are left to the caller."""
+    longest_text: int | None = None
+    """Bytes (UTF-8) of the longest text for which room is kept while it becomes tokens, so that `LLM.check` may be
+    called at any time; None makes room when a text comes."""
     max_resident: int | None = None
     """Most bytes of weights to keep in memory; None keeps what the ceiling allows."""
     shares: tuple[Share, ...] = ()
@@ -52,13 +64,20 @@ class OpenOptions:
             parse_bytes(self.memory)
         check_kv_dtype(self.kv_dtype)
         nodes = self.draft_nodes
-        if nodes is not None and not (type(nodes) is int and 0 <= nodes <= MOST_NODES):
-            raise UsageError(f"draft_nodes={nodes!r} is out of range.", f"Give a whole number from 0 to {MOST_NODES}.")
+        if nodes is not None and not (type(nodes) is int and 0 <= nodes <= MOST_FIXED_NODES):
+            raise UsageError(
+                f"draft_nodes={nodes!r} is out of range.", f"Give a whole number from 0 to {MOST_FIXED_NODES}."
+            )
 
     @property
     def ceiling(self) -> int | None:
         """Bytes that the process may take; None for what the machine has free."""
         return None if self.memory is None else parse_bytes(self.memory)
+
+    @property
+    def all_reserved(self) -> int:
+        """`reserve`, and what the longest text takes."""
+        return self.reserve + BYTES_TO_TOKENIZE * (self.longest_text or 0)
 
     @property
     def guesses(self) -> bool:
@@ -76,5 +95,5 @@ def command_options() -> Mapping[str, tuple[Any, str, str | None]]:
     return {
         option.name: (option.default, option.metadata["help"], option.metadata["metavar"])
         for option in fields(OpenOptions)
-        if option.metadata and option.default is not MISSING
+        if option.metadata
     }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from penstock.checkpoints.store import find_model
 from penstock.compute.kernels import Kernels
 from penstock.disk.reader import Ring
 from penstock.engine.engine import Engine
@@ -18,6 +19,7 @@ from penstock.models.decoder import Decoder
 from penstock.models.kv_cache import Blocks
 from penstock.models.kv_planes import KvPlanes, KvShape
 from penstock.models.stage import Share, Stage
+from penstock.options import OpenOptions
 from penstock.speculate.costs import Costs
 from penstock.speculate.draft_model import DraftModel
 from penstock.speculate.drafters import draft_drafter, free_drafters, working_bytes
@@ -30,46 +32,24 @@ from penstock.weights.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from penstock.checkpoints.checkpoint import Checkpoint
     from penstock.checkpoints.generation_config import GenerationDefaults
     from penstock.speculate.drafter import Drafter
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to open a model; `LLM.open` describes them."""
-
-    memory: int | None = None
-    """Ceiling on the whole process, bytes."""
-    threads: int | None = None
-    context: int | None = None
-    kv_dtype: str = "bf16"
-    guesses: bool = True
-    """Whether to guess tokens, for passes to check several at once."""
-    draft: Path | None = None
-    """A smaller model that guesses too."""
-    draft_nodes: int | None = None
-    """Guesses a sequence and pass; None for as many as pay."""
-    max_resident: int | None = None
-    """Most bytes of weights to keep in memory; None keeps what the ceiling allows."""
-    reserve: int = 0
-    """Bytes under the ceiling that are left to the caller."""
-    shares: tuple[Share, ...] = ()
-    """What each of several stages holds; without any, one holds the model."""
-
-
 class Runtime:
     """What runs the passes of one open model."""
 
-    def __init__(self, checkpoint: Checkpoint, options: Options, available: int, defaults: GenerationDefaults) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, options: OpenOptions, available: int, defaults: GenerationDefaults
+    ) -> None:
         """`available`: bytes that the machine had free, the ceiling where `options` give none. What else the process
         needs is in memory by now. Raises as `LLM.open` does."""
         self.config, self.architecture = checkpoint.config, checkpoint.architecture
         self.context = check_context(options.context, self.config.max_position_embeddings)
         self.kernels = Kernels(options.threads)
-        self.ceiling = available + machine.footprint().anonymous if options.memory is None else options.memory
+        self.ceiling = available + machine.footprint().anonymous if options.ceiling is None else options.ceiling
         self.events = Events()
         self.blocks = Blocks()
         self.draft: DraftModel | None = None
@@ -80,7 +60,7 @@ class Runtime:
             self._free()
             raise
 
-    def _share_out(self, checkpoint: Checkpoint, options: Options, defaults: GenerationDefaults) -> None:
+    def _share_out(self, checkpoint: Checkpoint, options: OpenOptions, defaults: GenerationDefaults) -> None:
         """Stages, what keeps them to their ceilings, drafters, and the engine."""
         shares = options.shares or (Share(tuple(range(self.config.num_hidden_layers))),)
         ceilings = _ceilings(checkpoint, shares, self.ceiling)
@@ -91,14 +71,14 @@ class Runtime:
             for share, weights in zip(shares, self.weights, strict=True)
         ]
         # Measured now, since the vectors are a part of the process.
-        process = [machine.footprint().nbytes + options.reserve, *[0] * (len(shares) - 1)]
+        process = [machine.footprint().nbytes + options.all_reserved, *[0] * (len(shares) - 1)]
         budgets = [self._budget(*of) for of in zip(shares, self.weights, ceilings, process, strict=True)]
         if options.guesses:
             coarse = any(weights.draft_bytes for weights in self.weights)
             budgets[0] = replace(budgets[0], draft=working_bytes(self.architecture, coarse))
         drafters: list[Drafter] = []
-        if options.draft is not None:
-            self.draft = DraftModel(options.draft, self.kernels, options.kv_dtype)
+        if options.draft_model is not None:
+            self.draft = DraftModel(find_model(options.draft_model), self.kernels, options.kv_dtype)
             drafters.append(self._load_draft(self.draft, checkpoint, budgets[0]))
             budgets[0] = replace(budgets[0], draft=budgets[0].draft + self.draft.nbytes)
         draft_kvs = [None if self.draft is None else self.draft.kv_shape, *[None] * (len(shares) - 1)]

@@ -18,8 +18,8 @@ from penstock.checkpoints.store import find_model
 from penstock.cli.stats import layer_table, print_layers, print_stats, stats_object
 from penstock.completion import Stats
 from penstock.models.pass_stats import PartStats
+from penstock.options import OpenOptions
 from penstock.packing.pack import pack
-from penstock.runtime import Options
 from penstock.speculate.speculator import Record
 
 PARTS = (
@@ -65,7 +65,7 @@ def run() -> Iterator[tuple[LLM, Stats]]:
     """The demo model with a fifth of its weights in memory, and what an answer of 5 tokens took."""
     path = find_model("demo")
     weights = (path / "model.safetensors").stat().st_size
-    with LLM(path, Options(memory=4 << 30, max_resident=weights // 5, guesses=False)) as llm:
+    with LLM(path, OpenOptions(memory=4 << 30, max_resident=weights // 5, draft="none")) as llm:
         [output] = llm.generate(["def add(a, b):"], SamplingParams(temperature=0, max_tokens=5))
         yield llm, output.stats
 

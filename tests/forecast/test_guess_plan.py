@@ -29,12 +29,13 @@ from penstock.forecast.guess_plan import (
 from penstock.forecast.probe import DraftSpeed
 from penstock.forecast.seconds import Rates, forecast_token
 from penstock.forecast.sizes import StoredSize, packed_size, pass_matrices, raw_size, size_here
-from penstock.memory.budget import MIB, Budget, Demand
+from penstock.memory.budget import Budget, Demand
 from penstock.models.kv_planes import KvShape
 from penstock.packing.pack import pack
 from penstock.speculate.coarse import CoarseWeights
 from penstock.synth.shapes import shape_config
 from penstock.system import machine
+from penstock.system.sizes import MIB
 from penstock.weights.residency import draft_order
 
 RATES = Rates(disk_bytes=524e6, row_bytes=13.4e9, flops=200e9, indexed_bytes=15e9)

@@ -17,11 +17,12 @@ from penstock.forecast.outlook import Outlook, PlanSettings, look
 from penstock.forecast.probe import ComputeSpeed, DiskSpeed, DraftSpeed, room_for_probe
 from penstock.forecast.seconds import Rates, forecast_prompt, forecast_token
 from penstock.forecast.sizes import Matrix, StoredSize
-from penstock.memory.budget import MIB, Demand
+from penstock.memory.budget import Demand
 from penstock.packing.pack import pack
 from penstock.synth.shapes import SHAPES
 from penstock.system import machine
 from penstock.system.machine import Footprint
+from penstock.system.sizes import MIB
 
 SPEEDS = Rates(disk_bytes=500e6, row_bytes=20e9, flops=100e9, indexed_bytes=15e9)
 COMPUTE = ComputeSpeed(20e9, 100e9, 10e9, 80e9, 15e9)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.errors import MemoryCeilingError, UsageError
-from penstock.memory.budget import MIB, Budget, Demand, choose_ring, format_bytes, parse_bytes
+from penstock.memory.budget import Budget, Demand, choose_ring
 from penstock.models.kv_planes import KvShape
 from penstock.models.rows import Rows, SequenceRows
+from penstock.system.sizes import MIB, format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(

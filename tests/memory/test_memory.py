@@ -10,12 +10,13 @@ from cases import CASES
 
 from penstock.architectures.base import Architecture
 from penstock.errors import MemoryCeilingError
-from penstock.memory.budget import GUESS_SHARE, LEAST_CHUNK_ROWS, MIB, Budget, Demand, parse_bytes
+from penstock.memory.budget import GUESS_SHARE, LEAST_CHUNK_ROWS, Budget, Demand
 from penstock.memory.memory import Memory
 from penstock.memory.pressure import Relief, Sample
 from penstock.memory.room import StageBudget, StageRoom
 from penstock.models.kv_cache import BLOCK_SLOTS, Blocks, KvCache
 from penstock.models.kv_planes import KvShape
+from penstock.system.sizes import MIB, parse_bytes
 from penstock.weights.weights import Weights
 
 CALM = Sample(4000 * MIB, reserve=200 * MIB, group_free=None, group_reserve=0, swapped=0, stalled_seconds=0.0)

@@ -9,9 +9,9 @@ from cases import random_tokens
 
 from penstock import LLM, SamplingParams
 from penstock.errors import MemoryCeilingError
-from penstock.memory.budget import MIB
 from penstock.system import machine
 from penstock.system.machine import Footprint
+from penstock.system.sizes import MIB
 
 GREEDY = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
 

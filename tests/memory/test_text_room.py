@@ -18,11 +18,11 @@ from penstock import LLM, SamplingParams
 from penstock.batch.run import BatchSettings, run
 from penstock.cli import standard_input
 from penstock.errors import ContextError, MemoryCeilingError
-from penstock.memory.budget import MIB
 from penstock.memory.text_room import BYTES_TO_TOKENIZE, LONG_TEXT
 from penstock.sessions.session import Session
 from penstock.system import machine
 from penstock.system.machine import Footprint
+from penstock.system.sizes import MIB
 
 CONTEXT = 200
 TOO_LONG = "1" * (CONTEXT * 41)

@@ -20,8 +20,8 @@ from penstock.errors import MemoryCeilingError, UsageError
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.stage import Share
+from penstock.options import OpenOptions
 from penstock.packing.pack import pack
-from penstock.runtime import Options
 
 VOCAB = 96
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, seed=5)
@@ -130,7 +130,7 @@ class TestOpenModels:
     def test_the_same_answers(self, packed: Path, shares: tuple[Share, ...], draft_nodes: int) -> None:
         answers = []
         for cut in ((), shares):
-            options = Options(guesses=draft_nodes > 0, draft_nodes=draft_nodes or None, threads=1, shares=cut)
+            options = OpenOptions(draft_nodes=draft_nodes, threads=1, shares=cut)
             with LLM(packed, options) as llm:
                 answers.append([o.token_ids for o in llm.generate([self.TEXT, "import os\n"], self.PARAMS)])
                 logits = llm.logits(llm.encode(self.TEXT))
@@ -138,7 +138,7 @@ class TestOpenModels:
         assert answers[0] == answers[1]
 
     def test_a_session_goes_on_over_other_stages(self, packed: Path, shares: tuple[Share, ...], tmp_path: Path) -> None:
-        with LLM(packed, Options(guesses=False, threads=1)) as llm:
+        with LLM(packed, OpenOptions(draft="none", threads=1)) as llm:
             (whole,) = llm.generate([self.TEXT], self.PARAMS)
             with Session(llm, tmp_path / "log") as session:
                 pieces = session.complete(self.TEXT, self.PARAMS)
@@ -146,21 +146,21 @@ class TestOpenModels:
                     next(pieces)
                 pieces.close()  # type: ignore[attr-defined]
         with (
-            LLM(packed, Options(guesses=False, threads=1, shares=shares)) as llm,
+            LLM(packed, OpenOptions(draft="none", threads=1, shares=shares)) as llm,
             Session(llm, tmp_path / "log") as session,
         ):
             assert session.rows_to_come == 2, "keys and values come from the file, and one position for proof"
             assert "".join(piece.text for piece in session.go_on()) == whole.text
 
     def test_every_stage_keeps_to_its_part_of_the_ceiling(self, packed: Path, shares: tuple[Share, ...]) -> None:
-        with LLM(packed, Options(guesses=False, threads=1, memory=400 << 20, shares=shares)) as llm:
+        with LLM(packed, OpenOptions(draft="none", threads=1, memory=400 << 20, shares=shares)) as llm:
             llm.generate([self.TEXT], replace(self.PARAMS, max_tokens=4))
             rooms = llm.memory.rooms
             assert sum(room.share.budget.ceiling for room in rooms) <= 400 << 20
             for room, stage in zip(rooms, llm.chain.stages, strict=True):
                 assert stage.weights.resident_bytes <= room.plan.resident  # type: ignore[attr-defined]
         with pytest.raises(MemoryCeilingError, match="least that works"):
-            LLM(packed, Options(guesses=False, threads=1, memory=60 << 20, shares=shares))
+            LLM(packed, OpenOptions(draft="none", threads=1, memory=60 << 20, shares=shares))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from cases import DEMO, random_tokens
 
 from penstock import LLM, SamplingParams, Session
 from penstock.errors import ContextError, MemoryCeilingError, PenstockError, ReadError, SessionError
+from penstock.options import OpenOptions
 from penstock.packing.pack import pack
-from penstock.runtime import Options
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
@@ -53,18 +53,18 @@ class TestResuming:
     @pytest.mark.parametrize(
         ("options", "params"),
         [
-            ({"guesses": False}, SAMPLED),
-            ({"guesses": False, "kv_dtype": "f32"}, replace(SAMPLED, max_tokens=6)),
+            ({"draft": "none"}, SAMPLED),
+            ({"draft": "none", "kv_dtype": "f32"}, replace(SAMPLED, max_tokens=6)),
             ({"draft_nodes": 8}, replace(SAMPLED, temperature=0, max_tokens=30)),
-            ({"guesses": False}, replace(SAMPLED, stop=("e", "re"), max_tokens=60)),
-            ({"max_resident": 0, "guesses": False}, replace(SAMPLED, max_tokens=6)),
+            ({"draft": "none"}, replace(SAMPLED, stop=("e", "re"), max_tokens=60)),
+            ({"max_resident": 0, "draft": "none"}, replace(SAMPLED, max_tokens=6)),
         ],
         ids=["sampled", "f32", "guesses", "stop strings", "streamed"],
     )
     def test_after_a_kill_at_every_pass(
         self, tmp_path: Path, options: dict[str, object], params: SamplingParams
     ) -> None:
-        with LLM(DEMO, Options(**options)) as llm:  # type: ignore[arg-type]
+        with LLM(DEMO, OpenOptions(**options)) as llm:  # type: ignore[arg-type]
             [expected] = llm.generate([TEXT], params)
             with Session(llm, tmp_path / "talk") as session:
                 copies = kills(session, session.complete(TEXT, params), tmp_path / "talk")

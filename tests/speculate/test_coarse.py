@@ -14,7 +14,7 @@ from rooms import keep_at_most
 from penstock import LLM, SamplingParams
 from penstock.architectures.base import Architecture
 from penstock.models.decoder import Decoder
-from penstock.runtime import Options
+from penstock.options import OpenOptions
 from penstock.speculate.coarse import CoarseData, CoarseDrafter, CoarseWeights
 from penstock.speculate.drafter import Guess
 from penstock.speculate.tree import Tree
@@ -209,7 +209,7 @@ class TestInTheEngine:
     PARAMS = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 
     def test_a_raw_model_has_none(self, pair: tuple[Path, Path]) -> None:
-        with LLM(pair[0], Options(threads=1)) as llm:
+        with LLM(pair[0], OpenOptions(threads=1)) as llm:
             assert llm.weights.draft_bytes == 0
             assert llm.engine.speculator.drafters
             assert "coarse" not in [drafter.name for drafter in llm.engine.speculator.drafters]
@@ -217,10 +217,10 @@ class TestInTheEngine:
     def test_residency_that_comes_and_goes(self, pair: tuple[Path, Path]) -> None:
         """Between two passes of the same text, whatever the drafter held."""
         raw, packed = pair
-        with LLM(raw, Options(threads=1, guesses=False)) as llm:
+        with LLM(raw, OpenOptions(threads=1, draft="none")) as llm:
             [expected] = llm.generate([PROMPT], self.PARAMS)
         rng = np.random.default_rng(0)
-        with LLM(packed, Options(threads=1, draft_nodes=4)) as llm:
+        with LLM(packed, OpenOptions(threads=1, draft_nodes=4)) as llm:
             for _ in range(3):
                 [completion] = llm._start([PROMPT], self.PARAMS)
                 while completion.runs:
@@ -233,7 +233,7 @@ class TestInTheEngine:
     def test_threads_change_no_guess(self, pair: tuple[Path, Path], threads: int) -> None:
         counts = []
         for count in (1, threads):
-            with LLM(pair[1], Options(threads=count, draft_nodes=4)) as llm:
+            with LLM(pair[1], OpenOptions(threads=count, draft_nodes=4)) as llm:
                 [output] = llm.generate([PROMPT], self.PARAMS)
                 counts.append((output.stats.passes, output.token_ids))
         assert counts[0] == counts[1]

@@ -18,7 +18,7 @@ from penstock.checkpoints.packed import PackedTensor
 from penstock.compute.kernels import Kernels
 from penstock.errors import CheckpointError, ChecksumError, UsageError
 from penstock.memory.budget import Budget
-from penstock.runtime import Options
+from penstock.options import OpenOptions
 from penstock.speculate.draft_model import DraftModel, Form
 from penstock.speculate.drafters import draft_drafter
 
@@ -33,7 +33,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def exact_logits(path: Path) -> np.ndarray:
-    with LLM(path, Options(threads=1, guesses=False)) as llm:
+    with LLM(path, OpenOptions(threads=1, draft="none")) as llm:
         return llm.logits(PROMPT)
 
 
@@ -207,11 +207,11 @@ class TestInTheModel:
     @pytest.mark.parametrize("form", FORMS)
     def test_a_drafter_of_either_form(self, pair: tuple[Path, Path], form: Form) -> None:
         """Asked for the model itself, it is right nearly always, and rounded, often."""
-        with LLM(pair[0], Options(threads=1, guesses=False)) as llm:
+        with LLM(pair[0], OpenOptions(threads=1, draft="none")) as llm:
             [expected] = llm.generate([PROMPT], PARAMS)
         draft = DraftModel(pair[1], Kernels(1), "bf16")
         drafter = draft_drafter(draft, form)
-        with LLM(pair[0], Options(threads=1, draft_nodes=8)) as llm:
+        with LLM(pair[0], OpenOptions(threads=1, draft_nodes=8)) as llm:
             llm.engine.speculator.drafters = [drafter]
             [output] = llm.generate([PROMPT], PARAMS)
         assert output.token_ids == expected.token_ids
@@ -225,7 +225,7 @@ class TestInTheModel:
         raw, packed = pair
         asked: list[int] = []
         monkeypatch.setattr(Budget, "holds_all", lambda budget: asked.append(budget.draft) or fits)
-        with LLM(packed, Options(threads=1, draft=raw, draft_nodes=8)) as llm:
+        with LLM(packed, OpenOptions(threads=1, draft=raw, draft_nodes=8)) as llm:
             assert llm._runtime.draft is not None
             whole, rounded = (llm._runtime.draft.likely_bytes(form) for form in FORMS)
             assert asked == [llm.memory.budget.draft - llm._runtime.draft.nbytes + whole]
@@ -235,7 +235,7 @@ class TestInTheModel:
     def test_it_is_dropped(self, pair: tuple[Path, Path]) -> None:
         """Its memory goes back to the weights, and text goes on."""
         raw, packed = pair
-        with LLM(packed, Options(threads=1, draft=raw, draft_nodes=4)) as llm:
+        with LLM(packed, OpenOptions(threads=1, draft=raw, draft_nodes=4)) as llm:
             [expected] = llm.generate([PROMPT], PARAMS)
             assert llm._runtime.draft is not None
             budget, nbytes = llm.memory.budget, llm._runtime.draft.nbytes

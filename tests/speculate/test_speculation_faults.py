@@ -29,8 +29,8 @@ from penstock.models.decoder import Decoder
 from penstock.models.pass_stats import PassStats
 from penstock.models.rows import Rows
 from penstock.models.stage import Need
+from penstock.options import OpenOptions
 from penstock.packing.pack import pack
-from penstock.runtime import Options
 from penstock.speculate.model_drafter import ModelDrafter
 from penstock.speculate.recycling import Recycling
 
@@ -63,7 +63,7 @@ def packed(raw: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(raw: Path) -> list[int]:
-    with LLM(raw, Options(threads=1, guesses=False)) as llm:
+    with LLM(raw, OpenOptions(threads=1, draft="none")) as llm:
         return llm.generate([PROMPT], PARAMS)[0].token_ids
 
 
@@ -89,7 +89,7 @@ def layers() -> Layers:
 @pytest.fixture
 def llm(raw: Path, packed: Path, layers: Layers) -> Iterator[LLM]:
     """Streams all but what it guesses with; its draft is the model itself, so that runs are long."""
-    with LLM(packed, Options(threads=2, draft=raw, draft_nodes=2), layers) as llm:
+    with LLM(packed, OpenOptions(threads=2, draft=raw, draft_nodes=2), layers) as llm:
         keep_at_most(llm, llm.weights.draft_bytes)
         yield llm
 

@@ -24,8 +24,8 @@ from penstock.checkpoints.format import read_header
 from penstock.completion import Output
 from penstock.compute.kernels import F32
 from penstock.engine.sequence import Sequence
+from penstock.options import OpenOptions
 from penstock.packing.pack import pack
-from penstock.runtime import Options
 from penstock.speculate.recycling import Recycling
 
 COUNT, LEAST, TOKENS = 200, 20, 24
@@ -155,7 +155,7 @@ class Models:
         """The raw model, all of it resident, which does not guess."""
         key = setting.model, setting.kv
         if key not in self._open:
-            options = Options(threads=1, kv_dtype=setting.kv, guesses=False)
+            options = OpenOptions(threads=1, kv_dtype=setting.kv, draft="none")
             self._open[key] = self._stack.enter_context(LLM(self.raw(setting.model), options))
         return self._open[key]
 
@@ -186,7 +186,7 @@ def _fewer_layers(path: Path, layers: int = 2) -> Path:
 def guessing(models: Models, setting: Setting) -> Iterator[LLM]:
     """The model with the drafters and the residency of a setting."""
     path = models.packed(setting.model) if setting.packed else models.raw(setting.model)
-    options = Options(
+    options = OpenOptions(
         threads=setting.threads,
         kv_dtype=setting.kv,
         draft=models.draft(setting) if setting.drafters in ("draft", "all") else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,10 @@ from penstock.batch.state import State
 from penstock.batch.worker import MOST_AT_ONCE, Worker
 from penstock.errors import UsageError
 from penstock.llm import LLM
-from penstock.memory.budget import parse_bytes
 from penstock.openai_api.answers import DEFAULT_MAX_TOKENS
+from penstock.options import OpenOptions
 from penstock.system import machine
+from penstock.system.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,20 +34,14 @@ LEAST_LINE_BYTES, LINE_SHARE = 64 << 10, 3072
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchSettings:
-    """What to do. `memory` to `draft_nodes` are those of LLM.open. Raises UsageError for counts below 1."""
+class BatchSettings(OpenOptions):
+    """What to do, and how to open the model. Raises UsageError for counts below 1."""
 
     model: str
     source: Path
     """The requests."""
     out: Path
     """Their results."""
-    memory: str | int | None = None
-    threads: int | None = None
-    context: int | None = None
-    kv_dtype: str = "bf16"
-    draft: str | None = None
-    draft_nodes: int | None = None
     max_tokens: int = DEFAULT_MAX_TOKENS
     """Of each answer, where a request does not say."""
     at_once: int = MOST_AT_ONCE
@@ -55,6 +50,7 @@ class BatchSettings:
     """Replace results that no unfinished batch accounts for."""
 
     def __post_init__(self) -> None:
+        OpenOptions.__post_init__(self)
         for name in ("max_tokens", "at_once"):
             if getattr(self, name) < 1:
                 option = f"--{name.replace('_', '-')}"
@@ -149,17 +145,8 @@ def _removed_if_in_vain(state: State) -> Iterator[None]:
 def _open(settings: BatchSettings, watcher: Watcher, files: _Files) -> LLM:
     watcher.opening()
     longest = min(files.most_line_bytes, files.state.longest_line())
-    return LLM.open(
-        settings.model,
-        memory=settings.memory,
-        threads=settings.threads,
-        context=settings.context,
-        draft=settings.draft,
-        draft_nodes=settings.draft_nodes,
-        kv_dtype=settings.kv_dtype,
-        on_layer=lambda index, *_: watcher.layer(index),
-        reserve=STATE_BYTES + BYTES_TO_PARSE * longest,
-    )
+    options = replace(settings, reserve=STATE_BYTES + BYTES_TO_PARSE * longest)
+    return LLM.open_with(settings.model, options, lambda index, *_: watcher.layer(index))
 
 
 def _work(

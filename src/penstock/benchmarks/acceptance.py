@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.benchmarks.timed_decoding import Decoding, decode, fresh_speculator, guessing, own_drafters, require_equal
 from penstock.errors import TokenizerError, UsageError
 from penstock.llm import LLM
+from penstock.options import OpenOptions
 from penstock.sampling import SamplingParams
 from penstock.speculate.asking import Asking, FirstOnly, Overheard
 from penstock.speculate.recycling import Recycling
@@ -37,25 +38,19 @@ PAGE_BREAK = "\n\f\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextSettings:
-    """What to run; `draft`, `memory`, `threads` and `kv_dtype` as for LLM.open.
-
-    Raises UsageError for counts below 1.
-    """
+class TextSettings(OpenOptions):
+    """What to run, and how to open the model. Raises UsageError for counts below 1."""
 
     text: Path
     """UTF-8; documents are separated by a line with a form feed."""
-    draft: str | None = None
     nodes: tuple[int, ...] = NODES
     prompts: int = 20
     prompt_tokens: int = 200
     tokens: int = 64
     """To bring, after the first of each prompt."""
-    memory: str | int | None = None
-    threads: int | None = None
-    kv_dtype: str = "bf16"
 
     def __post_init__(self) -> None:
+        OpenOptions.__post_init__(self)
         for name in ("prompts", "prompt_tokens", "tokens"):
             if getattr(self, name) < 1:
                 option = f"--{name.replace('_', '-')}"
@@ -143,9 +138,7 @@ def run_text(model: str | os.PathLike[str], settings: TextSettings, *, tell: Tel
     and PenstockError where guesses changed a token.
     """
     tell("opening")
-    with LLM.open(
-        model, memory=settings.memory, threads=settings.threads, draft=settings.draft, kv_dtype=settings.kv_dtype
-    ) as llm:
+    with LLM.open_with(model, settings) as llm:
         prompts = cut_prompts(llm, read_text(settings.text), settings.prompts, settings.prompt_tokens)
         runs = [_Runs(llm, prompts, temperature, settings, tell) for temperature in TEMPERATURES]
         for each in runs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from penstock.forecast.probe import measure_disk, room_for_probe
 from penstock.forecast.sizes import holds_packed
 from penstock.llm import LLM
 from penstock.memory.budget import LEAST_CHUNK_ROWS
+from penstock.options import OpenOptions
 from penstock.sampling import SamplingParams
 from penstock.system import machine
 
@@ -31,19 +32,17 @@ TELL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchSettings:
-    """What to run; `memory`, `threads` and `kv_dtype` as for LLM.open. Raises UsageError for counts below 1."""
+class BenchSettings(OpenOptions):
+    """What to run, and how to open the model. Raises UsageError for counts below 1."""
 
     passes: int = 5
     """The prompts', as one, then those that bring each sequence a further token."""
     prompt_tokens: int = 16
     batch: int = 1
     """Sequences that share the passes."""
-    memory: str | int | None = None
-    threads: int | None = None
-    kv_dtype: str = "bf16"
 
     def __post_init__(self) -> None:
+        OpenOptions.__post_init__(self)
         for name in ("passes", "prompt_tokens", "batch"):
             if getattr(self, name) < 1:
                 option = f"--{name.replace('_', '-')}"
@@ -123,14 +122,7 @@ def run(
     tell("opening")
     progress = _Progress(settings.passes, tell)
     begin = time.perf_counter()
-    with LLM.open(
-        model,
-        memory=settings.memory,
-        threads=settings.threads,
-        draft="none",
-        kv_dtype=settings.kv_dtype,
-        on_layer=progress,
-    ) as llm:
+    with LLM.open_with(model, replace(settings, draft="none"), progress) as llm:
         open_seconds = time.perf_counter() - begin
         _check_context(llm, settings)
         tell("measuring the disk")

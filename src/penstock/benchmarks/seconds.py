@@ -15,6 +15,7 @@ import numpy as np
 from penstock.benchmarks.timed_decoding import Decoding, decode, fresh_speculator, guessing, own_drafters, require_equal
 from penstock.errors import ContextError, UsageError
 from penstock.llm import LLM
+from penstock.options import OpenOptions
 from penstock.sampling import Sampler, SamplingParams
 from penstock.speculate.simulated import SimulatedDrafter
 from penstock.system import machine
@@ -35,23 +36,16 @@ SLACK = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SecondsSettings:
-    """What to run; `draft`, `draft_nodes`, `memory`, `threads` and `kv_dtype` as for LLM.open.
+class SecondsSettings(OpenOptions):
+    """What to run, and how to open the model. Raises UsageError for counts below 1."""
 
-    Raises UsageError for counts below 1.
-    """
-
-    draft: str | None = None
-    draft_nodes: int | None = None
     prompt_tokens: int = 16
     tokens: int = 64
     """After the prompt's pass."""
     repeats: int = 4
-    memory: str | int | None = None
-    threads: int | None = None
-    kv_dtype: str = "bf16"
 
     def __post_init__(self) -> None:
+        OpenOptions.__post_init__(self)
         for name in ("prompt_tokens", "tokens", "repeats"):
             if getattr(self, name) < 1:
                 option = f"--{name.replace('_', '-')}"
@@ -219,14 +213,7 @@ def run_random(
 
 
 def _open(model: str | os.PathLike[str], settings: SecondsSettings) -> LLM:
-    return LLM.open(
-        model,
-        memory=settings.memory,
-        threads=settings.threads,
-        draft=settings.draft,
-        draft_nodes=settings.draft_nodes,
-        kv_dtype=settings.kv_dtype,
-    )
+    return LLM.open_with(model, settings)
 
 
 def _paid(llm: LLM, settings: SecondsSettings) -> Drafter:

@@ -7,18 +7,21 @@ import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from penstock.cli import options as opt
+from penstock.cli.opening import opening, opens_model
 from penstock.cli.progress import seconds_in_words
 from penstock.errors import PenstockError, ReadError
+from penstock.options import OpenOptions
 
 if TYPE_CHECKING:
     from penstock.batch.run import Summary
 
 
+@opens_model()
 def batch(
     model: opt.Model,
     source: Annotated[
@@ -35,12 +38,7 @@ def batch(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT if it holds anything but this batch, interrupted.")
     ] = False,
-    memory: opt.Memory = None,
-    context: opt.Context = None,
-    threads: opt.Threads = None,
-    kv_dtype: opt.KvDtype = "bf16",
-    draft: opt.Draft = None,
-    draft_nodes: opt.DraftNodes = None,
+    options: OpenOptions = OpenOptions(),  # noqa: B008
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it goes well.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
@@ -50,18 +48,14 @@ def batch(
     from penstock.cli.batch_display import display
 
     counts = {"max_tokens": max_tokens, "at_once": at_once}
+    chosen: dict[str, Any] = {name: value for name, value in counts.items() if value is not None}
     settings = BatchSettings(
         model=model,
         source=source,
         out=out,
-        memory=memory,
-        context=context,
-        threads=threads,
-        kv_dtype=kv_dtype,
-        draft=draft,
-        draft_nodes=draft_nodes,
+        **opening(options),
         overwrite=overwrite,
-        **{name: value for name, value in counts.items() if value is not None},
+        **chosen,
     )
     try:
         with nullcontext() if quiet else display() as watcher:

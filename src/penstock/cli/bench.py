@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console, Group
@@ -84,7 +84,7 @@ def bench(
         return bench_speculate(model, asked, as_json)
     _refuse(asked.of_guesses(), "It measures guesses: give --speculate too.")
     counts = {"passes": passes, "prompt_tokens": prompt_tokens, "batch": batch}
-    chosen = {name: value for name, value in counts.items() if value is not None}
+    chosen: dict[str, Any] = {name: value for name, value in counts.items() if value is not None}
     return _bench(model, BenchSettings(**chosen, memory=memory, threads=threads, kv_dtype=kv_dtype), plot, as_json)
 
 

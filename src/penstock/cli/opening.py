@@ -44,3 +44,8 @@ def _parameters(names: tuple[str, ...]) -> list[inspect.Parameter]:
         for name, (default, text, metavar) in command_options().items()
         if not names or name in names
     ]
+
+
+def opening(options: OpenOptions) -> dict[str, Any]:
+    """The options that commands have, for settings that extend OpenOptions."""
+    return {name: getattr(options, name) for name in command_options()}

@@ -16,7 +16,7 @@ from penstock.cli.plan_guesses import print_guesses
 from penstock.cli.units import format_seconds, format_size
 from penstock.cli.whole_lines import tell, titled
 from penstock.forecast.outlook import PROMPTS, Form, Outlook, PlanSettings, Prospect, look
-from penstock.memory.budget import MIB
+from penstock.system.sizes import MIB
 
 if TYPE_CHECKING:
     from penstock.forecast.seconds import Forecast

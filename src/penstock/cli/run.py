@@ -13,11 +13,13 @@ from penstock.cli import options as opt
 from penstock.cli.asked import asked_text, stdin_is_terminal
 from penstock.cli.chat import COMMANDS, Chat
 from penstock.cli.leaving import at_the_end
+from penstock.cli.opening import opens_model
 from penstock.cli.session_answer import session_answer
 from penstock.cli.show import choose_display, show
 from penstock.cli.stats import print_layers, print_stats, stats_object
 from penstock.errors import UsageError
 from penstock.llm import LLM
+from penstock.options import OpenOptions
 from penstock.sampling import SamplingParams
 from penstock.sessions.session import Session
 from penstock.trace import Trace
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from penstock.completion import Piece
 
 
+@opens_model()
 def run(
     model: opt.Model,
     prompt: Annotated[
@@ -51,12 +54,7 @@ def run(
     repetition_penalty: opt.RepetitionPenalty = None,
     seed: opt.Seed = None,
     stop: opt.Stop = None,
-    memory: opt.Memory = None,
-    context: opt.Context = None,
-    threads: opt.Threads = None,
-    kv_dtype: opt.KvDtype = "bf16",
-    draft: opt.Draft = None,
-    draft_nodes: opt.DraftNodes = None,
+    options: OpenOptions = OpenOptions(),  # noqa: B008
     stats: Annotated[bool, typer.Option("--stats", help="Show where the time went.")] = False,
     stats_layers: Annotated[bool, typer.Option("--stats-layers", help="Show it layer by layer.")] = False,
     trace: Annotated[
@@ -105,17 +103,7 @@ def run(
 
     with ExitStack() as last, ExitStack() as stack:
         listener = stack.enter_context(Trace(trace, f"penstock run {model}")) if trace else None
-        llm = stack.enter_context(
-            LLM.open(
-                model,
-                memory=memory,
-                threads=threads,
-                context=context,
-                draft=draft,
-                draft_nodes=draft_nodes,
-                kv_dtype=kv_dtype,
-            )
-        )
+        llm = stack.enter_context(LLM.open_with(model, options))
         if listener:
             llm.events.listeners.append(listener)
         if chats:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from penstock.cli import options as opt
+from penstock.cli.opening import opens_model
 from penstock.errors import UsageError
 from penstock.llm import LLM
-from penstock.memory.budget import parse_bytes
+from penstock.options import OpenOptions
 from penstock.system import machine
+from penstock.system.sizes import parse_bytes
 
 SERVER_PACKAGES = 'Install those of the extra "serve": pip install fastapi uvicorn prometheus-client.'
 
 
+@opens_model()
 def serve(
     model: opt.Model,
     host: Annotated[str, typer.Option(help="Address to listen at. Others than loopback ones want --api-key.")] = (
@@ -32,12 +36,7 @@ def serve(
     max_tokens: Annotated[
         int, typer.Option(help="Most tokens of an answer, for requests that name no limit.", min=1)
     ] = 1024,
-    memory: opt.Memory = None,
-    context: opt.Context = None,
-    threads: opt.Threads = None,
-    kv_dtype: opt.KvDtype = "bf16",
-    draft: opt.Draft = None,
-    draft_nodes: opt.DraftNodes = None,
+    options: OpenOptions = OpenOptions(),  # noqa: B008
 ) -> None:
     """Serve a model over OpenAI's HTTP protocol, with a chat page."""
     try:
@@ -49,7 +48,7 @@ def serve(
         raise UsageError(f"The server needs the package {error.name}.", SERVER_PACKAGES) from error
     if api_key == "":
         raise UsageError("The API key is empty.", "Give one, or leave --api-key out.")
-    ceiling = machine.available_bytes() if memory is None else parse_bytes(memory)
+    ceiling = machine.available_bytes() if options.ceiling is None else options.ceiling
     most_bytes = default_body(ceiling) if max_body is None else parse_bytes(max_body)
     settings = Settings(
         model=Path(model).resolve().name if Path(model).is_dir() else model,
@@ -62,17 +61,7 @@ def serve(
     )
     with (
         listen(host, port) as listening,
-        LLM.open(
-            model,
-            memory=memory,
-            threads=threads,
-            context=context,
-            draft=draft,
-            draft_nodes=draft_nodes,
-            kv_dtype=kv_dtype,
-            reserve=settings.reserve,
-            longest_text=settings.max_body,
-        ) as llm,
+        LLM.open_with(model, replace(options, reserve=settings.reserve, longest_text=settings.max_body)) as llm,
     ):
         if not settings.loopback and api_key is None:
             typer.echo("warning: Everyone who can reach this address may use the model; see --api-key.", err=True)

@@ -19,8 +19,8 @@ from penstock.checkpoints.packed import PackedTensor
 from penstock.checkpoints.store import DEMO, find_model
 from penstock.errors import PenstockError
 from penstock.llm import LLM
+from penstock.options import OpenOptions
 from penstock.packing.pack import pack
-from penstock.runtime import Options
 from penstock.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def complete(
 
     `guesses`: let every pass check some.
     """
-    options = Options(max_resident=int(weight_file_bytes(path) * resident_share), guesses=guesses)
+    options = OpenOptions(max_resident=int(weight_file_bytes(path) * resident_share), draft=None if guesses else "none")
     with LLM(path, options) as llm:
         pieces = []
         for piece in llm.stream(PROMPT, PARAMS):

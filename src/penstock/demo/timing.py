@@ -25,7 +25,7 @@ from penstock.forecast.sizes import packed_size, pass_matrices, raw_size
 from penstock.llm import LLM
 from penstock.memory.budget import Budget, Demand
 from penstock.models.kv_planes import KvShape
-from penstock.runtime import Options
+from penstock.options import OpenOptions
 from penstock.sampling import SamplingParams
 from penstock.synth.shapes import shape_config
 from penstock.system import machine
@@ -108,7 +108,7 @@ def time_streaming(path: Path) -> Timing:
     """
     begin = time.perf_counter()
     params = SamplingParams(temperature=0, max_tokens=MOST_PASSES, ignore_eos=True)
-    with LLM(path, Options(max_resident=0)) as llm:
+    with LLM(path, OpenOptions(max_resident=0)) as llm:
         for piece in llm.stream([0], params):
             log = piece.stats.log
             if time.perf_counter() - begin > STREAM_SECONDS:

@@ -36,9 +36,10 @@ from penstock.forecast.seconds import Forecast, Rates, forecast_prompt, forecast
 from penstock.forecast.sizes import StoredSize, matrix_of, packed_size, pass_matrices, raw_size, size_here
 from penstock.hub.repository import is_repo_id, repo_config
 from penstock.llm import LLM
-from penstock.memory.budget import LEAST_CHUNK_ROWS, Budget, Demand, Plan, check_context, parse_bytes
+from penstock.memory.budget import LEAST_CHUNK_ROWS, Budget, Demand, Plan, check_context
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.models.kv_planes import KvShape
+from penstock.options import OpenOptions
 from penstock.strict_json import shown
 from penstock.synth.shapes import SHAPES, shape_config
 from penstock.system import machine
@@ -61,20 +62,15 @@ Place = Literal["here", "hub", "shape"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanSettings:
-    """What is planned for; `memory`, `threads` and `kv_dtype` as for LLM.open."""
+class PlanSettings(OpenOptions):
+    """What is planned for, and how the model would be opened; without a context, CONTEXT positions, or as many as there
+    is room for. `draft` may name a model that is not here."""
 
-    memory: str | int | None = None
-    context: int | None = None
-    """Positions of the sequence; None is CONTEXT, or as many as there is room for."""
     prompts: Sequence[int] = PROMPTS
     """Lengths of prompts to forecast the first token for."""
-    threads: int | None = None
-    kv_dtype: str = "bf16"
-    draft: str | None = None
-    """What guesses besides the model itself: as for LLM.open, or a model that is not here; "none": nothing guesses."""
 
     def __post_init__(self) -> None:
+        OpenOptions.__post_init__(self)
         if any(tokens < 1 for tokens in self.prompts):
             raise UsageError("A prompt has at least one token.", "Raise --prompt-tokens.")
 
@@ -229,7 +225,7 @@ def _on_hub(repo: str) -> _Described:
 
 
 def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint) -> Outlook:
-    opened = LLM.open(path, memory=settings.memory, threads=settings.threads, draft="none", kv_dtype=settings.kv_dtype)
+    opened = LLM.open_with(path, replace(settings, draft="none", context=None))
     with opened as llm:
         tensors = [llm.weights.tensors[name] for name in llm.architecture.pass_matrices]
         matrices, size = [matrix_of(tensor) for tensor in tensors], size_here(tensors)
@@ -262,7 +258,7 @@ def _look_ahead(model: str, described: _Described, settings: PlanSettings, proce
     budget = Budget(
         architecture=architecture,
         weights=size.nbytes,
-        ceiling=free if settings.memory is None else parse_bytes(settings.memory),
+        ceiling=free if settings.ceiling is None else settings.ceiling,
         process=process.nbytes + tokenizer,
         scratch=kernels.scratch_bytes * kernels.threads,
     )

@@ -5,20 +5,18 @@ Pure functions of numbers: (the model, the process, the ceiling, a pass) to a fr
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from penstock.disk.files import ALIGNMENT
 from penstock.disk.reader import Ring
-from penstock.errors import ContextError, MemoryCeilingError, UsageError
+from penstock.errors import ContextError, MemoryCeilingError
+from penstock.system.sizes import MIB, format_bytes
 
 if TYPE_CHECKING:
     from penstock.architectures.base import Architecture
     from penstock.forecast.sizes import StoredSize
 
-MIB = 1 << 20
-UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": MIB, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 ALLOWANCE_BYTES = 24 * MIB
 """For what is not counted one by one: the Python heap as it grows, malloc's slack, thread stacks, the kernel's own."""
 RING_DEPTH, RING_READS = 12, 8
@@ -36,19 +34,6 @@ RAW_WEIGHT_BYTES, FINE_WEIGHT_BYTES = 2.0, 0.875
 
 UNPACKED_PIECES = 3
 """Buffers of the ring that an unpacked piece takes the room of."""
-
-
-def parse_bytes(text: str | int) -> int:
-    """Bytes of a size like "512MiB", "2GiB", "3 GB" or a plain number. Raises UsageError."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", str(text))
-    if match is None or match[2].lower() not in UNITS:
-        raise UsageError(f"{text!r} is not a size.", "Write it like 512MiB or 2GiB.")
-    return int(float(match[1]) * UNITS[match[2].lower()])
-
-
-def format_bytes(count: int) -> str:
-    """A size for people, rounded up to whole MiB."""
-    return f"{-(-count // MIB)} MiB"
 
 
 @dataclass(frozen=True, slots=True)

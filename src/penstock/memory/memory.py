@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from penstock.errors import MemoryCeilingError
-from penstock.memory.budget import LEAST_CHUNK_ROWS, MIB, format_bytes
+from penstock.memory.budget import LEAST_CHUNK_ROWS
 from penstock.memory.caches import Caches
 from penstock.models.kv_cache import BLOCK_SLOTS, KvCount
 from penstock.models.stage import Need
+from penstock.system.sizes import MIB, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -78,7 +79,8 @@ class Memory:
     def need(self, slots: Mapping[KvCache, int], rows: int, logit_rows: int, guesses: int = 0, more: int = 0) -> Need:
         """What a pass asks for that ends with so many slots in these caches, and has so many rows besides guesses.
 
-        `more`: bytes of this process that have to fit beside it. What was kept of sequences that have ended gives way. Raises MemoryCeilingError where that is not enough.
+        `more`: bytes of this process that have to fit beside it. What was kept of sequences that have ended gives way.
+        Raises MemoryCeilingError where that is not enough.
         """
         extra = self.caches.one_block.times(len(slots) * (guesses > 0))
 

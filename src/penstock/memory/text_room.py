@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from penstock.errors import MemoryCeilingError
-from penstock.memory.budget import format_bytes
 from penstock.system import machine
+from penstock.system.sizes import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -45,8 +45,7 @@ class KvShape:
 
         Raises UsageError for a type other than bf16 and f32.
         """
-        if dtype not in KV_ITEM_BYTES:
-            raise UsageError(f"kv_dtype={dtype!r} is not known.", f"Use one of: {', '.join(KV_ITEM_BYTES)}.")
+        check_kv_dtype(dtype)
         count = config.num_hidden_layers if layers is None else layers
         return cls(count, config.num_key_value_heads, config.head_dim, dtype)
 
@@ -67,6 +66,12 @@ class KvShape:
     def bytes_for(self, slots: int) -> int:
         """Bytes of the blocks that hold `slots` slots."""
         return blocks_for(slots) * self.block_bytes
+
+
+def check_kv_dtype(dtype: str) -> None:
+    """Raise UsageError for a type that keys and values are not kept in."""
+    if dtype not in KV_ITEM_BYTES:
+        raise UsageError(f"kv_dtype={dtype!r} is not known.", f"Use one of: {', '.join(KV_ITEM_BYTES)}.")
 
 
 class KvPlanes:
