@@ -17,10 +17,10 @@ from rooms import keep_at_most
 
 from penstock import LLM, SamplingParams, _core
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.packed import PackedTensor
 from penstock.compute.kernels import F32
 from penstock.errors import ChecksumError
 from penstock.models.rows import Rows, SequenceRows
+from penstock.packed_format.tensor import PackedTensor
 from penstock.packing.pack import pack
 
 # Matrices large enough to be packed, but for keys and values; rows that end amid a group of 64.

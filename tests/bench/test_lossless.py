@@ -13,7 +13,7 @@ from lossless import chunks_of_a_pass, heading, line, run, save_samples, spread
 from run_codec import Gzip, Penstock, measure
 from safetensors_file import write
 
-from penstock.checkpoints.format import read_header
+from penstock.safetensors_header import read_header
 
 
 def tensor(*shape: int, dtype: str = "BF16") -> Tensor:

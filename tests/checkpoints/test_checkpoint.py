@@ -16,9 +16,9 @@ import penstock
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint
-from penstock.checkpoints.format import DType
 from penstock.checkpoints.generation_config import GenerationDefaults
 from penstock.errors import CheckpointError, CheckpointWarning, FormatError, UnsupportedError
+from penstock.safetensors_header import DType
 
 DEMO = Path(penstock.__file__).parent / "data" / "demo"
 

@@ -18,7 +18,6 @@ from checkpoints import tiny_config
 from typer.testing import CliRunner
 
 from penstock import LLM
-from penstock.checkpoints.format import read_header
 from penstock.cli import app
 from penstock.demo import layers as demo_layers
 from penstock.demo import steps as demo
@@ -26,6 +25,7 @@ from penstock.demo import timing as demo_timing
 from penstock.demo.timing import Timing, Timings
 from penstock.errors import ChecksumError, MemoryCeilingError, PenstockError
 from penstock.forecast.probe import ComputeSpeed
+from penstock.safetensors_header import read_header
 from penstock.system import machine
 from penstock.system.machine import Footprint
 

@@ -18,12 +18,12 @@ from packed_files import Parts
 
 from penstock import LLM, SamplingParams
 from penstock.architectures.base import Architecture
-from penstock.checkpoints.format import read_header
-from penstock.checkpoints.packed import HEADER, is_packed_file
 from penstock.compute.kernels import Kernels
 from penstock.errors import PenstockError
+from penstock.packed_format.reader import HEADER, is_packed_file
 from penstock.packing.unpack import unpack
 from penstock.packing.verify import verify
+from penstock.safetensors_header import read_header
 from penstock.sessions.identity import model_identity
 from penstock.speculate.draft_model import NibbleWeights
 

@@ -15,14 +15,15 @@ import numpy as np
 from checkpoints import tiny_config
 
 from penstock.architectures.registry import parse_config
-from penstock.checkpoints.format import DType, read_header
-from penstock.checkpoints.packed import CHUNKS, HEADER, INDEX, RECORD, SEAL, SERVICE, PackedFile, read_packed, seal
 from penstock.compute.kernels import U8
 from penstock.disk.files import Files
+from penstock.packed_format.chunks import original_bytes
+from penstock.packed_format.reader import CHUNKS, HEADER, INDEX, SEAL, SERVICE, PackedFile, read_packed, seal
+from penstock.packed_format.runs import PassOrder
+from penstock.packed_format.tensor import RECORD
 from penstock.packing.pack import pass_ranks
 from penstock.packing.pack_file import pack_file
-from penstock.packing.pack_runs import PassOrder
-from penstock.packing.packed_chunks import original_bytes
+from penstock.safetensors_header import DType, read_header
 
 Entry = tuple[str, str, tuple[int, ...]]
 """Name, dtype and shape of a tensor."""

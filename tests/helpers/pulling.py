@@ -19,9 +19,9 @@ SCRIPT = f"""
 import sys
 from penstock import cli
 from penstock.hub import files as hub_files
-from penstock.packing import pack_runs
-from penstock.packing import packed_chunks
-from penstock.packing import packed_writer
+from penstock.packed_format import runs as pack_runs
+from penstock.packed_format import chunks as packed_chunks
+from penstock.packed_format import writer as packed_writer
 from penstock.hub import pull_weights
 for module in (hub_files, pack_runs, packed_chunks, packed_writer, pull_weights):
     for name, value in {SMALL!r}.items():

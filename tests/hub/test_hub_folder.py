@@ -10,12 +10,12 @@ from checkpoints import safetensors_bytes, tiny_config, write_checkpoint
 from hub_server import Content, Faults, Hub, Repo, directory_files, serve
 
 from penstock.architectures.registry import parse_config
-from penstock.checkpoints.format import read_header
 from penstock.checkpoints.layout import check_folder, find_layout
 from penstock.errors import CheckpointError, FormatError, PenstockError, UnsupportedError
 from penstock.hub.files import Patience
 from penstock.hub.folder import HubFolder
 from penstock.hub.repository import find_repository
+from penstock.safetensors_header import read_header
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from penstock.hub import files as hub_files
 from penstock.hub import pull_weights
 from penstock.hub.files import Patience
 from penstock.hub.pull import PullResult, PullWatcher, pull
-from penstock.packing import pack_runs, packed_chunks, packed_writer
+from penstock.packed_format import packed_chunks, packed_writer
+from penstock.packed_format import runs as pack_runs
 from penstock.packing.pack import pack
 
 LAYOUTS = ("single", "indexed", "numbered", "split")

@@ -18,8 +18,8 @@ from packed_files import contents, flip, packable_config
 
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.layout import UNFINISHED
-from penstock.checkpoints.packed import read_packed
 from penstock.errors import CheckpointError, FormatError, PenstockError, UnsupportedError, UsageError
+from penstock.packed_format.reader import read_packed
 from penstock.packing import pack_folder
 from penstock.packing.pack import pack
 from penstock.packing.unpack import unpack
@@ -55,8 +55,8 @@ def interrupted(src: Path, out: Path, share: float, replace: bool = False) -> No
 
 PACK_AND_TELL = """
 import sys
-from penstock.packing import pack_runs
-from penstock.packing import packed_writer
+from penstock.packed_format import runs as pack_runs
+from penstock.packed_format import writer as packed_writer
 from penstock.packing.pack import pack
 packed_writer.SYNC_BYTES, pack_runs.RUN_BYTES = 1 << 17, 1 << 16
 pack(sys.argv[1], sys.argv[2], on_progress=lambda done, total: print(done / total, flush=True))
@@ -385,7 +385,7 @@ class TestFullDisk:
         disk = small_disk(1 << 20)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("penstock.packing.pack_folder.PackFolder.check_room", lambda *_: None)
-            patch.setattr("penstock.packing.packed_writer.SYNC_BYTES", 1 << 17)
+            patch.setattr("penstock.packed_format.writer.SYNC_BYTES", 1 << 17)
             with pytest.raises(
                 PenstockError, match=r"needs about [\d,]+ more bytes of disk and has [\d,]+: the disk is"
             ):

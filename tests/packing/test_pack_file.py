@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_files import BytesSource, Entry, file_content, pack_bytes, packable_config, unpack_bytes
 
-from penstock.checkpoints.format import DType, read_header
-from penstock.checkpoints.packed import SERVICE, read_packed
 from penstock.compute import codec
 from penstock.errors import FormatError, PenstockError
+from penstock.packed_format.reader import SERVICE, read_packed
+from penstock.packed_format.runs import PassOrder
 from penstock.packing.pack_file import pack_file
-from penstock.packing.pack_runs import PassOrder
+from penstock.safetensors_header import DType, read_header
 
 MATRIX: Entry = ("w", "BF16", (300, 256))
 MIXED: list[Entry] = [
@@ -253,8 +253,8 @@ class TestResume:
 
         partial = path.with_name(f"{path.name}.partial")
         with ThreadPoolExecutor(2) as pool, pytest.MonkeyPatch.context() as patch:
-            patch.setattr("penstock.packing.packed_writer.SYNC_BYTES", 1)
-            patch.setattr("penstock.packing.pack_runs.RUN_BYTES", 1 << 20)
+            patch.setattr("penstock.packed_format.writer.SYNC_BYTES", 1)
+            patch.setattr("penstock.packed_format.runs.RUN_BYTES", 1 << 20)
             with pytest.raises(KeyboardInterrupt):
                 pack_file(source, source.header(), path, partial, PassOrder("", {}), pool, count)
 

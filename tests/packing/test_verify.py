@@ -7,13 +7,13 @@ import pytest
 from checkpoints import random_tensors, write_checkpoint
 from packed_files import contents, flip, packable_config
 
-from penstock.checkpoints.format import read_header
-from penstock.checkpoints.packed import SERVICE, read_packed
 from penstock.disk.files import Extent, Files
 from penstock.errors import CheckpointError, ChecksumError, FormatError, PenstockError, ReadError, UsageError
 from penstock.llm import LLM
+from penstock.packed_format.reader import SERVICE, read_packed
 from penstock.packing.pack import pack
 from penstock.packing.verify import verify
+from penstock.safetensors_header import read_header
 from penstock.sampling import SamplingParams
 
 FILE = "model.safetensors"

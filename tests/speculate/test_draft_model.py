@@ -14,11 +14,11 @@ from packed_files import flip
 
 from penstock import LLM, SamplingParams
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.packed import PackedTensor
 from penstock.compute.kernels import Kernels
 from penstock.errors import CheckpointError, ChecksumError, UsageError
 from penstock.memory.budget import Budget
 from penstock.options import OpenOptions
+from penstock.packed_format.tensor import PackedTensor
 from penstock.speculate.draft_model import DraftModel, Form
 from penstock.speculate.drafters import draft_drafter
 

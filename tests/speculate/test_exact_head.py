@@ -9,10 +9,10 @@ from checkpoints import random_tensors, tiny_config, to_float32
 from drafting import PACKABLE, keep, open_to_draft, pass_over, write_pair
 from packed_files import flip
 
-from penstock.checkpoints.packed import PackedTensor
 from penstock.compute import codec
 from penstock.errors import ReadError
 from penstock.models.decoder import Decoder
+from penstock.packed_format.tensor import PackedTensor
 from penstock.speculate.exact_head import ExactRows
 from penstock.weights.weights import Weights
 

@@ -19,7 +19,6 @@ from rooms import keep_at_most
 
 from penstock import LLM, SamplingParams
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.packed import PackedTensor
 from penstock.completion import Piece
 from penstock.compute.kernels import F32
 from penstock.engine.engine import Engine
@@ -30,6 +29,7 @@ from penstock.models.pass_stats import PassStats
 from penstock.models.rows import Rows
 from penstock.models.stage import Need
 from penstock.options import OpenOptions
+from penstock.packed_format.tensor import PackedTensor
 from penstock.packing.pack import pack
 from penstock.speculate.model_drafter import ModelDrafter
 from penstock.speculate.recycling import Recycling

@@ -20,12 +20,12 @@ from held_out import cut
 from rooms import keep_at_most
 
 from penstock import LLM, SamplingParams
-from penstock.checkpoints.format import read_header
 from penstock.completion import Output
 from penstock.compute.kernels import F32
 from penstock.engine.sequence import Sequence
 from penstock.options import OpenOptions
 from penstock.packing.pack import pack
+from penstock.safetensors_header import read_header
 from penstock.speculate.recycling import Recycling
 
 COUNT, LEAST, TOKENS = 200, 20, 24

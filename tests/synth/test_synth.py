@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.format import read_header
 from penstock.cli.synth import synth as synth_command
 from penstock.errors import PenstockError, UsageError
+from penstock.safetensors_header import read_header
 from penstock.synth import synth
 from penstock.synth.shapes import SHAPES, shape_config
 from penstock.synth.synth import U16, plan_shards, synthesize, to_bf16

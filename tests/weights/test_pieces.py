@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.checkpoints.format import DType, TensorInfo
+from penstock.safetensors_header import DType, TensorInfo
 from penstock.weights.pieces import Piece, split
 
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.packed import PackedTensor
 from penstock.compute.kernels import Kernels
 from penstock.disk.files import buffer_bytes
 from penstock.disk.reader import Ring
 from penstock.errors import ReadError
 from penstock.models.decoder import Decoder
+from penstock.packed_format.tensor import PackedTensor
 from penstock.weights import weights as weights_module
 from penstock.weights.residency import draft_order, residency_order
 from penstock.weights.weights import Weights

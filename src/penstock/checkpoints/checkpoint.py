@@ -18,7 +18,6 @@ from penstock.architectures.base import Architecture
 from penstock.architectures.config import ModelConfig
 from penstock.architectures.names import canonical_name, is_derived
 from penstock.architectures.registry import parse_config
-from penstock.checkpoints.format import DType, Header, TensorInfo, read_header
 from penstock.checkpoints.generation_config import GenerationDefaults, parse_generation_defaults
 from penstock.checkpoints.layout import (
     COMPLETE,
@@ -29,8 +28,10 @@ from penstock.checkpoints.layout import (
     check_directory,
     find_layout,
 )
-from penstock.checkpoints.packed import PackedTensor, is_packed_file, read_packed
 from penstock.errors import CheckpointError, CheckpointWarning, FormatError, UnsupportedError
+from penstock.packed_format.reader import is_packed_file, read_packed
+from penstock.packed_format.tensor import PackedTensor
+from penstock.safetensors_header import DType, Header, TensorInfo, read_header
 from penstock.strict_json import Fields, listed, read_json_object, shown
 
 WEIGHT_DTYPES = (DType.BF16, DType.F16, DType.F32)

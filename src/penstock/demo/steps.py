@@ -15,11 +15,11 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.packed import PackedTensor
 from penstock.checkpoints.store import DEMO, find_model
 from penstock.errors import PenstockError
 from penstock.llm import LLM
 from penstock.options import OpenOptions
+from penstock.packed_format.tensor import PackedTensor
 from penstock.packing.pack import pack
 from penstock.sampling import SamplingParams
 
@@ -111,7 +111,7 @@ def flip_a_bit(path: Path, random: Random) -> FlippedBit:
     """Damage a packed checkpoint: at random, in a matrix that a pass uses."""
     checkpoint = open_checkpoint(path)
     tensors = [checkpoint.tensors[name] for name in checkpoint.architecture.pass_matrices]
-    packed = [tensor for tensor in tensors if isinstance(tensor, PackedTensor) and tensor.codec == "planes"]
+    packed = [tensor for tensor in tensors if isinstance(tensor, PackedTensor) and tensor.in_tiers]
     places = [
         (tensor.name, tier, extent)
         for tensor in packed

@@ -17,7 +17,6 @@ import numpy as np
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.format import TensorInfo
 from penstock.compute.kernels import Kernels
 from penstock.demo.layers import SHAPE
 from penstock.forecast.seconds import Rates, forecast_token
@@ -26,6 +25,7 @@ from penstock.llm import LLM
 from penstock.memory.budget import Budget, Demand
 from penstock.models.kv_planes import KvShape
 from penstock.options import OpenOptions
+from penstock.safetensors_header import TensorInfo
 from penstock.sampling import SamplingParams
 from penstock.synth.shapes import shape_config
 from penstock.system import machine

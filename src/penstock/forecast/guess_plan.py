@@ -21,7 +21,6 @@ from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.speculate.coarse import MOST_MISSING
 from penstock.speculate.drafters import working_bytes
 from penstock.speculate.grow import MOST_NODES
-from penstock.weights.pieces import draft_bytes
 from penstock.weights.residency import draft_layers
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ ASSUMED = ((0.70, 0.12, 0.05), (0.85, 0.06, 0.02))
 
 def tiers_here(tensors: Iterable[Tensor]) -> dict[str, int]:
     """Bytes of what there is of each packed matrix to guess with, if there is anything."""
-    return {tensor.name: nbytes for tensor in tensors if (nbytes := draft_bytes(tensor))}
+    return {tensor.name: nbytes for tensor in tensors if (nbytes := tensor.draft_bytes)}
 
 
 def tiers_ahead(matrices: Iterable[Matrix]) -> dict[str, int]:

@@ -7,10 +7,9 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from penstock.architectures.base import Architecture
-from penstock.checkpoints.cuts import STREAM_ALIGNMENT
-from penstock.checkpoints.packed import PackedTensor
 from penstock.compute.codec import is_packed, rows_per_chunk
 from penstock.compute.indexed import likely_bytes
+from penstock.packed_format.layout import STREAM_ALIGNMENT
 from penstock.weights.pieces import largest_chunk
 
 if TYPE_CHECKING:
@@ -105,21 +104,20 @@ def packed_size(matrices: Sequence[Matrix]) -> StoredSize | None:
 
 def size_here(tensors: Sequence[Tensor]) -> StoredSize:
     """Of a checkpoint that is here, raw or packed, by its tensors."""
-    packed = _packed(tensors)
     return StoredSize(
         nbytes=sum(tensor.nbytes for tensor in tensors),
         raw=sum(matrix_of(tensor).nbytes for tensor in tensors),
-        decoded=sum(tensor.original_nbytes for tensor in packed),
-        coarse=sum(tensor.coarse_extent(0, tensor.n_chunks).nbytes for tensor in packed),
+        decoded=sum(tensor.original_nbytes for tensor in tensors if tensor.in_tiers),
+        coarse=sum(tensor.coarse_bytes for tensor in tensors),
         chunk=largest_chunk(tensors),
         indexed=_indexed_bytes(tensors),
     )
 
 
 def _indexed_bytes(tensors: Sequence[Tensor]) -> int:
-    packed = _packed(tensors)
-    others = sum(tensor.nbytes for tensor in tensors) - sum(tensor.nbytes for tensor in packed)
-    return others + sum(likely_bytes(tensor.rows, tensor.cols) for tensor in packed) if packed else 0
+    if not holds_packed(tensors):
+        return 0
+    return sum(likely_bytes(*tensor.shape) if tensor.in_tiers else tensor.nbytes for tensor in tensors)
 
 
 def matrix_of(tensor: Tensor) -> Matrix:
@@ -129,8 +127,4 @@ def matrix_of(tensor: Tensor) -> Matrix:
 
 def holds_packed(tensors: Iterable[Tensor]) -> bool:
     """Whether any of them is packed."""
-    return bool(_packed(tensors))
-
-
-def _packed(tensors: Iterable[Tensor]) -> list[PackedTensor]:
-    return [tensor for tensor in tensors if isinstance(tensor, PackedTensor) and tensor.codec == "planes"]
+    return any(tensor.in_tiers for tensor in tensors)

@@ -7,11 +7,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from penstock.checkpoints.format import Header, parse_header
 from penstock.disk.new_files import new_file
 from penstock.errors import CheckpointError, FormatError
 from penstock.hub.files import HubSource, Patience
 from penstock.hub.repository import HubFile, Repository
+from penstock.safetensors_header import Header, parse_header
 from penstock.strict_json import MAX_JSON_BYTES, parse_json_object
 
 _BLOCK = 1 << 20

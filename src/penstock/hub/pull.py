@@ -23,25 +23,25 @@ from typing import TYPE_CHECKING
 from penstock.architectures.config import ModelConfig
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import Stored, assemble
-from penstock.checkpoints.format import read_header
 from penstock.checkpoints.layout import INDEX, UNFINISHED, Layout, check_folder, find_layout
-from penstock.checkpoints.packed import is_packed_file, read_packed
 from penstock.checkpoints.store import store_root
 from penstock.compute.kernels import default_threads
 from penstock.errors import CheckpointWarning, FormatError, UnsupportedError, UsageError
 from penstock.hub.folder import HubFolder
 from penstock.hub.pull_weights import WeightFile
 from penstock.hub.repository import MAIN, Repository, find_repository, is_repo_id
+from penstock.packed_format.reader import is_packed_file, read_packed
 from penstock.packing.pack import packed_size, pass_ranks
 from penstock.packing.pack_folder import Original, PackFolder, open_pack_folder
 from penstock.packing.side_files import CONFIG, ORIGINAL_INDEX, is_side_file, packed_index
+from penstock.safetensors_header import read_header
 from penstock.strict_json import read_json_object, shown
 from penstock.system.machine import return_large_arrays
 
 if TYPE_CHECKING:
-    from penstock.checkpoints.format import Header
     from penstock.hub.files import Patience
     from penstock.hub.repository import HubFile
+    from penstock.safetensors_header import Header
 
 _PULL = "pull.json"
 _SPARE_BYTES = 16 << 20  # what the file system itself needs

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.checkpoints.packed import read_packed
 from penstock.disk.files import Extent, Files, aligned_buffer
 from penstock.disk.in_order import in_order
 from penstock.disk.new_files import SYNC_BYTES, give_name, settle
 from penstock.errors import CheckpointError, ChecksumError
+from penstock.packed_format.chunks import RUN_BYTES, RUNS_AHEAD, original_bytes
+from penstock.packed_format.reader import read_packed
+from penstock.packed_format.runs import PassOrder
 from penstock.packing.pack_file import pack_file
-from penstock.packing.pack_runs import PassOrder
-from penstock.packing.packed_chunks import RUN_BYTES, RUNS_AHEAD, original_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 from penstock.disk.files import Extent, Files, aligned_buffer
 from penstock.disk.in_order import in_order
 from penstock.errors import PenstockError, UsageError
-from penstock.packing.packed_chunks import RUNS_AHEAD, read_run, runs, same_bytes
+from penstock.packed_format.chunks import RUNS_AHEAD, read_run, runs, same_bytes
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
-    from penstock.checkpoints.packed import PackedFile
     from penstock.compute.kernels import U8
-    from penstock.packing.packed_chunks import Run
+    from penstock.packed_format.chunks import Run
+    from penstock.packed_format.reader import PackedFile
 
 
 def check_may_free(path: Path) -> None:

@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.cuts import cut
-from penstock.checkpoints.format import read_header
 from penstock.checkpoints.layout import COMPLETE, INDEX, SINGLE, LocalFolder, find_layout
-from penstock.checkpoints.packed import is_packed_file, read_packed
 from penstock.compute.kernels import default_threads
 from penstock.disk.files import Files
 from penstock.errors import CheckpointError, CheckpointWarning, UsageError
+from penstock.packed_format.layout import cut
+from penstock.packed_format.reader import is_packed_file, read_packed
+from penstock.packed_format.runs import PassOrder
+from penstock.packed_format.sources import READ_THREADS, LocalSource
 from penstock.packing.free_original import check_may_free, free_original
 from penstock.packing.pack_file import pack_file
 from penstock.packing.pack_folder import Original, PackFolder, open_pack_folder, packed_files
-from penstock.packing.pack_runs import PassOrder
 from penstock.packing.side_files import CONFIG, ORIGINAL_INDEX, packed_index, side_files
-from penstock.packing.sources import READ_THREADS, LocalSource
+from penstock.safetensors_header import read_header
 from penstock.strict_json import read_json_object
 from penstock.system.machine import return_large_arrays
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from penstock.architectures.config import ModelConfig
-    from penstock.checkpoints.format import Header
+    from penstock.safetensors_header import Header
 
 Progress = Callable[[int, int], None]
 
@@ -109,7 +109,7 @@ def pass_ranks(config: ModelConfig) -> dict[str, int]:
 def packed_size(header: Header) -> int:
     """About what the packed form of a file takes, bytes; seldom more."""
     tensors = header.tensors.values()
-    return int(sum(tensor.nbytes * (PACKED_SHARE if cut(tensor).codec == "planes" else 1) for tensor in tensors))
+    return int(sum(tensor.nbytes * (PACKED_SHARE if cut(tensor).in_tiers else 1) for tensor in tensors))
 
 
 class _Meter:

@@ -12,19 +12,19 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from penstock.checkpoints.format import parse_header
 from penstock.disk.in_order import in_order
 from penstock.disk.new_files import give_name
-from penstock.packing.pack_runs import Buffers
-from penstock.packing.packed_chunks import RUNS_AHEAD
-from penstock.packing.packed_writer import Journal, PackedWriter
+from penstock.packed_format.chunks import RUNS_AHEAD
+from penstock.packed_format.runs import Buffers
+from penstock.packed_format.writer import Journal, PackedWriter
+from penstock.safetensors_header import parse_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from penstock.packing.pack_runs import PassOrder
-    from penstock.packing.sources import Source
+    from penstock.packed_format.runs import PassOrder
+    from penstock.packed_format.sources import Source
 
 
 def pack_file(

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from penstock.architectures.registry import parse_config
-from penstock.checkpoints.format import read_header
 from penstock.checkpoints.layout import UNFINISHED, LocalFolder, check_directory, find_layout
-from penstock.checkpoints.packed import PackedFile, is_packed_file, read_packed
 from penstock.disk.new_files import new_file, sync_folder
 from penstock.errors import FormatError, PenstockError, ReadError, UsageError
+from penstock.packed_format.reader import PackedFile, is_packed_file, read_packed
 from penstock.packing.side_files import CONFIG
+from penstock.safetensors_header import read_header
 from penstock.strict_json import read_json_object, shown
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from penstock.checkpoints.layout import INDEX
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from penstock.checkpoints.packed import PackedFile
+    from penstock.packed_format.reader import PackedFile
 
 CONFIG = "config.json"
 ORIGINAL_INDEX = f"original.{INDEX}"

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from penstock.checkpoints.layout import INDEX
-from penstock.checkpoints.packed import PackedFile
 from penstock.compute.kernels import default_threads
 from penstock.disk.files import Files
 from penstock.disk.new_files import give_name, settle, write_through
 from penstock.errors import UsageError
+from penstock.packed_format.chunks import original_bytes
+from penstock.packed_format.reader import PackedFile
 from penstock.packing.free_original import is_original
 from penstock.packing.pack_folder import PackFolder, open_pack_folder, packed_files
-from penstock.packing.packed_chunks import original_bytes
 from penstock.packing.side_files import ORIGINAL_INDEX, side_files
 from penstock.strict_json import listed
 from penstock.system.machine import return_large_arrays

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from penstock.architectures.names import canonical_name
 from penstock.architectures.registry import parse_config
-from penstock.checkpoints.format import TensorInfo, read_header
 from penstock.checkpoints.layout import LocalFolder, check_directory, find_layout
-from penstock.checkpoints.packed import PackedFile, PackedTensor, is_packed_file, read_packed
 from penstock.compute.kernels import default_threads
 from penstock.disk.files import Extent, Files, aligned_buffer
 from penstock.disk.in_order import in_order
 from penstock.errors import ChecksumError, FormatError, ReadError, UsageError
-from penstock.packing.packed_chunks import RUN_BYTES, RUNS_AHEAD, Run, RunData, read_run, runs, same_bytes
+from penstock.packed_format.chunks import RUN_BYTES, RUNS_AHEAD, Run, RunData, read_run, runs, same_bytes
+from penstock.packed_format.reader import PackedFile, is_packed_file, read_packed
+from penstock.packed_format.sources import READ_THREADS, READS_AHEAD
+from penstock.packed_format.tensor import PackedTensor
 from penstock.packing.side_files import CONFIG
-from penstock.packing.sources import READ_THREADS, READS_AHEAD
+from penstock.safetensors_header import TensorInfo, read_header
 from penstock.strict_json import read_json_object, shown
 from penstock.system.machine import return_large_arrays
 
@@ -191,9 +192,7 @@ class _PackedPiece:
     @property
     def nbytes(self) -> int:
         tensor, chunks = self.run.tensor, (self.run.begin, self.run.end)
-        return tensor.fine_extent(*chunks).nbytes + (
-            tensor.coarse_extent(*chunks).nbytes if tensor.codec == "planes" else 0
-        )
+        return tensor.fine_extent(*chunks).nbytes + (tensor.coarse_extent(*chunks).nbytes if tensor.in_tiers else 0)
 
     @property
     def begin(self) -> int:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.checkpoints.packed import PackedTensor
 from penstock.compute import codec
 from penstock.disk.files import Extent
+from penstock.packed_format.tensor import PackedTensor
 
 if TYPE_CHECKING:
     from penstock.compute.kernels import F32, I64, U8, Kernels
@@ -29,8 +29,7 @@ KEPT_BYTES = 8 << 20
 def exact_rows(weights: Weights, name: str, kernels: Kernels) -> ExactRows | None:
     """The exact rows of a matrix; None where it is not packed in two tiers."""
     tensor = weights.tensors[name]
-    packed = isinstance(tensor, PackedTensor) and tensor.codec == "planes"
-    return ExactRows(weights, name, kernels) if packed else None
+    return ExactRows(weights, name, kernels) if tensor.in_tiers else None
 
 
 class ExactRows:
@@ -38,7 +37,7 @@ class ExactRows:
 
     def __init__(self, weights: Weights, name: str, kernels: Kernels) -> None:
         tensor = weights.tensors[name]
-        if not isinstance(tensor, PackedTensor) or tensor.codec != "planes":
+        if not isinstance(tensor, PackedTensor) or not tensor.in_tiers:
             raise ValueError(f"{name} is not packed in two tiers")
         self._weights = weights
         self._tensor = tensor

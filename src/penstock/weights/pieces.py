@@ -10,23 +10,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
-from penstock.checkpoints.packed import PackedTensor
 from penstock.compute.codec import MalformedRow, PackedRows, decode
 from penstock.compute.indexed import IndexedRows, likely_bytes
 from penstock.disk.files import Extent
 from penstock.errors import FormatError
+from penstock.packed_format.tensor import PackedTensor
 from penstock.system.pages import page_array
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from penstock.checkpoints.checkpoint import Tensor
-    from penstock.checkpoints.format import TensorInfo
     from penstock.compute.kernels import F32, I64, U8, Kernels
-
-
-SMALL_BYTES = 1 << 18
-"""Of a matrix that is stored as it is although it could be larger: two streams are worth more weights."""
+    from penstock.safetensors_header import TensorInfo
 
 
 class Piece(Protocol):
@@ -248,7 +244,7 @@ class RawPiece:
 
     @property
     def drafts(self) -> bool:
-        return draft_bytes(self.tensor) > 0
+        return self.tensor.draft_bytes > 0
 
     @property
     def name(self) -> str:
@@ -312,18 +308,9 @@ def split(tensor: Tensor, piece_bytes: int) -> list[Piece]:
     """The pieces of a matrix, in order. A part has at most `piece_bytes`, where a row or a chunk allows it."""
     if not isinstance(tensor, PackedTensor):
         return [PlainPiece(tensor, rows) for rows in _row_runs(tensor.shape[0], tensor.nbytes, piece_bytes)]
-    if tensor.codec == "planes":
+    if tensor.in_tiers:
         return [PackedPiece(tensor, begin, end) for begin, end in _chunk_runs(tensor, piece_bytes)]
     return [RawPiece(tensor, rows) for rows in _raw_runs(tensor, piece_bytes)]
-
-
-def draft_bytes(tensor: Tensor) -> int:
-    """Of what there is of a matrix to guess with: its coarse tier, or all of a small one; 0 where there is nothing."""
-    if not isinstance(tensor, PackedTensor):
-        return 0
-    if tensor.codec == "planes":
-        return tensor.coarse_extent(0, tensor.n_chunks).nbytes
-    return tensor.nbytes if tensor.nbytes <= SMALL_BYTES else 0
 
 
 def largest_chunk(tensors: Sequence[Tensor]) -> int:
@@ -332,7 +319,7 @@ def largest_chunk(tensors: Sequence[Tensor]) -> int:
 
 
 def _largest_part(tensor: PackedTensor) -> int:
-    if tensor.codec == "raw":
+    if not tensor.in_tiers:
         return max((piece.extents[0].nbytes for piece in split(tensor, 1)), default=0)
     fine = int((tensor.fine_offsets[1:] - tensor.fine_offsets[:-1]).max())
     return max(fine, tensor.coarse_nbytes(0), tensor.coarse_nbytes(tensor.n_chunks - 1))

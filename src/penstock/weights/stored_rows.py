@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from penstock.checkpoints.packed import PackedTensor
 from penstock.compute.codec import MalformedRow, PackedRows, decode
 from penstock.disk.files import Extent, Files, aligned_buffer
+from penstock.packed_format.tensor import PackedTensor
 from penstock.weights.pieces import malformed
 
 if TYPE_CHECKING:
     from penstock.checkpoints.checkpoint import Tensor
-    from penstock.checkpoints.format import TensorInfo
     from penstock.compute.kernels import I64, U8
+    from penstock.safetensors_header import TensorInfo
 
 
 class RowReader(Protocol):
@@ -37,7 +37,7 @@ def row_reader(tensor: Tensor, files: Files) -> RowReader:
     """A vector counts as one row."""
     if not isinstance(tensor, PackedTensor):
         return _PlainRows(tensor, files)
-    return _PackedRows(tensor, files) if tensor.codec == "planes" else _RawRows(tensor, files)
+    return _PackedRows(tensor, files) if tensor.in_tiers else _RawRows(tensor, files)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packed_files import Entry, Parts, file_content, flip, pack_bytes
 
-from penstock.checkpoints.format import parse_header, read_header
-from penstock.checkpoints.packed import CHUNKS, HEADER, INDEX, SERVICE, PackedTensor, is_packed_file, read_packed
 from penstock.disk.files import Files, aligned_buffer
 from penstock.errors import ChecksumError, FormatError
+from penstock.packed_format.reader import CHUNKS, HEADER, INDEX, SERVICE, is_packed_file, read_packed
+from penstock.packed_format.tensor import PackedTensor
+from penstock.safetensors_header import parse_header, read_header
 
 ENTRIES: list[Entry] = [("w", "BF16", (1300, 1024)), ("v", "F32", (300, 1000)), ("n", "BF16", (100,))]
 

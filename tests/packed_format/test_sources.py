@@ -9,7 +9,7 @@ from packed_files import file_content
 
 from penstock.disk.files import Files
 from penstock.errors import ReadError
-from penstock.packing.sources import LocalSource
+from penstock.packed_format.sources import LocalSource
 
 
 def test_a_file_of_this_machine(tmp_path: Path) -> None:

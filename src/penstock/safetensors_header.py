@@ -19,7 +19,7 @@ from itertools import accumulate
 from operator import mul
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, ClassVar, NoReturn
 
 from penstock.errors import FormatError
 from penstock.strict_json import (
@@ -81,6 +81,14 @@ class TensorInfo:
     path: Path
     begin: int
     end: int
+    # As a packed tensor answers (packed_format/tensor.py): this one is stored as it is.
+    in_tiers: ClassVar = False
+    coarse_bytes: ClassVar = 0
+    draft_bytes: ClassVar = 0
+
+    @property
+    def original_nbytes(self) -> int:
+        return self.nbytes
 
     @property
     def nbytes(self) -> int:

@@ -7,11 +7,12 @@ import pytest
 import xxhash
 from packed_files import Parts, file_content, flip, pack_bytes
 
-from penstock.checkpoints.packed import RECORD, read_packed
 from penstock.disk.files import Files
 from penstock.errors import ChecksumError, FormatError
-from penstock.packing import packed_chunks
-from penstock.packing.packed_chunks import read_run, runs, same_bytes
+from penstock.packed_format import chunks as packed_chunks
+from penstock.packed_format.chunks import read_run, runs, same_bytes
+from penstock.packed_format.reader import read_packed
+from penstock.packed_format.tensor import RECORD
 
 ENTRIES = [("w", "BF16", (1300, 1024)), ("v", "F32", (1200, 500))]
 

@@ -9,19 +9,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from penstock.architectures.names import canonical_name
-from penstock.checkpoints.cuts import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, coarse_stream_bytes, cut, padded, stream_names
 from penstock.compute import codec
 from penstock.errors import PenstockError
-from penstock.packing.packed_chunks import RUN_BYTES, same_bytes
+from penstock.packed_format.chunks import RUN_BYTES, same_bytes
+from penstock.packed_format.layout import (
+    CHUNK_ALIGNMENT,
+    STREAM_ALIGNMENT,
+    coarse_stream_bytes,
+    cut,
+    padded,
+    stream_names,
+)
 from penstock.strict_json import shown
 from penstock.system.pages import HUGE_PAGE_BYTES, page_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from penstock.checkpoints.cuts import Cut
-    from penstock.checkpoints.format import Header, TensorInfo
     from penstock.compute.kernels import U8
+    from penstock.packed_format.layout import Cut
+    from penstock.safetensors_header import Header, TensorInfo
 
 
 @dataclass(frozen=True)
@@ -58,12 +65,12 @@ class Planned:
     @property
     def coarse_chunk_bytes(self) -> int:
         """Of all chunks of the coarse stream but the last; 0 where the tensor is stored raw."""
-        return codec.coarse_bytes(self.rows_per_chunk, self.how.cols) if self.how.codec == "planes" else 0
+        return codec.coarse_bytes(self.rows_per_chunk, self.how.cols) if self.how.in_tiers else 0
 
     @property
     def coarse_nbytes(self) -> int:
         """Of the coarse stream."""
-        if self.how.codec == "raw":
+        if not self.how.in_tiers:
             return 0
         return coarse_stream_bytes(self.how.rows, self.how.cols, self.rows_per_chunk)
 
@@ -85,7 +92,7 @@ def plan(header: Header, order: PassOrder) -> list[Planned]:
     for tensor in header.tensors.values():
         how = cut(tensor)
         planned.append(Planned(tensor, how, how.rows_per_chunk(order.canonical(tensor.name))))
-    planned.sort(key=lambda one: (1, 0) if one.how.codec == "raw" else (0, order.rank(one.tensor.name)))
+    planned.sort(key=lambda one: (1, 0) if not one.how.in_tiers else (0, order.rank(one.tensor.name)))
     return planned
 
 
@@ -126,7 +133,7 @@ class PackRun:
 
     def encode(self, data: U8, source: str, buffers: Buffers) -> Encoded:
         """`data`: the original bytes; `source`: their file, for messages. Raises PenstockError for a defect of ours."""
-        if self.planned.how.codec == "raw":
+        if not self.planned.how.in_tiers:
             return self._padded(data)
         cols, rows = self.planned.how.cols, self._rows()
         coarse = buffers.take(sum(codec.coarse_bytes(n, cols) for n in rows) + STREAM_ALIGNMENT)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from penstock.compute import codec
 
 if TYPE_CHECKING:
-    from penstock.checkpoints.format import TensorInfo
+    from penstock.safetensors_header import TensorInfo
 
 Codec = Literal["planes", "raw"]
 
@@ -25,6 +25,11 @@ class Cut:
     cols: int
     row_bytes: int
 
+    @property
+    def in_tiers(self) -> bool:
+        """Whether it is stored in two streams; else as it is."""
+        return self.codec == "planes"
+
     def rows_per_chunk(self, name: str) -> int:
         """As the writer chooses it for a tensor of this canonical name; no reader takes more than for an empty one."""
         return codec.rows_per_chunk(self.cols, name)
@@ -34,7 +39,7 @@ class Cut:
 
     def most_fine_bytes(self, rows_per_chunk: int) -> int:
         """What a chunk of the fine or raw stream may take at most, a stream's padding included."""
-        if self.codec == "raw":
+        if not self.in_tiers:
             return padded(rows_per_chunk * self.row_bytes, CHUNK_ALIGNMENT)
         return codec.most_fine_bytes(rows_per_chunk, self.cols) + STREAM_ALIGNMENT - CHUNK_ALIGNMENT
 

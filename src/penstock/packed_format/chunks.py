@@ -9,22 +9,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.checkpoints.cuts import CHUNK_ALIGNMENT, padded
-from penstock.checkpoints.packed import PACK_AGAIN
 from penstock.compute import codec
 from penstock.disk.files import aligned_buffer
 from penstock.disk.in_order import in_order
 from penstock.errors import ChecksumError, FormatError
-from penstock.packing.sources import READ_THREADS, READS_AHEAD
+from penstock.packed_format.layout import CHUNK_ALIGNMENT, padded
+from penstock.packed_format.sources import READ_THREADS, READS_AHEAD
+from penstock.packed_format.tensor import PACK_AGAIN
 from penstock.strict_json import shown
 from penstock.system.pages import page_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from penstock.checkpoints.packed import PackedFile, PackedTensor
     from penstock.compute.kernels import U8
     from penstock.disk.files import Extent, Files
+    from penstock.packed_format.reader import PackedFile
+    from penstock.packed_format.tensor import PackedTensor
 
 RUN_BYTES = 4 << 20
 """Original bytes of the chunks that are worked on together."""
@@ -73,7 +74,7 @@ class RunData:
         """One for each tier of a chunk of the run that is not what was written."""
         tensor, begin, end = self.run.tensor, self.run.begin, self.run.end
         try:
-            if tensor.codec == "planes":
+            if tensor.in_tiers:
                 whole = tensor.coarse_extent(begin, end)
                 tensor.check_coarse(chunk, _part(self.coarse, whole, tensor.coarse_extent(chunk, chunk + 1)))
         except ChecksumError as error:
@@ -90,7 +91,7 @@ class RunData:
             for fault in self.faults(chunk):
                 raise fault
         tensor, rows = self.run.tensor, self.run.rows
-        if tensor.codec == "raw":
+        if not tensor.in_tiers:
             return tensor.unpadded(self.run.begin, self.run.end, self.fine)
         n_rows = rows.stop - rows.start
         offsets = tensor.fine_offsets[self.run.begin : self.run.end + 1] - tensor.fine_offsets[self.run.begin]
@@ -129,7 +130,7 @@ def original_bytes(file: PackedFile, files: Files, pool: ThreadPoolExecutor) -> 
 def read_run(files: Files, run: Run) -> RunData:
     """Read a run from the disk, unchecked. Raises ReadError."""
     coarse = np.zeros(0, np.uint8)
-    if run.tensor.codec == "planes":
+    if run.tensor.in_tiers:
         coarse = _read(files, run.tensor.coarse_extent(run.begin, run.end))
     return RunData(run, coarse, _read(files, run.tensor.fine_extent(run.begin, run.end)))
 

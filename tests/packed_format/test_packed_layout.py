@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.checkpoints.cuts import Cut, coarse_stream_bytes, cut, padded, stream_names
-from penstock.checkpoints.format import DType, TensorInfo
 from penstock.compute.codec import coarse_bytes
+from penstock.packed_format.layout import Cut, coarse_stream_bytes, cut, padded, stream_names
+from penstock.safetensors_header import DType, TensorInfo
 
 
 @pytest.mark.parametrize(

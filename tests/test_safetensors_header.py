@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 import penstock
-from penstock.checkpoints.format import DType, Header, TensorInfo, parse_header, read_header
 from penstock.errors import FormatError
+from penstock.safetensors_header import DType, Header, TensorInfo, parse_header, read_header
 
 DEMO = Path(penstock.__file__).parent / "data" / "demo"
 

@@ -6,7 +6,6 @@ seal; chunks are checked as they are read, by whoever reads them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,147 +15,35 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 import numpy as np
 import xxhash
 
-from penstock.checkpoints.cuts import (
+from penstock.errors import ChecksumError, FormatError
+from penstock.packed_format.layout import (
     CHUNK_ALIGNMENT,
     STREAM_ALIGNMENT,
-    Codec,
     Cut,
     coarse_stream_bytes,
     cut,
     padded,
     stream_names,
 )
-from penstock.checkpoints.format import DType, Header, TensorInfo, parse_header, read_header
-from penstock.compute import codec
-from penstock.disk.files import Extent
-from penstock.errors import ChecksumError, FormatError
+from penstock.packed_format.tensor import PACK_AGAIN, RECORD, PackedTensor, place
+from penstock.safetensors_header import DType, Header, TensorInfo, parse_header, read_header
 from penstock.strict_json import GET_AGAIN, MAX_JSON_BYTES, Fields, open_regular, parse_json_object, shown
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from penstock.compute.kernels import I64, U8
+    from penstock.compute.kernels import I64
 
     U64 = npt.NDArray[np.uint64]
 
 FORMAT, VERSION = "penstock", 1
 HEADER, CHUNKS, INDEX, SEAL = SERVICE = ("penstock.header", "penstock.chunks", "penstock.index", "penstock.seal")
 SEAL_BYTES = 64
-RECORD = np.dtype([("fine_bytes", "<u4"), ("fine_hash", "<u8"), ("coarse_hash", "<u8")])
-"""An entry of the table of chunks."""
-
-PACK_AGAIN = (
-    "Copy the file again from a sound one, or pack or pull the model again; `penstock verify` lists all damage."
-)
 
 
 def is_packed_file(header: Header) -> bool:
     """Whether a safetensors file is a packed one, be it damaged."""
     return header.metadata.get("format") == FORMAT or SEAL in header.tensors
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PackedTensor:
-    """Where the streams of a tensor lie, by its name in the original file.
-
-    Chunk i has rows [i * rows_per_chunk, ...) of `rows`. `fine_begin` is where the fine or the raw stream begins in the
-    file, `coarse_begin` where the coarse one does ("planes" only, else 0), and `fine_offsets`, int64 [n_chunks + 1],
-    where each chunk begins in the fine or raw stream. `original_begin`: where the tensor begins in the original file.
-    """
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    path: Path
-    codec: Codec
-    rows: int
-    cols: int
-    row_bytes: int
-    rows_per_chunk: int
-    coarse_begin: int
-    fine_begin: int
-    fine_offsets: I64
-    coarse_hashes: U64
-    fine_hashes: U64
-    original_begin: int
-
-    @property
-    def n_chunks(self) -> int:
-        return len(self.fine_hashes)
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        """Their names in the file, the coarse one first."""
-        return stream_names(self.name, self.codec)
-
-    @property
-    def nbytes(self) -> int:
-        """Of both streams."""
-        coarse = self.coarse_extent(0, self.n_chunks).nbytes if self.codec == "planes" else 0
-        return coarse + int(self.fine_offsets[-1])
-
-    @property
-    def original_nbytes(self) -> int:
-        return self.rows * self.row_bytes
-
-    @property
-    def n_elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Of all chunks but the last, in the original file."""
-        return self.rows_per_chunk * self.row_bytes
-
-    def rows_in_chunk(self, chunk: int) -> int:
-        return min(self.rows_per_chunk, self.rows - chunk * self.rows_per_chunk)
-
-    def coarse_nbytes(self, chunk: int) -> int:
-        """Of a chunk of the coarse stream, padding included."""
-        return self.coarse_extent(chunk, chunk + 1).nbytes
-
-    def fine_nbytes(self, chunk: int) -> int:
-        """Of a chunk of the fine or raw stream, padding included."""
-        return int(self.fine_offsets[chunk + 1] - self.fine_offsets[chunk])
-
-    def coarse_extent(self, begin: int, end: int) -> Extent:
-        """Where the coarse bytes of chunks [begin, end) lie."""
-        whole = codec.coarse_bytes(self.rows_per_chunk, self.cols)
-        is_last = end * self.rows_per_chunk >= self.rows
-        stop = coarse_stream_bytes(self.rows, self.cols, self.rows_per_chunk) if is_last else end * whole
-        return Extent(self.path, self.coarse_begin + begin * whole, stop - begin * whole)
-
-    def fine_extent(self, begin: int, end: int) -> Extent:
-        """Where the fine or raw bytes of chunks [begin, end) lie."""
-        first, last = int(self.fine_offsets[begin]), int(self.fine_offsets[end])
-        return Extent(self.path, self.fine_begin + first, last - first)
-
-    def chunks_with(self, begin: int, end: int) -> tuple[int, int]:
-        """The chunks, from the first up to before the second, that hold bytes [begin, end) of the original tensor."""
-        return begin // self.chunk_bytes, -(-end // self.chunk_bytes)
-
-    def unpadded(self, begin: int, end: int, data: U8) -> U8:
-        """The original bytes in `data`, which are raw chunks [begin, end) as they are stored; a copy of several."""
-        parts = []
-        for chunk in range(begin, end):
-            at = int(self.fine_offsets[chunk] - self.fine_offsets[begin])
-            parts.append(data[at : at + self.rows_in_chunk(chunk) * self.row_bytes])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def check_coarse(self, chunk: int, data: U8) -> None:
-        """Raises ChecksumError where `data` is not the chunk that was written."""
-        if xxhash.xxh3_64_intdigest(data.data) != int(self.coarse_hashes[chunk]):
-            self._fail(chunk, self.coarse_extent(chunk, chunk + 1), "coarse")
-
-    def check_fine(self, chunk: int, data: U8) -> None:
-        """As check_coarse, of the fine or raw stream."""
-        if xxhash.xxh3_64_intdigest(data.data) != int(self.fine_hashes[chunk]):
-            self._fail(chunk, self.fine_extent(chunk, chunk + 1), "fine" if self.codec == "planes" else "raw")
-
-    def _fail(self, chunk: int, extent: Extent, stream: str) -> NoReturn:
-        rows = f"rows {chunk * self.rows_per_chunk:,} and on, {stream}"
-        where = f"{self.path}: tensor {shown(self.name)}, {extent.nbytes:,} bytes at offset {extent.offset:,} ({rows})"
-        raise ChecksumError(f"{where}: the checksum does not match: the file is damaged", PACK_AGAIN)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,35 +56,6 @@ class PackedFile:
     original_size: int
     file_size: int
     tensors: Mapping[str, PackedTensor]
-
-
-def place(
-    tensor: TensorInfo,
-    path: Path,
-    rows_per_chunk: int,
-    coarse_begin: int,
-    fine_begin: int,
-    records: npt.NDArray[np.void],
-) -> PackedTensor:
-    """The packed form, in the file `path`, of a tensor of the original file; `records` are of its chunks (RECORD)."""
-    how, sizes = cut(tensor), records["fine_bytes"].astype(np.int64)
-    return PackedTensor(
-        name=tensor.name,
-        dtype=tensor.dtype,
-        shape=tensor.shape,
-        path=path,
-        codec=how.codec,
-        rows=how.rows,
-        cols=how.cols,
-        row_bytes=how.row_bytes,
-        rows_per_chunk=rows_per_chunk,
-        coarse_begin=coarse_begin,
-        fine_begin=fine_begin,
-        fine_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
-        coarse_hashes=records["coarse_hash"].astype(np.uint64),
-        fine_hashes=records["fine_hash"].astype(np.uint64),
-        original_begin=tensor.begin,
-    )
 
 
 def read_packed(path: Path, check_seal: bool = True) -> PackedFile:
@@ -349,7 +207,7 @@ class _Streams:
         where = f"{self._header.path}: {CHUNKS} gives a chunk of {shown(name)}"
         rows = np.full(len(sizes), rows_per_chunk)
         rows[-1:] = how.rows - rows_per_chunk * (len(sizes) - 1)
-        if how.codec == "raw":
+        if not how.in_tiers:
             expected = -(-rows * how.row_bytes // CHUNK_ALIGNMENT) * CHUNK_ALIGNMENT
             if not np.array_equal(sizes, expected):
                 _fail(f"{where} a size that is not that of its rows")

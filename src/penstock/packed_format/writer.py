@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from penstock.checkpoints import packed
-from penstock.checkpoints.cuts import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, padded
-from penstock.checkpoints.packed import RECORD
 from penstock.disk.files import Files
 from penstock.disk.in_order import in_order
 from penstock.disk.new_files import SYNC_BYTES, settle
 from penstock.errors import ReadError
-from penstock.packing.pack_runs import plan
-from penstock.packing.packed_chunks import RUNS_AHEAD, Run, read_run, runs
+from penstock.packed_format import reader
+from penstock.packed_format.chunks import RUNS_AHEAD, Run, read_run, runs
+from penstock.packed_format.layout import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, padded
+from penstock.packed_format.runs import plan
+from penstock.packed_format.tensor import RECORD, place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from penstock.checkpoints.format import Header
-    from penstock.packing.pack_runs import Encoded, PackRun, PassOrder, Planned
+    from penstock.packed_format.runs import Encoded, PackRun, PassOrder, Planned
+    from penstock.safetensors_header import Header
 
     Records = npt.NDArray[np.void]
 
@@ -86,7 +86,7 @@ class PackedWriter:
         self._plan = plan(header, order)
         self._records = np.zeros(sum(planned.n_chunks for planned in self._plan), RECORD)
         names = [name for planned in self._plan for name in planned.streams]
-        room = _header_json((name, _LARGEST, _LARGEST, _LARGEST) for name in (*names, *packed.SERVICE))
+        room = _header_json((name, _LARGEST, _LARGEST, _LARGEST) for name in (*names, *reader.SERVICE))
         self._data_begin = padded(8 + len(room), STREAM_ALIGNMENT)
         self._streams: list[tuple[str, int]] = []
         """Name and size of each that is complete."""
@@ -149,12 +149,12 @@ class PackedWriter:
         self._pass_empty()
         contents = (header, self._records.tobytes(), self._index(len(header)))
         tail = [
-            content.ljust(padded(len(content), CHUNK_ALIGNMENT), b" " if name == packed.INDEX else b"\0")
-            for name, content in zip(packed.SERVICE, contents, strict=False)
+            content.ljust(padded(len(content), CHUNK_ALIGNMENT), b" " if name == reader.INDEX else b"\0")
+            for name, content in zip(reader.SERVICE, contents, strict=False)
         ]
-        sizes = [*map(len, tail), packed.SEAL_BYTES]
-        head = self._header([*self._streams, *zip(packed.SERVICE, sizes, strict=True)])
-        seal = packed.seal(head, *tail)
+        sizes = [*map(len, tail), reader.SEAL_BYTES]
+        head = self._header([*self._streams, *zip(reader.SERVICE, sizes, strict=True)])
+        seal = reader.seal(head, *tail)
         self._write_at(0, memoryview(head))
         self._write_at(self._position, memoryview(b"".join((*tail, seal))))
         self._file.truncate(self._position + sum(sizes))
@@ -180,7 +180,7 @@ class PackedWriter:
             }
             for planned in self._plan
         ]
-        index = {"version": packed.VERSION, "header_bytes": header_bytes, "tensors": tensors}
+        index = {"version": reader.VERSION, "header_bytes": header_bytes, "tensors": tensors}
         return json.dumps(index, separators=(",", ":")).encode()
 
     def _count_sound(self, planned: Planned, records: Records, pool: ThreadPoolExecutor, files: Files) -> int:
@@ -189,7 +189,7 @@ class PackedWriter:
         impossible = np.flatnonzero((sizes == 0) | (sizes > most))
         records = records[: impossible[0]] if impossible.size else records
         fine_begin = self._position + planned.coarse_nbytes
-        tensor = packed.place(planned.tensor, self._path, planned.rows_per_chunk, self._position, fine_begin, records)
+        tensor = place(planned.tensor, self._path, planned.rows_per_chunk, self._position, fine_begin, records)
         count = 0
         for sound, most in in_order(pool, (partial(_sound_chunks, files, run) for run in runs(tensor)), RUNS_AHEAD):
             count += sound
@@ -264,7 +264,7 @@ def _sound_chunks(files: Files, run: Run) -> tuple[int, int]:
 
 def _header_json(streams: Iterable[tuple[str, int, int, int]]) -> bytes:
     """The safetensors header of streams by name, size, begin and end in the data, without length and padding."""
-    entries: dict[str, object] = {"__metadata__": {"format": packed.FORMAT, "version": str(packed.VERSION)}}
+    entries: dict[str, object] = {"__metadata__": {"format": reader.FORMAT, "version": str(reader.VERSION)}}
     for name, size, begin, end in streams:
         entries[name] = {"dtype": "U8", "shape": [size], "data_offsets": [begin, end]}
     return json.dumps(entries, separators=(",", ":")).encode()

@@ -1,0 +1,1 @@
+"""The packed format (docs/format.md): layout, tensors, reading, writing."""
