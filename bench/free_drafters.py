@@ -20,7 +20,6 @@ import numpy as np
 from penstock import LLM, SamplingParams
 from penstock.checkpoints.store import DEMO
 from penstock.models.rows import Rows, SequenceRows
-from penstock.models.stage import Stage
 from penstock.sampling import Sampler
 from penstock.speculate.calibration import Calibration
 from penstock.speculate.drafter import Drafter
@@ -41,7 +40,6 @@ class Bench:
 
     def __init__(self, llm: LLM, sampler: Sampler, tokens: int, nodes: int) -> None:
         self._llm = llm
-        self._stage = Stage(llm.model, llm.weights, range(llm.config.num_hidden_layers))
         self._sampler = sampler
         self._tokens = tokens
         self._nodes = nodes
@@ -55,9 +53,9 @@ class Bench:
         self._llm.model.forward(prompt[:-1], 0, cache)
         while (left := len(prompt) + self._tokens - len(context)) > 0:
             tree = self._grow(Tree(key, context, self._sampler, cache, left - 1), drafters)
-            logits, _ = self._stage.run(Rows([SequenceRows.tree(cache, tree.tokens, tree.parents)]))
+            logits, _ = self._llm.chain.run(Rows([SequenceRows.tree(cache, tree.tokens, tree.parents)]))
             walk, drawn = follow(tree, logits)
-            cache.keep(cache.length + np.array(walk))
+            cache.keep([cache.length + node for node in walk])
             self._learn(tree, walk, drawn, logits, drafters)
             context = context + drawn
             self.passes += 1

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cases import CASES, DEMO, random_tokens
 from checkpoints import random_tensors, tiny_config, write_checkpoint
+from drafting import write_pair
 from rooms import keep_at_most, set_budget
 from tokenizers import Tokenizer as Backend
 
@@ -145,6 +146,19 @@ class TestRefusals:
         try:
             del llm
             assert alive() is None, "it waits for the garbage collector"
+        finally:
+            gc.enable()
+
+    def test_a_closed_model_that_guessed_is_freed_at_once(self, tmp_path: Path) -> None:
+        raw, packed = write_pair(tmp_path)
+        llm = LLM.open(packed, draft=str(raw))
+        llm.generate([[1, 2]], SamplingParams(max_tokens=6, ignore_eos=True))
+        alive = [weakref.ref(each) for each in (llm.weights, llm.model.planes, llm.engine, llm.chain.stages[0])]
+        llm.close()
+        gc.disable()
+        try:
+            del llm
+            assert [ref() for ref in alive] == [None] * 4, "it waits for the garbage collector"
         finally:
             gc.enable()
 

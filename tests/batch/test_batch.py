@@ -124,7 +124,7 @@ class TestPasses:
 
         monkeypatch.setattr(LLM, "step", look)
         with LLM.open("demo") as llm:
-            one = llm.memory.new_cache().shape.bytes_for(600)
+            one = llm.kv_shape.bytes_for(600)
         monkeypatch.setattr("penstock.memory.budget.Budget.most_kv", lambda self, sequences: 3 * one + one // 2)
         requests = [ask(f"{i}", prompt=[i, 9], max_tokens=598, stop="\n", temperature=0.9) for i in range(20)]
         summary = run_batch(write_requests(tmp_path / "in.jsonl", requests), tmp_path / "out.jsonl")

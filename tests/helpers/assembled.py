@@ -61,11 +61,12 @@ def open_engine(
     with ExitStack() as stack:
         stages = []
         for index, share in enumerate(shares):
-            weights = open_weights(checkpoint, share, kernels, 0, Events(), guesses=True, ring=Ring(4, piece_bytes))
+            weights = open_weights(checkpoint, share, kernels, 0, Events(), guesses=False, ring=Ring(4, piece_bytes))
             stack.callback(weights.close)
             decoder = decoder_of(checkpoint, share, weights, kernels, blocks, kv)
             budget = Budget(checkpoint.architecture, weights.pass_bytes, AMPLE, 0, 0)
             limit = int(resident * weights.pass_bytes)
+            weights.limit_resident(limit)  # for passes that no room is made for, too
             room = StageRoom(StageBudget(budget, decoder.planes.shape), weights, max_resident=limit)
             kind = partial(IsaStage, isas[index]) if isas else Stage
             stages.append(kind(decoder, weights, share, room, on_layer))

@@ -361,10 +361,10 @@ class TestFailures:
         step = server.llm.step
 
         def fail_for_one() -> Any:
-            victims = [g for g in server.llm.engine.scheduler.active if g.prompt[0] == 7]
-            for generation in victims:
-                generation.error = error
-                server.llm.engine.cancel(generation, "error")
+            victims = [s for s in server.llm.engine.scheduler.active if s.prompt[0] == 7]
+            for sequence in victims:
+                sequence.error = error
+                server.llm.engine.cancel(sequence, "error")
             if victims and isinstance(error, MemoryCeilingError):
                 raise error
             return step()

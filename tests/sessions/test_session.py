@@ -369,7 +369,7 @@ class TestFollowUps:
                 session.turn.drawn, session.turn.prompt = [], session.turn.prompt[:20]  # as if all else had changed
                 list(session.complete(random_tokens(40, 4000, 10 + number), SAMPLED))
         with Session(llm, path) as session:
-            held = session._saved * session._cache.shape.slot_bytes
+            held = session._saved * llm.kv_shape.slot_bytes
             assert path.stat().st_size < 2 * held + 20_000
             assert session.turn is not None
             assert session.turn.drawn == llm.generate([session.turn.prompt], SAMPLED)[0].token_ids
@@ -385,8 +385,8 @@ def test_without_a_file(llm: LLM) -> None:
 def test_closing_frees_the_memory(llm: LLM, tmp_path: Path) -> None:
     with Session(llm, tmp_path / "talk") as session:
         list(session.ask("write a class", SAMPLED))
-        assert session._cache.nbytes
-    assert not session._cache.nbytes
+        assert session._cache.n_blocks
+    assert not session._cache.n_blocks
 
 
 def test_errors_are_all_of_ours() -> None:

@@ -68,7 +68,7 @@ def each_once(lines: list[tuple[str, int]], last: bool) -> list[int]:
 def quick(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody pulls the plug here, and there is one model."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    identity = session.model_identity(llm.config, llm.weights.tensors)
+    identity = session.model_identity(llm.config, llm.tensors)
     monkeypatch.setattr("penstock.sessions.session.model_identity", lambda config, tensors: identity)
 
 

@@ -128,7 +128,7 @@ class TestRefusals:
             session.complete(random_tokens(9000, 4000), SAMPLED)
             session.stop()
             for _ in range(8999):
-                session._cache.append_slot(bytes(session._cache.shape.slot_bytes))
+                llm.chain.append_slot(session._cache, bytes(llm.kv_shape.slot_bytes))
             assert session.turn is not None
             session._save(session.turn)
         low = least_ceiling(kv_dtype="f32") + (12 << 20)  # where the keys and values take 26

@@ -54,9 +54,8 @@ class Engine:
         left open."""
         self.chain = chain
         self.memory = memory
-        self.speculator = speculator
         self.context = context
-        self.scheduler = Scheduler(memory, context, max_rows, lambda sequence: self.speculator.forget(sequence))
+        self.scheduler = Scheduler(memory, speculator, context, max_rows)
         self._kernels = kernels
         self._defaults = defaults
 
@@ -102,6 +101,15 @@ class Engine:
         else:
             self.scheduler.enter(sequence)
         return sequence
+
+    @property
+    def speculator(self) -> Speculator:
+        """Guesses tokens."""
+        return self.scheduler.speculator
+
+    @speculator.setter
+    def speculator(self, speculator: Speculator) -> None:
+        self.scheduler.speculator = speculator
 
     @property
     def busy(self) -> bool:

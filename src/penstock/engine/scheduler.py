@@ -16,11 +16,12 @@ from penstock.memory.prefixes import Prefix, longest
 from penstock.models.kv_cache import BLOCK_SLOTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from collections.abc import Sequence as List
 
     from penstock.engine.sequence import Sequence
     from penstock.memory.memory import Memory
+    from penstock.speculate.speculator import Speculator
 
     Chunk = tuple[Sequence, list[int]]
     """What a sequence computes in a pass: the next of its pending tokens."""
@@ -32,9 +33,9 @@ MAX_ROWS = 4096
 class Scheduler:
     """The sequences of an engine."""
 
-    def __init__(self, memory: Memory, context: int, max_rows: int, forget: Callable[[Sequence], None]) -> None:
-        """`context`: positions that a sequence may have; `max_rows`: of a pass; `forget`: told of every sequence that
-        has left."""
+    def __init__(self, memory: Memory, speculator: Speculator, context: int, max_rows: int) -> None:
+        """`speculator`: told of every sequence that has left; `context`: positions that a sequence may have;
+        `max_rows`: of a pass."""
         self.active: list[Sequence] = []
         """Those that take part in passes."""
         self.waiting: deque[Sequence] = deque()
@@ -42,9 +43,9 @@ class Scheduler:
         self.room_for_prompts = False
         """Whether sequences wait, too, where memory would leave prompts only few rows a pass, and so many passes."""
         self.max_rows = max_rows
+        self.speculator = speculator
         self._memory = memory
         self._context = context
-        self._forget = forget
         self._adopting: list[Sequence] = []
         """Those that share what the coming pass is to compute."""
 
@@ -95,7 +96,7 @@ class Scheduler:
             caches.kept.keep(sequence.tokens, cache)
         cache.truncate(cache.length if sequence.lent else 0)
         caches.promise(cache, 0)
-        self._forget(sequence)
+        self.speculator.forget(sequence)
 
     def _remove(self, sequence: Sequence) -> None:
         self.active = [s for s in self.active if s is not sequence]

@@ -118,12 +118,13 @@ class CoarseDrafter(ModelDrafter):
             stage.coarse = coarse
         self._head = self._stages[stages.index(last)][1]
         self._architecture = last.decoder.architecture
-        self._layers: list[int] = []
+        self._layers = layers = list[int]()
+        """Those that it guesses with."""
         refine = exact_rows(last.weights, self._architecture.head, last.decoder.kernels)
         super().__init__(
             "coarse",
             last.decoder.over(self._head),
-            lambda rows: chain.hidden(rows, self._layers, "coarse"),
+            lambda rows: chain.hidden(rows, layers, "coarse"),  # without `self`, which would refer to itself
             refine=None if refine is None else refine.refine,
             sharpness=COARSE_SHARPNESS,
         )
@@ -132,7 +133,7 @@ class CoarseDrafter(ModelDrafter):
     def begin(self, trees: Sequence[Tree]) -> None:
         super().begin(trees)
         matrices = self._architecture.layer_matrices
-        self._layers = [
+        self._layers[:] = [
             layer for layers, coarse in self._stages for layer in layers if coarse.load_all(matrices(layer))
         ]
         count = sum(len(layers) for layers, _ in self._stages)
