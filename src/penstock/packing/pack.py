@@ -24,7 +24,7 @@ from penstock.checkpoints.layout import COMPLETE, INDEX, SINGLE, LocalFolder, fi
 from penstock.checkpoints.packed import is_packed_file, read_packed
 from penstock.checkpoints.strict_json import read_json_object
 from penstock.compute.kernels import default_threads
-from penstock.disk.files import Files
+from penstock.disk.files import Files, read_file
 from penstock.errors import CheckpointError, UsageError
 from penstock.packing.free_original import check_may_free, free_original
 from penstock.packing.pack_file import pack_file
@@ -247,7 +247,7 @@ def _finish(src: Path, folder: PackFolder, originals: Sequence[Original]) -> Non
             with folder.new_file(INDEX) as file:
                 file.write(packed_index((o.name, read_packed(folder.path / o.name)) for o in originals))
         with folder.new_file(name) as file:
-            file.write(path.read_bytes())
+            file.write(read_file(path))
     folder.finish()
 
 

@@ -15,7 +15,7 @@ from penstock.checkpoints.layout import LocalFolder, canonical_name, check_direc
 from penstock.checkpoints.packed import PackedFile, PackedTensor, is_packed_file, read_packed
 from penstock.checkpoints.strict_json import read_json_object, shown
 from penstock.compute.kernels import default_threads
-from penstock.disk.files import Extent, Files, aligned_buffer
+from penstock.disk.files import Extent, Files, aligned_buffer, read_file
 from penstock.disk.in_order import in_order
 from penstock.errors import ChecksumError, FormatError, ReadError, UsageError
 from penstock.packing.packed_chunks import RUN_BYTES, RUNS_AHEAD, Run, RunData, read_run, runs, same_bytes
@@ -160,9 +160,7 @@ class _Check:
         if not original.exists():
             self._differences.append(f"{original} is missing, which {file.path} was made from")
             return
-        with original.open("rb") as content:
-            same = content.read(len(file.original_header)) == file.original_header
-        if not same:
+        if read_file(original, len(file.original_header)) != file.original_header:
             self._differences.append(f"{file.path}: the header that it keeps is not that of {original}")
 
     def _pieces(self, name: str, tensor: Tensor) -> Iterator[_PackedPiece | _PlainPiece]:
