@@ -136,3 +136,29 @@ install_penstock() {
     [ -n "$keep" ] || rm -rf "$venv/build" "$zig"
     set_done penstock "$state"
 }
+
+# The packages of the extras that are named. `pip install -e ".[serve]"` would build Penstock once more, for which the
+# compiler may be gone.
+install_extras() {
+    local extra packages package wanted=()
+    for extra in "$@"; do
+        packages=$(packages_of "$extra")
+        [ -n "$packages" ] || { say "there is no extra $extra: pyproject.toml lists them" && exit 2; }
+        while IFS= read -r package; do wanted+=("$package"); done <<<"$packages"
+    done
+    [ ${#wanted[@]} -eq 0 ] || pip install "${wanted[@]}"
+}
+
+# What the installed Penstock asks for in one of its extras, a requirement a line; nothing where it has no such extra.
+packages_of() {
+    "$venv/bin/python" - "$1" <<'EOF'
+import sys
+from importlib.metadata import requires
+from pip._vendor.packaging.requirements import Requirement
+
+for requirement in map(Requirement, requires("penstock") or ()):
+    marker, requirement.marker = requirement.marker, None
+    if marker and marker.evaluate({"extra": sys.argv[1]}) and not marker.evaluate({"extra": ""}):
+        print(requirement)
+EOF
+}

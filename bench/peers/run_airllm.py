@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from airllm import AutoModel
 from timing import PROMPT, main
-from transformers.generation.streamers import BaseStreamer
+from transformers.sequence.streamers import BaseStreamer
 
 
 class TokenQueue(BaseStreamer):

@@ -53,6 +53,13 @@ def test_a_bit_of_any_page(ended: Path, tmp_path: Path) -> None:
         assert sum(told(ended, tmp_path / "case", STATE, flip(page * PAGE * 8 + bit)) for bit in bits) > 0
 
 
+def test_letters_of_the_tables_that_are_none(ended: Path, tmp_path: Path) -> None:
+    """SQLite quotes them in its error, which is no UTF-8 then."""
+    at = (ended / STATE).read_bytes().index(b"CREATE TABLE lines")
+    for byte in range(at, at + 200, 7):
+        told(ended, tmp_path / "case", STATE, flip(8 * byte + 7))
+
+
 def test_a_bit_of_the_log(killed: Path, tmp_path: Path) -> None:
     """It takes back passes, which is of no consequence: they come again."""
     rng, size = random.Random(2), (killed / LOG).stat().st_size

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.disk.files import ALIGNMENT, DirectReadWarning, Extent, Files, aligned_buffer, buffer_bytes
+from penstock.disk.files import ALIGNMENT, DirectReadWarning, Extent, Files, aligned_buffer, buffer_bytes, read_file
 from penstock.errors import ReadError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 5 * ALIGNMENT + 123, np.uint8)
@@ -259,3 +259,23 @@ def is_open(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_small_files_are_read_whole(path: Path) -> None:
+    assert read_file(path) == CONTENT.tobytes()
+    assert read_file(path, 100) == CONTENT[:100].tobytes()
+    assert read_file(path, SIZE + 1) == CONTENT.tobytes()
+
+
+def test_small_files_that_cannot_be_read(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ReadError, match=r"gone: reading at offset 0 failed: No such file or directory\.\nCheck the disk"
+    ):
+        read_file(tmp_path / "gone")
+    with pytest.raises(ReadError, match="reading at offset 0 failed: Is a directory"):
+        read_file(tmp_path)
+    larger = os.stat_result((0o100644, 0, 0, 1, 0, 0, SIZE + 1, 0, 0, 0))
+    monkeypatch.setattr("penstock.disk.files.os.fstat", lambda descriptor: larger)
+    with pytest.raises(ReadError, match=rf"data: reading at offset {SIZE} failed: the file ends there, though"):
+        read_file(path)
+    assert read_file(path, SIZE) == CONTENT.tobytes()

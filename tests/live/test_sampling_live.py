@@ -11,7 +11,7 @@ from penstock.compute.kernels import F32, F64, Kernels
 from penstock.sampling import Sampler, SamplingRule
 
 torch = pytest.importorskip("torch")
-processors = pytest.importorskip("transformers.generation.logits_process")
+processors = pytest.importorskip("transformers.sequence.logits_process")
 
 
 KERNELS = Kernels(1)

@@ -8,6 +8,7 @@ import random
 import shutil
 import sys
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from disk_faults import READ, SYNC, TRUNCATE, WRITE, Scenario
@@ -19,10 +20,13 @@ import penstock.cli
 import penstock.disk.files
 import penstock.llm
 import penstock.packing.pack
+import penstock.packing.unpack
+import penstock.packing.verify
 import penstock.sessions.log
 import penstock.sessions.session
 import penstock.text.tokenizer
 from penstock.checkpoints.store import find_model
+from penstock.errors import UsageError
 from penstock.sampling import SamplingParams
 from penstock.sessions.log import NewRecord
 
@@ -193,7 +197,23 @@ def models(folder: Path) -> None:
         shutil.copy(file, folder / "text")
 
 
+def packing() -> None:
+    """There and back, and verified."""
+    with suppress(UsageError):  # where it is complete
+        penstock.packing.pack.pack("tiny", "packed", threads=1)
+    penstock.packing.unpack.unpack("packed", "again", threads=1)
+    report = penstock.packing.verify.verify("packed", "tiny", threads=1)
+    for place in (*report.damage, *report.differences):
+        print(f"damaged: {place}")
+    sys.exit(not report.sound)
+
+
+def tiny(folder: Path) -> None:
+    shutil.copytree(GOLDEN / "tiny", folder / "tiny")
+
+
 SCENARIOS = [
+    Scenario("packing", packing, "*/case*", tiny, results=("packed", "again")),
     Scenario("log of a session", session_log, "*/case*", begun_log, results=("talk.session",)),
     Scenario(
         "state of a batch",

@@ -15,6 +15,7 @@ from penstock.batch.results import ordered_path, state_path
 from penstock.batch.state import Counts
 from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint
 from penstock.checkpoints.store import find_model
+from penstock.disk.files import read_file
 from penstock.errors import UsageError
 from penstock.sessions.identity import model_identity
 
@@ -73,8 +74,7 @@ def _model_digest(path: Path) -> str:
     digest.update(json.dumps(said, sort_keys=True).encode())
     for name in TEXT_FILES:
         if (path / name).is_file():
-            with reading(path / name):
-                digest.update(name.encode() + xxhash.xxh3_128_digest((path / name).read_bytes()))
+            digest.update(name.encode() + xxhash.xxh3_128_digest(read_file(path / name)))
     return digest.hexdigest()
 
 

@@ -378,7 +378,7 @@ class State:
             if any(reason in str(error) for reason in _OF_THE_DISK):
                 raise PenstockError(f"{self.path} cannot be read or written: {error}.", GO_ON) from error
             raise self.damaged(str(error)) from error
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # a message may quote what is no text any more
             raise self.damaged(str(error)) from error
 
     def __enter__(self) -> State:

@@ -127,6 +127,19 @@ class Files:
             warnings.warn(message, DirectReadWarning, stacklevel=2)
 
 
+def read_file(path: Path, most: int | None = None) -> bytes:
+    """All bytes of a small file, or its first `most`. Raises ReadError, naming it."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read() if most is None else file.read(most)
+    except OSError as error:
+        raise _error(path, 0, os.strerror(error.errno or 0)) from error
+    if len(data) < (size if most is None else min(size, most)):
+        raise _error(path, len(data), "the file ends there, though it is longer")
+    return data
+
+
 def _open(path: Path, direct: bool = True) -> _File:
     """Raises ReadError."""
     direct = direct and hasattr(os, "O_DIRECT")

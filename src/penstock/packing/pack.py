@@ -21,7 +21,7 @@ from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.layout import COMPLETE, INDEX, SINGLE, LocalFolder, find_layout
 from penstock.compute.kernels import default_threads
-from penstock.disk.files import Files
+from penstock.disk.files import Files, read_file
 from penstock.errors import CheckpointError, CheckpointWarning, UsageError
 from penstock.packed_format.layout import cut
 from penstock.packed_format.reader import is_packed_file, read_packed
@@ -248,7 +248,7 @@ def _finish(src: Path, folder: PackFolder, originals: Sequence[Original]) -> Non
             with folder.new_file(INDEX) as file:
                 file.write(packed_index((o.name, read_packed(folder.path / o.name)) for o in originals))
         with folder.new_file(name) as file:
-            file.write(path.read_bytes())
+            file.write(read_file(path))
     folder.finish()
 
 

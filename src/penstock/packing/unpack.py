@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from penstock.checkpoints.layout import INDEX
 from penstock.compute.kernels import default_threads
-from penstock.disk.files import Files
+from penstock.disk.files import Files, read_file
 from penstock.disk.new_files import give_name, settle, write_through
 from penstock.errors import UsageError
 from penstock.packed_format.chunks import original_bytes
@@ -86,7 +86,7 @@ def unpack(
                 _fail_taken(out / name, file.path)
         for name, path in side.items():
             with folder.new_file(name) as copy:
-                copy.write(path.read_bytes())
+                copy.write(read_file(path))
         folder.finish()
     return UnpackResult(tuple(out / name for name in files), total, restored, time.perf_counter() - begin)
 
@@ -129,7 +129,7 @@ def _check_clear(side: Mapping[str, Path], folder: PackFolder) -> None:
         raise UsageError(f"{folder.path} is being packed or pulled, and not finished", "Choose another directory.")
     for name, path in side.items():
         there = folder.path / name
-        if there.exists() and there.read_bytes() != path.read_bytes():
+        if there.exists() and read_file(there) != read_file(path):
             _fail_taken(there, path)
 
 

@@ -13,7 +13,7 @@ from penstock.architectures.names import canonical_name
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.layout import LocalFolder, check_directory, find_layout
 from penstock.compute.kernels import default_threads
-from penstock.disk.files import Extent, Files, aligned_buffer
+from penstock.disk.files import Extent, Files, aligned_buffer, read_file
 from penstock.disk.in_order import in_order
 from penstock.errors import ChecksumError, FormatError, ReadError, UsageError
 from penstock.packed_format.chunks import RUN_BYTES, RUNS_AHEAD, Run, RunData, read_run, runs, same_bytes
@@ -162,9 +162,7 @@ class _Check:
         if not original.exists():
             self._differences.append(f"{original} is missing, which {file.path} was made from")
             return
-        with original.open("rb") as content:
-            same = content.read(len(file.original_header)) == file.original_header
-        if not same:
+        if read_file(original, len(file.original_header)) != file.original_header:
             self._differences.append(f"{file.path}: the header that it keeps is not that of {original}")
 
     def _pieces(self, name: str, tensor: Tensor) -> Iterator[_PackedPiece | _PlainPiece]:

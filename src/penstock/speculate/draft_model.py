@@ -13,6 +13,7 @@ from penstock.architectures.base import Architecture
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.compute.codec import MOST_COLUMNS
 from penstock.compute.levels import nibble_bytes
+from penstock.disk.files import read_file
 from penstock.disk.reader import Ring
 from penstock.errors import UsageError
 from penstock.events import Events
@@ -106,7 +107,7 @@ class DraftModel:
             sizes = f"{self.config.vocab_size} tokens, and the model has {config.vocab_size}"
             raise UsageError(f"The draft {self.path} has a vocabulary of {sizes}.", remedy)
         files = [folder / "tokenizer.json" for folder in (self.path, path)]
-        if not all(file.exists() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+        if not all(file.exists() for file in files) or read_file(files[0]) == read_file(files[1]):
             return
         own, other = (Tokenizer.open(folder) for folder in (self.path, path))
         if own is None or other is None or not own.has_same_tokens(other):
