@@ -59,9 +59,10 @@ def test_far_positions(tmp_path: Path, name: str, first: int) -> None:
     reference = Reference(path)
     tokens = random_tokens(LENGTH, reference.config["vocab_size"])
     with LLM.open(path, kv_dtype="f32") as llm:
-        rows = SequenceRows.plain(llm.new_cache(), tokens, range(LENGTH))
+        cache = llm.new_cache()
+        rows = SequenceRows.plain(cache, tokens, range(LENGTH))
         llm.weights.limit_resident(0)
-        logits, _ = llm.engine.chain.run(Rows([replace(rows, positions=rows.positions + first)]))
+        logits, _ = llm.chain.run(Rows([replace(rows, positions=rows.positions + first)]))
     expected_logits(reference, tokens, first=first).assert_near(logits)
 
 

@@ -198,8 +198,8 @@ def flipped_bit(path: Path, offset: int, bit: int) -> Iterator[None]:
 def use_everything(path: Path) -> None:
     """One pass over all weights, with every row of the embedding."""
     with LLM.open(path, memory="16GiB", threads=2) as llm:
-        rows = Rows([SequenceRows.plain(llm.new_cache(), range(700), [0])])
-        llm.engine.chain.run(rows)
+        cache = llm.new_cache()
+        llm.chain.run(Rows([SequenceRows.plain(cache, range(700), [0])]))
 
 
 @pytest.mark.parametrize("kind", ["coarse", "fine", "raw"])

@@ -44,8 +44,9 @@ def steps(llm: LLM, tokens: list[int], prompt: int) -> F32:
 
 def far_logits(llm: LLM, tokens: list[int], first: int) -> F32:
     """The only rows of a cache, but at positions from `first` on."""
-    rows = SequenceRows.plain(llm.new_cache(), tokens, range(len(tokens)))
-    return llm.engine.chain.run(Rows([replace(rows, positions=rows.positions + first)]))[0]
+    cache = llm.new_cache()
+    rows = SequenceRows.plain(cache, tokens, range(len(tokens)))
+    return llm.chain.run(Rows([replace(rows, positions=rows.positions + first)]))[0]
 
 
 def main() -> None:
