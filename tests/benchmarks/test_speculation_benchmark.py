@@ -12,7 +12,7 @@ from penstock.benchmarks import acceptance as speculation_benchmark
 from penstock.benchmarks.acceptance import PAGE_BREAK, TextResult, TextSettings, cut_prompts, read_text, run_text
 from penstock.benchmarks.timed_decoding import Decoding
 from penstock.checkpoints.store import find_model
-from penstock.errors import TokenizerError, UsageError
+from penstock.errors import MemoryCeilingError, TokenizerError, UsageError
 from penstock.packing.pack import pack
 
 
@@ -146,6 +146,13 @@ class TestCuts:
         with pytest.raises(UsageError, match=r"absent.txt cannot be read: No such file") as error:
             read_text(tmp_path / "absent.txt")
         assert "--text" in error.value.remedy
+
+    def test_a_text_that_has_no_room_is_not_read(self, tmp_path: Path) -> None:
+        with (tmp_path / "long.txt").open("wb") as file:
+            file.truncate(1 << 40)
+        settings = TextSettings(text=tmp_path / "long.txt", memory="2GiB")
+        with pytest.raises(MemoryCeilingError, match="too small for this model and prompt"):
+            run_text("demo", settings)
 
 
 @pytest.mark.parametrize(

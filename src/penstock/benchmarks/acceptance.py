@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.benchmarks.timed_decoding import Decoding, decode, fresh_speculator, guessing, own_drafters, require_equal
 from penstock.errors import TokenizerError, UsageError
 from penstock.llm import LLM
+from penstock.memory.text_room import BYTES_TO_TOKENIZE
 from penstock.options import OpenOptions
 from penstock.sampling import SamplingParams
 from penstock.speculate.asking import Asking, FirstOnly, Overheard
@@ -139,7 +140,8 @@ def run_text(model: str | os.PathLike[str], settings: TextSettings, *, tell: Tel
     """
     tell("opening")
     with LLM.open_with(model, settings) as llm:
-        prompts = cut_prompts(llm, read_text(settings.text), settings.prompts, settings.prompt_tokens)
+        text = read_text(settings.text, lambda nbytes: llm.memory.check_tokenizing(BYTES_TO_TOKENIZE * nbytes))
+        prompts = cut_prompts(llm, text, settings.prompts, settings.prompt_tokens)
         runs = [_Runs(llm, prompts, temperature, settings, tell) for temperature in TEMPERATURES]
         for each in runs:
             each.measure()
@@ -157,10 +159,17 @@ def run_text(model: str | os.PathLike[str], settings: TextSettings, *, tell: Tel
         )
 
 
-def read_text(path: Path) -> str:
-    """Raises UsageError where there is none."""
+def read_text(path: Path, check_bytes: Callable[[int], object] = lambda nbytes: None) -> str:
+    """Raises UsageError where there is none. `check_bytes` is told how many there are at least, and may raise."""
+    parts, nbytes = [], 0
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        check_bytes(path.stat().st_size)
+        with path.open(encoding="utf-8", errors="replace") as file:
+            while part := file.read(1 << 16):
+                parts.append(part)
+                nbytes += len(part)
+                check_bytes(nbytes)
+        return "".join(parts)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.", "Let --text name a file.") from error
 
