@@ -82,7 +82,7 @@ def test_what_it_holds_is_for_its_owner_alone() -> None:
         [expected] = llm.generate([prompt], params)
         cache = llm.new_cache()
         for _ in range(2 * BLOCK_SLOTS):
-            cache.append_slot(bytes(cache.shape.slot_bytes))
+            llm.chain.append_slot(cache, bytes(llm.kv_shape.slot_bytes))
         assert llm.engine.kept is not None
         llm.engine.kept.clear()
         owner = llm.submit(prompt, params, cache=cache)

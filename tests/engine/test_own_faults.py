@@ -12,9 +12,10 @@ from cases import CASES, random_tokens
 from guessing import Scripted, finish, speculate
 
 from penstock import LLM, SamplingParams
-from penstock.engine import generation as generations
+from penstock.engine import sequence as sequences
 from penstock.engine.engine import Engine
-from penstock.engine.sequence import Generation
+from penstock.engine.scheduler import Scheduler
+from penstock.engine.sequence import Sequence
 from penstock.errors import InternalError, NumericsError, PenstockError, ReadError
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.speculate.lookup import Lookup
@@ -41,7 +42,7 @@ class Fault:
     """Raises an error in one step of one sequence's work, from its call number `after` on."""
 
     def __init__(self, error: Exception, after: int = 0) -> None:
-        self.victim: Generation | None = None
+        self.victim: Sequence | None = None
         self.error = error
         self.left = after
         self.met = 0
@@ -55,12 +56,12 @@ class Fault:
 
 
 def break_method(patch: pytest.MonkeyPatch, fault: Fault, owner: type, name: str) -> None:
-    """`owner`: Generation, whose methods are their sequence's, or Engine, whose methods take it first."""
+    """`owner`: Sequence, whose methods are their sequence's, or Engine or Scheduler, whose methods take it first."""
     real = getattr(owner, name)
     inner = real.fget if isinstance(real, property) else real
 
     def broken(self: Any, *args: Any, **options: Any) -> Any:
-        fault.meet(self if owner is Generation else args[0])
+        fault.meet(self if owner is Sequence else args[0])
         return inner(self, *args, **options)
 
     patch.setattr(owner, name, property(broken) if isinstance(real, property) else broken)
@@ -68,9 +69,9 @@ def break_method(patch: pytest.MonkeyPatch, fault: Fault, owner: type, name: str
 
 def break_sampler(patch: pytest.MonkeyPatch, fault: Fault) -> None:
     """The victim's, as a forged parameter would."""
-    real = Generation.draw
+    real = Sequence.draw
 
-    def draw(self: Generation, logits: Any) -> Any:
+    def draw(self: Sequence, logits: Any) -> Any:
         if self is fault.victim and not hasattr(self.sampler, "fault"):
             sampler: Any = self.sampler
 
@@ -86,7 +87,7 @@ def break_sampler(patch: pytest.MonkeyPatch, fault: Fault) -> None:
             self.sampler = Broken()  # type: ignore[assignment]
         return real(self, logits)
 
-    patch.setattr(Generation, "draw", draw)
+    patch.setattr(Sequence, "draw", draw)
 
 
 def break_record(patch: pytest.MonkeyPatch, fault: Fault) -> None:
@@ -106,7 +107,7 @@ def break_logprobs(patch: pytest.MonkeyPatch, fault: Fault) -> None:
     def token_logprobs(*_: Any) -> None:
         fault.meet(fault.victim)
 
-    patch.setattr(generations, "token_logprobs", token_logprobs)
+    patch.setattr(sequences, "token_logprobs", token_logprobs)
 
 
 def break_after_pass(patch: pytest.MonkeyPatch, fault: Fault) -> None:
@@ -116,11 +117,11 @@ def break_after_pass(patch: pytest.MonkeyPatch, fault: Fault) -> None:
 
 
 STEPS = {
-    "pending": lambda patch, fault: break_method(patch, fault, Generation, "pending"),
-    "blocks": lambda patch, fault: break_method(patch, fault, Generation, "expected_blocks"),
-    "begin": lambda patch, fault: break_method(patch, fault, Engine, "_begin"),
-    "rows": lambda patch, fault: break_method(patch, fault, Generation, "rows"),
-    "root": lambda patch, fault: break_method(patch, fault, Generation, "root"),
+    "pending": lambda patch, fault: break_method(patch, fault, Sequence, "pending"),
+    "blocks": lambda patch, fault: break_method(patch, fault, Sequence, "expected_blocks"),
+    "begin": lambda patch, fault: break_method(patch, fault, Scheduler, "_begin"),
+    "rows": lambda patch, fault: break_method(patch, fault, Sequence, "rows"),
+    "root": lambda patch, fault: break_method(patch, fault, Sequence, "root"),
     "take": lambda patch, fault: break_method(patch, fault, Engine, "_take"),
     "draw": break_sampler,
     "logprobs": break_logprobs,
@@ -167,7 +168,7 @@ def run_beside(engine: Engine, alone: list[list[int]], fault: Fault, patch: pyte
     finish(engine, [again])
     assert again.token_ids == alone[-1]
     engine.cancel(again)
-    assert (engine.active, list(engine.waiting), engine.busy) == ([], [], False)
+    assert (engine.scheduler.active, list(engine.scheduler.waiting), engine.busy) == ([], [], False)
 
 
 @pytest.mark.parametrize("after", [0, 2])
@@ -206,8 +207,8 @@ def test_one_that_waits_for_room(plain: Engine, alone: list[list[int]]) -> None:
         fault = Fault(ERRORS[0])
         fault.victim = engine.add(VICTIM, GREEDY, TOKENS)
         last = engine.add(COMPANY[2], GREEDY, TOKENS)
-        assert len(engine.waiting) == 2
-        break_method(patch, fault, Generation, "expected_blocks")
+        assert len(engine.scheduler.waiting) == 2
+        break_method(patch, fault, Sequence, "expected_blocks")
         finish(engine, [first, last])
         assert fault.victim.finish_reason == "error"
         assert last.token_ids == alone[2]
@@ -217,7 +218,7 @@ def test_all_of_them(plain: Engine) -> None:
     """A pass that has nothing left to compute is none."""
     with limited(plain, blocks=60) as engine, pytest.MonkeyPatch.context() as patch:
         asked = [engine.add(prompt, GREEDY, TOKENS) for prompt in COMPANY]
-        patch.setattr(Generation, "rows", lambda *_: 1 / 0)
+        patch.setattr(Sequence, "rows", lambda *_: 1 / 0)
         assert engine.step().rows == 0
         assert not engine.busy
         assert {type(generation.error) for generation in asked} == {InternalError}
@@ -234,7 +235,7 @@ def test_what_is_told_of_it() -> None:
 def test_tokens_that_were_never_drawn(plain: Engine, token: Any) -> None:
     with pytest.raises(PenstockError):
         plain.add([1, 2], GREEDY, TOKENS, drawn=[3, token])
-    assert (plain.active, list(plain.waiting)) == ([], [])
+    assert (plain.scheduler.active, list(plain.scheduler.waiting)) == ([], [])
 
 
 class TestGuesses:

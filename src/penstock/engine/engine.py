@@ -140,18 +140,18 @@ class Engine:
             raise
         self.scheduler.computed()
         first = 0
-        for (sequence, tokens), part in zip(chunks, parts, strict=True):
+        for chunk, part in zip(chunks, parts, strict=True):
             own = logits[first : first + len(part.wanted)]
             first += len(part.wanted)
-            with self.scheduler.own_work(sequence):
-                self._take(sequence, tokens, trees.get(sequence), own)
+            with self.scheduler.own_work(chunk.sequence):
+                self._take(chunk.sequence, chunk.tokens, trees.get(chunk.sequence), own)
         guesses = sum(len(tree) - 1 for tree in trees.values())
         seconds = time.perf_counter() - begin
         stats = replace(stats, seconds=seconds, draft_seconds=draft_seconds, guesses=guesses)
         self.speculator.learn_pass(stats, self.chain.streamed_bytes)
-        for sequence, _ in chunks:
-            with self.scheduler.own_work(sequence):
-                sequence.after_pass(stats)
+        for chunk in chunks:
+            with self.scheduler.own_work(chunk.sequence):
+                chunk.sequence.after_pass(stats)
         return stats
 
     def _gather(self) -> tuple[list[Chunk], dict[Sequence, Tree], list[SequenceRows], Need | None, float]:
@@ -167,34 +167,33 @@ class Engine:
             draft_seconds = (time.perf_counter() - begin) * bool(trees)
             need = None if trees or not chunks else self._need(chunks)
             parts = []
-            for sequence, tokens in chunks:
-                with self.scheduler.own_work(sequence):
-                    parts.append(sequence.rows(tokens, trees.get(sequence)))
-            if all(sequence.error is None for sequence, _ in chunks):
+            for chunk in chunks:
+                with self.scheduler.own_work(chunk.sequence):
+                    parts.append(chunk.sequence.rows(chunk.tokens, trees.get(chunk.sequence), chunk.last))
+            if all(chunk.sequence.error is None for chunk in chunks):
                 return chunks, trees, parts, need, draft_seconds
             self.scheduler.not_computed()
 
     def _need(self, chunks: List[Chunk], guesses: int = 0) -> Need:
         """Of a pass over these chunks. Raises MemoryCeilingError."""
-        slots = {s.cache: s.cache.length + len(tokens) for s, tokens in chunks}
-        rows = sum(len(tokens) for _, tokens in chunks)
-        ending = len(chunks) if guesses else sum(len(tokens) == len(s.pending) for s, tokens in chunks)
-        return self.memory.need(slots, rows, ending, guesses)
+        rows = sum(len(chunk.tokens) for chunk in chunks)
+        drawing = len(chunks) if guesses else sum(chunk.last for chunk in chunks)
+        return self.memory.need(_slots(chunks), rows, drawing, guesses)
 
     def _guess(self, chunks: List[Chunk]) -> dict[Sequence, Tree]:
         """Trees for those sequences of a pass whose next token would be all that it brings."""
         if not self.speculator.drafters:
             return {}
         roots: dict[Sequence, Tree] = {}
-        for sequence, tokens in chunks:
-            with self.scheduler.own_work(sequence):
-                if len(tokens) == len(sequence.pending) == 1:
-                    roots[sequence] = sequence.root()
+        for chunk in chunks:
+            with self.scheduler.own_work(chunk.sequence):
+                if chunk.last and len(chunk.tokens) == 1:
+                    roots[chunk.sequence] = chunk.sequence.root()
         if not roots:
             return {}
-        begin, rows = time.perf_counter(), sum(len(tokens) for _, tokens in chunks)
-        slots = {s.cache: s.cache.length + len(tokens) for s, tokens in chunks}
-        most = min(self.speculator.most_nodes, self.scheduler.max_rows - rows, self.memory.most_guesses(slots, rows))
+        begin, rows = time.perf_counter(), sum(len(chunk.tokens) for chunk in chunks)
+        room = self.memory.most_guesses(_slots(chunks), rows)
+        most = min(self.speculator.most_nodes, self.scheduler.max_rows - rows, room)
         if most <= 0:
             return {}
         self.chain.make_room(self._need(chunks, most))
@@ -226,3 +225,8 @@ class Engine:
                 f"The prompt has {len(tokens)} tokens; a context of {self.context} has no room for it and an answer.",
                 "Shorten the prompt, or raise --context (up to what the model was trained for).",
             )
+
+
+def _slots(chunks: List[Chunk]) -> dict[KvCache, int]:
+    """How many slots each cache has after a pass over these chunks."""
+    return {chunk.sequence.cache: chunk.sequence.cache.length + len(chunk.tokens) for chunk in chunks}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from penstock.errors import InternalError, MemoryCeilingError
 from penstock.memory.prefixes import Prefix, longest
@@ -23,11 +23,17 @@ if TYPE_CHECKING:
     from penstock.memory.memory import Memory
     from penstock.speculate.speculator import Speculator
 
-    Chunk = tuple[Sequence, list[int]]
-    """What a sequence computes in a pass: the next of its pending tokens."""
-
 MAX_ROWS = 4096
 """Rows of one pass: prompts up to this length cost one pass over the disk."""
+
+
+class Chunk(NamedTuple):
+    """What a sequence computes in a pass: the next of its pending tokens."""
+
+    sequence: Sequence
+    tokens: list[int]
+    last: bool
+    """Whether it has no others, so that a token is drawn after them."""
 
 
 class Scheduler:
@@ -170,9 +176,9 @@ class Scheduler:
                 break
             with self.own_work(sequence):
                 if sequence.cache.own_blocks or self._begin(sequence, pending, chunks):
-                    tokens = sequence.pending[:left]
-                    left -= len(tokens)
-                    chunks.append((sequence, tokens))
+                    waiting = sequence.pending
+                    chunks.append(Chunk(sequence, waiting[:left], len(waiting) <= left))
+                    left -= len(chunks[-1].tokens)
         return chunks
 
     def computed(self) -> None:
@@ -206,7 +212,7 @@ class Scheduler:
     def _prefixes(self, sequence: Sequence, chunks: List[Chunk]) -> Iterator[Prefix]:
         """What every other sequence will have computed when this pass comes to the rows of `sequence`; what a lent
         cache has may come from a file, so it is for its owner alone."""
-        coming = {s: len(tokens) for s, tokens in chunks}
+        coming = {chunk.sequence: len(chunk.tokens) for chunk in chunks}
         for s in self.active:
             length = s.cache.length + coming.get(s, 0)
             if s is not sequence and not s.lent and length >= BLOCK_SLOTS:

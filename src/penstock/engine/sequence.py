@@ -76,12 +76,11 @@ class Sequence:
         """A tree of no guesses yet, after the last token."""
         return Tree(self, self.tokens, self.sampler, self.cache, self.max_tokens - len(self.token_ids) - 1)
 
-    def rows(self, tokens: list[int], tree: Tree | None) -> SequenceRows:
-        """What it adds to a pass: the next of its pending tokens, or a tree of guesses."""
+    def rows(self, tokens: list[int], tree: Tree | None, last: bool) -> SequenceRows:
+        """What it adds to a pass: the next of its pending tokens, maybe the `last` of them, or a tree of guesses."""
         if tree is not None:
             return SequenceRows.tree(self.cache, tree.tokens, tree.parents)
-        ends = len(tokens) == len(self.pending)
-        return SequenceRows.plain(self.cache, tokens, wanted=(-1,) if ends else ())
+        return SequenceRows.plain(self.cache, tokens, wanted=(-1,) if last else ())
 
     def draw(self, logits: F32) -> int | None:
         """The next token, from the logits after the last one; None where that ends the sequence."""
