@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rooms import keep_at_most
 
 from penstock import LLM, SamplingParams
 from penstock.architectures.base import Architecture
@@ -54,7 +55,7 @@ def subject(
     assert size is not None
     return GuessSubject(
         budget=Budget(
-            config=config,
+            architecture=Architecture(config),
             weights=size.nbytes,
             ceiling=ceiling,
             process=170 * MIB,
@@ -98,7 +99,7 @@ class TestTheEnginesNumbers:
     def subject_of(self, path: Path, ceiling: int) -> tuple[GuessSubject, StoredSize]:
         with LLM.open(path, memory=ceiling, draft="none", threads=1) as llm:
             tensors = [llm.weights.tensors[name] for name in llm.architecture.pass_order]
-            size, shape = size_here(tensors), llm._runtime.kv_shape
+            size, shape = size_here(tensors), llm.kv_shape
             budget, tiers = replace(llm.memory.budget, draft=0), tiers_here(tensors)
             return GuessSubject(budget, size, tiers, shape, 32, RATES, SPEED), size
 
@@ -127,13 +128,13 @@ class TestTheEnginesNumbers:
         found, _ = self.subject_of(packed, 4 << 30)
         resident = int(share * sum(found.tiers.values()))
         with LLM.open(packed, memory="4GiB", threads=1) as llm:
-            llm.memory._max_resident = resident
+            keep_at_most(llm, resident)
             llm.weights.indexed_bytes = 0
             llm.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=2))
             coarse = CoarseWeights(llm.weights, llm.kernels)
             layers = range(llm.config.num_hidden_layers)
             there = [layer for layer in layers if coarse.load_all(llm.architecture.layer_matrices(layer))]
-            ready = coarse.load(Architecture(llm.config).head) and len(there) >= 0.75 * len(layers)
+            ready = coarse.load(llm.architecture.head) and len(there) >= 0.75 * len(layers)
         assert sorted(_kept_layers(found, resident)) == (there if ready else [])
         assert (share < 0.6) <= (not ready)
         assert (share >= 1.0) <= bool(ready and len(there) == len(layers))

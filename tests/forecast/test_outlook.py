@@ -280,7 +280,7 @@ class TestFirstToken:
             kv = llm.plan_pass(slots=100).kv
             plan = budget.plan(Demand(rows=100, kv=kv))
             assert outlook._first_token(budget, PlanSettings(), 100, SPEEDS) == forecast_prompt(
-                llm.config, plan, 100, 100, SPEEDS
+                llm.architecture, plan, 100, 100, SPEEDS
             )
 
     def test_no_room(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

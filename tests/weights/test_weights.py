@@ -258,7 +258,7 @@ class TestDraftOrder:
         assert {part.piece.name for part in parts} == set(Architecture(model.config).pass_order)
 
     def test_the_head_first_and_the_middle_last(self, drafting: tuple[Decoder, Weights]) -> None:
-        names = draft_order(drafting[0].config)
+        names = draft_order(drafting[0].architecture)
         layers = list(dict.fromkeys(int(name.split(".")[2]) for name in names[1:]))
         assert names[0] == "lm_head.weight"
         assert layers[:3] == [0, 1, 4]
