@@ -300,6 +300,8 @@ class Engine:
             if self._memory is not None:
                 adopted = generation.cache.adopted if generation.cache.nbytes else shared
                 self._memory.caches.promise(generation.cache, generation.most_slots, adopted)
+                if generation.top_logprobs is not None:
+                    self._memory.caches.tellers.add(generation)
             self.active.append(self.waiting.popleft())
 
     def _has_room(self, generation: Generation, shared: int) -> bool:
@@ -307,7 +309,7 @@ class Engine:
         if self._memory is None:
             return True
         rows = self._prompt_rows(generation, shared) if self.room_for_prompts else 0
-        return self._memory.admits(generation.most_slots, shared, rows)
+        return self._memory.admits(generation.most_slots, shared, rows, generation.most_told_bytes)
 
     def _prompt_rows(self, generation: Generation, shared: int) -> int:
         """What the next pass would have to compute, if it could, with this sequence and those that take part."""

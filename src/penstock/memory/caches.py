@@ -5,8 +5,8 @@ Blocks that several caches share count once. A draft model has a cache beside ea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+from weakref import WeakKeyDictionary, WeakSet
 
 from penstock.memory.prefixes import KeptPrefixes
 from penstock.models.kv_cache import BLOCK_SLOTS, KvCache
@@ -24,6 +24,18 @@ class Promise(NamedTuple):
     adopted_blocks: int
 
 
+class Teller(Protocol):
+    """A sequence that keeps something to be told beside its tokens, for as long as anybody has it."""
+
+    @property
+    def told_bytes(self) -> int:
+        """What it keeps now."""
+
+    @property
+    def most_told_bytes(self) -> int:
+        """What it may come to keep."""
+
+
 class Caches:
     """The caches of sequences, wherever they are held, and those that were kept of sequences that have ended."""
 
@@ -32,6 +44,7 @@ class Caches:
         self.draft = draft
         """Of a draft model."""
         self.kept = KeptPrefixes(most_kept_bytes)
+        self.tellers: WeakSet[Teller] = WeakSet()
         self._promises: WeakKeyDictionary[KvCache, Promise] = WeakKeyDictionary()
 
     def new(self, most_slots: int = 0) -> KvCache:
@@ -60,19 +73,22 @@ class Caches:
         return own + self._draft_bytes(slots)
 
     def taken(self) -> int:
-        """Bytes of every cache, and of what each may still come to have. What was kept gives way, and doesn't count."""
+        """Bytes of every cache and of what is to be told, and of what each may still come to have. What was kept gives
+        way, and doesn't count."""
         held = len({block for cache in self._promises for block in cache.block_ids}) * self.shape.block_bytes
         for cache, (slots, adopted) in self._promises.items():
             own = self.shape.bytes_for(slots) - adopted * self.shape.block_bytes
             held += max(0, own - cache.own_bytes) + self._draft_bytes(max(slots, _slots_of(cache)))
-        return held
+        return held + sum(teller.most_told_bytes for teller in self.tellers)
 
     def bytes_with(self, slots: Mapping[KvCache, int]) -> int:
-        """Bytes of every cache as it is, what was kept included, with so many slots in those that are named."""
+        """Bytes of every cache as it is, what was kept included, with so many slots in those that are named; and of
+        what is to be told."""
         blocks = {block for cache in self._promises for block in cache.block_ids} | self.kept.block_ids()
         counts = {cache: _slots_of(cache) for cache in self._promises} | dict(slots)
         growth = sum(max(0, self.shape.bytes_for(count) - cache.nbytes) for cache, count in slots.items())
-        return len(blocks) * self.shape.block_bytes + growth + sum(map(self._draft_bytes, counts.values()))
+        told = sum(teller.told_bytes for teller in self.tellers)
+        return len(blocks) * self.shape.block_bytes + growth + sum(map(self._draft_bytes, counts.values())) + told
 
     def _draft_bytes(self, slots: int) -> int:
         return 0 if self.draft is None else self.draft.bytes_for(slots)

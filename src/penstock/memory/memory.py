@@ -51,12 +51,12 @@ class Memory:
         """An empty KV cache that counts from now on; sequences that come later leave it room for `most_slots`."""
         return self.caches.new(most_slots)
 
-    def admits(self, most_slots: int, adopted_blocks: int = 0, rows: int = 0) -> bool:
-        """Whether one sequence more, which may come to have so many slots, fits beside all that was promised; and
-        beside a pass of `rows` rows, or of as many as a share of the room is enough for."""
+    def admits(self, most_slots: int, adopted_blocks: int = 0, rows: int = 0, told: int = 0) -> bool:
+        """Whether one sequence more, which may come to have so many slots, and so many bytes to tell, fits beside all
+        that was promised; and beside a pass of `rows` rows, or of as many as a share of the room is enough for."""
         room = self.budget.most_kv(1 + self.caches.promised)
         chunk = min(rows * self.budget.row_bytes, room // CHUNK_SHARE)
-        return self.caches.taken() + self.caches.bytes_for(most_slots, adopted_blocks) + chunk <= room
+        return self.caches.taken() + self.caches.bytes_for(most_slots, adopted_blocks) + told + chunk <= room
 
     def before_pass(self, rows: Rows, held_logits: int = 0) -> None:
         """Make room for a pass, beside the logits of `held_logits` rows that are kept already.
