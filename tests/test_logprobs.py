@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from penstock import LLM, SamplingParams
 from penstock.errors import UsageError
-from penstock.logprobs import token_logprobs
+from penstock.logprobs import logprobs_bytes, token_logprobs
 
 
 @given(
@@ -27,6 +28,18 @@ def test_they_are_those_of_softmax(logits: list[float], top: int, data: st.DataO
     assert [logits[i] for i, _ in told.top] == [logits[i] for i in ranked]
     for index, logprob in told.top:
         assert logprob == pytest.approx(logits[index] - whole, abs=1e-9)
+
+
+@pytest.mark.parametrize("top", [0, 1, 5, 20])
+def test_they_take_no_more_than_is_counted_for_them(top: int) -> None:
+    logits = np.linspace(-9, 9, 500, dtype=np.float32)
+    token_logprobs(logits, 300, top)
+    tracemalloc.start()
+    kept = [token_logprobs(logits, 300 + i % 2, top) for i in range(1000)]
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken <= len(kept) * logprobs_bytes(top)
+    assert logprobs_bytes(None) == 0
 
 
 class TestOfACompletion:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from weakref import WeakMethod
 
 from penstock.speculate.speculator import Record
 from penstock.text.text_stream import StopStrings, TextStream
@@ -123,7 +124,13 @@ class Completion:
         self._taken = 0
         self._parts: list[str] = []
         self._told_logprobs = 0
-        sequence.after_pass = self._take
+        weakly = WeakMethod(self._take)  # so that both are gone as soon as nobody has this any more
+
+        def after_pass(stats: PassStats) -> None:
+            if (take := weakly()) is not None:
+                take(stats)
+
+        sequence.after_pass = after_pass
         if sequence.token_ids or not self.runs:
             self._add(self._new_text())  # what an earlier run drew is the first piece
 

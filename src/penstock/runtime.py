@@ -82,11 +82,12 @@ class Runtime:
             drafters.append(self._load_draft(self.draft, checkpoint, budgets[0]))
             budgets[0] = replace(budgets[0], draft=budgets[0].draft + self.draft.nbytes)
         draft_kvs = [None if self.draft is None else self.draft.kv_shape, *[None] * (len(shares) - 1)]
-        rooms, self.stages = [], []
+        rooms: list[StageRoom] = []
+        self.stages: list[Stage] = []
         for share, weights, decoder, budget, draft_kv in zip(
             shares, self.weights, decoders, budgets, draft_kvs, strict=True
         ):
-            own = StageBudget(budget, decoder.planes.shape, draft_kv, weights.draft_bytes)
+            own = StageBudget(budget, decoder.planes.shape, draft_kv, weights.draft_bytes, with_engine=not rooms)
             rooms.append(StageRoom(own, weights, Relief(), options.max_resident))
             self.stages.append(Stage(decoder, weights, share, rooms[-1]))
         self.memory = Memory(rooms, self.blocks)

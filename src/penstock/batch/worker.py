@@ -161,7 +161,7 @@ class Worker:
             tokens, logprobs = json.loads(part.content)
             before.tokens.extend(tokens)
             before.logprobs.extend(
-                TokenLogprobs(token, logprob, tuple((i, p) for i, p in top)) for token, logprob, top in logprobs
+                TokenLogprobs.of(token, logprob, ((i, p) for i, p in top)) for token, logprob, top in logprobs
             )
         return before
 

@@ -133,12 +133,14 @@ class Scheduler:
                 self._require_room(sequence)
             adopted = sequence.cache.adopted if sequence.cache.n_blocks else shared
             self._memory.caches.promise(sequence.cache, sequence.most_slots, adopted)
+            if sequence.top_logprobs is not None:
+                self._memory.caches.tellers.add(sequence)
             self.active.append(self.waiting.popleft())
 
     def _has_room(self, sequence: Sequence, shared: int) -> bool:
         """Whether there is room for a sequence that shares so many blocks."""
         rows = self._prompt_rows(sequence, shared) if self.room_for_prompts else 0
-        return self._memory.admits(sequence.most_slots, shared, rows)
+        return self._memory.admits(sequence.most_slots, shared, rows, sequence.most_told_bytes)
 
     def _prompt_rows(self, sequence: Sequence, shared: int) -> int:
         """What the next pass would have to compute, if it could, with this sequence and those that take part."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from penstock.logprobs import token_logprobs
+from penstock.logprobs import logprobs_bytes, token_logprobs
 from penstock.memory.prefixes import common_blocks
 from penstock.models.rows import SequenceRows
 from penstock.speculate.speculator import Record
@@ -65,6 +65,16 @@ class Sequence:
     def most_slots(self) -> int:
         """How many positions the cache may come to have: the last token's keys are never needed."""
         return len(self.prompt) + self.max_tokens - 1
+
+    @property
+    def told_bytes(self) -> int:
+        """What is there to be told of its tokens' probabilities."""
+        return len(self.logprobs) * logprobs_bytes(self.top_logprobs)
+
+    @property
+    def most_told_bytes(self) -> int:
+        """What there may come to be."""
+        return self.told_bytes if self.finish_reason else self.max_tokens * logprobs_bytes(self.top_logprobs)
 
     def expected_blocks(self, others: Iterable[Sequence]) -> int:
         """Blocks that it is going to share with one of them, computed or not."""

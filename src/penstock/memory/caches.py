@@ -5,8 +5,8 @@ Blocks that several caches share count once. A draft model has a cache beside ea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+from weakref import WeakKeyDictionary, WeakSet
 
 from penstock.memory.prefixes import KeptPrefixes
 from penstock.models.kv_cache import BLOCK_SLOTS, KvCache, KvCount, blocks_for
@@ -24,6 +24,18 @@ class Promise(NamedTuple):
     adopted_blocks: int
 
 
+class Teller(Protocol):
+    """A sequence that keeps something to be told beside its tokens, for as long as anybody has it."""
+
+    @property
+    def told_bytes(self) -> int:
+        """What it keeps now."""
+
+    @property
+    def most_told_bytes(self) -> int:
+        """What it may come to keep."""
+
+
 class Caches:
     """The caches of sequences, wherever they are held, and those that were kept of sequences that have ended."""
 
@@ -31,6 +43,7 @@ class Caches:
         """`drafts`: whether a draft model has caches too."""
         self.drafts = drafts
         self.kept = KeptPrefixes(blocks, most_kept_blocks)
+        self.tellers: WeakSet[Teller] = WeakSet()
         self._blocks = blocks
         self._promises: WeakKeyDictionary[KvCache, Promise] = WeakKeyDictionary()
 
@@ -59,19 +72,23 @@ class Caches:
         return KvCount(max(0, blocks_for(slots) - adopted_blocks), self._drafts(slots))
 
     def taken(self) -> KvCount:
-        """Of every cache, and of what each may still come to have. What was kept gives way, and doesn't count."""
-        count = KvCount(len({block for cache in self._promises for block in cache.block_names}))
+        """Of every cache and of what is to be told, and of what each may still come to have. What was kept gives way,
+        and doesn't count."""
+        told = sum(teller.most_told_bytes for teller in self.tellers)
+        count = KvCount(len({block for cache in self._promises for block in cache.block_names}), told_bytes=told)
         for cache, (slots, adopted) in self._promises.items():
             growth = max(0, blocks_for(slots) - adopted - cache.own_blocks)
             count += KvCount(growth, self._drafts(max(slots, cache.n_blocks * BLOCK_SLOTS)))
         return count
 
     def count_with(self, slots: Mapping[KvCache, int]) -> KvCount:
-        """Of every cache as it is, what was kept included, with so many slots in those that are named."""
+        """Of every cache as it is, what was kept included, with so many slots in those that are named; and of what is
+        to be told."""
         blocks = {block for cache in self._promises for block in cache.block_names} | self.kept.block_names()
         counts = {cache: cache.n_blocks * BLOCK_SLOTS for cache in self._promises} | dict(slots)
         growth = sum(max(0, blocks_for(count) - cache.n_blocks) for cache, count in slots.items())
-        return KvCount(len(blocks) + growth, sum(map(self._drafts, counts.values())))
+        told = sum(teller.told_bytes for teller in self.tellers)
+        return KvCount(len(blocks) + growth, sum(map(self._drafts, counts.values())), told)
 
     def _drafts(self, slots: int) -> int:
         return blocks_for(slots) if self.drafts else 0

@@ -64,10 +64,10 @@ class Memory:
         """An empty KV cache that counts from now on; sequences that come later leave it room for `most_slots`."""
         return self.caches.new(most_slots)
 
-    def admits(self, most_slots: int, adopted_blocks: int = 0, rows: int = 0) -> bool:
-        """Whether one sequence more, which may come to have so many slots, fits beside all that was promised; and
-        beside a pass of `rows` rows, or of as many as a share of the room is enough for."""
-        sequences, count = 1 + self.caches.promised, self.caches.taken()
+    def admits(self, most_slots: int, adopted_blocks: int = 0, rows: int = 0, told: int = 0) -> bool:
+        """Whether one sequence more, which may come to have so many slots, and so many bytes to tell, fits beside all
+        that was promised; and beside a pass of `rows` rows, or of as many as a share of the room is enough for."""
+        sequences, count = 1 + self.caches.promised, self.caches.taken() + KvCount(told_bytes=told)
         count += self.caches.count_for(most_slots, adopted_blocks)
         for share in self._shares:
             room = share.budget.most_kv(sequences)

@@ -26,11 +26,14 @@ class StageBudget:
     """Of a draft model that shares its memory."""
     draft_weights: int = 0
     """Bytes of its weights that guesses are made with."""
+    with_engine: bool = True
+    """Whether the engine is in the same process, and what it keeps of sequences."""
 
     def kv_bytes(self, count: KvCount) -> int:
-        """What so many blocks take here."""
+        """What that takes here."""
         draft = 0 if self.draft_kv is None else self.draft_kv.block_bytes
-        return count.blocks * self.kv.block_bytes + count.draft_blocks * draft
+        told = count.told_bytes * self.with_engine
+        return count.blocks * self.kv.block_bytes + count.draft_blocks * draft + told
 
     @property
     def guess_bytes(self) -> int:

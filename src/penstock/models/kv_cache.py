@@ -197,13 +197,19 @@ def blocks_for(slots: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class KvCount:
-    """Blocks of caches, and as many of a draft model's, which has a cache beside each."""
+    """What sequences keep: blocks of caches; as many of a draft model's, which has a cache beside each; and bytes,
+    where the engine is, of what is to be told beside tokens."""
 
     blocks: int = 0
     draft_blocks: int = 0
+    told_bytes: int = 0
 
     def __add__(self, other: KvCount) -> KvCount:
-        return KvCount(self.blocks + other.blocks, self.draft_blocks + other.draft_blocks)
+        return KvCount(
+            self.blocks + other.blocks,
+            self.draft_blocks + other.draft_blocks,
+            self.told_bytes + other.told_bytes,
+        )
 
     def times(self, count: int) -> KvCount:
-        return KvCount(self.blocks * count, self.draft_blocks * count)
+        return KvCount(self.blocks * count, self.draft_blocks * count, self.told_bytes * count)

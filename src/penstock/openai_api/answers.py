@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.errors import MemoryCeilingError, PenstockError
 from penstock.openai_api.errors import RequestError
+from penstock.openai_api.json_parts import expanded, json_parts
 from penstock.openai_api.logprobs import chat_logprobs, text_logprobs
 from penstock.openai_api.requests import ChatCompletionRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from penstock.completion import Completion
     from penstock.llm import LLM
@@ -131,6 +132,14 @@ class Answers:
 
     def response(self, *, id: str, created: int, model: str) -> dict[str, Any]:
         """The response object once all have ended. `created`: seconds since 1970."""
+        whole: dict[str, Any] = expanded(self._response(id, created, model))
+        return whole
+
+    def response_parts(self, *, id: str, created: int, model: str) -> Iterator[str]:
+        """Its JSON text, in parts: with the probabilities of many tokens it is a long one."""
+        return json_parts(self._response(id, created, model))
+
+    def _response(self, id: str, created: int, model: str) -> dict[str, Any]:
         kind = "chat.completion" if self.request.chat else "text_completion"
         return {
             **head(kind, id, created, model),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from penstock.openai_api.answers import head, usage_of
+from penstock.openai_api.json_parts import expanded
 from penstock.openai_api.logprobs import chat_logprobs, text_logprobs
 
 if TYPE_CHECKING:
@@ -49,10 +50,11 @@ class Chunks:
         self._drawn += len(piece.token_ids)
         wanted = self._request.params.logprobs is not None and bool(piece.logprobs)
         if self._request.chat:
-            logprobs = chat_logprobs(self._tokenizer, piece.logprobs) if wanted else None
+            logprobs = expanded(chat_logprobs(self._tokenizer, piece.logprobs)) if wanted else None
             delta = {"content": piece.text} if piece.text or piece.finish_reason is None else {}
             return self._chunk(index, {"delta": delta}, logprobs, piece.finish_reason)
-        logprobs = text_logprobs(self._tokenizer, piece.logprobs, self._offsets[index]) if wanted else None
+        found = text_logprobs(self._tokenizer, piece.logprobs, self._offsets[index]) if wanted else None
+        logprobs = expanded(found)
         self._offsets[index] += len(piece.text)
         return self._chunk(index, {"text": piece.text}, logprobs, piece.finish_reason)
 

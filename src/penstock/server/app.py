@@ -150,7 +150,7 @@ def _add_completions(app: FastAPI, gateway: Gateway) -> None:
     problems = errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
 
     def responses(model: type[Completion]) -> dict[int | str, dict[str, Any]]:
-        stream = {"text/event-stream": {"schema": {"type": "string"}}}
+        stream: dict[str, Any] = {"text/event-stream": {}}  # a schema there would be of each event, not of the stream
         return {200: {"model": model, "content": stream}, **problems}
 
     @app.post(CHAT, response_model=None, responses=responses(ChatCompletion))

@@ -19,7 +19,6 @@ from penstock.server.errors import error_response
 from penstock.server.job import Ended, Failed, Pieces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from concurrent.futures import Executor
 
     from starlette.types import Receive, Scope, Send
@@ -119,7 +118,7 @@ class WholeReply(Reply):
 
     def __init__(self, job: Job, worker: Worker, settings: Settings, metrics: Metrics, identity: dict[str, Any],
                  executor: Executor) -> None:  # fmt: skip
-        """`executor` makes the object, which may be a long one."""
+        """`executor` makes the object, which may be a long one, part by part."""
         super().__init__(job, worker, settings, metrics, identity)
         self._executor = executor
 
@@ -146,14 +145,14 @@ class WholeReply(Reply):
                 sign_due = clock() + self._settings.keep_alive_seconds
 
     async def _finish(self, event: Ended, begun: bool, send: Send) -> None:
-        body = await asyncio.get_running_loop().run_in_executor(self._executor, self._whole(event))
-        if not begun:
-            await self._start(send)
+        loop, parts = asyncio.get_running_loop(), event.answers.response_parts(**self._identity)
+        while (part := await loop.run_in_executor(self._executor, next, parts, None)) is not None:
+            if not begun:
+                await self._start(send)
+                begun = True
+            await self._send(send, part.encode())
         self._outcome = "completed"
-        await self._send(send, body, more=False)
-
-    def _whole(self, event: Ended) -> Callable[[], bytes]:
-        return lambda: _json(event.answers.response(**self._identity))
+        await self._send(send, b"", more=False)
 
 
 class CutError(Exception):
