@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from penstock.checkpoints.store import find_model
@@ -38,6 +38,16 @@ if TYPE_CHECKING:
     from penstock.speculate.drafter import Drafter
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A share of a model with its weights, and its part of the ceiling."""
+
+    share: Share
+    weights: Weights
+    decoder: Decoder
+    ceiling: int
+
+
 class Runtime:
     """What runs the passes of one open model."""
 
@@ -55,41 +65,29 @@ class Runtime:
         self.draft: DraftModel | None = None
         self.weights: list[Weights] = []
         try:
-            self._share_out(checkpoint, options, defaults)
+            self._open(checkpoint, options, defaults)
         except BaseException:
             self._free()
             raise
 
-    def _share_out(self, checkpoint: Checkpoint, options: OpenOptions, defaults: GenerationDefaults) -> None:
+    def _open(self, checkpoint: Checkpoint, options: OpenOptions, defaults: GenerationDefaults) -> None:
         """Stages, what keeps them to their ceilings, drafters, and the engine."""
-        shares = options.shares or (Share(tuple(range(self.config.num_hidden_layers))),)
-        ceilings = _ceilings(checkpoint, shares, self.ceiling)
-        for share, ceiling in zip(shares, ceilings, strict=True):
-            self.weights.append(open_weights(checkpoint, share, self.kernels, ceiling, self.events, options.guesses))
-        decoders = [
-            decoder_of(checkpoint, share, weights, self.kernels, self.blocks, options.kv_dtype)
-            for share, weights in zip(shares, self.weights, strict=True)
-        ]
+        opened = self._open_shares(checkpoint, options)
         # Measured now, since the vectors are a part of the process.
-        process = [machine.footprint().nbytes + options.all_reserved, *[0] * (len(shares) - 1)]
-        budgets = [self._budget(*of) for of in zip(shares, self.weights, ceilings, process, strict=True)]
+        process = machine.footprint().nbytes + options.all_reserved
+        budgets = [self._budget(one, process if one is opened[0] else 0) for one in opened]
         if options.guesses:
-            coarse = any(weights.draft_bytes for weights in self.weights)
+            coarse = any(one.weights.draft_bytes for one in opened)
             budgets[0] = replace(budgets[0], draft=working_bytes(self.architecture, coarse))
-        drafters: list[Drafter] = []
+        drafters = []
         if options.draft_model is not None:
             self.draft = DraftModel(find_model(options.draft_model), self.kernels, options.kv_dtype)
             drafters.append(self._load_draft(self.draft, checkpoint, budgets[0]))
             budgets[0] = replace(budgets[0], draft=budgets[0].draft + self.draft.nbytes)
-        draft_kvs = [None if self.draft is None else self.draft.kv_shape, *[None] * (len(shares) - 1)]
-        rooms: list[StageRoom] = []
-        self.stages: list[Stage] = []
-        for share, weights, decoder, budget, draft_kv in zip(
-            shares, self.weights, decoders, budgets, draft_kvs, strict=True
-        ):
-            own = StageBudget(budget, decoder.planes.shape, draft_kv, weights.draft_bytes, with_engine=not rooms)
-            rooms.append(StageRoom(own, weights, Relief(), options.max_resident))
-            self.stages.append(Stage(decoder, weights, share, rooms[-1]))
+        rooms = self._rooms(opened, budgets, options.max_resident)
+        self.stages = [
+            Stage(one.decoder, one.weights, one.share, room) for one, room in zip(opened, rooms, strict=True)
+        ]
         self.memory = Memory(rooms, self.blocks)
         layers = self.config.num_hidden_layers
         chain = Chain(self.stages, layers, self.config.vocab_size, self.blocks, self.events)
@@ -100,17 +98,39 @@ class Runtime:
         speculator = Speculator(drafters, costs, options.draft_nodes, worth, self.drop_draft)
         self.engine = Engine(chain, self.memory, speculator, self.kernels, self.context, defaults)
 
-    def _budget(self, share: Share, weights: Weights, ceiling: int, process: int) -> Budget:
+    def _open_shares(self, checkpoint: Checkpoint, options: OpenOptions) -> list[_Opened]:
+        """What each stage is to hold; weights that are open are closed with this object, whatever comes."""
+        shares = options.shares or (Share(tuple(range(self.config.num_hidden_layers))),)
+        opened = []
+        for share, ceiling in zip(shares, _ceilings(checkpoint, shares, self.ceiling), strict=True):
+            weights = open_weights(checkpoint, share, self.kernels, ceiling, self.events, options.guesses)
+            self.weights.append(weights)
+            decoder = decoder_of(checkpoint, share, weights, self.kernels, self.blocks, options.kv_dtype)
+            opened.append(_Opened(share, weights, decoder, ceiling))
+        return opened
+
+    def _budget(self, one: _Opened, process: int) -> Budget:
         return Budget(
             architecture=self.architecture,
-            weights=weights.pass_bytes,
-            ceiling=ceiling,
+            weights=one.weights.pass_bytes,
+            ceiling=one.ceiling,
             process=process,
             scratch=self.kernels.scratch_bytes * self.kernels.threads,
-            chunk=weights.largest_chunk,
-            indexed=weights.indexed_bytes,
-            head=share.head,
+            chunk=one.weights.largest_chunk,
+            indexed=one.weights.indexed_bytes,
+            head=one.share.head,
         )
+
+    def _rooms(self, opened: Sequence[_Opened], budgets: Sequence[Budget], most: int | None) -> list[StageRoom]:
+        """The first stage has the engine beside it, and a draft model."""
+        rooms: list[StageRoom] = []
+        for one, budget in zip(opened, budgets, strict=True):
+            first = not rooms
+            draft_kv = self.draft.kv_shape if first and self.draft is not None else None
+            shape = one.decoder.planes.shape
+            own = StageBudget(budget, shape, draft_kv, one.weights.draft_bytes, with_engine=first)
+            rooms.append(StageRoom(own, one.weights, Relief(), most))
+        return rooms
 
     def _load_draft(self, draft: DraftModel, checkpoint: Checkpoint, budget: Budget) -> Drafter:
         """A draft model as it is where all of both models stays in memory, else in 4 bits a weight."""

@@ -6,7 +6,7 @@ seal; chunks are checked as they are read, by whoever reads them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -69,9 +69,15 @@ def read_packed(path: Path, check_seal: bool = True) -> PackedFile:
         parts = _read_service(file, header)
         if check_seal:
             _check_seal(file, header, parts)
-    _check_version(header.metadata.get("version"), str(VERSION), path)
+    read = _reader_of(header)
     index = Fields(parse_json_object(parts[INDEX], f"{path}: {INDEX}"), f"{path}: {INDEX}")
-    _check_version(index.get("version"), VERSION, path)
+    return read(header, parts, index)
+
+
+def _read_version_1(header: Header, parts: Mapping[str, bytes], index: Fields) -> PackedFile:
+    path = header.path
+    if index.get("version") != 1 or type(index.get("version")) is not int:
+        raise _unknown_version(index.get("version"), path)
     original = _original_header(index, parts[HEADER], path)
     tensors = _read_tensors(index, parts[CHUNKS], header, original)
     by_name = MappingProxyType({tensor.name: tensor for tensor in tensors})
@@ -82,7 +88,7 @@ def read_packed(path: Path, check_seal: bool = True) -> PackedFile:
 def _read_service(file: BinaryIO, header: Header) -> dict[str, bytes]:
     """The bytes of the last four tensors of a file."""
     if tuple(header.tensors)[-len(SERVICE) :] != SERVICE:
-        _check_version(header.metadata.get("version"), str(VERSION), header.path)
+        _reader_of(header)
         _fail(f"{header.path} is a packed file, but its last tensors are not {', '.join(SERVICE)}")
     parts = {}
     for name in SERVICE:
@@ -117,10 +123,18 @@ def seal(*parts: bytes) -> bytes:
     return digest.intdigest().to_bytes(8, "little") + bytes(SEAL_BYTES - 8)
 
 
-def _check_version(version: object, known: object, path: Path) -> None:
-    if version != known or type(version) is not type(known):
-        problem = f"{path} has version {shown(version)} of the packed format, made by a newer Penstock"
-        raise FormatError(f"{problem}: this one reads version {VERSION}", "Update Penstock.")
+def _reader_of(header: Header) -> Reader:
+    """By the version that the file's metadata name. Raises FormatError."""
+    version = header.metadata.get("version")
+    reader = READERS.get(version or "")
+    if reader is None:
+        raise _unknown_version(version, header.path)
+    return reader
+
+
+def _unknown_version(version: object, path: Path) -> FormatError:
+    problem = f"{path} has version {shown(version)} of the packed format, made by a newer Penstock"
+    return FormatError(f"{problem}: this one reads version {', '.join(READERS)}", "Update Penstock.")
 
 
 def _original_header(index: Fields, content: bytes, path: Path) -> Header:
@@ -238,3 +252,10 @@ def _check_stream(stream: TensorInfo, nbytes: int, path: Path) -> None:
 
 def _fail(problem: str) -> NoReturn:
     raise FormatError(problem, GET_AGAIN)
+
+
+Reader = Callable[[Header, Mapping[str, bytes], Fields], PackedFile]
+"""(header, the bytes of SERVICE by name, the index): all of a file but its chunks."""
+
+READERS: Mapping[str, Reader] = {"1": _read_version_1}
+"""By version, as the metadata have it."""
