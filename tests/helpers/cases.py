@@ -1,4 +1,4 @@
-"""The checkpoints that the whole model is tested with: what varies between Llamas, one case each, all tiny."""
+"""The checkpoints that the whole model is tested with: what varies between models, one case each, all tiny."""
 
 from __future__ import annotations
 
@@ -41,6 +41,17 @@ def _attention(heads: int, kv_heads: int, head_dim: int = 8) -> dict[str, int]:
     return {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
 
 
+QWEN2: dict[str, Any] = {
+    "model_type": "qwen2",
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_bias": None,
+    "mlp_bias": None,
+    "rope_scaling": None,
+    "use_sliding_window": False,
+    "sliding_window": 128,
+    "max_window_layers": 1,
+}
+
 CASES = {
     "gqa-1": Case(_attention(4, 4)),
     "gqa-4": Case(_attention(8, 2, 16)),
@@ -63,6 +74,8 @@ CASES = {
     ),
     "biases": Case({"attention_bias": True, "mlp_bias": True}),
     "attention-bias": Case({"attention_bias": True, "hidden_size": 36}),
+    "qwen2": Case(QWEN2 | _attention(4, 2, 10)),
+    "qwen2-tied": Case(QWEN2 | {"tie_word_embeddings": True, "num_key_value_heads": 1}),
     "f16": Case({}, "F16"),
     "f32": Case({"hidden_size": 40} | _attention(4, 2, 10), "F32"),
     "shards": Case({}, files={"layout": "numbered"}),

@@ -79,12 +79,19 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             shapes[f"{prefix}{norm}.weight"] = (hidden,)
         for name, shape in linear.items():
             shapes[f"{prefix}{name}.weight"] = shape
-            if config["attention_bias" if "attn" in name else "mlp_bias"]:
+            if has_bias(config, name):
                 shapes[f"{prefix}{name}.bias"] = shape[:1]
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, hidden)
     return shapes
+
+
+def has_bias(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a matrix of a layer has one."""
+    if config["model_type"] == "qwen2":
+        return name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    return bool(config.get("attention_bias" if "attn" in name else "mlp_bias"))
 
 
 def random_tensors(config: Mapping[str, Any], dtype: str = "BF16", seed: int = 0) -> Tensors:

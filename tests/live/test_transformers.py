@@ -109,7 +109,7 @@ class Transformers:
 
     def __init__(self, path: Path, dtype: Any) -> None:
         torch.set_num_threads(2)
-        self.model = transformers.LlamaForCausalLM.from_pretrained(path, dtype=dtype).eval()
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
 
     def whole(self, run: Run) -> F32:
         positions = torch.arange(run.first, run.first + len(run.tokens))[None]
