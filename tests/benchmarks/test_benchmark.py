@@ -140,7 +140,7 @@ class TestRun:
 
     def test_a_batch_whose_prompts_take_several_passes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(benchmark, "MAX_ROWS", 20)
-        monkeypatch.setattr(Engine.__init__, "__defaults__", (20, None, None))
+        monkeypatch.setattr(Engine.__init__, "__defaults__", (20,))
         events: list[Event] = []
         settings = BenchSettings(passes=4, batch=5, prompt_tokens=6)
         result = run(CASES["gqa-4"].write(tmp_path), settings, listener=events.append)

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.models.kv_cache import BLOCK_SLOTS, Blocks, CopyBlock, FreeBlocks, KvCache, KvCount, MoveSlots, blocks_for
+from penstock.models.kv_cache import (
+    BLOCK_SLOTS,
+    Blocks,
+    CacheOp,
+    CopyBlock,
+    FreeBlocks,
+    KvCache,
+    KvCount,
+    MoveSlot,
+    Outbox,
+    blocks_for,
+)
 
 
 @pytest.fixture
@@ -22,6 +33,15 @@ def filled(blocks: Blocks, slots: int) -> KvCache:
     cache.reserve(slots)
     cache.truncate(slots)
     return cache
+
+
+def told(outbox: Outbox) -> tuple[CacheOp, ...]:
+    """What a stage does that is told all there is to do."""
+    ops = outbox.pending()
+    numbers = [number for number, _ in ops]
+    assert numbers == sorted(set(numbers))
+    outbox.done(ops)
+    return tuple(op for _, op in ops)
 
 
 def test_how_many_blocks_hold_so_many_slots() -> None:
@@ -45,7 +65,7 @@ def test_growing_moves_nothing(blocks: Blocks) -> None:
     assert len(set(cache.block_names)) == 6
     cache.reserve(3)
     assert cache.n_blocks == 6
-    assert outbox.take() == ()
+    assert told(outbox) == ()
 
 
 def test_truncating_frees_whole_blocks(blocks: Blocks) -> None:
@@ -56,11 +76,11 @@ def test_truncating_frees_whole_blocks(blocks: Blocks) -> None:
         cache.truncate(length)
         assert (cache.length, cache.n_blocks) == (length, left)
         assert cache.block_names == names[:left]
-        freed.append(outbox.take())
+        freed.append(told(outbox))
     assert freed == [(), (), (FreeBlocks((names[2],)),), ()]
     cache.truncate(0)
     assert (cache.length, cache.n_blocks) == (0, 0)
-    [gone] = outbox.take()
+    [gone] = told(outbox)
     assert isinstance(gone, FreeBlocks)
     assert sorted(gone.blocks) == names[:2]
 
@@ -76,12 +96,10 @@ def test_keeping_a_path_moves_what_is_not_in_its_place(committed: int, nodes: in
     cache.keep(kept)
     assert cache.length == committed + len(kept)
     assert cache.n_blocks == blocks_for(cache.length)
-    moves = [op for op in outbox.take() if isinstance(op, MoveSlots)]
-    moved = [(source, committed + i) for i, source in enumerate(kept) if source != committed + i]
-    assert len(moves) == bool(moved)
-    for move in moves:
-        places = [[(names[slot // BLOCK_SLOTS], slot % BLOCK_SLOTS) for slot in pair] for pair in moved]
-        assert [[*pair] for pair in zip(move.sources, move.targets, strict=True)] == places
+    moves = [op for op in told(outbox) if isinstance(op, MoveSlot)]
+    moved = [(source, target) for target, source in enumerate(kept, committed) if source != target]
+    places = [[(names[slot // BLOCK_SLOTS], slot % BLOCK_SLOTS) for slot in pair] for pair in moved]
+    assert moves == [MoveSlot(source, target) for source, target in places]
 
 
 class TestAdoption:
@@ -105,7 +123,7 @@ class TestAdoption:
         back, other = (donor, heir) if who == "donor" else (heir, donor)
         names, whole = other.block_names, length // BLOCK_SLOTS
         back.truncate(length)
-        assert outbox.take() == (CopyBlock(names[whole], back.block_names[whole]),)
+        assert told(outbox) == (CopyBlock(names[whole], back.block_names[whole]),)
         assert other.block_names == names
         assert back.block_names[:whole] == names[:whole]
         assert back.block_names[whole] not in names
@@ -117,7 +135,7 @@ class TestAdoption:
         heir.adopt(donor, 2)
         heir.truncate(BLOCK_SLOTS)
         assert heir.block_names == donor.block_names[:1]
-        assert outbox.take() == ()
+        assert told(outbox) == ()
 
     def test_a_donor_that_is_gone(self, blocks: Blocks) -> None:
         outbox = blocks.outbox()
@@ -126,10 +144,10 @@ class TestAdoption:
         heir.adopt(donor, 1)
         donor.truncate(0)
         del donor
-        assert outbox.take() == (FreeBlocks((second,)),)
+        assert told(outbox) == (FreeBlocks((second,)),)
         assert heir.block_names == [first]
         del heir
-        assert outbox.take() == (FreeBlocks((first,)),)
+        assert told(outbox) == (FreeBlocks((first,)),)
 
 
 class TestOutbox:
@@ -141,17 +159,17 @@ class TestOutbox:
         heir.adopt(donor, 1)
         heir.truncate(3)
         copy = CopyBlock(donor.block_names[0], heir.block_names[0])
-        assert first.take() == (copy,)
-        assert first.take() == ()
+        assert told(first) == (copy,)
+        assert told(first) == ()
         names = donor.block_names
         del donor
-        told = second.take()
-        assert told[0] == copy
-        [gone] = told[1:]
+        rest = told(second)
+        assert rest[0] == copy
+        [gone] = rest[1:]
         assert isinstance(gone, FreeBlocks)
         assert sorted(gone.blocks) == names
-        assert first.take() == (gone,)
-        assert second.take() == ()
+        assert told(first) == (gone,)
+        assert told(second) == ()
 
     def test_a_stage_that_comes_later_is_told_what_comes_later(self, blocks: Blocks) -> None:
         donor, heir = filled(blocks, BLOCK_SLOTS), KvCache(blocks)
@@ -159,8 +177,27 @@ class TestOutbox:
         heir.truncate(3)
         late = blocks.outbox()
         heir.truncate(0)
-        [gone] = late.take()
+        [gone] = told(late)
         assert isinstance(gone, FreeBlocks)
+
+    def test_what_is_not_known_to_be_done_is_told_again(self, blocks: Blocks) -> None:
+        outbox = blocks.outbox()
+        donor, heir = filled(blocks, BLOCK_SLOTS), KvCache(blocks)
+        heir.adopt(donor, 1)
+        heir.truncate(3)
+        first = outbox.pending()
+        assert len(first) == 1
+        assert outbox.pending() == first
+        heir.keep([5])
+        both = outbox.pending()
+        assert both[:1] == first
+        outbox.done(first)
+        assert outbox.pending() == both[1:]
+        outbox.done(first)
+        assert outbox.pending() == both[1:]
+        outbox.done(both)
+        assert outbox.pending() == ()
+        outbox.done(())
 
     def test_names_never_come_again(self, blocks: Blocks) -> None:
         outbox, seen = blocks.outbox(), set()
@@ -169,4 +206,4 @@ class TestOutbox:
             assert not seen & set(cache.block_names)
             seen |= set(cache.block_names)
             del cache
-            outbox.take()
+            told(outbox)

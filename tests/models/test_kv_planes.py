@@ -44,7 +44,7 @@ class Stage:
         return self.planes.layer(layer, self.planes.addresses(cache.block_names))
 
     def settle(self) -> None:
-        self.planes.apply(self.planes.outbox.take())
+        self.planes.settle()
 
     @property
     def nbytes(self) -> int:
@@ -269,6 +269,24 @@ def test_a_slot_goes_to_another_cache(shape: KvShape) -> None:
         assert same_bits(attended(stage, other, layer, [2]), attended(stage, cache, layer, [BLOCK_SLOTS + 1]))
 
 
+def test_what_is_told_again_is_not_done_again(shape: KvShape) -> None:
+    stage = Stage(shape)
+    cache = stage.new_cache()
+    store(stage, cache, range(BLOCK_SLOTS))
+    cache.length = 3
+    cache.keep([5, 6, 8])
+    ops = stage.planes.outbox.pending()
+    stage.planes.apply(ops[:2])
+    before = [stage.planes.read_slot(cache.block_names, slot).copy() for slot in range(6)]
+    stage.planes.apply(ops)
+    stage.planes.apply(ops)
+    after = [stage.planes.read_slot(cache.block_names, slot).copy() for slot in range(6)]
+    assert all(np.array_equal(a, b) for a, b in zip(before[:5], after[:5], strict=True))
+    for layer in range(shape.layers):
+        for slot, source in enumerate((0, 1, 2, 5, 6, 8)):
+            assert same_bits(attended(stage, cache, layer, [slot])[0], vectors(shape, source, layer)[1][0])
+
+
 def test_stages_that_share_the_layers_out_hold_what_one_would(shape: KvShape) -> None:
     """Whatever happens to the caches, each does it to its own layers."""
     blocks, cuts = Blocks(), ((0, 1, 2, 3), (2, 0), (3, 1))
@@ -277,7 +295,7 @@ def test_stages_that_share_the_layers_out_hold_what_one_would(shape: KvShape) ->
     def write(cache: KvCache, slots: range) -> None:
         cache.reserve(slots.stop)
         for planes, cut in zip(stages, cuts, strict=True):
-            planes.apply(planes.outbox.take())
+            planes.settle()
             for layer in cut:
                 view = planes.layer(layer, planes.addresses(cache.block_names))
                 for slot in slots:
@@ -294,7 +312,7 @@ def test_stages_that_share_the_layers_out_hold_what_one_would(shape: KvShape) ->
     heir.keep([BLOCK_SLOTS + 4, BLOCK_SLOTS + 7])
     assert heir.length == BLOCK_SLOTS + 5
     for planes in stages:
-        planes.apply(planes.outbox.take())
+        planes.settle()
         assert planes.nbytes == 3 * planes.shape.block_bytes
     for slot in range(heir.length):
         one, *several = (planes.read_slot(heir.block_names, slot) for planes in stages)

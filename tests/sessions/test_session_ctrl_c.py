@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 from cases import CASES
+from interrupts import CtrlC, ctrl_c, each_once
 
 from penstock import LLM, SamplingParams, Session
 from penstock.sessions import log as session_log
@@ -21,47 +18,6 @@ from penstock.sessions import state as session_state
 PARAMS = SamplingParams(temperature=0.9, seed=3, max_tokens=3, ignore_eos=True)
 QUESTIONS = [5, 6, 7, 8], [9, 10], [11]
 FILES = {module.__file__ for module in (session, session_log, session_state)}
-
-
-class CtrlC:
-    """Raises KeyboardInterrupt before the line number `at` that runs in `FILES`, and notes all lines before it."""
-
-    def __init__(self, at: int | None) -> None:
-        self._at = at
-        self.lines: list[tuple[str, int]] = []
-        self.came = False
-
-    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code.co_filename not in FILES:
-            return None
-        if event == "line":
-            self.lines.append((frame.f_code.co_filename, frame.f_lineno))
-            if len(self.lines) == self._at:
-                self.came = True
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self.trace
-
-
-@contextmanager
-def ctrl_c(at: int | None) -> Iterator[CtrlC]:
-    tracer, before = CtrlC(at), sys.gettrace()
-    sys.settrace(tracer.trace)
-    try:
-        yield tracer
-    except KeyboardInterrupt:
-        assert tracer.came
-    finally:
-        sys.settrace(before)
-
-
-def each_once(lines: list[tuple[str, int]], last: bool) -> list[int]:
-    """The numbers at which each line runs for the first time, or the last."""
-    numbers: dict[tuple[str, int], int] = {}
-    for number, line in enumerate(lines, 1):
-        if last or line not in numbers:
-            numbers[line] = number
-    return sorted(numbers.values())
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +64,7 @@ def test_at_every_line_of_an_answer(llm: LLM, tmp_path: Path, monkeypatch: pytes
         path.unlink(missing_ok=True)
         with Session(llm, path) as talk:
             list(talk.complete(QUESTIONS[0], PARAMS))
-            with ctrl_c(at) as tracer:
+            with ctrl_c(FILES, at) as tracer:
                 ask(talk)
             if tracer.came:
                 talk.stop()
@@ -136,7 +92,7 @@ def test_at_every_line_of_forgetting(llm: LLM, tmp_path: Path) -> None:
         at += 1
         with Session(llm, tmp_path / "talk") as talk:
             list(talk.complete(QUESTIONS[0], PARAMS))
-            with ctrl_c(at) as tracer:
+            with ctrl_c(FILES, at) as tracer:
                 talk.reset()
             came = tracer.came
             list(talk.complete(QUESTIONS[1], PARAMS))

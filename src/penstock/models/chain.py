@@ -115,9 +115,7 @@ class Chain:
         for leg in legs:
             asked = None if leg.stage in told else need
             told.add(leg.stage)
-            x, took = leg.stage.run(
-                Step(leg.stage.outbox.take(), asked, rows, leg.embed, leg.layers, leg.head, tier), x
-            )
+            x, took = _run(leg.stage, Step((), asked, rows, leg.embed, leg.layers, leg.head, tier), x)
             parts += took
         if x is None:
             raise ValueError("no stage embeds")
@@ -126,13 +124,13 @@ class Chain:
     def make_room(self, need: Need) -> None:
         """Make room for a pass that is to come, and for guessing before it. Raises MemoryCeilingError."""
         for stage in self.stages:
-            stage.run(Step(stage.outbox.take(), need))
+            _run(stage, Step(need=need))
 
     def settle(self) -> None:
         """Have every stage do to its caches what is still to be done."""
         for stage in self.stages:
-            if ops := stage.outbox.take():
-                stage.run(Step(ops))
+            if stage.outbox.pending():
+                _run(stage, Step())
 
     def read_slot(self, cache: KvCache, slot: int) -> bytes:
         """One slot's keys and values, [layers][key, value][kv_heads][head_dim] of all layers."""
@@ -151,6 +149,14 @@ class Chain:
         for stage in self.stages:
             stage.write_slot(cache.block_names, cache.length, planes[list(stage.share.layers)])
         cache.length += 1
+
+
+def _run(stage: StageLike, step: Step, x: F32 | None = None) -> tuple[F32 | None, tuple[PartStats, ...]]:
+    """Run a stage, which does to its caches first what is still to be done."""
+    ops = stage.outbox.pending()
+    done = stage.run(replace(step, ops=ops), x)
+    stage.outbox.done(ops)
+    return done
 
 
 def _legs(stages: Sequence[StageLike], layers: int) -> list[_Leg]:

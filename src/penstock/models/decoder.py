@@ -105,7 +105,7 @@ class Decoder:
 
     def hidden(self, rows: Rows) -> F32:
         """Hidden rows [n, hidden_size] after all layers, of a model that is all in one place."""
-        self.planes.apply(self.planes.outbox.take())
+        self.planes.settle()
         x = self.embed(rows)
         self.walk(x, rows, range(self.config.num_hidden_layers))
         return x

@@ -5,7 +5,8 @@ logical position s. Slots past `length` belong to rows of the running pass (or t
 positions differ from their slots until `keep` compacts them). A block is BLOCK_SLOTS slots.
 
 Here blocks are names; their bytes are wherever the layers are (kv_planes.py), maybe on several machines. What has to be
-done to bytes is noted as data and goes with the next call of a stage, so nobody waits for it.
+done to bytes is noted as data and goes with the next call of a stage, so nobody waits for it. It is numbered, and noted
+until a stage is known to have done it: wherever Ctrl-C comes, or a read fails, each stage does everything once.
 
 Sequences that begin alike share their first blocks (PagedAttention, arXiv 2309.06180): the bits of a key depend on
 nothing but the tokens up to its own, and nobody writes to committed slots.
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 BLOCK_SLOTS = 32
 
@@ -34,11 +35,11 @@ class CopyBlock:
 
 
 @dataclass(frozen=True, slots=True)
-class MoveSlots:
-    """The bytes of some slots, (block, slot within it), into others, one after the other."""
+class MoveSlot:
+    """The bytes of a slot, (block, slot within it), into another."""
 
-    sources: tuple[tuple[int, int], ...]
-    targets: tuple[tuple[int, int], ...]
+    source: tuple[int, int]
+    target: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,9 @@ class FreeBlocks:
     blocks: tuple[int, ...]
 
 
-CacheOp = CopyBlock | MoveSlots | FreeBlocks
+CacheOp = CopyBlock | MoveSlot | FreeBlocks
+NumberedOp = tuple[int, CacheOp]
+"""Numbers ascend; doing the same one twice, with nothing in between, does no more than doing it once."""
 
 
 class Block:
@@ -63,9 +66,8 @@ class Block:
 class _Watch(ref[Block]):
     """Remembers the name of a block that is gone."""
 
-    __slots__ = ("name",)
-
-    name: int
+    name = -1
+    """That of no block, where Ctrl-C came before anybody got this one."""
 
 
 class Blocks:
@@ -73,6 +75,7 @@ class Blocks:
 
     def __init__(self) -> None:
         self._names = count()
+        self._numbers = count()
         self._outboxes: list[Outbox] = []
         self._watched: dict[int, _Watch] = {}
         self._gone: deque[_Watch] = deque()
@@ -93,34 +96,36 @@ class Blocks:
 
     def note(self, op: CacheOp) -> None:
         """Tell all stages."""
+        numbered = next(self._numbers), op
         for outbox in self._outboxes:
-            outbox.ops.append(op)
+            outbox.ops.append(numbered)
 
     def note_gone(self) -> None:
         """Tell all stages which blocks nobody has any more."""
-        names = []
-        while self._gone:
-            names.append(self._gone[0].name)
-            self._watched.pop(names[-1], None)
-            self._gone.popleft()
+        names = [self._gone[index].name for index in range(len(self._gone))]  # more may come at any time
         if names:
             self.note(FreeBlocks(tuple(names)))
+        for name in names:  # forgotten after they were noted: freeing them again harms nobody
+            self._watched.pop(name, None)
+            self._gone.popleft()
 
 
 class Outbox:
-    """What a stage has not been told yet."""
+    """What a stage has not done yet, as far as is known."""
 
     def __init__(self, blocks: Blocks) -> None:
-        self.ops: deque[CacheOp] = deque()
+        self.ops: deque[NumberedOp] = deque()
         self.blocks = blocks
 
-    def take(self) -> tuple[CacheOp, ...]:
-        """All of it, in order; it counts as told."""
+    def pending(self) -> tuple[NumberedOp, ...]:
+        """All of it, in order."""
         self.blocks.note_gone()
-        ops = tuple(self.ops)
-        for _ in ops:
+        return tuple(self.ops)
+
+    def done(self, ops: Sequence[NumberedOp]) -> None:
+        """The stage has done these."""
+        while ops and self.ops and self.ops[0][0] <= ops[-1][0]:
             self.ops.popleft()
-        return ops
 
 
 class KvCache:
@@ -168,10 +173,9 @@ class KvCache:
 
     def keep(self, slots: Sequence[int]) -> None:
         """Commit the given uncommitted slots, ascending, as the next positions, and drop the rest."""
-        moved = [(source, target) for target, source in enumerate(slots, self.length) if source != target]
-        if moved:
-            sources, targets = zip(*moved, strict=True)
-            self._names.note(MoveSlots(self._places(sources), self._places(targets)))
+        for target, source in enumerate(slots, self.length):
+            if source != target:
+                self._names.note(MoveSlot(self._place(source), self._place(target)))
         self.truncate(self.length + len(slots))
 
     def truncate(self, length: int) -> None:
@@ -186,8 +190,8 @@ class KvCache:
         self._shared, self.adopted = min(self._shared, whole), min(self.adopted, whole)
         self._blocks = blocks
 
-    def _places(self, slots: Iterable[int]) -> tuple[tuple[int, int], ...]:
-        return tuple((self._blocks[slot // BLOCK_SLOTS].name, slot % BLOCK_SLOTS) for slot in slots)
+    def _place(self, slot: int) -> tuple[int, int]:
+        return self._blocks[slot // BLOCK_SLOTS].name, slot % BLOCK_SLOTS
 
 
 def blocks_for(slots: int) -> int:

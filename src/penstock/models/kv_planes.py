@@ -13,7 +13,7 @@ import numpy as np
 
 from penstock.compute.kernels import KvLayer
 from penstock.errors import UsageError
-from penstock.models.kv_cache import BLOCK_SLOTS, CopyBlock, FreeBlocks, MoveSlots, blocks_for
+from penstock.models.kv_cache import BLOCK_SLOTS, CopyBlock, FreeBlocks, blocks_for
 from penstock.system.pages import page_array
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from penstock.architectures.config import ModelConfig
-    from penstock.models.kv_cache import CacheOp, Outbox
+    from penstock.models.kv_cache import CacheOp, NumberedOp, Outbox
 
     U8 = npt.NDArray[np.uint8]
     U64 = npt.NDArray[np.uint64]
@@ -78,29 +78,31 @@ class KvPlanes:
     """Keys and values of layers `layers`."""
 
     def __init__(self, shape: KvShape, layers: Sequence[int], outbox: Outbox) -> None:
-        """`shape`: of these layers alone; `outbox`: what is to be done to the blocks and nobody has told yet."""
+        """`shape`: of these layers alone; `outbox`: what is still to be done to the blocks."""
         self.shape = shape
         self.outbox = outbox
         self._index = {layer: index for index, layer in enumerate(layers)}
         self._blocks: dict[int, U8] = {}
         self._addresses: dict[int, int] = {}
+        self._done = -1
+        """The number of the last thing that was done."""
 
     @property
     def nbytes(self) -> int:
         return len(self._blocks) * self.shape.block_bytes
 
-    def apply(self, ops: Iterable[CacheOp]) -> None:
-        """Do what the outbox told; blocks that nothing was ever written to need nothing."""
-        for op in ops:
-            if isinstance(op, FreeBlocks):
-                for name in op.blocks:
-                    self._addresses.pop(name, None)
-                    self._blocks.pop(name, None)
-            elif isinstance(op, CopyBlock):
-                if op.source in self._blocks:
-                    self._block(op.target)[:] = self._blocks[op.source]
-            else:
-                self._move(op)
+    def apply(self, ops: Iterable[NumberedOp]) -> None:
+        """Do what the outbox has, as far as it was not done before."""
+        for number, op in ops:
+            if number > self._done:
+                self._do(op)
+                self._done = number
+
+    def settle(self) -> None:
+        """Do all that is still to be done."""
+        ops = self.outbox.pending()
+        self.apply(ops)
+        self.outbox.done(ops)
 
     def addresses(self, blocks: Sequence[int]) -> U64:
         """Where blocks are, uint64 [len(blocks)]; those that are not there yet are made. Valid until `apply`."""
@@ -127,14 +129,23 @@ class KvPlanes:
         target = self._slot(blocks[slot // BLOCK_SLOTS], slot % BLOCK_SLOTS)
         target[:] = data.reshape(target.shape)
 
-    def _move(self, op: MoveSlots) -> None:
-        for source, target in zip(op.sources, op.targets, strict=True):
-            self._slot(*target)[:] = self._slot(*source)
+    def _do(self, op: CacheOp) -> None:
+        """Blocks that nothing was ever written to need nothing."""
+        if isinstance(op, FreeBlocks):
+            for name in op.blocks:
+                self._addresses.pop(name, None)  # before its memory goes
+                self._blocks.pop(name, None)
+        elif isinstance(op, CopyBlock):
+            if op.source in self._blocks:
+                self._block(op.target)[:] = self._blocks[op.source]
+        else:
+            self._slot(*op.target)[:] = self._slot(*op.source)
 
     def _block(self, name: int) -> U8:
         block = self._blocks.get(name)
         if block is None:
             block = self._blocks[name] = page_array(self.shape.block_bytes)
+        if name not in self._addresses:
             self._addresses[name] = block.ctypes.data
         return block
 

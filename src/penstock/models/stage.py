@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from penstock.compute.kernels import F32, U8
     from penstock.models.decoder import Decoder, Matrices
-    from penstock.models.kv_cache import CacheOp, KvCount, Outbox
+    from penstock.models.kv_cache import KvCount, NumberedOp, Outbox
     from penstock.models.kv_planes import KvShape
     from penstock.models.rows import Rows
     from penstock.weights.weights import Weights
@@ -58,7 +58,7 @@ class Need:
 class Step:
     """What a stage is to do: first to its caches and its memory, then with rows."""
 
-    ops: tuple[CacheOp, ...] = ()
+    ops: tuple[NumberedOp, ...] = ()
     need: Need | None = None
     """Make room for such a pass."""
     rows: Rows | None = None
@@ -96,7 +96,7 @@ class Stage:
 
     @property
     def outbox(self) -> Outbox:
-        """What this stage has not been told of its caches."""
+        """What this stage has not done to its caches."""
         return self.decoder.planes.outbox
 
     @property
