@@ -43,7 +43,7 @@ def open_siege(llm: LLM) -> Iterator[Siege]:
 
 
 def some(cases: Iterable[made.Case], count: int) -> list[made.Case]:
-    """So many of them; `tools/fuzz/server.py` sends them all."""
+    """So many of them; `./scripts/fuzz --http` sends them all."""
     return Random(1).sample(list(cases), count)
 
 

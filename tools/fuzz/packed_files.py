@@ -8,7 +8,6 @@ build of penstock._core to do it with, as one with sanitizers. What fails is tol
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import tempfile
 import time
@@ -16,6 +15,8 @@ import traceback
 import warnings
 from collections import Counter
 from pathlib import Path
+
+from other_core import use_core
 
 ROOT = Path(__file__).resolve().parents[2]
 MATRICES = 200
@@ -30,7 +31,7 @@ def main() -> int:
     parser.add_argument("--core", type=Path)
     arguments = parser.parse_args()
     if arguments.core:
-        _use_core(arguments.core)
+        use_core(arguments.core)
     sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     seed = time.time_ns() % 10**9 if arguments.seed is None else arguments.seed
     end, counts = time.monotonic() + arguments.seconds, Counter[str]()
@@ -45,19 +46,6 @@ def main() -> int:
         if time.monotonic() >= end:
             return 0
         seed += 1
-
-
-def _use_core(path: Path) -> None:
-    """Have `path` imported as penstock._core."""
-    spec = importlib.util.spec_from_file_location("penstock._core", path)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"packed_files.py: {path} is no module")
-    core = importlib.util.module_from_spec(spec)
-    sys.modules["penstock._core"] = core
-    spec.loader.exec_module(core)
-    import penstock
-
-    penstock._core = core  # type: ignore[attr-defined]
 
 
 def _round(seed: int, counts: Counter[str]) -> None:

@@ -1,8 +1,8 @@
-#!/usr/bin/env python3
-"""Sends odd requests to a server of a tiny model: .venv/bin/python tools/fuzz/server.py --seconds 3600
+"""Sends odd requests to a server of a tiny model until the time is up: `server.py SECONDS [SEED] [--core FILE]`.
 
-First each field and each header with each odd value, then several at once, at random. Prints what goes wrong (an answer
-of 500 or none, an error that is logged, a plain request that is answered otherwise afterwards), and exits with 1 then.
+First each field and each header with each odd value, then several at once, drawn from the seed. Told is what goes
+wrong: an answer of 500 or none, an error that is logged, a plain request that is answered otherwise afterwards; the
+exit code is 1 then. `--core` is another build of penstock._core to do it with, as one with sanitizers.
 """
 
 from __future__ import annotations
@@ -16,54 +16,78 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, count
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
+from other_core import use_core
 
-import http_requests as made
-from http_siege import Siege, write_model
-from serving import serving
+if TYPE_CHECKING:
+    from http_requests import Case
 
-from penstock import LLM
+    from penstock import LLM
 
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: tuple[dict[str, Any], ...] = ({}, {"loopback": False}, {"api_key": "key"})
 ROUND = 2000
 """Random requests to a server, before the next one gets its turn."""
 
 
-def until(end: float, cases: Iterable[made.Case]) -> Iterator[made.Case]:
-    for case in cases:
-        if time.monotonic() > end:
-            return
-        yield case
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--seed", type=int, default=0, help="of the random requests")
-    options = parser.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("seed", type=int, nargs="?", default=0)
+    parser.add_argument("--core", type=Path)
+    arguments = parser.parse_args()
+    if arguments.core:
+        use_core(arguments.core)
+    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
     logging.getLogger().addHandler(logging.NullHandler())  # what is logged is told as a finding
-    end, found, sent = time.monotonic() + options.seconds, 0, 0
-    systematic = [made.path_cases, made.body_cases, made.header_cases, made.field_cases]
+    end, found = time.monotonic() + arguments.seconds, 0
+
+    from http_siege import write_model
+
+    from penstock import LLM
+
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder) / "model")
         with LLM.open(str(Path(folder) / "model"), memory="1GiB", draft="none", context=64) as llm:
             for number in count():
-                random = Random(f"{options.seed} {number}")
-                some = (made.random_case(random) for _ in range(ROUND))
-                first = number < len(SETTINGS)
-                cases = chain.from_iterable(kind() for kind in systematic) if first else some
-                with serving(llm, max_body=20000, body_seconds=1.0, **SETTINGS[number % len(SETTINGS)]) as server:
-                    siege = Siege(server.url, {"Authorization": "Bearer key"})
-                    for finding in siege.findings(until(end, cases)):
-                        found += 1
-                        print(f"round {number}: {finding}", flush=True)
-                sent += siege.sent
-                print(f"round {number}: {sent} requests, {found} findings; statuses {siege.statuses}", flush=True)
-                if time.monotonic() > end:
+                found += _round(llm, number, _until(end, _cases(number, arguments.seed)))
+                if time.monotonic() >= end:
                     return 1 if found else 0
     return 0
+
+
+def _cases(number: int, seed: int) -> Iterator[Case]:
+    """Those of a round: in the first ones all that there are, then random ones."""
+    import http_requests as made
+
+    if number < len(SETTINGS):
+        return chain(made.path_cases(), made.body_cases(), made.header_cases(), made.field_cases())
+    random = Random(f"{seed} {number}")
+    return (made.random_case(random) for _ in range(ROUND))
+
+
+def _until(end: float, cases: Iterable[Case]) -> Iterator[Case]:
+    for case in cases:
+        if time.monotonic() >= end:
+            return
+        yield case
+
+
+def _round(llm: LLM, number: int, cases: Iterator[Case]) -> int:
+    """Send them to one server; how many were answered wrongly."""
+    from http_siege import Siege
+    from serving import serving
+
+    found = 0
+    with serving(llm, max_body=20000, body_seconds=1.0, **SETTINGS[number % len(SETTINGS)]) as server:
+        siege = Siege(server.url, {"Authorization": "Bearer key"})
+        for finding in siege.findings(cases):
+            found += 1
+            print(f"server.py: round {number}: {finding}", file=sys.stderr, flush=True)
+    told = f"{siege.sent} requests, {found} findings, statuses {siege.statuses}"
+    print(f"server.py: round {number}: {told}", file=sys.stderr, flush=True)
+    return found
 
 
 if __name__ == "__main__":
