@@ -64,7 +64,7 @@ def test_of_one_line(tmp_path: Path, expected: dict[str, Any], step: str, monkey
     assert {name: answers(result) for name, result in results.items()} == {
         name: answers(result) for name, result in expected.items() if name != "victim"
     }
-    assert [(llm.engine.active, len(llm.engine.waiting)) for llm in models] == [([], 0)]
+    assert [(llm.engine.scheduler.active, len(llm.engine.scheduler.waiting)) for llm in models] == [([], 0)]
 
 
 closed = LLM.close

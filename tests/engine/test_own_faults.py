@@ -158,7 +158,7 @@ def run_beside(engine: Engine, alone: list[list[int]], fault: Fault, patch: pyte
     others = [engine.add(prompt, GREEDY, TOKENS) for prompt in COMPANY]
     finish(engine, [victim, *others])
     assert fault.met
-    assert (victim.finish_reason, victim.cache.nbytes) == ("error", 0)
+    assert (victim.finish_reason, victim.cache.n_blocks) == ("error", 0)
     assert victim.error is not None
     assert fault.error in (victim.error, victim.error.__cause__)
     patch.undo()

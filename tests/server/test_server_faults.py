@@ -136,4 +136,4 @@ def lives_on(server: Serving, expected: object) -> None:
     assert server.worker.alive
     assert answer(server) == expected
     eventually(lambda: server.worker.running == 0 and not server.llm.busy)
-    assert server.llm.engine.active == []
+    assert server.llm.engine.scheduler.active == []

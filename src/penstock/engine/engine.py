@@ -168,6 +168,8 @@ class Engine:
             need = None if trees or not chunks else self._need(chunks)
             parts = []
             for chunk in chunks:
+                if chunk.sequence.error is not None:
+                    break
                 with self.scheduler.own_work(chunk.sequence):
                     parts.append(chunk.sequence.rows(chunk.tokens, trees.get(chunk.sequence), chunk.last))
             if all(chunk.sequence.error is None for chunk in chunks):
