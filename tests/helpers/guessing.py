@@ -66,6 +66,11 @@ class Scripted:
     def forget(self, key: object) -> None:
         self.forgotten.append(key)
 
+    def clear(self) -> None:
+        """Let go of what it was told: trees have caches, which count as long as anybody has them."""
+        for heard in (self.batches, self.begun, self.learned, self.forgotten):
+            heard.clear()
+
     @property
     def asked(self) -> Iterator[tuple[Tree, int]]:
         for batch in self.batches:

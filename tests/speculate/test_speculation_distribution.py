@@ -82,6 +82,9 @@ def emitted(target: Engine, seeds: int = SEEDS) -> npt.NDArray[np.int64]:
         finish(target, generations)
         rows += [generation.token_ids[:LENGTH] for generation in generations]
         assert any(generation.guesses.accepted for generation in generations)
+        [drafter] = target.speculator.drafters
+        assert isinstance(drafter, Scripted)
+        drafter.clear()
     return np.array(rows)
 
 
