@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 from cases import CASES
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from penstock import cli
 from penstock.benchmarks import passes as benchmark
@@ -98,9 +97,9 @@ def test_a_pass_in_a_line() -> None:
     assert summary(PassPicture(2.0, {}, [], [(0.0, 2.0)], [])).endswith("0.00 ms waiting for the disk; no weights read")
 
 
-def text_of(grid: Table) -> str:
+def text_of(shown: RenderableType) -> str:
     console = Console(width=120, file=StringIO())
-    console.print(grid)
+    console.print(shown)
     file = console.file
     assert isinstance(file, StringIO)
     return file.getvalue()
