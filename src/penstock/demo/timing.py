@@ -140,7 +140,7 @@ def forecast(timings: Timings, ceiling: int, compute: ComputeSpeed) -> Tokens:
 
     def token(size: StoredSize, timing: Timing) -> Forecast:
         return forecast_token(
-            budget.storing(size).plan(Demand(kv=kv)), Rates.of(size, timing.bytes_per_second, compute)
+            size.stored_in(budget).plan(Demand(kv=kv)), Rates.of(size, timing.bytes_per_second, compute)
         )
 
     ratio = timings.packed.layer_bytes / timings.streamed.layer_bytes

@@ -316,7 +316,7 @@ def _outlook(subject: _Subject, settings: PlanSettings, disk: DiskSpeed, disk_ba
 
     def prospect(size: StoredSize) -> Prospect:
         rates = Rates.of(size, disk.bytes_per_second, compute)
-        budget = subject.budget.storing(size)
+        budget = size.stored_in(subject.budget)
         found = _prospect(budget, size, settings, context, rates)
         if settings.draft == "none":
             return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from penstock.architectures.config import ModelConfig
     from penstock.checkpoints.checkpoint import Tensor
+    from penstock.memory.budget import Budget
 
 PACKED_RATIO, PACKED_ROW_BYTES = 0.672, 10.5
 """Bytes of packed weights to those of BF16, and what every row takes besides. Measured on weights of `penstock synth`,
@@ -67,6 +68,10 @@ class StoredSize:
     indexed: int = 0
     """What all take where packed ones are kept in indexed rows, as for Budget."""
     estimated: bool = False
+
+    def stored_in(self, budget: Budget) -> Budget:
+        """A budget for weights that are stored so."""
+        return replace(budget, weights=self.nbytes, chunk=self.chunk, indexed=self.indexed)
 
     @property
     def ratio(self) -> float:

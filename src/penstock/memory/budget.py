@@ -15,7 +15,6 @@ from penstock.system.sizes import MIB, format_bytes
 
 if TYPE_CHECKING:
     from penstock.architectures.base import Architecture
-    from penstock.forecast.sizes import StoredSize
 
 ALLOWANCE_BYTES = 24 * MIB
 """For what is not counted one by one: the Python heap as it grows, malloc's slack, thread stacks, the kernel's own."""
@@ -71,10 +70,6 @@ class Budget:
     @property
     def ring(self) -> Ring:
         return choose_ring(self.ceiling, self.chunk)
-
-    def storing(self, size: StoredSize) -> Budget:
-        """The same where the weights are stored so."""
-        return replace(self, weights=size.nbytes, chunk=size.chunk, indexed=size.indexed)
 
     def plan(self, demand: Demand) -> Plan:
         """How the ceiling is shared out in such a pass: weights stay resident where nothing else needs the room.
