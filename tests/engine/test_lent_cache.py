@@ -83,8 +83,7 @@ def test_what_it_holds_is_for_its_owner_alone() -> None:
         cache = llm.new_cache()
         for _ in range(2 * BLOCK_SLOTS):
             llm.chain.append_slot(cache, bytes(llm.kv_shape.slot_bytes))
-        assert llm.engine.kept is not None
-        llm.engine.kept.clear()
+        llm.memory.caches.kept.clear()
         owner = llm.submit(prompt, params, cache=cache)
         other = llm.submit(prompt, params)
         while other.runs:

@@ -154,7 +154,7 @@ class TestTheCoarseTier:
         assert counts == sorted(counts)
         assert {0, 24, 32} <= set(counts) <= {0, *range(24, 33)}
         for guessing in found:
-            tiers = dict(zip(draft_order(Architecture(ARCHITECTURE)), (0,) * 999, strict=False)) | tiers_ahead(
+            tiers = dict(zip(draft_order(ARCHITECTURE), (0,) * 999, strict=False)) | tiers_ahead(
                 pass_matrices(LLAMA_8B)
             )
             layer = sum(tiers[name] for name in ARCHITECTURE.layer_matrices(0))

@@ -313,23 +313,23 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("settings", "error", "words"),
         [
-            (PlanSettings(memory="9MiB"), MemoryCeilingError, "too small"),
-            (PlanSettings(memory="lots"), UsageError, "'lots' is not a size"),
-            (PlanSettings(context=1), ContextError, "A context of 1 is out of range: the model was trained for"),
-            (PlanSettings(context=10**9), ContextError, "A context of 1000000000 is out of range"),
-            (PlanSettings(kv_dtype="int8"), UsageError, "kv_dtype='int8'"),
+            ({"memory": "9MiB"}, MemoryCeilingError, "too small"),
+            ({"memory": "lots"}, UsageError, "'lots' is not a size"),
+            ({"context": 1}, ContextError, "A context of 1 is out of range: the model was trained for"),
+            ({"context": 10**9}, ContextError, "A context of 1000000000 is out of range"),
+            ({"kv_dtype": "int8"}, UsageError, "kv_dtype='int8'"),
         ],
     )
     def test_what_cannot_be_planned(
         self,
         probes: list[tuple[str, list[Path], float]],
         model: str,
-        settings: PlanSettings,
+        settings: dict[str, Any],
         error: type[UsageError],
         words: str,
     ) -> None:
         with pytest.raises(error) as caught:
-            look(model, settings)
+            look(model, PlanSettings(**settings))
         assert words in caught.value.problem
         assert probes == []
 

@@ -23,8 +23,9 @@ from penstock.hub import files as hub_files
 from penstock.hub import pull_weights
 from penstock.hub.files import Patience
 from penstock.hub.pull import PullResult, PullWatcher, pull
-from penstock.packed_format import packed_chunks, packed_writer
+from penstock.packed_format import chunks as packed_chunks
 from penstock.packed_format import runs as pack_runs
+from penstock.packed_format import writer as packed_writer
 from penstock.packing.pack import pack
 
 LAYOUTS = ("single", "indexed", "numbered", "split")

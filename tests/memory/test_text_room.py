@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from batches import ask, write_requests
+from rooms import set_budget
 from serving import serving
 from watched import Watched, watch
 
@@ -116,11 +116,11 @@ class TestContext:
         divided: list[int] = []
 
         def opened(*arguments: object, **options: object) -> LLM:
-            llm = LLM.open(*arguments, **options)  # type: ignore[arg-type]
+            llm = LLM.open_with(*arguments, **options)  # type: ignore[arg-type]
             watch(llm.tokenizer).divided = divided
             return llm
 
-        monkeypatch.setattr(penstock.batch.run, "LLM", type("Opening", (), {"open": staticmethod(opened)}))
+        monkeypatch.setattr(penstock.batch.run, "LLM", type("Opening", (), {"open_with": staticmethod(opened)}))
         source = write_requests(tmp_path / "in.jsonl", [ask("long", prompt=TOO_LONG), ask("short")])
         out = tmp_path / "out.jsonl"
         summary = run(BatchSettings(model="demo", source=source, out=out, context=CONTEXT, draft="none"))
@@ -205,11 +205,11 @@ class TestCeiling:
             spare = plan.ceiling - sum((plan.process, plan.ring, plan.allowance, plan.kv, plan.activations))
             filled = spare - plan.scratch - everything - BYTES_TO_TOKENIZE * len(text) // 2
             held = llm.memory.budget
-            llm.memory.budget = replace(held, process=held.process + filled)
+            set_budget(llm, process=held.process + filled)
             llm.encode(text)
             given_back = everything - llm.weights.resident_bytes
             assert given_back > BYTES_TO_TOKENIZE * len(text) // 4
-            llm.memory.budget = held
+            set_budget(llm, process=held.process)
             assert llm.generate(["def"], TWO)[0].token_ids
             assert llm.weights.resident_bytes == everything
 

@@ -11,7 +11,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import CHECKS, load_all_checks
-from schemathesis.sequence import GenerationMode
+from schemathesis.generation import GenerationMode
 from serving import Serving, serving
 
 from penstock import LLM
