@@ -61,7 +61,7 @@ class LLM:
         self.chain = runtime.engine.chain
         self.on_layer = on_layer
         if self.tokenizer is not None:
-            self.tokenizer.room = TextRoom(self.memory, options.longest_text)
+            self.tokenizer.room = TextRoom(self.engine.make_room_beside, options.longest_text)
 
     @property
     def on_layer(self) -> OnLayer | None:
@@ -175,8 +175,15 @@ class LLM:
             raise ContextError(
                 f"{len(tokens)} tokens are more than the context of {self.context}.", "Give fewer, or raise `context`."
             )
+        cache = self.memory.new_cache(len(tokens))
+        try:
+            return self._all_logits(cache, tokens)
+        finally:
+            cache.truncate(0)
+            self.chain.settle()
+
+    def _all_logits(self, cache: KvCache, tokens: list[int]) -> F32:
         slots = len(tokens)
-        cache = self.memory.new_cache(slots)
         if slots <= min(MAX_ROWS, self.memory.most_rows({cache: slots}, 0, all_logits=True, wanted=slots)):
             return self._chunk_logits(cache, tokens, 0)
         step = min(MAX_ROWS, self.memory.most_rows({cache: slots}, slots, all_logits=True))

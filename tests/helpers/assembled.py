@@ -133,7 +133,7 @@ def stage_of(engine: Engine) -> Stage:
 
 
 def new_cache(engine: Engine) -> KvCache:
-    return engine.chain.new_cache()
+    return KvCache(engine.chain.blocks)
 
 
 def commit(engine: Engine, cache: KvCache, tokens: Sequence[int], chunk: int | None = None) -> F32:

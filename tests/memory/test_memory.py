@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from assembled import open_engine, stage_of
-from cases import CASES
+from cases import CASES, random_tokens
 
+from penstock import LLM, SamplingParams
 from penstock.architectures.base import Architecture
 from penstock.errors import MemoryCeilingError
 from penstock.memory.budget import GUESS_SHARE, LEAST_CHUNK_ROWS, Budget, Demand
@@ -325,3 +326,22 @@ class TestDrafts:
             if not holds:
                 budget = replace(budget, draft=weights // 2 + 4 * MIB)
             assert budget.holds_all() is holds
+
+
+def test_blocks_of_what_has_ended_are_free_though_no_pass_follows() -> None:
+    with LLM.open("demo", draft="none", threads=1) as llm:
+        planes, block = llm.model.planes, llm.kv_shape.block_bytes
+        prompt = random_tokens(5 * BLOCK_SLOTS, 1000, seed=1)
+        llm.generate([prompt], SamplingParams(temperature=0, max_tokens=BLOCK_SLOTS + 2, ignore_eos=True))
+        kept = llm.memory.caches.kept
+        assert planes.nbytes == len(kept.block_names()) * block > 0
+        completion = llm.submit(random_tokens(3 * BLOCK_SLOTS, 1000, seed=2))
+        llm.step()
+        assert planes.nbytes > len(kept.block_names()) * block
+        llm.cancel(completion)
+        assert planes.nbytes == len(kept.block_names()) * block
+        llm.logits(prompt)
+        assert planes.nbytes == len(kept.block_names()) * block
+        kept.clear()
+        llm.encode("x" * 20_000)  # room is made for it
+        assert planes.nbytes == 0

@@ -33,8 +33,8 @@ class Architecture:
 
     def matrices_of(self, layers: Iterable[int], *, head: bool) -> list[str]:
         """Those that a pass through some layers needs whole, in its order."""
-        names = [name for layer in layers for name in self.layer_matrices(layer)]
-        return [*names, self.head] if head else names
+        matrices = [name for layer in layers for name in self.layer_matrices(layer)]
+        return [*matrices, self.head] if head else matrices
 
     @property
     def pass_order(self) -> list[str]:
@@ -43,9 +43,9 @@ class Architecture:
 
     def tensors_of(self, layers: Iterable[int], *, embedding: bool, head: bool) -> list[str]:
         """All tensors that some layers have, and embedding, final norm and head, in the order of a pass."""
-        names = [EMBEDDING] if embedding else []
-        names += [name for layer in layers for name, _ in self._iter_layer(layer)]
-        return list(dict.fromkeys([*names, FINAL_NORM, self.head] if head else names))
+        tensors = [EMBEDDING] if embedding else []
+        tensors += [name for layer in layers for name, _ in self._iter_layer(layer)]
+        return list(dict.fromkeys([*tensors, FINAL_NORM, self.head] if head else tensors))
 
     @property
     def pass_matrices(self) -> dict[str, Shape]:

@@ -37,11 +37,10 @@ def _family_of(fields: Fields) -> Family:
         fields.fail("architectures", "a list of names")
     if not architectures and model_type is None:
         raise UnsupportedError(f"{fields.source} names neither architectures nor a model_type", _supported())
-    family = next((f for f in FAMILIES if architectures in ([f.architecture], [], None)
-                   and model_type in (f.model_type, None)), None)  # fmt: skip
-    if family is not None:
-        return family
-    if architectures and architectures not in [[f.architecture] for f in FAMILIES]:
+    for family in FAMILIES:
+        if architectures in ([family.architecture], [], None) and model_type in (family.model_type, None):
+            return family
+    if architectures and architectures not in [[family.architecture] for family in FAMILIES]:
         raise UnsupportedError(f"{fields.source}: the architecture is {shown(architectures)}", _supported())
     raise UnsupportedError(f"{fields.source}: the model_type is {shown(model_type)}", _supported())
 

@@ -12,6 +12,12 @@ import typer
 from penstock.options import OpenOptions, command_options
 
 
+def of_opening(name: str) -> Any:
+    """What typer is to know of an option of opening."""
+    _, text, metavar = command_options()[name]
+    return typer.Option(help=text, metavar=metavar)
+
+
 def opens_model(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command some of the options of opening, all that commands have by default, in place of its parameter
     `options`, which gets them as OpenOptions."""
@@ -39,9 +45,9 @@ def _parameters(names: tuple[str, ...]) -> list[inspect.Parameter]:
             name,
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
             default=default,
-            annotation=Annotated[kinds[name], typer.Option(help=text, metavar=metavar)],
+            annotation=Annotated[kinds[name], of_opening(name)],
         )
-        for name, (default, text, metavar) in command_options().items()
+        for name, (default, _, _) in command_options().items()
         if not names or name in names
     ]
 

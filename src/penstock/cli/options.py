@@ -6,16 +6,12 @@ from typing import Annotated
 
 import typer
 
+from penstock.cli.opening import of_opening
+
 # typer reads annotations at run time, so these are plain aliases (and Optional, for Python 3.10).
 Model = Annotated[str, typer.Argument(help="A checkpoint's directory, the name of a model on this machine, or `demo`.")]
-Memory = Annotated[
-    str | None,
-    typer.Option(help="Ceiling on the whole process, like 512MiB or 2GiB. (default: what the machine has free)"),
-]
-Threads = Annotated[int | None, typer.Option(help="CPU threads. (default: every CPU)")]
-Context = Annotated[
-    int | None, typer.Option(help="Most positions of a sequence. (default: what prompt and answer need)")
-]
+Memory = Annotated[str | None, of_opening("memory")]
+Threads = Annotated[int | None, of_opening("threads")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.")]
 Temperature = Annotated[
     float | None, typer.Option(help="Randomness; 0 always takes the likeliest token. (default: the model's)")
@@ -26,15 +22,6 @@ MinP = Annotated[float | None, typer.Option(help="Keep tokens at least this like
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1, tokens already there become less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Draw the same tokens again. (default: a fresh one)")]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be given several times.")]
-Draft = Annotated[
-    str | None,
-    typer.Option(
-        help="What guesses tokens, for a pass to check many at once; it changes no token. A smaller MODEL with the "
-        "same tokenizer, or `none`. (default: the text so far, and a packed model's own coarse weights)",
-        metavar="MODEL|none",
-    ),
-]
-DraftNodes = Annotated[
-    int | None, typer.Option(help="Guesses a sequence and pass; 0 for none. (default: as many as pay)", metavar="K")
-]
-KvDtype = Annotated[str, typer.Option(help="What keys and values are rounded to: bf16 or f32.")]
+Draft = Annotated[str | None, of_opening("draft")]
+DraftNodes = Annotated[int | None, of_opening("draft_nodes")]
+KvDtype = Annotated[str, of_opening("kv_dtype")]

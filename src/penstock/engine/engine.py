@@ -119,6 +119,12 @@ class Engine:
     def cancel(self, sequence: Sequence, reason: str = "stop") -> None:
         """Take a sequence out of the passes, ended for `reason` unless it had ended already, and free its cache."""
         self.scheduler.leave(sequence, reason)
+        self.chain.settle()
+
+    def make_room_beside(self, nbytes: int) -> None:
+        """Make room in this process beside everything that is there, until the next pass. Raises MemoryCeilingError."""
+        self.memory.make_room_beside(nbytes)
+        self.chain.settle()  # what was kept of sequences may have given way
 
     def step(self) -> PassStats:
         """One pass for all active sequences: each goes on by a chunk of its prompt or by a token.

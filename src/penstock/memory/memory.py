@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KEPT_SHARE = 8
 """Keys and values of sequences that have ended may take this part of the ceiling."""
+NOTHING = KvCount()
 CHUNK_SHARE = 4
 """This part of the room for keys and values may be left to the rows of prompts."""
 
@@ -33,7 +34,7 @@ class Room(Protocol):
     def plan(self) -> Plan: ...
     @property
     def pressed(self) -> bool: ...
-    def make_beside(self, need: Need, nbytes: int) -> None: ...
+    def make_beside(self, need: Need) -> None: ...
 
 
 class Memory:
@@ -76,38 +77,43 @@ class Memory:
                 return False
         return True
 
-    def need(self, slots: Mapping[KvCache, int], rows: int, logit_rows: int, guesses: int = 0, more: int = 0) -> Need:
+    def need(
+        self, slots: Mapping[KvCache, int], rows: int, logit_rows: int, guesses: int = 0, more: KvCount = NOTHING
+    ) -> Need:
         """What a pass asks for that ends with so many slots in these caches, and has so many rows besides guesses.
 
-        `more`: bytes of this process that have to fit beside it. What was kept of sequences that have ended gives way.
+        `more` has to fit beside it. What was kept of sequences that have ended gives way.
         Raises MemoryCeilingError where that is not enough.
         """
-        extra = self.caches.one_block.times(len(slots) * (guesses > 0))
+        more += self.caches.one_block.times(len(slots) * (guesses > 0))
 
         def need() -> Need:
-            kv = self.caches.count_with(slots) + extra
+            kv = self.caches.count_with(slots) + more
             return Need(rows + guesses, logit_rows + guesses, kv, guesses)
 
-        return self._fitting(need, more)
+        return self._fitting(need)
 
     def need_to_fill(self, cache: KvCache, slots: int) -> Need:
         """As `need`, where keys and values do not come from a pass."""
         return self.need({cache: slots}, LEAST_CHUNK_ROWS, 1)
 
-    def before_tokenizing(self, nbytes: int) -> None:
+    def make_room_beside(self, nbytes: int) -> None:
         """Make room in this process beside everything that is there, until the next pass. Raises MemoryCeilingError."""
-        self.rooms[0].make_beside(self.need({}, LEAST_CHUNK_ROWS, 1, more=nbytes), nbytes)
+        self.rooms[0].make_beside(self._need_beside(nbytes))
 
     def check_tokenizing(self, nbytes: int) -> None:
         """Raise MemoryCeilingError where so many bytes do not fit beside everything that is there."""
-        self.need({}, LEAST_CHUNK_ROWS, 1, more=nbytes)
+        self._need_beside(nbytes)
 
-    def _fitting(self, need: Callable[[], Need], more: int = 0) -> Need:
+    def _need_beside(self, nbytes: int) -> Need:
+        return self.need({}, LEAST_CHUNK_ROWS, 1, more=KvCount(told_bytes=nbytes))
+
+    def _fitting(self, need: Callable[[], Need]) -> Need:
         while True:
             asked = need()
             try:
-                for index, share in enumerate(self._shares):
-                    share.plan(asked, more if index == 0 else 0)
+                for share in self._shares:
+                    share.plan(asked)
             except MemoryCeilingError:
                 if not self.caches.kept.drop_oldest():
                     raise

@@ -44,10 +44,9 @@ class StageBudget:
         """What a pass asks for here, in bytes."""
         return Demand(need.rows, need.logit_rows, self.kv_bytes(need.kv) + need.guesses * self.guess_bytes)
 
-    def plan(self, need: Need, more: int = 0) -> Plan:
-        """How the ceiling is shared out in such a pass, beside `more` bytes. Raises MemoryCeilingError."""
-        demand = self.demand(need)
-        return self.budget.plan(replace(demand, kv=demand.kv + more))
+    def plan(self, need: Need) -> Plan:
+        """How the ceiling is shared out in such a pass. Raises MemoryCeilingError."""
+        return self.budget.plan(self.demand(need))
 
     def without_draft(self, nbytes: int) -> StageBudget:
         """Once a draft model is gone, and so many bytes with it."""
@@ -75,9 +74,9 @@ class StageRoom:
         self.plan = self.share.plan(need)
         self._limit()
 
-    def make_beside(self, need: Need, nbytes: int) -> None:
-        """Make room for so many bytes beside what a pass needs, until the next one. Raises MemoryCeilingError."""
-        plan = self.share.plan(need, nbytes)
+    def make_beside(self, need: Need) -> None:
+        """Make room where the latest pass left too little, until the next one. Raises MemoryCeilingError."""
+        plan = self.share.plan(need)
         if plan.resident < self.plan.resident:
             self.plan = plan
             self._limit()

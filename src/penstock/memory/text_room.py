@@ -14,9 +14,7 @@ from penstock.system import machine
 from penstock.system.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from penstock.memory.memory import Memory
+    from collections.abc import Callable, Iterator
 
 BYTES_TO_TOKENIZE = 416
 """What a byte of UTF-8 may take while its text becomes a list of token ids: 400 where every character is a word of its
@@ -28,9 +26,10 @@ LONG_TEXT = 1 << 14
 class TextRoom:
     """What `Tokenizer.room` is while a model is open."""
 
-    def __init__(self, memory: Memory, kept: int | None = None) -> None:
-        """`kept`: bytes of the longest text for which there is room at all times; None makes room for each."""
-        self._memory = memory
+    def __init__(self, make_room: Callable[[int], None], kept: int | None = None) -> None:
+        """`make_room`: makes room for so many bytes beside everything that is there; `kept`: bytes of the longest text
+        for which there is room at all times; None makes room for each."""
+        self._make_room = make_room
         self._kept = kept
 
     @contextmanager
@@ -47,7 +46,7 @@ class TextRoom:
 
     def _make(self, nbytes: int) -> None:
         if self._kept is None:
-            self._memory.before_tokenizing(BYTES_TO_TOKENIZE * nbytes)
+            self._make_room(BYTES_TO_TOKENIZE * nbytes)
         elif nbytes > self._kept:
             missing = BYTES_TO_TOKENIZE * (nbytes - self._kept)
             raise MemoryCeilingError(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from penstock.errors import UsageError
-from penstock.models.kv_cache import KvCache
 from penstock.models.pass_stats import PartStats, PassStats
 from penstock.models.stage import Step
 
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 
     from penstock.compute.kernels import F32, U8
     from penstock.events import Events
-    from penstock.models.kv_cache import Blocks, Outbox
-    from penstock.models.kv_planes import KvShape
+    from penstock.models.kv_cache import Blocks, KvCache, Outbox
     from penstock.models.rows import Rows
     from penstock.models.stage import Need, Share, Tier
 
@@ -36,8 +34,6 @@ class StageLike(Protocol):
     def share(self) -> Share: ...
     @property
     def outbox(self) -> Outbox: ...
-    @property
-    def kv_shape(self) -> KvShape: ...
     @property
     def streamed_bytes(self) -> int:
         """Bytes that its next pass would read."""
@@ -71,10 +67,8 @@ class Chain:
         self.events = events
         self._legs = _legs(self.stages, layers)
         self._layers = layers
-
-    def new_cache(self) -> KvCache:
-        """An empty cache."""
-        return KvCache(self.blocks)
+        self._busy = False
+        """Whether rows are on their way."""
 
     @property
     def streamed_bytes(self) -> int:
@@ -112,11 +106,15 @@ class Chain:
         x: F32 | None = None
         parts: list[PartStats] = []
         told: set[StageLike] = set()
-        for leg in legs:
-            asked = None if leg.stage in told else need
-            told.add(leg.stage)
-            x, took = _run(leg.stage, Step((), asked, rows, leg.embed, leg.layers, leg.head, tier), x)
-            parts += took
+        self._busy = True
+        try:
+            for leg in legs:
+                asked = None if leg.stage in told else need
+                told.add(leg.stage)
+                x, took = _run(leg.stage, Step((), asked, rows, leg.embed, leg.layers, leg.head, tier), x)
+                parts += took
+        finally:
+            self._busy = False
         if x is None:
             raise ValueError("no stage embeds")
         return x, tuple(parts)
@@ -127,7 +125,12 @@ class Chain:
             _run(stage, Step(need=need))
 
     def settle(self) -> None:
-        """Have every stage do to its caches what is still to be done."""
+        """Have every stage do to its caches what is still to be done, so that memory is free though no pass follows.
+
+        While rows are on their way it waits for the next call: they may be of a cache that has just been given up.
+        """
+        if self._busy:
+            return
         for stage in self.stages:
             if stage.outbox.pending():
                 _run(stage, Step())

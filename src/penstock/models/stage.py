@@ -131,9 +131,9 @@ class Stage:
         return self._run(step, step.rows, x, parts), tuple(parts)
 
     def _run(self, step: Step, rows: Rows, x: F32 | None, parts: list[PartStats]) -> F32 | None:
-        decoder = self.decoder
         if step.tier == "coarse":
             return self._guess(step, rows, x)
+        decoder = self.decoder
         if step.embed:
             with self._part("embedding", parts):
                 x = decoder.embed(rows)

@@ -191,6 +191,7 @@ class Session:
         self._closed = True
         self._end_running()
         self._cache.truncate(0)
+        self._llm.chain.settle()
         if self._log is not None:
             self._log.close()
 
@@ -223,6 +224,7 @@ class Session:
             self._proof = None
         kept = min(self._cache.length, common, len(prompt) - 1)
         self._cache.truncate(kept)
+        self._saved = min(self._saved, kept)  # what the file has behind is not of this turn, wherever Ctrl-C comes
         before, completion = self.turn, self._llm.submit(prompt, params, cache=self._cache)
         try:
             self.turn = turn = Turn.begun(messages, asked, completion.sequence, params)
