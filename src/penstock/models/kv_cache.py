@@ -5,8 +5,9 @@ logical position s. Slots past `length` belong to rows of the running pass (or t
 positions differ from their slots until `keep` compacts them). A block is BLOCK_SLOTS slots.
 
 Here blocks are names; their bytes are wherever the layers are (kv_planes.py), maybe on several machines. What has to be
-done to bytes is noted as data and goes with the next call of a stage, so nobody waits for it. It is numbered, and noted
-until a stage is known to have done it: wherever Ctrl-C comes, or a read fails, each stage does everything once.
+done to bytes is noted as data and goes with the next call of a stage; where none follows, `Chain.settle` makes one. It
+is numbered, and noted until a stage is known to have done it: wherever Ctrl-C comes, or a read fails, each stage does
+everything once.
 
 Sequences that begin alike share their first blocks (PagedAttention, arXiv 2309.06180): the bits of a key depend on
 nothing but the tokens up to its own, and nobody writes to committed slots.

@@ -7,7 +7,6 @@ are refused while there are some left, and those on which nothing comes, or from
 from __future__ import annotations
 
 import json
-import resource
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,11 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from penstock.openai_api.errors import RequestError
+
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import asyncio
@@ -113,6 +117,8 @@ class Connection(H11Protocol):
 
 def most_connections(settings: Settings) -> int:
     """So many as have something to do, and as there are descriptors for."""
+    if resource is None:
+        return settings.connections
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return settings.connections

@@ -11,7 +11,7 @@ MOST = 2**31 - 1
 """Of positions, and of whatever counts them."""
 
 
-class Fields:
+class RecordFields:
     """Access to a JSON object, each field as what it has to be. All methods raise ValueError where it is not."""
 
     def __init__(self, value: object, names: Collection[str]) -> None:
@@ -47,9 +47,9 @@ class Fields:
             raise ValueError
         return value
 
-    def part(self, name: str, names: Collection[str]) -> Fields:
+    def part(self, name: str, names: Collection[str]) -> RecordFields:
         """The fields of an object within this one."""
-        return Fields(self.all[name], names)
+        return RecordFields(self.all[name], names)
 
     def __getitem__(self, name: str) -> Any:
         """A field that its reader checks."""

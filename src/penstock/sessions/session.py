@@ -21,7 +21,7 @@ from penstock.completion import Piece, Stats
 from penstock.errors import ContextError, SessionError, UsageError
 from penstock.models.kv_planes import KV_ITEM_BYTES
 from penstock.sampling import SamplingParams
-from penstock.sessions.fields import Fields
+from penstock.sessions.fields import RecordFields
 from penstock.sessions.follow_up import appended, common_length, extended
 from penstock.sessions.identity import difference, model_identity
 from penstock.sessions.log import NewRecord, SessionLog
@@ -352,7 +352,7 @@ class Session:
     def _check_model(self, meta: object) -> None:
         """Raise SessionError unless the file is of this model and KV type, ValueError where it tells no model."""
         here = self._identity
-        said = Fields(meta, (*here, "model"))
+        said = RecordFields(meta, (*here, "model"))
         identity, kv = said.part("identity", here["identity"]), said.part("kv", here["kv"])
         dtype, own = kv["dtype"], here["kv"]["dtype"]
         if not isinstance(identity["config"], dict) or dtype not in list(KV_ITEM_BYTES):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.errors import UsageError
 from penstock.sampling import SamplingParams, SamplingRule
-from penstock.sessions.fields import MOST, Fields
+from penstock.sessions.fields import MOST, RecordFields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,7 +100,7 @@ class Turn:
     def from_json(cls, meta: object, vocab_size: int) -> tuple[Turn, int]:
         """The turn, and how many positions are there. Raises ValueError, ArithmeticError, UsageError for what `as_json`
         does not give."""
-        said = Fields(meta, ("messages", "asked", "prompt", "params", "limit", "cached"))
+        said = RecordFields(meta, ("messages", "asked", "prompt", "params", "limit", "cached"))
         prompt, asked = said.tokens("prompt", vocab_size), said.text("asked")
         messages = None if said["messages"] is None else [_message(one) for one in said.list("messages")]
         if messages is not None and messages[-1:] != [{"role": "user", "content": asked}]:
@@ -112,7 +112,7 @@ class Turn:
 
 
 def _message(value: object) -> Message:
-    said = Fields(value, ("role", "content"))
+    said = RecordFields(value, ("role", "content"))
     if said["role"] not in ROLES:
         raise ValueError
     return {"role": said["role"], "content": said.text("content")}
@@ -120,7 +120,7 @@ def _message(value: object) -> Message:
 
 def _params(value: object) -> SamplingParams:
     """What SamplingParams checks itself is left to it."""
-    said = Fields(value, [f.name for f in fields(SamplingParams)])
+    said = RecordFields(value, [f.name for f in fields(SamplingParams)])
     if any(said[name] is None for name in SETTLED):
         raise ValueError
     return SamplingParams(**said.all | {"stop": said.texts("stop"), "ignore_eos": said.flag("ignore_eos")})
@@ -148,13 +148,13 @@ class Held:
             self.turn, cached = Turn.from_json(record.meta, self.vocab_size)
             self._keep(cached)
         elif record.kind == TOLD and self.turn is not None:
-            Fields(record.meta, ())
+            RecordFields(record.meta, ())
             self.turn.told = True
         else:
             raise ValueError
 
     def _take_pass(self, turn: Turn, record: Record) -> None:
-        said = Fields(record.meta, ("at", "first", "drawn", "end", "text"))
+        said = RecordFields(record.meta, ("at", "first", "drawn", "end", "text"))
         turn.drawn[said.whole("first", 0, len(turn.drawn)) :] = said.tokens("drawn", self.vocab_size)
         turn.end, turn.text = said["end"], said.text("text")
         if turn.end not in (None, *ENDS) or (turn.end is None and turn.text) or len(turn.drawn) > turn.limit:
