@@ -23,6 +23,7 @@ from penstock.models.stage import Share
 from penstock.options import OpenOptions
 from penstock.packing.pack import pack
 from penstock.system import machine
+from penstock.system.machine import Footprint
 
 VOCAB = 96
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, seed=5)
@@ -153,8 +154,12 @@ class TestOpenModels:
             assert session.rows_to_come == 2, "keys and values come from the file, and one position for proof"
             assert "".join(piece.text for piece in session.go_on()) == whole.text
 
-    def test_every_stage_keeps_to_its_part_of_the_ceiling(self, packed: Path, shares: tuple[Share, ...]) -> None:
-        ceiling = machine.footprint().nbytes + (220 << 20)
+    def test_every_stage_keeps_to_its_part_of_the_ceiling(
+        self, packed: Path, shares: tuple[Share, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # What the process takes, and with it the size of the rings, is another beside other tests.
+        monkeypatch.setattr(machine, "footprint", lambda: Footprint(200 << 20, 0))
+        ceiling = 640 << 20
         with LLM(packed, OpenOptions(draft="none", threads=1, memory=ceiling, shares=shares)) as llm:
             llm.generate([self.TEXT], replace(self.PARAMS, max_tokens=4))
             rooms = llm.memory.rooms
