@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CASES, DEMO, LLAMA3, Case, demo_tokens, random_tokens
-from checkpoints import as_dtype, random_tensors, tiny_config, to_bf16, to_float32, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import F32, Reference, inverse_frequencies, read_weights, round_kv
-from rounding_noise import expected_logits
 
+from helpers.cases import CASES, DEMO, LLAMA3, Case, demo_tokens, random_tokens
+from helpers.checkpoints import as_dtype, random_tensors, tiny_config, to_bf16, to_float32, write_checkpoint
+from helpers.reference import F32, Reference, inverse_frequencies, read_weights, round_kv
+from helpers.rounding_noise import expected_logits
 from penstock import LLM
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.models.rope import inverse_frequencies as penstock_inverse_frequencies

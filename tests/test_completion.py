@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from cases import DEMO
-from guessing import Scripted, knowing
 
+from helpers.cases import DEMO
+from helpers.guessing import Scripted, knowing
 from penstock import LLM, SamplingParams
 from penstock.completion import Output, Piece
 from penstock.errors import ChatTemplateError

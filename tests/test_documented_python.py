@@ -50,7 +50,7 @@ def test_examples_run_and_print_something(
             printed = run(page, lambda: capsys.readouterr().out)
         else:
             pytest.importorskip("uvicorn")
-            from serving import serving
+            from helpers.serving import serving
 
             with serving(llm) as at:
                 printed = run(page, lambda: capsys.readouterr().out, at.url)

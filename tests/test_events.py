@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import threading
 
-from assembled import commit, new_cache, open_engine, stage_of
-from cases import CASES
-
+from helpers.assembled import commit, new_cache, open_engine, stage_of
+from helpers.cases import CASES
 from penstock.events import Event, Events
 
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from golden_values import MODELS, digest, measure, read
-from reference import Reference
-from rounding_noise import expected_logits
 
+from helpers.golden_values import MODELS, digest, measure, read
+from helpers.reference import Reference
+from helpers.rounding_noise import expected_logits
 from penstock import LLM
 
 VALUES = read()

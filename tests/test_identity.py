@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from assembled import GREEDY, commit, generate, new_cache, open_engine
-from cases import CASES, DEMO, Case, demo_tokens, random_tokens
-from numerics_oracles import same_bits
 
+from helpers.assembled import GREEDY, commit, generate, new_cache, open_engine
+from helpers.cases import CASES, DEMO, Case, demo_tokens, random_tokens
+from helpers.numerics_oracles import same_bits
 from penstock import LLM, SamplingParams, _core
 from penstock.compute.kernels import F32
 from penstock.models.rows import Rows, SequenceRows

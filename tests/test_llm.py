@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, DEMO, random_tokens
-from checkpoints import random_tensors, tiny_config, write_checkpoint
-from drafting import write_pair
-from rooms import keep_at_most, set_budget
 from tokenizers import Tokenizer as Backend
 
+from helpers.cases import CASES, DEMO, random_tokens
+from helpers.checkpoints import random_tensors, tiny_config, write_checkpoint
+from helpers.drafting import write_pair
+from helpers.rooms import keep_at_most, set_budget
 from penstock import LLM, Output, SamplingParams
 from penstock.errors import ContextError, MemoryCeilingError, NumericsError, TokenizerError, UsageError
 from penstock.system import machine

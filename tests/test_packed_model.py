@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from assembled import commit, new_cache, open_engine, stage_of
-from cases import Case, random_tokens
-from checkpoints import random_tensors, tiny_config, to_float32, write_checkpoint
-from numerics_oracles import same_bits
-from rooms import keep_at_most
 
+from helpers.assembled import commit, new_cache, open_engine, stage_of
+from helpers.cases import Case, random_tokens
+from helpers.checkpoints import random_tensors, tiny_config, to_float32, write_checkpoint
+from helpers.numerics_oracles import same_bits
+from helpers.rooms import keep_at_most
 from penstock import LLM, SamplingParams, _core
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.compute.kernels import F32

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-from checkpoints import file_bytes, safetensors_bytes
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
 import penstock
+from helpers.checkpoints import file_bytes, safetensors_bytes
 from penstock.errors import FormatError
 from penstock.safetensors_header import DType, Header, TensorInfo, parse_header, read_header
 

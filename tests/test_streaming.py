@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import Case, random_tokens
-from rooms import keep_at_most, set_budget
 
+from helpers.cases import Case, random_tokens
+from helpers.rooms import keep_at_most, set_budget
 from penstock import LLM, SamplingParams
 from penstock.disk.files import DirectReadWarning
 from penstock.errors import ReadError

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
 import penstock
+from helpers.checkpoints import tiny_config
 from penstock.architectures.config import ModelConfig, RopeConfig
 from penstock.architectures.family import IGNORED_KEYS
 from penstock.architectures.registry import parse_config

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from cases import QWEN2
-from checkpoints import tiny_config
 
+from helpers.cases import QWEN2
+from helpers.checkpoints import tiny_config
 from penstock.architectures.base import Architecture
 from penstock.architectures.config import ModelConfig, RopeConfig
 from penstock.architectures.registry import parse_config

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import CHAT, CREATED, TEXT, ask, by_id, mixed, records, run_batch, write_requests
-from packed_files import contents
 
+from helpers.batches import CHAT, CREATED, TEXT, ask, by_id, mixed, records, run_batch, write_requests
+from helpers.packed_files import contents
 from penstock import LLM
 from penstock.batch import worker
 from penstock.batch.run import BatchSettings

@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from batch_damage import FRAME, LOG, OUT, PAGE, STATE, begin, copy_pages, flip, told
-from batches import run_batch, write_requests
 
+from helpers.batch_damage import FRAME, LOG, OUT, PAGE, STATE, begin, copy_pages, flip, told
+from helpers.batches import run_batch, write_requests
 from penstock.batch.state import State
 from penstock.errors import PenstockError
 

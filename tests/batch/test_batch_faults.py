@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import ask, by_id, run_batch, write_requests
 
+from helpers.batches import ask, by_id, run_batch, write_requests
 from penstock import LLM
 from penstock.batch import worker
 from penstock.batch.records import Names

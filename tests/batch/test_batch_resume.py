@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import Ending, ask, by_id, mixed, records, run_batch, write_requests
 
+from helpers.batches import Ending, ask, by_id, mixed, records, run_batch, write_requests
 from penstock import LLM
 from penstock.batch import results, run, worker
 from penstock.batch.progress import Progress
@@ -25,7 +25,6 @@ from penstock.checkpoints.store import find_model
 from penstock.errors import MemoryCeilingError, PenstockError, UsageError
 from penstock.packing.pack import pack
 
-HELPERS = Path(__file__).parents[1] / "helpers"
 AT_ONCE = 4
 """So that not all requests begin together."""
 
@@ -195,12 +194,11 @@ class TestCrashes:
     def test_kill_9(self, path: Path, out: Path, expected: tuple[bytes, int, int]) -> None:
         """Six at random moments of one batch; what they did not reach is done by the last call."""
         rng = random.Random(0)
-        code = f"from batches import run_batch; run_batch(*map(__import__('pathlib').Path, {[str(path), str(out)]}), "
+        paths = [str(path), str(out)]
+        code = f"from helpers.batches import run_batch; run_batch(*map(__import__('pathlib').Path, {paths}), "
         command = [sys.executable, "-c", code + f"at_once={AT_ONCE})"]
         for _ in range(6):
-            with subprocess.Popen(
-                command, cwd=Path(__file__).parents[1] / "helpers", stderr=subprocess.PIPE
-            ) as process:
+            with subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE) as process:
                 while process.poll() is None and not state_path(out).exists():
                     time.sleep(0.001)
                 time.sleep(rng.uniform(0, 0.8))

@@ -16,19 +16,19 @@ import measure
 import numpy as np
 import pytest
 import timing
-from cases import DEMO
 from checkpoint import read_tensors
 from compare import Comparison, parse, setting_of
 from contestants import PENSTOCK, Peer, penstock_command
 from gguf_file import contents, gguf_name, interleave, rope_divisors
 from limit import Limits, Report, exit_on_signals
 from measure import Setting, result_of
-from reference import inverse_frequencies, read_weights
-from reference import rotate as rotate_halves
 from results import Result, ratio, save
 from rich.console import Console
 from show_results import COLUMNS, cells, plot, show
 
+from helpers.cases import DEMO
+from helpers.reference import inverse_frequencies, read_weights
+from helpers.reference import rotate as rotate_halves
 from penstock.errors import UsageError
 
 FAKE_PEER = """

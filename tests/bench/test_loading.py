@@ -7,11 +7,11 @@ from typing import Any
 import loading
 import numpy as np
 import pytest
-from cases import DEMO
 from checkpoint import read_tensors
 from limit import Limits, Report
 from loading import FOLDER, WAYS, Setting, part_of, split, streamed_bytes, ways
 
+from helpers.cases import DEMO
 from penstock.errors import PenstockError
 
 

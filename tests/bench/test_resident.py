@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import resident
 import turns
-from cases import DEMO
 from resident import LLAMA, ORIGINAL, PACKED, Contestant, Turn, commands, measure, parse, show, summary
+
+from helpers.cases import DEMO
 
 SERVER = """
 import sys

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cases import DEMO
 from shortcuts import (
     F32,
     changed,
@@ -19,6 +18,7 @@ from shortcuts import (
     sequences,
 )
 
+from helpers.cases import DEMO
 from penstock import LLM
 
 

@@ -9,9 +9,9 @@ from statistics import median
 from typing import Any
 
 import pytest
-from cases import CASES
-from checkpoints import tensor_shapes, tiny_config, write_checkpoint
 
+from helpers.cases import CASES
+from helpers.checkpoints import tensor_shapes, tiny_config, write_checkpoint
 from penstock import LLM
 from penstock.benchmarks import passes as benchmark
 from penstock.benchmarks.passes import BenchSettings, Result, run

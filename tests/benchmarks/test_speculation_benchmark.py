@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from held_out import held_out
 
+from helpers.held_out import held_out
 from penstock import LLM, PenstockError
 from penstock.benchmarks import acceptance as speculation_benchmark
 from penstock.benchmarks.acceptance import PAGE_BREAK, TextResult, TextSettings, cut_prompts, read_text, run_text

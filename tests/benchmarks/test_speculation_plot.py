@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from text_results import text_result
 
+from helpers.text_results import text_result
 from penstock import PenstockError
 from penstock.benchmarks.acceptance_plot import draw_acceptance
 from penstock.errors import UsageError

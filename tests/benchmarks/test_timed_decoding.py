@@ -3,9 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from cases import demo_tokens
-from guessing import knowing
 
+from helpers.cases import demo_tokens
+from helpers.guessing import knowing
 from penstock import LLM, PenstockError, SamplingParams
 from penstock.benchmarks.timed_decoding import decode, fresh_speculator, guessing, own_drafters, require_equal
 from penstock.errors import ContextError, NumericsError

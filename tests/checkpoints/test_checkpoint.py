@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_checks import INDEX, Q_PROJ, SHARD_2, check_refused, check_same, edit_index, warnings_of
-from checkpoints import safetensors_bytes, tensor_shapes, tiny_config, write_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 
 import penstock
+from helpers.checkpoint_checks import INDEX, Q_PROJ, SHARD_2, check_refused, check_same, edit_index, warnings_of
+from helpers.checkpoints import safetensors_bytes, tensor_shapes, tiny_config, write_checkpoint
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_checks import INDEX, Q_PROJ, SHARD_2, check_refused, check_same, edit_index, warnings_of
-from checkpoints import safetensors_bytes, tiny_config, write_checkpoint
 
+from helpers.checkpoint_checks import INDEX, Q_PROJ, SHARD_2, check_refused, check_same, edit_index, warnings_of
+from helpers.checkpoints import safetensors_bytes, tiny_config, write_checkpoint
 from penstock.errors import CheckpointError, FormatError, UnsupportedError
 
 LAYOUTS = [("single", "whole"), ("indexed", "whole"), ("numbered", "whole")]

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_live import OnTerminal
 
+from helpers.on_terminal import OnTerminal
 from penstock import LLM, SamplingParams, Session
 from penstock.cli.chat import COMMANDS, Chat
 from penstock.cli.chat_input import prompt_session

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cases import CASES
 
+from helpers.cases import CASES
 from penstock import LLM, SamplingParams
 
 RAW = ("run", "demo", "--raw", "def add(a, b):", "--temperature", "0", "--max-tokens", "8")

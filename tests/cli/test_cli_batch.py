@@ -10,11 +10,11 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from batches import CREATED, ask, mixed, records, write_requests
 from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 
+from helpers.batches import CREATED, ask, mixed, records, write_requests
 from penstock.batch.progress import Progress, Unfinished
 from penstock.batch.results import state_path
 from penstock.batch.state import Counts

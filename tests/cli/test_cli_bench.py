@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import CASES
 from rich.console import Console, RenderableType
 
+from helpers.cases import CASES
 from penstock import cli
 from penstock.benchmarks import passes as benchmark
 from penstock.benchmarks.passes import BenchSettings

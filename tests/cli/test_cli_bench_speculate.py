@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
-from text_results import text_result
 
+from helpers.text_results import text_result
 from penstock import cli
 from penstock.benchmarks.acceptance import NODES
 from penstock.benchmarks.seconds import GuessedPasses, PlainPasses, RandomResult, SimulatedResult, Simulation

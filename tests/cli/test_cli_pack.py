@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from checkpoints import write_checkpoint
-from packed_files import contents, flip, packable_config
 
+from helpers.checkpoints import write_checkpoint
+from helpers.packed_files import contents, flip, packable_config
 from penstock.checkpoints.layout import UNFINISHED
 
 FILE = "model.safetensors"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import CASES
-from hub_server import serve
 
+from helpers.cases import CASES
+from helpers.hub_server import serve
 from penstock import LLM, cli
 from penstock.checkpoints.store import find_model
 from penstock.cli.plan_guesses import verdict

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import TOKEN, Hub, Repo, directory_files, serve
-from pulling import REPO, contents, start, write_model
 from rich.console import Console
 from rich.progress import Progress
 
+from helpers.hub_server import TOKEN, Hub, Repo, directory_files, serve
+from helpers.pulling import REPO, contents, start, write_model
 from penstock.cli.pull import _Watcher
 from penstock.packing.pack import pack
 

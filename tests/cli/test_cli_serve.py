@@ -14,9 +14,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving import eventually
 from typer.testing import CliRunner
 
+from helpers.serving import eventually
 from penstock.cli import app
 from penstock.errors import UsageError
 

@@ -5,8 +5,8 @@ import os
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from terminals import Terminal
 
+from helpers.terminals import Terminal
 from penstock.cli.status_line import StatusLine, TextEnd, visible
 
 # No tab behind a full row: terminals leave it there, and the next character overwrites the last one.

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from text_results import text_result
 
+from helpers.text_results import text_result
 from penstock import cli
 from penstock.benchmarks import passes as benchmark
 from penstock.benchmarks.passes import BenchSettings

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics_oracles import F32, attend, f32, i32, instruction_set, same_bits, to_bf16
 
+from helpers.numerics_oracles import F32, attend, f32, i32, instruction_set, same_bits, to_bf16
 from penstock import _core
 
 ISAS = _core.isas()

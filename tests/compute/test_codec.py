@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import codec_reference as reference
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packing import as_bytes, decode, encode, gaussian, one_chunk, pack
 
+from helpers import codec_reference as reference
+from helpers.packing import as_bytes, decode, encode, gaussian, one_chunk, pack
 from penstock import _core
 from penstock.compute import codec
 

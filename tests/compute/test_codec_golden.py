@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import codec_reference as reference
 import numpy as np
 import numpy.typing as npt
-from packing import decode, encode, one_chunk
+
+from helpers import codec_reference as reference
+from helpers.packing import decode, encode, one_chunk
 
 U16 = npt.NDArray[np.uint16]
 ROWS, COLS = 9, 333

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import codec_reference as reference
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packing import decode, encode, gaussian, one_chunk
 
+from helpers import codec_reference as reference
+from helpers.packing import decode, encode, gaussian, one_chunk
 from penstock import _core
 from penstock.compute import codec
 

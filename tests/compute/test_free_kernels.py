@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from free_kernels import any_matrix, check_matrix
 
+from helpers.free_kernels import any_matrix, check_matrix
 from penstock.compute.kernels import Kernels
 
 KERNELS = Kernels(2)

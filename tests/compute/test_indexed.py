@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numerics_oracles import same_bits
 
+from helpers.numerics_oracles import same_bits
 from penstock.compute.indexed import likely_bytes
 from penstock.compute.kernels import F32, Kernels
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
-from codec_reference import ORDER
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numerics_oracles import instruction_set, same_bits, tree
-from packing import as_bytes, gaussian, pack
-from test_matmul import libc_protect
 
+from helpers.codec_reference import ORDER
+from helpers.forbidden import forbid
+from helpers.numerics_oracles import instruction_set, same_bits, tree
+from helpers.packing import as_bytes, gaussian, pack
 from penstock import _core
 from penstock.compute import codec
 from penstock.compute.kernels import F32, U8, Kernels
@@ -282,7 +282,7 @@ def test_bytes_of_any_kind(isa: str) -> None:
 def at_the_end_of_a_page(source: U8) -> U8:
     pages = -(-source.size // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = np.frombuffer(mmap.mmap(-1, pages + mmap.PAGESIZE), np.uint8)
-    libc_protect(memory.ctypes.data + pages, mmap.PAGESIZE)
+    forbid(memory.ctypes.data + pages, mmap.PAGESIZE)
     memory[pages - source.size : pages] = source
     return memory[pages - source.size : pages]
 

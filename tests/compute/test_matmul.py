@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numerics_oracles import dot, fma32, instruction_set, same_bits, to_bf16
 
+from helpers.forbidden import forbid
+from helpers.numerics_oracles import dot, fma32, instruction_set, same_bits, to_bf16
 from penstock import _core
 
 F32 = npt.NDArray[np.float32]
@@ -137,20 +138,11 @@ def test_weights_up_to_the_last_byte_of_a_page(isa: str) -> None:
 
     page = mmap.PAGESIZE
     memory = np.frombuffer(mmap.mmap(-1, 2 * page), np.uint8)
-    libc_protect(memory.ctypes.data + page, page)
+    forbid(memory.ctypes.data + page, page)
     for dtype in DTYPES:
         x, w, expected = case(8, 5, 19, dtype)
         memory[page - w.size : page] = w
         assert same_bits(multiply(x, memory[page - w.size : page], dtype, 5), expected)
-
-
-def libc_protect(address: int, size: int) -> None:
-    import ctypes
-    import sys
-
-    if sys.platform == "win32":
-        pytest.skip("needs mprotect")
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), 0) == 0
 
 
 def test_rows_at_any_distance(isa: str) -> None:

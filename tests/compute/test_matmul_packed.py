@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numerics_oracles import same_bits
-from packing import as_bytes, gaussian, pack
-from test_matmul import libc_protect
 
+from helpers.forbidden import forbid
+from helpers.numerics_oracles import same_bits
+from helpers.packing import as_bytes, gaussian, pack
 from penstock import _core
 from penstock.compute.codec import MalformedRow, PackedRows
 from penstock.compute.kernels import Kernels
@@ -178,7 +178,7 @@ def test_weights_up_to_the_last_byte_of_a_page(isa: str, cols: int) -> None:
     for source in (packed.coarse, packed.fine[: last_byte(packed)]):
         pages = -(-len(source) // mmap.PAGESIZE) * mmap.PAGESIZE
         memory = np.frombuffer(mmap.mmap(-1, pages + mmap.PAGESIZE), np.uint8)
-        libc_protect(memory.ctypes.data + pages, mmap.PAGESIZE)
+        forbid(memory.ctypes.data + pages, mmap.PAGESIZE)
         memory[pages - len(source) : pages] = source
         ends.append(memory[pages - len(source) : pages])
     moved = PackedRows(9, cols, 9, ends[0], ends[1], np.array([0, len(ends[1])], np.int64))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics_oracles import F32, dot, exp32, f32, i32, instruction_set, same_bits
 
+from helpers.numerics_oracles import F32, dot, exp32, f32, i32, instruction_set, same_bits
 from penstock import _core
 
 ISAS = _core.isas()

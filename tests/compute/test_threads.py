@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 import pytest
-from numerics_oracles import same_bits
 
+from helpers.numerics_oracles import same_bits
 from penstock import _core
 
 F32 = npt.NDArray[np.float32]

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import DEMO
-from checkpoints import tiny_config
 from typer.testing import CliRunner
 
+from helpers.cases import DEMO
+from helpers.checkpoints import tiny_config
 from penstock import LLM
 from penstock.cli import app
 from penstock.demo import layers as demo_layers

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-from assembled import GREEDY, limited, open_engine
-from cases import CASES, demo_tokens, random_tokens
-from guessing import speculate
 
+from helpers.assembled import GREEDY, limited, open_engine
+from helpers.cases import CASES, demo_tokens, random_tokens
+from helpers.guessing import speculate
 from penstock import LLM, SamplingParams
 from penstock.completion import Completion
 from penstock.engine.engine import Engine

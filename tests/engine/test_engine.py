@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from assembled import GREEDY, generate, open_engine, stage_of
-from cases import CASES, random_tokens
-from checkpoints import tiny_config, write_checkpoint
 
+from helpers.assembled import GREEDY, generate, open_engine, stage_of
+from helpers.cases import CASES, random_tokens
+from helpers.checkpoints import tiny_config, write_checkpoint
 from penstock import SamplingParams
 from penstock.engine.engine import Engine
 from penstock.engine.scheduler import MAX_ROWS

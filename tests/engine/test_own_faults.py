@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from assembled import GREEDY, limited, open_engine
-from cases import CASES, random_tokens
-from guessing import Scripted, finish, speculate
 
+from helpers.assembled import GREEDY, limited, open_engine
+from helpers.cases import CASES, random_tokens
+from helpers.guessing import Scripted, finish, speculate
 from penstock import LLM, SamplingParams
 from penstock.engine import sequence as sequences
 from penstock.engine.engine import Engine

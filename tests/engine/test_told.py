@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from assembled import limited, open_engine, stage_of
-from checkpoints import write_checkpoint
 
+from helpers.assembled import limited, open_engine, stage_of
+from helpers.checkpoints import write_checkpoint
 from penstock import LLM, SamplingParams
 from penstock.engine.engine import Engine
 from penstock.logprobs import logprobs_bytes

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from guessing import Scripted, root
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.guessing import Scripted, root
 from penstock.forecast.guess_forecast import GuessForecast, forecast_guesses
 from penstock.forecast.guess_plan import ASSUMED
 from penstock.speculate.grow import BATCH, LEAST_CHANCE, Growth

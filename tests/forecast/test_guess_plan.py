@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rooms import keep_at_most
 
+from helpers.rooms import keep_at_most
 from penstock import LLM, SamplingParams
 from penstock.architectures.base import Architecture
 from penstock.architectures.config import ModelConfig

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cases import CASES
-from checkpoints import tiny_config
 
+from helpers.cases import CASES
+from helpers.checkpoints import tiny_config
 from penstock import LLM
 from penstock.checkpoints.store import find_model
 from penstock.errors import CheckpointError, ContextError, MemoryCeilingError, UnsupportedError, UsageError

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from checkpoints import to_float32
 
+from helpers.checkpoints import to_float32
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.compute.codec import PackedRows, decode

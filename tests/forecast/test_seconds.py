@@ -5,11 +5,11 @@ from math import prod
 from pathlib import Path
 
 import pytest
-from cases import CASES
-from checkpoints import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.cases import CASES
+from helpers.checkpoints import tiny_config
 from penstock import LLM
 from penstock.architectures.base import Architecture
 from penstock.architectures.config import ModelConfig

@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cases import CASES
-from checkpoints import tiny_config, write_checkpoint
 
+from helpers.cases import CASES
+from helpers.checkpoints import tiny_config, write_checkpoint
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoints import tiny_config, write_checkpoint
 
 import penstock
+from helpers.checkpoints import tiny_config, write_checkpoint
 from penstock.text.tokenizer import Tokenizer
 
 DEMO = Path(penstock.__file__).parent / "data" / "demo"

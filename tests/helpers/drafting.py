@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from cases import Case, random_tokens
 
+from helpers.cases import Case, random_tokens
 from penstock.architectures.base import Architecture
 from penstock.architectures.config import ModelConfig
 from penstock.checkpoints.checkpoint import open_checkpoint

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from codec_reference import ORDER
+
+from helpers.codec_reference import ORDER
 
 U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from free_encoder import Choices, encode_chunk
 
+from helpers.free_encoder import Choices, encode_chunk
 from penstock import _core
 from penstock.compute.codec import MalformedRow, PackedRows, decode, row_extent, row_offsets_bytes, single_row
 from penstock.compute.kernels import F32, Kernels

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from checkpoint_checks import INDEX
-from checkpoints import Tensors, as_dtype, tensor_shapes, tiny_config, write_checkpoint
-from drafting import everything, new_cache
-from free_encoder import Choices, pack_freely
 
+from helpers.checkpoint_checks import INDEX
+from helpers.checkpoints import Tensors, as_dtype, tensor_shapes, tiny_config, write_checkpoint
+from helpers.drafting import everything, new_cache
+from helpers.free_encoder import Choices, pack_freely
 from penstock import LLM, SamplingParams
 from penstock.architectures.base import Architecture
 from penstock.checkpoints.checkpoint import open_checkpoint

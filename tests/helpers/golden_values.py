@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import DEMO, demo_tokens, random_tokens
-from checkpoints import tiny_config, write_checkpoint
 
+from helpers.cases import DEMO, demo_tokens, random_tokens
+from helpers.checkpoints import tiny_config, write_checkpoint
 from penstock import LLM, SamplingParams
 from penstock.compute.kernels import F32
 

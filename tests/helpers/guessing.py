@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from assembled import stage_of
-
+from helpers.assembled import stage_of
 from penstock.compute.kernels import F32, Kernels
 from penstock.engine import sequence as engine_sequence
 from penstock.engine.engine import Engine

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from free_models import FreeModel, logits, opened
-from packed_files import Parts
 
+from helpers.free_models import FreeModel, logits, opened
+from helpers.packed_files import Parts
 from penstock import LLM, SamplingParams
 from penstock.architectures.base import Architecture
 from penstock.compute.kernels import Kernels

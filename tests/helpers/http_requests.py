@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
 
-import http_values as odd
-
+from helpers import http_values as odd
 from penstock.openai_api.requests import URLS, Message, StreamOptions
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cases import DEMO
-from checkpoints import tiny_config, write_checkpoint
-from http_requests import BASES, TEXT, Case, body_of, request
+from helpers.cases import DEMO
+from helpers.checkpoints import tiny_config, write_checkpoint
+from helpers.http_requests import BASES, TEXT, Case, body_of, request
 
 PATIENCE = 60.0
 GLANCE = 0.05

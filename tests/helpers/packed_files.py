@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from checkpoints import tiny_config
 
+from helpers.checkpoints import tiny_config
 from penstock.architectures.registry import parse_config
 from penstock.compute.kernels import U8
 from penstock.disk.files import Files

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from checkpoints import tiny_config, write_checkpoint
-from hub_server import Hub
+from helpers.checkpoints import tiny_config, write_checkpoint
+from helpers.hub_server import Hub
 
 REPO = "owner/model"
 SMALL = {"REQUEST_BYTES": 1 << 18, "RUN_BYTES": 1 << 18, "SYNC_BYTES": 1 << 19}

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import reference as exact
-from reference import F32, F64, I64, Reference
+
+from helpers import reference as exact
+from helpers.reference import F32, F64, I64, Reference
 
 UNIT = 2.0**-24
 EXP_ROUNDINGS = 2

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-import hub_server
 import pytest
-from hub_server import Hub, Repo, serve
 
+from helpers import hub_server
+from helpers.hub_server import Hub, Repo, serve
 from penstock.errors import CheckpointError, FormatError, PenstockError, UsageError
 from penstock.hub.repository import find_repository, is_repo_id
 

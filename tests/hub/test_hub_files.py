@@ -7,10 +7,10 @@ from email.utils import format_datetime
 
 import numpy as np
 import pytest
-from hub_server import TOKEN, Faults, Hub, Repo, serve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.hub_server import TOKEN, Faults, Hub, Repo, serve
 from penstock.errors import CheckpointError
 from penstock.hub import files as hub_files
 from penstock.hub.files import HubSource, Patience, _asked_to_wait, _requests

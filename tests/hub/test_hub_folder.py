@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import safetensors_bytes, tiny_config, write_checkpoint
-from hub_server import Content, Faults, Hub, Repo, directory_files, serve
 
+from helpers.checkpoints import safetensors_bytes, tiny_config, write_checkpoint
+from helpers.hub_server import Content, Faults, Hub, Repo, directory_files, serve
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.layout import check_folder, find_layout
 from penstock.errors import CheckpointError, FormatError, PenstockError, UnsupportedError

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pytest
-from checkpoints import safetensors_bytes, tiny_config, write_checkpoint
-from hub_server import Faults, Hub, Repo, directory_files, serve
-from pulling import REPO, SMALL, contents, start, write_model
 
+from helpers.checkpoints import safetensors_bytes, tiny_config, write_checkpoint
+from helpers.hub_server import Faults, Hub, Repo, directory_files, serve
+from helpers.pulling import REPO, SMALL, contents, start, write_model
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.store import find_model
 from penstock.errors import CheckpointError, PenstockError, UnsupportedError, UsageError

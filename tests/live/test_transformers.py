@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, DEMO, LLAMA3, Case, demo_tokens, random_tokens
-from reference import F32, F64, Reference
 
+from helpers.cases import CASES, DEMO, LLAMA3, Case, demo_tokens, random_tokens
+from helpers.reference import F32, F64, Reference
 from penstock.architectures.config import RopeConfig
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.models.rope import inverse_frequencies

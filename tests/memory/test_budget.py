@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from assembled import new_cache, open_engine, stage_of
-from cases import CASES, DEMO, Case, random_tokens
-from checkpoints import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.assembled import new_cache, open_engine, stage_of
+from helpers.cases import CASES, DEMO, Case, random_tokens
+from helpers.checkpoints import tiny_config
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.errors import MemoryCeilingError, UsageError

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from assembled import open_engine, stage_of
-from cases import CASES, random_tokens
 
+from helpers.assembled import open_engine, stage_of
+from helpers.cases import CASES, random_tokens
 from penstock import LLM, SamplingParams
 from penstock.architectures.base import Architecture
 from penstock.errors import MemoryCeilingError

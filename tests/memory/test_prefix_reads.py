@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from assembled import GREEDY, Recorder, open_engine
-from cases import CASES, random_tokens
-from numerics_oracles import same_bits
 
+from helpers.assembled import GREEDY, Recorder, open_engine
+from helpers.cases import CASES, random_tokens
+from helpers.numerics_oracles import same_bits
 from penstock.compute.kernels import F32
 from penstock.errors import ReadError
 from penstock.models.kv_cache import BLOCK_SLOTS

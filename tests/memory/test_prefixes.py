@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from assembled import GREEDY, Recorder, limited, open_engine
-from cases import CASES, random_tokens
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics_oracles import same_bits
 
+from helpers.assembled import GREEDY, Recorder, limited, open_engine
+from helpers.cases import CASES, random_tokens
+from helpers.numerics_oracles import same_bits
 from penstock import SamplingParams
 from penstock.compute.kernels import F32
 from penstock.engine.engine import Engine

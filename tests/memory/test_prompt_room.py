@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from cases import random_tokens
 
+from helpers.cases import random_tokens
 from penstock import LLM, SamplingParams
 from penstock.errors import MemoryCeilingError
 from penstock.system import machine

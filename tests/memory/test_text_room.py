@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from batches import ask, write_requests
-from rooms import set_budget
-from serving import serving
-from watched import Watched, watch
 
 import penstock.batch.run
+from helpers.batches import ask, write_requests
+from helpers.rooms import set_budget
+from helpers.serving import serving
+from helpers.watched import Watched, watch
 from penstock import LLM, SamplingParams
 from penstock.batch.run import BatchSettings, run
 from penstock.cli import standard_input

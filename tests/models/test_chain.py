@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from assembled import commit, generate, new_cache, open_engine
-from cases import DEMO, random_tokens
-from checkpoints import random_tensors, tiny_config, write_checkpoint
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from helpers.assembled import commit, generate, new_cache, open_engine
+from helpers.cases import DEMO, random_tokens
+from helpers.checkpoints import random_tensors, tiny_config, write_checkpoint
 from penstock import LLM, SamplingParams, Session, _core
 from penstock.errors import MemoryCeilingError, UsageError
 from penstock.models.kv_cache import BLOCK_SLOTS

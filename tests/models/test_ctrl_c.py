@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from assembled import commit, new_cache, open_engine
-from cases import CASES, random_tokens
-from interrupts import CtrlC, ctrl_c, each_once
-from numerics_oracles import same_bits
 
+from helpers.assembled import commit, new_cache, open_engine
+from helpers.cases import CASES, random_tokens
+from helpers.interrupts import CtrlC, ctrl_c, each_once
+from helpers.numerics_oracles import same_bits
 from penstock.compute.kernels import F32
 from penstock.engine.engine import Engine
 from penstock.models import chain, kv_cache, kv_planes, stage

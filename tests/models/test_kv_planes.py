@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics_oracles import same_bits, to_bf16
 
+from helpers.checkpoints import tiny_config
+from helpers.numerics_oracles import same_bits, to_bf16
 from penstock.architectures.registry import parse_config
 from penstock.compute.kernels import F32, U8, Kernels, KvLayer
 from penstock.errors import UsageError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from free_models import FreeModel, write_model
-from hostile_packed import attack, spoil
 
+from helpers.free_models import FreeModel, write_model
+from helpers.hostile_packed import attack, spoil
 from penstock.compute.kernels import Kernels
 
 KERNELS = Kernels(1)

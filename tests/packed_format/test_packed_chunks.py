@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from packed_files import Parts, file_content, flip, pack_bytes
 
+from helpers.packed_files import Parts, file_content, flip, pack_bytes
 from penstock.disk.files import Files
 from penstock.errors import ChecksumError, FormatError
 from penstock.packed_format import chunks as packed_chunks

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from packed_files import Entry, Parts, file_content, flip, pack_bytes
 
+from helpers.packed_files import Entry, Parts, file_content, flip, pack_bytes
 from penstock.disk.files import Files, aligned_buffer
 from penstock.errors import ChecksumError, FormatError
 from penstock.packed_format.reader import CHUNKS, HEADER, INDEX, SERVICE, is_packed_file, read_packed

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from packed_files import file_content
 
+from helpers.packed_files import file_content
 from penstock.disk.files import Files
 from penstock.errors import ReadError
 from penstock.packed_format.sources import LocalSource

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import safetensors
-from checkpoint_checks import INDEX
-from checkpoints import Tensors, random_tensors, write_checkpoint
-from packed_files import contents, flip, packable_config
 
+from helpers.checkpoint_checks import INDEX
+from helpers.checkpoints import Tensors, random_tensors, write_checkpoint
+from helpers.packed_files import contents, flip, packable_config
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.layout import UNFINISHED
 from penstock.errors import CheckpointError, FormatError, PenstockError, UnsupportedError, UsageError

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors
-from checkpoints import safetensors_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packed_files import BytesSource, Entry, file_content, pack_bytes, packable_config, unpack_bytes
 
+from helpers.checkpoints import safetensors_bytes
+from helpers.packed_files import BytesSource, Entry, file_content, pack_bytes, packable_config, unpack_bytes
 from penstock.compute import codec
 from penstock.errors import FormatError, PenstockError
 from penstock.packed_format.reader import SERVICE, read_packed

@@ -4,10 +4,10 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from checkpoint_checks import INDEX
-from checkpoints import write_checkpoint
-from packed_files import contents, flip, packable_config
 
+from helpers.checkpoint_checks import INDEX
+from helpers.checkpoints import write_checkpoint
+from helpers.packed_files import contents, flip, packable_config
 from penstock.checkpoints.layout import UNFINISHED
 from penstock.errors import CheckpointError, ChecksumError, FormatError, PenstockError, UsageError
 from penstock.packing import pack_folder

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import random_tensors, write_checkpoint
-from packed_files import contents, flip, packable_config
 
+from helpers.checkpoints import random_tensors, write_checkpoint
+from helpers.packed_files import contents, flip, packable_config
 from penstock.disk.files import Extent, Files
 from penstock.errors import CheckpointError, ChecksumError, FormatError, PenstockError, ReadError, UsageError
 from penstock.llm import LLM

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serving import MODEL, Serving, braked, eventually, serving
 
+from helpers.serving import MODEL, Serving, braked, eventually, serving
 from penstock import LLM, SamplingParams
 
 MESSAGES: Any = [{"role": "user", "content": "print it"}]

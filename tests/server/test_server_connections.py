@@ -12,10 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from http_requests import BASES, TEXT, body_of, request
-from http_siege import write_model
-from serving import PATIENCE, Serving, eventually, serving
 
+from helpers.http_requests import BASES, TEXT, body_of, request
+from helpers.http_siege import write_model
+from helpers.serving import PATIENCE, Serving, eventually, serving
 from penstock import LLM
 
 DESCRIPTORS, CONNECTIONS = 256, 400

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.generation import GenerationMode
-from serving import Serving, serving
 
+from helpers.serving import Serving, serving
 from penstock import LLM
 from penstock.openai_api.responses import ChatCompletion, ErrorBody, TextCompletion
 

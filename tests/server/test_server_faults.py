@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import PATIENCE, Serving, braked, eventually, serving
 
+from helpers.serving import PATIENCE, Serving, braked, eventually, serving
 from penstock import LLM
 from penstock.openai_api.answers import Answers
 from penstock.sampling import Sampler

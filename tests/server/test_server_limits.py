@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from cases import DEMO
-from packed_files import flip
-from serving import PATIENCE, Serving, braked, eventually, serving
 from starlette.requests import Request
 
+from helpers.cases import DEMO
+from helpers.packed_files import flip
+from helpers.serving import PATIENCE, Serving, braked, eventually, serving
 from penstock import LLM
 from penstock.errors import ChecksumError, MemoryCeilingError, NumericsError, ReadError
 from penstock.memory.text_room import BYTES_TO_TOKENIZE

@@ -10,8 +10,8 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from serving import Serving, braked, eventually, serving
 
+from helpers.serving import Serving, braked, eventually, serving
 from penstock import LLM
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

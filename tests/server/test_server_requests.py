@@ -7,11 +7,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import http_requests as made
 import pytest
-from http_siege import Siege, write_model
-from serving import serving
 
+from helpers import http_requests as made
+from helpers.http_siege import Siege, write_model
+from helpers.serving import serving
 from penstock import LLM
 from penstock.openai_api.requests import URLS
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tokenizers
-from cases import DEMO
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.cases import DEMO
 from penstock.sessions.follow_up import appended, common_length, extended
 from penstock.text.tokenizer import Tokenizer
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, DEMO
-from checkpoints import random_tensors, tiny_config, write_checkpoint
 
+from helpers.cases import CASES, DEMO
+from helpers.checkpoints import random_tensors, tiny_config, write_checkpoint
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.packing.pack import pack
 from penstock.sessions.identity import difference, model_identity

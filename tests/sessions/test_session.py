@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cases import DEMO, random_tokens
 
+from helpers.cases import DEMO, random_tokens
 from penstock import LLM, SamplingParams, Session
 from penstock.errors import ContextError, MemoryCeilingError, PenstockError, ReadError, SessionError
 from penstock.options import OpenOptions

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cases import CASES
-from interrupts import CtrlC, ctrl_c, each_once
 
+from helpers.cases import CASES
+from helpers.interrupts import CtrlC, ctrl_c, each_once
 from penstock import LLM, SamplingParams, Session
 from penstock.sessions import log as session_log
 from penstock.sessions import session

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CASES, random_tokens
-from checkpoints import random_tensors, tiny_config, write_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.cases import CASES, random_tokens
+from helpers.checkpoints import random_tensors, tiny_config, write_checkpoint
 from penstock import LLM, SamplingParams, Session
 from penstock.errors import ContextError, MemoryCeilingError, SessionError, UsageError
 from penstock.sessions.log import SessionLog, SessionWarning

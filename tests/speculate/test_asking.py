@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
-from guessing import Scripted, root
 
+from helpers.guessing import Scripted, root
 from penstock.speculate.asking import Asking, FirstOnly, Overheard
 from penstock.speculate.drafter import Guess
 from penstock.speculate.tree import Tree

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from guessing import root
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.guessing import root
 from penstock.speculate.calibration import DOUBTED, UNTRIED, Calibration
 from penstock.speculate.tree import Claim, Tree
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drafting import PROMPT, coarse_drafter, correlation, keep, new_cache, open_to_draft, pass_over, write_pair
-from guessing import root
-from rooms import keep_at_most
 
+from helpers.drafting import PROMPT, coarse_drafter, correlation, keep, new_cache, open_to_draft, pass_over, write_pair
+from helpers.guessing import root
+from helpers.rooms import keep_at_most
 from penstock import LLM, SamplingParams
 from penstock.architectures.base import Architecture
 from penstock.models.decoder import Decoder

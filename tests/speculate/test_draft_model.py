@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import DEMO, Case
-from checkpoints import tiny_config, write_checkpoint
-from drafting import PACKABLE, PROMPT, correlation, pass_over, write_pair
-from numerics_oracles import same_bits
-from packed_files import flip
 
+from helpers.cases import DEMO, Case
+from helpers.checkpoints import tiny_config, write_checkpoint
+from helpers.drafting import PACKABLE, PROMPT, correlation, pass_over, write_pair
+from helpers.numerics_oracles import same_bits
+from helpers.packed_files import flip
 from penstock import LLM, SamplingParams
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.compute.kernels import Kernels

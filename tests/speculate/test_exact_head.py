@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoints import random_tensors, tiny_config, to_float32
-from drafting import PACKABLE, keep, open_to_draft, pass_over, write_pair
-from packed_files import flip
 
+from helpers.checkpoints import random_tensors, tiny_config, to_float32
+from helpers.drafting import PACKABLE, keep, open_to_draft, pass_over, write_pair
+from helpers.packed_files import flip
 from penstock.compute import codec
 from penstock.errors import ReadError
 from penstock.models.decoder import Decoder

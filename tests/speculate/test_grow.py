@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from guessing import Key, Scripted, paths, root
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.guessing import Key, Scripted, paths, root
 from penstock.speculate import grow
 from penstock.speculate.calibration import DOUBTED, Calibration
 from penstock.speculate.drafter import Drafter

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from assembled import GREEDY, commit, generate, new_cache, open_engine, stage_of
-from cases import CASES, random_tokens
-from guessing import finish, speculate
-from numerics_oracles import same_bits
 
+from helpers.assembled import GREEDY, commit, generate, new_cache, open_engine, stage_of
+from helpers.cases import CASES, random_tokens
+from helpers.guessing import finish, speculate
+from helpers.numerics_oracles import same_bits
 from penstock import SamplingParams
 from penstock.compute.kernels import F32
 from penstock.engine import sequence as engine_sequence

@@ -3,8 +3,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from guessing import Scripted, root
 
+from helpers.guessing import Scripted, root
 from penstock.speculate.simulated import SimulatedDrafter
 from penstock.speculate.tree import Tree
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
-from assembled import new_cache, open_engine
-from checkpoints import tiny_config, write_checkpoint
-from guessing import Scripted, finish, speculate
 
+from helpers.assembled import new_cache, open_engine
+from helpers.checkpoints import tiny_config, write_checkpoint
+from helpers.guessing import Scripted, finish, speculate
 from penstock import SamplingParams
 from penstock.compute.kernels import F32
 from penstock.engine import engine as engine_module

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from assembled import GREEDY, generate, open_engine, stage_of
-from cases import CASES, Case, random_tokens
-from guessing import Scripted, finish, knowing, speculate
-from packed_files import flip
-from rooms import keep_at_most
 
+from helpers.assembled import GREEDY, generate, open_engine, stage_of
+from helpers.cases import CASES, Case, random_tokens
+from helpers.guessing import Scripted, finish, knowing, speculate
+from helpers.packed_files import flip
+from helpers.rooms import keep_at_most
 from penstock import LLM, SamplingParams
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.completion import Piece

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, DEMO, Case, random_tokens
-from checkpoints import tensor_shapes, write_checkpoint
-from held_out import cut
-from rooms import keep_at_most
 
+from helpers.cases import CASES, DEMO, Case, random_tokens
+from helpers.checkpoints import tensor_shapes, write_checkpoint
+from helpers.held_out import cut
+from helpers.rooms import keep_at_most
 from penstock import LLM, SamplingParams
 from penstock.completion import Output
 from penstock.compute.kernels import F32

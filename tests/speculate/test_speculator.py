@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from assembled import GREEDY, generate, open_engine
-from cases import CASES, random_tokens
-from guessing import Key, Scripted, finish, knowing, root, speculate
 
+from helpers.assembled import GREEDY, generate, open_engine
+from helpers.cases import CASES, random_tokens
+from helpers.guessing import Key, Scripted, finish, knowing, root, speculate
 from penstock import SamplingParams
 from penstock.compute.kernels import F32
 from penstock.engine.engine import Engine

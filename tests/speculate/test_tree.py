@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from guessing import paths, root
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from helpers.guessing import paths, root
 from penstock.speculate.tree import Claim, Tree
 
 

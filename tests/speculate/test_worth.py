@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from guessing import root
 
+from helpers.guessing import root
 from penstock.models.pass_stats import PartStats, PassStats
 from penstock.speculate.tree import Claim, Tree
 from penstock.speculate.worth import PASSES, Worth

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import tokenizers
 import typer
-from checkpoints import tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
-from reference import Reference
 from safetensors import deserialize
 from typer.testing import CliRunner
 
+from helpers.checkpoints import tiny_config
+from helpers.reference import Reference
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import tokenizers
-from cases import DEMO
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.cases import DEMO
 from penstock.text.spelling import most_characters_a_token
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from free_models import check_answers, check_copies, check_same, write_model
 
+from helpers.free_models import check_answers, check_copies, check_same, write_model
 from penstock.compute.kernels import Kernels
 
 KERNELS = Kernels(1)

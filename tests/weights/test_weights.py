@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import Tensors, random_tensors, tiny_config, to_float32, write_checkpoint
-from drafting import open_to_draft, pass_over, write_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.checkpoints import Tensors, random_tensors, tiny_config, to_float32, write_checkpoint
+from helpers.drafting import open_to_draft, pass_over, write_pair
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint

@@ -16,8 +16,8 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "helpers"))
-from batch_damage import LOG, OUT, STATE, begin, flip, told
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from helpers.batch_damage import LOG, OUT, STATE, begin, flip, told
 
 
 def turn(begun: Path, case: Path, file: str, bits: list[int]) -> Counter[str]:

@@ -31,9 +31,8 @@ from penstock.sampling import SamplingParams
 from penstock.sessions.log import NewRecord
 
 TESTS = Path(__file__).parents[2] / "tests"
-sys.path.insert(0, str(TESTS / "helpers"))
-import batch_damage  # noqa: E402
-import pulling  # noqa: E402
+sys.path.insert(0, str(TESTS))
+from helpers import batch_damage, pulling  # noqa: E402
 
 GOLDEN = TESTS / "golden"
 

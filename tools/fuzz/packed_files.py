@@ -32,7 +32,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.core:
         use_core(arguments.core)
-    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+    sys.path.insert(0, str(ROOT / "tests"))
     seed = time.time_ns() % 10**9 if arguments.seed is None else arguments.seed
     end, counts = time.monotonic() + arguments.seconds, Counter[str]()
     while True:
@@ -50,10 +50,10 @@ def main() -> int:
 
 def _round(seed: int, counts: Counter[str]) -> None:
     import numpy as np
-    from free_kernels import any_matrix, check_matrix
-    from free_models import check_answers, check_copies, check_same, write_model
-    from hostile_packed import attack, spoil
 
+    from helpers.free_kernels import any_matrix, check_matrix
+    from helpers.free_models import check_answers, check_copies, check_same, write_model
+    from helpers.hostile_packed import attack, spoil
     from penstock.compute.kernels import Kernels
 
     warnings.simplefilter("error", RuntimeWarning)

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 from other_core import use_core
 
 if TYPE_CHECKING:
-    from http_requests import Case
-
+    from helpers.http_requests import Case
     from penstock import LLM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,12 +38,11 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.core:
         use_core(arguments.core)
-    sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+    sys.path.insert(0, str(ROOT / "tests"))
     logging.getLogger().addHandler(logging.NullHandler())  # what is logged is told as a finding
     end, found = time.monotonic() + arguments.seconds, 0
 
-    from http_siege import write_model
-
+    from helpers.http_siege import write_model
     from penstock import LLM
 
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +57,7 @@ def main() -> int:
 
 def _cases(number: int, seed: int) -> Iterator[Case]:
     """Those of a round: in the first ones all that there are, then random ones."""
-    import http_requests as made
+    from helpers import http_requests as made
 
     if number < len(SETTINGS):
         return chain(made.path_cases(), made.body_cases(), made.header_cases(), made.field_cases())
@@ -76,8 +74,8 @@ def _until(end: float, cases: Iterable[Case]) -> Iterator[Case]:
 
 def _round(llm: LLM, number: int, cases: Iterator[Case]) -> int:
     """Send them to one server; how many were answered wrongly."""
-    from http_siege import Siege
-    from serving import serving
+    from helpers.http_siege import Siege
+    from helpers.serving import serving
 
     found = 0
     with serving(llm, max_body=20000, body_seconds=1.0, **SETTINGS[number % len(SETTINGS)]) as server:
