@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from penstock.errors import PenstockError
 from penstock.speculate.costs import Costs
@@ -60,24 +60,36 @@ def decode(
     The last pass is a whole one where `params` allow more tokens than that, so tokens and passes are in proportion.
     `sampler`: puts another in place of the sequence's. Raises as LLM.stream does.
     """
-    engine = llm.engine
-    engine.check_prompt(prompt)
-    most = llm.memory.most_tokens([len(prompt)], params.max_tokens, llm.context)
-    sequence = engine.add(prompt, params, most)
+    completion = llm.submit(prompt, params)
+    sequence = completion.sequence
     sequence.sampler = sampler(sequence.sampler)
     out = Decoding(sequence.token_ids, guesses=sequence.guesses)
     try:
-        while sequence.finish_reason is None and out.tokens < tokens:
-            begin, before = time.perf_counter(), len(sequence.token_ids)
-            stats = engine.step()
-            if sequence.error is not None:
-                raise sequence.error
+        while completion.runs and out.tokens < tokens:
+            begin, before = time.perf_counter(), len(out.token_ids)
+            stats = llm.step()
+            if completion.error is not None:
+                raise completion.error
             if before:
-                drawn = len(sequence.token_ids) - before
+                drawn = len(out.token_ids) - before
                 out.passes.append(TimedPass(time.perf_counter() - begin, drawn, stats.totals()))
     finally:
-        engine.cancel(sequence)
+        llm.cancel(completion)
     return out
+
+
+def rates(runs: Sequence[Decoding]) -> dict[str, Any]:
+    """Tokens, passes and means of several runs together; seconds of a pass include those of guessing."""
+    totals = [one.totals for run in runs for one in run.passes]
+    passes, tokens = len(totals), sum(run.tokens for run in runs)
+    return {
+        "tokens": tokens,
+        "passes": passes,
+        "tokens_per_pass": tokens / passes,
+        "nodes_per_pass": sum(each.guesses for each in totals) / passes,
+        "draft_seconds_per_pass": sum(each.draft_seconds for each in totals) / passes,
+        "seconds_per_token": sum(run.seconds for run in runs) / tokens,
+    }
 
 
 @contextmanager
