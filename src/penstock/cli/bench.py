@@ -114,11 +114,7 @@ def _time_rows(result: Result) -> list[tuple[str, str, str]]:
     rate = result.decoded_bytes_per_second
     decoding = "" if rate is None else f"decoding too: {format_size(rate)}/s of BF16"
     return [
-        (
-            "a pass",
-            format_seconds(result.median_seconds_per_pass),
-            f"median of {further}" if further else "the prompt's",
-        ),
+        ("a pass", format_seconds(result.median_seconds_per_pass), median),
         ("waiting", format_seconds(result.disk_wait_seconds), "for the disk"),
         ("computing", format_seconds(result.compute_seconds), decoding),
         ("tokens", f"{result.tokens_per_second:.3g} a second", f"after the first{sequences}"),

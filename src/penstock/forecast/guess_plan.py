@@ -7,14 +7,14 @@ and is measured as a model runs; here it is assumed. Guesses from the text itsel
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from penstock.architectures.base import Architecture
 from penstock.errors import MemoryCeilingError
 from penstock.forecast.guess_forecast import GuessForecast, forecast_guesses
-from penstock.forecast.probe import MANY_ROWS
+from penstock.forecast.probe import MANY_ROWS, seconds_of_rows
 from penstock.forecast.sizes import COARSE_RATIO
 from penstock.memory.budget import Budget, Demand, Plan
 from penstock.models.kv_cache import BLOCK_SLOTS
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from penstock.forecast.sizes import Matrix, StoredSize
     from penstock.models.kv_planes import KvShape
     from penstock.speculate.draft_model import Form
+
+T = TypeVar("T")
 
 ASSUMED = ((0.70, 0.12, 0.05), (0.85, 0.06, 0.02))
 """Chances that the next token is a drafter's first guess, its second, its third."""
@@ -107,7 +109,7 @@ class Guesses:
     drafted: Guessing | None = None
     """None where there is no room for the draft, or none was named."""
     draft: str | None = None
-    pays: tuple[bool, ...] = field(default=())
+    pays: tuple[bool, ...] = ()
     """For each of ASSUMED: whether tokens come faster with the draft."""
 
     def as_object(self) -> dict[str, Any]:
@@ -122,10 +124,10 @@ class Guesses:
 
 def plan_guesses(subject: GuessSubject, plain_seconds: float, draft: DraftShape | None = None) -> Guesses:
     """What guessing takes and brings; a pass without guesses takes `plain_seconds`."""
-    own = _if_it_fits(subject, None)
+    own = if_it_fits(lambda: _guessing(subject, None))
     if draft is None:
         return Guesses(own)
-    drafted = _if_it_fits(subject, draft)
+    drafted = if_it_fits(lambda: _guessing(subject, draft))
     without = [f.seconds_per_token for f in own.forecasts] if own else [plain_seconds] * len(ASSUMED)
     with_draft = [f.seconds_per_token for f in drafted.forecasts] if drafted else [float("inf")] * len(ASSUMED)
     return Guesses(own, drafted, draft.name, tuple(a < b for a, b in zip(with_draft, without, strict=True)))
@@ -144,9 +146,10 @@ def guess_budget(subject: GuessSubject, draft: DraftShape | None) -> tuple[Budge
     return replace(budget, draft=budget.draft + draft.likely_bytes["4 bits"]), "4 bits"
 
 
-def _if_it_fits(subject: GuessSubject, draft: DraftShape | None) -> Guessing | None:
+def if_it_fits(make: Callable[[], T]) -> T | None:
+    """What `make` gives; None where it raises MemoryCeilingError."""
     try:
-        return _guessing(subject, draft)
+        return make()
     except MemoryCeilingError:
         return None
 
@@ -164,7 +167,7 @@ def _guessing(subject: GuessSubject, draft: DraftShape | None) -> Guessing:
         kv += shape.block_bytes
         most = min(MOST_NODES, budget.most_guesses(kv, 1, 1, slot, tier_bytes))
     without, plan = budget.plan(Demand(kv=kv)), budget.plan(Demand(1 + most, 1 + most, kv + most * slot))
-    kept = _kept_layers(subject, plan.resident)
+    kept = kept_layers(subject, plan.resident)
     steps = _steps(subject, kept, draft, form)
     found = [_best(subject, plan, without, steps, chances, most) for chances in ASSUMED]
     return Guessing(
@@ -182,7 +185,7 @@ def _guessing(subject: GuessSubject, draft: DraftShape | None) -> Guessing:
     )
 
 
-def _kept_layers(subject: GuessSubject, resident: int) -> list[int]:
+def kept_layers(subject: GuessSubject, resident: int) -> list[int]:
     """Layers that the coarse drafter has where `resident` bytes of weights stay in memory; none where it rests."""
     architecture, tiers = subject.budget.architecture, subject.tiers
     count = architecture.config.num_hidden_layers
@@ -239,4 +242,4 @@ def _best(
 def _compute_seconds(model: Architecture, one: float, flops: float, rows: int, positions: int) -> float:
     """Arithmetic of a pass of so many rows, each with its logits: on the line through what one row takes, and MANY."""
     many = (model.flops(MANY_ROWS, max(MANY_ROWS, positions)) + model.head_flops(MANY_ROWS - 1)) / flops
-    return one + max(0.0, many - one) * (rows - 1) / (MANY_ROWS - 1)
+    return seconds_of_rows(rows, one, many, MANY_ROWS)
