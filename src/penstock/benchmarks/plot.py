@@ -13,7 +13,7 @@ import numpy as np
 from penstock.errors import PenstockError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from penstock.compute.kernels import F64
     from penstock.events import Event
@@ -23,15 +23,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg", ".pdf")
 BINS = 240
-READ, WAIT, COMPUTE, PROBE, INK, PALE, BAND = (
-    "#2a78b5",
-    "#d9d9de",
-    "#e8833a",
-    "#1a3d5c",
-    "#2b2b33",
-    "#6f6f7a",
-    "#f3f4f7",
-)
+READ, WAIT, COMPUTE, PROBE = "#2a78b5", "#d9d9de", "#e8833a", "#1a3d5c"
+INK, PALE, BAND = "#2b2b33", "#6f6f7a", "#f3f4f7"
 
 
 class LastPass:
@@ -158,11 +151,7 @@ def draw(picture: PassPicture, path: Path, title: str, summary: str, disk_rate: 
 
     Raises as check_plot does, and PenstockError where the file cannot be written.
     """
-    check_plot(path)
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(12, 6), layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 0.89)))
+    figure, write = new_figure(path, (12, 6), title, summary)
     rate_axes, lane_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2.2))
     _draw_parts(picture, rate_axes, lane_axes)
     _draw_rate(picture, rate_axes, disk_rate)
@@ -171,18 +160,30 @@ def draw(picture: PassPicture, path: Path, title: str, summary: str, disk_rate: 
         clean(axes)
     lane_axes.set_xlim(0, picture.seconds)
     lane_axes.set_xlabel("seconds since the pass began", color=PALE)
+    write()
+
+
+def new_figure(path: Path, size: tuple[float, float], title: str, summary: str) -> tuple[Any, Callable[[], None]]:
+    """A matplotlib figure of `size` inches with two lines at the top, and what writes it to `path` in the end.
+
+    Raises as check_plot does; writing raises PenstockError.
+    """
+    check_plot(path)
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - 0.65 / size[1])))
     figure.text(0.012, 0.975, title, va="top", fontsize=14, fontweight="bold", color=INK)
-    figure.text(0.012, 0.927, summary, va="top", fontsize=10, color=PALE)
-    save(figure, path)
+    figure.text(0.012, 0.975 - 0.3 / size[1], summary, va="top", fontsize=10, color=PALE)
 
+    def write() -> None:
+        try:
+            figure.savefig(path, dpi=160, facecolor="white")
+        except OSError as error:
+            problem = f"{path}: the plot cannot be written: {error.strerror or error}."
+            raise PenstockError(problem, "Name a file in a directory that you may write to.") from error
 
-def save(figure: Any, path: Path) -> None:
-    """Raises PenstockError where the file cannot be written."""
-    try:
-        figure.savefig(path, dpi=160, facecolor="white")
-    except OSError as error:
-        problem = f"{path}: the plot cannot be written: {error.strerror or error}."
-        raise PenstockError(problem, "Name a file in a directory that you may write to.") from error
+    return figure, write
 
 
 def _total(spans: Sequence[Span]) -> float:

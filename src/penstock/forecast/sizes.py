@@ -111,18 +111,12 @@ def size_here(tensors: Sequence[Tensor]) -> StoredSize:
     """Of a checkpoint that is here, raw or packed, by its tensors."""
     return StoredSize(
         nbytes=sum(tensor.nbytes for tensor in tensors),
-        raw=sum(matrix_of(tensor).nbytes for tensor in tensors),
+        raw=sum(tensor.original_nbytes for tensor in tensors),
         decoded=sum(tensor.original_nbytes for tensor in tensors if tensor.in_tiers),
         coarse=sum(tensor.coarse_bytes for tensor in tensors),
         chunk=largest_chunk(tensors),
-        indexed=_indexed_bytes(tensors),
+        indexed=sum(likely_bytes(*t.shape) if t.in_tiers else t.nbytes for t in tensors) * holds_packed(tensors),
     )
-
-
-def _indexed_bytes(tensors: Sequence[Tensor]) -> int:
-    if not holds_packed(tensors):
-        return 0
-    return sum(likely_bytes(*tensor.shape) if tensor.in_tiers else tensor.nbytes for tensor in tensors)
 
 
 def matrix_of(tensor: Tensor) -> Matrix:
