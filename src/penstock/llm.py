@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from penstock.models.kv_cache import KvCache
     from penstock.models.pass_stats import PassStats
     from penstock.models.stage import OnLayer
+    from penstock.speculate.draft_model import DraftModel
 
     Prompt = str | Sequence[int]
     Message = Mapping[str, Any]
@@ -200,6 +201,11 @@ class LLM:
         logits, _ = self.engine.chain.run(Rows([SequenceRows.plain(cache, tokens, range(count))]), need)
         cache.truncate(cache.length + len(tokens))
         return logits
+
+    @property
+    def draft(self) -> DraftModel | None:
+        """The smaller model that guesses, as long as it does."""
+        return self._runtime.draft
 
     @property
     def kv_shape(self) -> KvShape:

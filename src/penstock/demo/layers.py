@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.store import store_root
+from penstock.disk.new_files import own_directory
 from penstock.errors import PenstockError
 from penstock.packing.pack import pack
 from penstock.synth.shapes import shape_config
@@ -21,6 +20,7 @@ from penstock.synth.synth import plan_shards, synthesize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     Progress = Callable[[str, int, int], None]
     """Told what is being done, and how many bytes of how many are."""
@@ -68,7 +68,8 @@ def made_layers(
     Fewer layers on a disk that cannot take all of them in MAKE_SECONDS and PACK_SECONDS. Raises TooSlowError where not
     even one, and PenstockError where the disk fails.
     """
-    with _termination_as_interrupt(), _own_directory(folder) as own:
+    problem, remedy = f"{folder} cannot be written", "Let PENSTOCK_HOME name a directory that you may write to."
+    with _termination_as_interrupt(), own_directory(".penstock-demo-", folder, problem, remedy) as own:
         for layers in range(config["num_hidden_layers"], 0, -1):
             made = Layers(own / f"{layers}", own / f"{layers}-packed")
             try:
@@ -116,19 +117,6 @@ def _layer_file_bytes(config: Mapping[str, Any]) -> int:
     """A size that makes shards of a layer each; the embedding goes with the first, norm and head with the last."""
     [whole] = plan_shards(parse_config({**config, "num_hidden_layers": 1}, "the layers' config"), 1 << 62)
     return whole.data_bytes
-
-
-@contextmanager
-def _own_directory(folder: Path) -> Iterator[Path]:
-    try:
-        own = tempfile.TemporaryDirectory(prefix=".penstock-demo-", dir=folder)
-    except OSError as error:
-        raise PenstockError(
-            f"{folder} cannot be written: {error.strerror or error}.",
-            "Let PENSTOCK_HOME name a directory that you may write to.",
-        ) from error
-    with own as name:
-        yield Path(name)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ is in layers.py and timing.py.
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.store import DEMO, find_model
+from penstock.disk.new_files import own_directory
 from penstock.errors import PenstockError
 from penstock.llm import LLM
 from penstock.options import OpenOptions
@@ -94,15 +94,9 @@ def weight_file_bytes(path: Path) -> int:
 @contextmanager
 def packed_copy() -> Iterator[Path]:
     """The demo model packed, in a directory of its own that is gone in the end. Raises PenstockError."""
-    try:
-        own = tempfile.TemporaryDirectory(prefix="penstock-demo-")
-    except OSError as error:
-        raise PenstockError(
-            f"No temporary directory can be made: {error.strerror or error}.",
-            "Let TMPDIR name a directory that you may write to.",
-        ) from error
-    with own as name:
-        out = Path(name) / "packed"
+    remedy = "Let TMPDIR name a directory that you may write to."
+    with own_directory("penstock-demo-", None, "No temporary directory can be made", remedy) as own:
+        out = own / "packed"
         pack(find_model(DEMO), out)
         yield out
 

@@ -51,11 +51,6 @@ class Forecast:
     compute_seconds: float
     seconds: float
 
-    @property
-    def bound(self) -> str:
-        """What decides: "disk" or "compute"."""
-        return "disk" if self.disk_seconds >= self.compute_seconds else "compute"
-
 
 def forecast_token(plan: Plan, rates: Rates) -> Forecast:
     """A further token, by a pass of one row whose memory is shared out as `plan` says."""
