@@ -213,7 +213,7 @@ class TestDamage:
             self.goes_on(llm, tmp_path / "talk", tokens)
 
     def test_no_room_on_the_disk(self, llm: LLM, tmp_path: Path, talk: tuple[bytes, list[int], str]) -> None:
-        from test_session_log import room_for
+        from helpers.full_disk import room_for
 
         content, tokens, text = talk
         path = tmp_path / "talk"

@@ -239,7 +239,7 @@ def _generate(llm: LLM, settings: BenchSettings) -> list[Stats]:
     # Those that do not fit beside the others would wait, and the passes not be all sequences'.
     llm.memory.most_tokens([settings.prompt_tokens] * settings.batch, most, llm.context)
     completions = llm._start(prompts, SamplingParams(temperature=0, max_tokens=most, ignore_eos=True))
-    for _ in llm._run(completions):  # generate() would go on until all have drawn `most`
+    for _ in llm.drive(completions):  # generate() would go on until all have drawn `most`
         enough = all(completion.stats.tokens >= settings.passes for completion in completions)
         if enough or not all(completion.runs for completion in completions):
             break
