@@ -163,7 +163,7 @@ class TestRefusals:
             meta = next((r.meta for r in records if r.kind == kind), {})
             log.append(type("R", (), {"kind": kind, "meta": meta | change, "payload": (), "payload_bytes": 0})())
             log.close()
-            with pytest.raises(SessionError, match="says what no session says"):
+            with pytest.raises(SessionError, match="has intact records that make no sense together"):
                 Session(llm, path)
 
 
