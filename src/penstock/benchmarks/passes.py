@@ -156,13 +156,11 @@ def _generate(llm: LLM, settings: BenchSettings) -> list[Stats]:
     llm.memory.most_tokens([settings.prompt_tokens] * settings.batch, most, llm.context)
     params = SamplingParams(temperature=0, max_tokens=most, ignore_eos=True)
     completions = [llm.submit(prompt, params) for prompt in prompts]
-    while all(each.runs for each in completions) and any(each.stats.tokens < settings.passes for each in completions):
-        llm.step()
-    for each in completions:
-        llm.cancel(each)
-        if each.error is not None:
-            raise each.error
-    return [each.stats for each in completions]
+    for _ in llm.drive(completions):  # which would go on until all have drawn `most`
+        enough = all(completion.stats.tokens >= settings.passes for completion in completions)
+        if enough or not all(completion.runs for completion in completions):
+            break
+    return [completion.stats for completion in completions]
 
 
 def _head_start(llm: LLM, settings: BenchSettings) -> int:

@@ -63,18 +63,14 @@ def decode(
     completion = llm.submit(prompt, params)
     sequence = completion.sequence
     sequence.sampler = sampler(sequence.sampler)
-    out = Decoding(sequence.token_ids, guesses=sequence.guesses)
-    try:
-        while completion.runs and out.tokens < tokens:
-            begin, before = time.perf_counter(), len(out.token_ids)
-            stats = llm.step()
-            if completion.error is not None:
-                raise completion.error
-            if before:
-                drawn = len(out.token_ids) - before
-                out.passes.append(TimedPass(time.perf_counter() - begin, drawn, stats.totals()))
-    finally:
-        llm.cancel(completion)
+    out, begin = Decoding(sequence.token_ids, guesses=sequence.guesses), 0.0
+    for piece in llm.drive([completion]):  # a piece a pass
+        if begin:
+            seconds = time.perf_counter() - begin
+            out.passes.append(TimedPass(seconds, len(piece.token_ids), piece.stats.log[-1]))
+        if out.tokens >= tokens:
+            break
+        begin = time.perf_counter()
     return out
 
 
