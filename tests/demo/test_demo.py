@@ -128,8 +128,8 @@ def invoke() -> str:
 @pytest.fixture
 def third_point(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The command goes on to its third point at once."""
-    monkeypatch.setattr(sys.modules["penstock.cli.demo"], "_compare_bits", lambda console, packed: None)
-    monkeypatch.setattr(sys.modules["penstock.cli.demo"], "_find_damage", lambda console, packed: None)
+    monkeypatch.setattr(sys.modules["penstock.cli.demo"], "compare_bits", lambda console, packed: None)
+    monkeypatch.setattr(sys.modules["penstock.cli.demo"], "find_damage", lambda console, packed: None)
     return home
 
 
@@ -192,7 +192,7 @@ class TestCommand:
 
     @pytest.mark.usefixtures("home")
     def test_damage_that_nobody_sees_is_a_defect(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sys.modules["penstock.cli.demo"], "_compare_bits", lambda console, packed: None)
+        monkeypatch.setattr(sys.modules["penstock.cli.demo"], "compare_bits", lambda console, packed: None)
         monkeypatch.setattr(demo, "refusal", lambda path: None)
         result = CliRunner().invoke(app, ["demo"])
         assert result.exit_code == 1
@@ -253,7 +253,7 @@ class TestLayers:
         assert signal.getsignal(signal.SIGTERM) is before
         assert list(home.iterdir()) == []
 
-    @pytest.mark.parametrize(("limit", "step"), [("MAKE_SECONDS", "_make"), ("PACK_SECONDS", "_pack")])
+    @pytest.mark.parametrize(("limit", "step"), [("MAKE_SECONDS", "make"), ("PACK_SECONDS", "pack_layers")])
     def test_fewer_on_a_slow_disk(self, home: Path, monkeypatch: pytest.MonkeyPatch, limit: str, step: str) -> None:
         do, limits = getattr(demo_layers, step), iter([0.0, 60.0])
 

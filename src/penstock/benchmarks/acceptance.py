@@ -82,9 +82,9 @@ class Acceptance:
     right_by_depth: list[float]
     """Of the passes that had guesses so many tokens on, the share of which one was right."""
     asked_per_pass: float
-    """Nodes that drafters which take time were asked about,"""
+    """Nodes about which drafters were asked that take time."""
     steps_per_pass: float
-    """and how often: of one node or many at once."""
+    """Calls of these drafters, each about one node or many."""
     draft_seconds_per_pass: float
     seconds_per_token: float
 
@@ -99,8 +99,9 @@ class Chain:
     """Of the tree."""
     tree_tokens_per_pass: float
     same: str
-    """What both had as many of: "steps" is the measure where a step takes as long for one node as for many, as it does
-    while memory is what limits it; "rows" where each node takes its time."""
+    """What both had the same number of. "steps", calls of the drafter, are what to compare where a call about many
+    nodes takes as long as one about a single node, as it does while memory limits it; "rows", where each node takes
+    its time."""
     length: int
     """Of the chain, at most LONGEST_CHAIN."""
     tokens_per_pass: float

@@ -84,14 +84,17 @@ class PassPicture:
 
     @property
     def bytes_read(self) -> int:
+        """By all threads, within the pass."""
         return sum(nbytes for reads in self.reads.values() for _, _, nbytes in reads)
 
     @property
     def wait_seconds(self) -> float:
+        """Seconds that the pass stood still for the disk."""
         return _total(self.waits)
 
     @property
     def compute_seconds(self) -> float:
+        """Seconds that it computed."""
         return _total(self.computes)
 
     def rate(self, bins: int = BINS) -> F64:

@@ -39,12 +39,12 @@ class Decoding:
 
     @property
     def seconds(self) -> float:
-        """Of the passes."""
+        """Wall seconds of all passes."""
         return sum(one.seconds for one in self.passes)
 
     @property
     def tokens(self) -> int:
-        """That the passes brought."""
+        """Tokens that all passes yielded."""
         return sum(one.tokens for one in self.passes)
 
 
@@ -100,12 +100,12 @@ def guessing(llm: LLM, speculator: Speculator | None) -> Iterator[None]:
 
 
 def fresh_speculator(llm: LLM, drafters: Sequence[Drafter], nodes: int | None) -> Speculator:
-    """One that has learned nothing yet. `nodes`: guesses a pass, None for the engine's choice."""
+    """A speculator that has learned nothing yet. `nodes`: guesses a pass, None for the engine's choice."""
     return Speculator(drafters, Costs(llm.architecture.pass_weights), nodes)
 
 
 def own_drafters(llm: LLM) -> list[Drafter]:
-    """Those that the model was opened with."""
+    """The drafters that the model was opened with."""
     return llm.engine.speculator.drafters
 
 

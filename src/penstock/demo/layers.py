@@ -73,8 +73,8 @@ def made_layers(
         for layers in range(config["num_hidden_layers"], 0, -1):
             made = Layers(own / f"{layers}", own / f"{layers}-packed")
             try:
-                _make(made.raw, {**config, "num_hidden_layers": layers}, on_progress)
-                _pack(made, on_progress)
+                make(made.raw, {**config, "num_hidden_layers": layers}, on_progress)
+                pack_layers(made, on_progress)
                 break
             except TooSlowError:
                 if layers == 1:
@@ -85,21 +85,23 @@ def made_layers(
 
 
 def layers_config() -> dict[str, Any]:
-    """LAYERS layers of the 8B."""
+    """The config.json of a model with LAYERS layers of the 8B and a tiny vocabulary."""
     return {**shape_config(SHAPE, LAYERS), "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
 
 
-def _make(out: Path, config: Mapping[str, Any], on_progress: Progress) -> None:
+def make(out: Path, config: Mapping[str, Any], on_progress: Progress) -> None:
+    """Write a checkpoint of random weights, a file a layer. Raises TooSlowError after MAKE_SECONDS."""
     told = _within(MAKE_SECONDS, "making layers", on_progress)
     synthesize(config, out, tokenizer=False, shard_bytes=_layer_file_bytes(config), on_progress=told)
 
 
-def _pack(layers: Layers, on_progress: Progress) -> None:
+def pack_layers(layers: Layers, on_progress: Progress) -> None:
+    """Pack them. Raises TooSlowError after PACK_SECONDS."""
     pack(layers.raw, layers.packed, on_progress=_within(PACK_SECONDS, "packing them", on_progress))
 
 
 def _within(seconds: float, doing: str, on_progress: Progress) -> Callable[[int, int], None]:
-    """What takes in how far something is, and raises TooSlowError once it is clear that it takes longer."""
+    """A callback for progress that raises TooSlowError once it is clear that the work takes longer than `seconds`."""
     begin = time.perf_counter()
 
     def check(done: int, total: int) -> None:
@@ -121,7 +123,7 @@ def _layer_file_bytes(config: Mapping[str, Any]) -> int:
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """Let what usually kills a process at once leave time to delete."""
+    """Turn signals that end a process (SIGTERM, SIGHUP) into KeyboardInterrupt, so that the files are deleted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

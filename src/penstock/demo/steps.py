@@ -1,4 +1,4 @@
-"""The two minutes that convince: what `penstock demo` does, step by step; how it looks is cli/demo.py's.
+"""What `penstock demo` does, step by step; cli/demo.py shows it.
 
 First, text from a model most of whose weights stay on the disk, and the same bits from a resident run, from a packed
 copy, and from one whose passes check guesses. Then a bit of that copy is flipped, and it is run again. The third step
@@ -52,6 +52,7 @@ class Run:
 
     @property
     def token_ids(self) -> list[int]:
+        """The tokens after the prompt."""
         return [token for piece in self.pieces for token in piece.token_ids]
 
     def same_bits(self, other: Run) -> bool:
@@ -88,6 +89,7 @@ def complete(
 
 
 def weight_file_bytes(path: Path) -> int:
+    """Bytes of all safetensors files in a directory."""
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 

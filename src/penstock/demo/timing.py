@@ -54,6 +54,7 @@ class Timing:
 
     @property
     def bytes_per_second(self) -> float:
+        """Weights loaded or streamed in a second, computing included."""
         return self.layer_bytes / self.seconds
 
 

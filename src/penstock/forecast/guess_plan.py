@@ -52,7 +52,7 @@ def tiers_ahead(matrices: Iterable[Matrix]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class GuessSubject:
-    """A model in one form, and what this machine does with it."""
+    """A model in one form, raw or packed, under a memory ceiling, and the speeds of this machine."""
 
     budget: Budget
     """Without guesses."""
@@ -73,7 +73,7 @@ class Guessing:
     """With room for the most guesses that a pass may check."""
     most_guesses: int
     guess_bytes: int
-    """What these take: rows, logits, slots of the caches."""
+    """Bytes for their rows, their logits and their slots in the KV caches."""
     tier_bytes: int
     """What a packed model guesses with, part of its resident weights; 0 where the model is raw."""
     tier_layers: int
@@ -82,12 +82,13 @@ class Guessing:
     draft_form: Form | None
     """How a draft model's weights are kept."""
     draft_bytes: int
-    """What they take, part of the plan's `draft`."""
+    """Bytes of these weights, part of the plan's `draft`."""
     draft_kv: int
+    """Bytes of its keys and values."""
     forecasts: tuple[GuessForecast, ...]
-    """For each of ASSUMED, with whatever brings the most."""
+    """For each of ASSUMED, with the drafter that makes tokens come fastest."""
     drafters: tuple[str, ...]
-    """What that is: "coarse", "draft", or "" for none at all."""
+    """Which one that is: "coarse", "draft", or "" for none at all."""
 
     def as_object(self) -> dict[str, Any]:
         """For JSON; bytes and seconds."""

@@ -127,6 +127,7 @@ class Subject:
 
     @property
     def form(self) -> Form:
+        """The form that `size` is of."""
         return "packed" if self.size.decoded else "raw"
 
     @property

@@ -69,6 +69,7 @@ class DiskSpeed:
 
     @property
     def bytes_per_second(self) -> float:
+        """Read in a second, by all threads together."""
         return self.nbytes / self.seconds
 
 

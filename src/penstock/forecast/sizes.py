@@ -38,6 +38,7 @@ class Matrix:
 
     @property
     def nbytes(self) -> int:
+        """In the original checkpoint."""
         return prod(self.shape) * DTYPE_BYTES[self.dtype]
 
     @property
@@ -47,7 +48,7 @@ class Matrix:
 
     @property
     def packed_nbytes(self) -> int:
-        """What it takes then, about; each of its two streams is filled up."""
+        """About what it takes there; each of its two streams is padded."""
         return int(self.nbytes * PACKED_RATIO + self.shape[0] * PACKED_ROW_BYTES) + STREAM_ALIGNMENT
 
 
@@ -75,6 +76,7 @@ class StoredSize:
 
     @property
     def ratio(self) -> float:
+        """Stored bytes to those of the original checkpoint."""
         return self.nbytes / self.raw
 
 
