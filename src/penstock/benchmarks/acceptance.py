@@ -6,19 +6,11 @@ Prompts are cut from a text, and each is completed plainly first. Every further 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from penstock.benchmarks.figures import check_counts
-from penstock.benchmarks.timed_decoding import (
-    Decoding,
-    decode,
-    fresh_speculator,
-    guessing,
-    own_drafters,
-    rates,
-    require_equal,
-)
+from penstock.benchmarks.timed_decoding import Decoding, decode, guessing, own_drafters, rates, require_equal
 from penstock.errors import TokenizerError, UsageError
 from penstock.llm import LLM
 from penstock.memory.text_room import BYTES_TO_TOKENIZE
@@ -201,37 +193,29 @@ def cut_prompts(llm: LLM, text: str, count: int, length: int) -> list[list[int]]
     return [first + document[begin : begin + length] for document, begin in chosen]
 
 
+@dataclass(slots=True)
 class _Runs:
     """All runs at one temperature, which add to a result."""
 
-    def __init__(
-        self,
-        llm: LLM,
-        prompts: Sequence[list[int]],
-        temperature: float,
-        settings: TextSettings,
-        result: TextResult,
-        tell: Tell,
-    ) -> None:
-        self._llm = llm
-        self._prompts = prompts
-        self._temperature = temperature
-        self._settings = settings
-        self._result = result
-        self._tell = tell
-        self._plain: list[Decoding] = []
+    llm: LLM
+    prompts: Sequence[list[int]]
+    temperature: float
+    settings: TextSettings
+    result: TextResult
+    tell: Tell
+    plain: list[Decoding] = field(default_factory=list)
 
     def measure(self) -> None:
         """Each drafter with each number of guesses, all together likewise, and the first guesses of each."""
-        self._plain = self._decode("plain decoding", [], None)
-        own = list(own_drafters(self._llm))
+        self.plain = self._decode("plain decoding", [], 0)
+        own = list(own_drafters(self.llm))
         others = [] if RECYCLING in [drafter.name for drafter in own] else [self._recycling()]
         for drafter in (*own, *others):
-            for nodes in self._settings.nodes:
+            for nodes in self.settings.nodes:
                 tree = self._grow(drafter.name, [drafter], nodes)
                 if not drafter.free:
                     self._chain(drafter, tree)
-        for nodes in self._settings.nodes:
+        for nodes in self.settings.nodes:
             self._grow(TOGETHER, own, nodes)
         for drafter in own:
             if not drafter.free:
@@ -239,12 +223,12 @@ class _Runs:
 
     def _recycling(self) -> Drafter:
         """One that has learned nothing: what it knows outlives a text."""
-        return Recycling(self._llm.config.vocab_size)
+        return Recycling(self.llm.config.vocab_size)
 
     def _grow(self, name: str, drafters: Sequence[Drafter], nodes: int) -> Acceptance:
         asking = [Asking(self._recycling() if drafter.name == RECYCLING else drafter) for drafter in drafters]
         tree = self._accepted(name, f"{nodes} guesses", asking, nodes)
-        self._result.acceptance.append(tree)
+        self.result.acceptance.append(tree)
         return tree
 
     def _chain(self, drafter: Drafter, tree: Acceptance) -> None:
@@ -252,7 +236,7 @@ class _Runs:
             length = min(max(1, round(cost)), LONGEST_CHAIN)
             chain = self._accepted(drafter.name, f"a chain of {length}", [FirstOnly(drafter)], length)
             tokens_per_pass = tree.tokens_per_pass, same, length, chain.tokens_per_pass
-            self._result.chains.append(Chain(drafter.name, self._temperature, tree.nodes, *tokens_per_pass))
+            self.result.chains.append(Chain(drafter.name, self.temperature, tree.nodes, *tokens_per_pass))
 
     def _accepted(self, name: str, doing: str, drafters: Sequence[Asking], nodes: int) -> Acceptance:
         """Of all prompts with at most `nodes` guesses a pass."""
@@ -264,7 +248,7 @@ class _Runs:
         told, paid = rates(runs), [drafter for drafter in drafters if not drafter.free]
         return Acceptance(
             drafter=name,
-            temperature=self._temperature,
+            temperature=self.temperature,
             nodes=nodes,
             right_by_depth=[right[depth] / count for depth, count in sorted(reached.items())],
             asked_per_pass=sum(drafter.nodes for drafter in paid) / told["passes"],
@@ -274,29 +258,28 @@ class _Runs:
 
     def _overhear(self, drafter: Drafter) -> None:
         within, positions = Counter[int](), 0
-        for index, (prompt, plain) in enumerate(zip(self._prompts, self._plain, strict=True)):
+        for index, (prompt, plain) in enumerate(zip(self.prompts, self.plain, strict=True)):
             overheard = Overheard(drafter)
-            with guessing(self._llm, fresh_speculator(self._llm, [overheard], 1)):
+            with guessing(self.llm, [overheard], 1):
                 self._one(index, f"{drafter.name}, its first guesses")
             positions += len(overheard.guesses)
             for position, guesses in overheard.guesses.items():
                 tokens = [guess.token for guess in guesses]
                 within.update(count for count in FIRST if plain.token_ids[position - len(prompt)] in tokens[:count])
         shares = {count: within[count] / max(1, positions) for count in FIRST}
-        self._result.first_guesses.append(FirstGuesses(drafter.name, self._temperature, positions, shares))
+        self.result.first_guesses.append(FirstGuesses(drafter.name, self.temperature, positions, shares))
 
-    def _decode(self, doing: str, drafters: Sequence[Drafter], nodes: int | None) -> list[Decoding]:
+    def _decode(self, doing: str, drafters: Sequence[Drafter], nodes: int) -> list[Decoding]:
         """Complete all prompts; what was learned about guesses is kept from one to the next."""
-        speculator = fresh_speculator(self._llm, drafters, nodes) if drafters else None
-        with guessing(self._llm, speculator):
-            return [self._one(index, doing) for index in range(len(self._prompts))]
+        with guessing(self.llm, drafters, nodes):
+            return [self._one(index, doing) for index in range(len(self.prompts))]
 
     def _one(self, index: int, doing: str) -> Decoding:
-        self._tell(f"temperature {self._temperature:g}: {doing}; prompt {index + 1} of {len(self._prompts)}")
-        tokens = self._settings.tokens
-        most = 1 + tokens + (OVERSHOOT if self._plain else 0)
-        params = SamplingParams(temperature=self._temperature, seed=index, max_tokens=most, ignore_eos=True)
-        run = decode(self._llm, self._prompts[index], params, tokens)
-        if self._plain:
-            require_equal(self._plain[index].token_ids, run.token_ids, f"Prompt {index}, {doing}")
+        self.tell(f"temperature {self.temperature:g}: {doing}; prompt {index + 1} of {len(self.prompts)}")
+        tokens = self.settings.tokens
+        most = 1 + tokens + (OVERSHOOT if self.plain else 0)
+        params = SamplingParams(temperature=self.temperature, seed=index, max_tokens=most, ignore_eos=True)
+        run = decode(self.llm, self.prompts[index], params, tokens)
+        if self.plain:
+            require_equal(self.plain[index].token_ids, run.token_ids, f"Prompt {index}, {doing}")
         return run

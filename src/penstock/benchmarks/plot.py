@@ -218,15 +218,15 @@ def _draw_rate(picture: PassPicture, axes: Any, disk_rate: float) -> None:
     axes.axhline(disk_rate / 1e9, color=PROBE, linewidth=1, linestyle=(0, (4, 3)), zorder=4)
     axes.annotate(
         f"the disk alone: {disk_rate / 1e9:.2f} GB/s",
-        (1, disk_rate / 1e9),
-        (-4, 4),
+        xy=(1, disk_rate / 1e9),
+        xytext=(-4, 4),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
         ha="right",
         va="bottom",
         fontsize=9,
         color=PROBE,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
         zorder=5,
     )
     axes.set_ylim(0, 1.18 * max(rate.max(), disk_rate / 1e9))

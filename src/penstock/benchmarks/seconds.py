@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from penstock.benchmarks.figures import check_counts, process_figures
-from penstock.benchmarks.timed_decoding import (
-    Decoding,
-    decode,
-    fresh_speculator,
-    guessing,
-    own_drafters,
-    rates,
-    require_equal,
-)
+from penstock.benchmarks.timed_decoding import Decoding, decode, guessing, own_drafters, rates, require_equal
 from penstock.errors import ContextError, UsageError
 from penstock.llm import LLM
 from penstock.options import OpenOptions
@@ -179,7 +171,7 @@ def run_simulated(
     with LLM.open_with(model, settings) as llm:
         drafter, prompt = _paid(llm, settings), _prompt(llm, settings)
         tell(f"{settings.tokens} plain passes")
-        with guessing(llm, None):
+        with guessing(llm):
             truth = decode(llm, prompt, _params(settings.tokens), settings.tokens)
         plain = _plain(llm, truth)
         simulations = [_simulate(llm, settings, prompt, truth.token_ids, drafter, each, tell) for each in chances]
@@ -199,7 +191,7 @@ def run_random(
     with LLM.open_with(model, settings) as llm:
         prompt = _prompt(llm, settings)
         tell(f"{PLAIN_PASSES} plain passes")
-        with guessing(llm, None):
+        with guessing(llm):
             plain = _plain(llm, decode_random_text(llm, prompt, PLAIN_PASSES))
         drafters = [drafter.name for drafter in own_drafters(llm)]
         tell(f"{settings.tokens} tokens, guessed by {', '.join(drafters)}")
@@ -253,16 +245,15 @@ def _simulate(
     tell: Tell,
 ) -> Simulation:
     """All repeats; `truth`: the tokens after the prompt, of the plain run."""
-    speculator = fresh_speculator(llm, [], settings.draft_nodes)
     said = ",".join(f"{chance:g}" for chance in chances)
     tokens = settings.tokens - min(SLACK, settings.tokens // 4)
     runs = []
-    for seed in range(settings.repeats):
-        tell(f"simulated acceptance {said}, run {seed + 1} of {settings.repeats}")
-        speculator.drafters = [SimulatedDrafter(drafter, prompt + truth, chances, llm.config.vocab_size, seed)]
-        with guessing(llm, speculator):
+    with guessing(llm, nodes=settings.draft_nodes) as speculator:
+        for seed in range(settings.repeats):
+            tell(f"simulated acceptance {said}, run {seed + 1} of {settings.repeats}")
+            speculator.drafters = [SimulatedDrafter(drafter, prompt + truth, chances, llm.config.vocab_size, seed)]
             runs.append(decode(llm, prompt, _params(settings.tokens), tokens))
-        require_equal(truth, runs[-1].token_ids, f"Simulated acceptance {said}, run {seed + 1}")
+            require_equal(truth, runs[-1].token_ids, f"Simulated acceptance {said}, run {seed + 1}")
     return Simulation(list(chances), _guessed(llm, runs), [_guessed(llm, [run]) for run in runs])
 
 

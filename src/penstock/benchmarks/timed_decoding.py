@@ -89,19 +89,15 @@ def rates(runs: Sequence[Decoding]) -> dict[str, Any]:
 
 
 @contextmanager
-def guessing(llm: LLM, speculator: Speculator | None) -> Iterator[None]:
-    """Let another speculator guess, or none."""
+def guessing(llm: LLM, drafters: Sequence[Drafter] = (), nodes: int | None = 0) -> Iterator[Speculator]:
+    """Let these drafters guess within the block, instead of the model's own, through a speculator that has learned
+    nothing yet. `nodes`: guesses a pass, None for the engine's choice; without any, decoding is plain."""
     engine = llm.engine
-    own, engine.speculator = engine.speculator, speculator or fresh_speculator(llm, [], 0)
+    own, engine.speculator = engine.speculator, Speculator(drafters, Costs(llm.architecture.pass_weights), nodes)
     try:
-        yield
+        yield engine.speculator
     finally:
         engine.speculator = own
-
-
-def fresh_speculator(llm: LLM, drafters: Sequence[Drafter], nodes: int | None) -> Speculator:
-    """A speculator that has learned nothing yet. `nodes`: guesses a pass, None for the engine's choice."""
-    return Speculator(drafters, Costs(llm.architecture.pass_weights), nodes)
 
 
 def own_drafters(llm: LLM) -> list[Drafter]:

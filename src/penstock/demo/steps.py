@@ -107,14 +107,11 @@ def flip_a_bit(path: Path, random: Random) -> FlippedBit:
     """Damage a packed checkpoint: at random, in a matrix that a pass uses."""
     checkpoint = open_checkpoint(path)
     tensors = [checkpoint.tensors[name] for name in checkpoint.architecture.pass_matrices]
-    packed = [tensor for tensor in tensors if isinstance(tensor, PackedTensor) and tensor.in_tiers]
     places = [
-        (tensor.name, tier, extent)
-        for tensor in packed
-        for tier, extent in (
-            ("coarse", tensor.coarse_extent(0, tensor.n_chunks)),
-            ("fine", tensor.fine_extent(0, tensor.n_chunks)),
-        )
+        (tensor.name, tier, extent(0, tensor.n_chunks))
+        for tensor in tensors
+        if isinstance(tensor, PackedTensor) and tensor.in_tiers
+        for tier, extent in (("coarse", tensor.coarse_extent), ("fine", tensor.fine_extent))
     ]
     [(name, tier, extent)] = random.choices(places, [extent.nbytes for _, _, extent in places])
     flipped = FlippedBit(extent.path, extent.offset + random.randrange(extent.nbytes), random.randrange(8), name, tier)
