@@ -30,6 +30,8 @@ class GuessForecast:
     draft_seconds: float
     pass_seconds: float
     """Of the pass itself, which checks the guesses."""
+    drafter: str = ""
+    """Which one makes them, where that is known."""
 
     @property
     def seconds_per_token(self) -> float:

@@ -87,18 +87,19 @@ class Guessing:
     """Bytes of its keys and values."""
     forecasts: tuple[GuessForecast, ...]
     """For each of ASSUMED, with the drafter that makes tokens come fastest."""
-    drafters: tuple[str, ...]
-    """Which one that is: "coarse", "draft", or "" for none at all."""
+
+    @property
+    def drafters(self) -> tuple[str, ...]:
+        """For each of ASSUMED: "coarse", "draft", or "" for none at all."""
+        return tuple(forecast.drafter for forecast in self.forecasts)
 
     def as_object(self) -> dict[str, Any]:
         """For JSON; bytes and seconds."""
-        said = asdict(self)
-        del said["drafters"]
-        said["forecasts"] = [
-            asdict(forecast) | {"assumed": chances, "drafter": drafter, "seconds_per_token": forecast.seconds_per_token}
-            for chances, drafter, forecast in zip(ASSUMED, self.drafters, self.forecasts, strict=True)
+        forecasts = [
+            asdict(forecast) | {"assumed": chances, "seconds_per_token": forecast.seconds_per_token}
+            for chances, forecast in zip(ASSUMED, self.forecasts, strict=True)
         ]
-        return said
+        return asdict(self) | {"forecasts": forecasts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,6 @@ def _guessing(subject: GuessSubject, draft: DraftShape | None) -> Guessing:
     without, plan = budget.plan(Demand(kv=kv)), budget.plan(Demand(1 + most, 1 + most, kv + most * slot))
     kept = kept_layers(subject, plan.resident)
     steps = _steps(subject, kept, draft, form)
-    found = [_best(subject, plan, without, steps, chances, most) for chances in ASSUMED]
     return Guessing(
         plan=plan,
         most_guesses=most,
@@ -181,8 +181,7 @@ def _guessing(subject: GuessSubject, draft: DraftShape | None) -> Guessing:
         draft_form=form,
         draft_bytes=draft.likely_bytes[form] if draft and form else 0,
         draft_kv=draft_kv,
-        forecasts=tuple(forecast for _, forecast in found),
-        drafters=tuple(name for name, _ in found),
+        forecasts=tuple(_best(subject, plan, without, steps, chances, most) for chances in ASSUMED),
     )
 
 
@@ -225,8 +224,8 @@ def _steps(subject: GuessSubject, kept: list[int], draft: DraftShape | None, for
 
 def _best(
     subject: GuessSubject, plan: Plan, without: Plan, steps: Steps, chances: tuple[float, ...], most: int
-) -> tuple[str, GuessForecast]:
-    """The drafter that brings the most, and what to expect of it; `without`: the plan where none is asked."""
+) -> GuessForecast:
+    """What to expect of the drafter that makes tokens come fastest; `without`: the plan where none is asked."""
 
     def pass_seconds(plan: Plan, rows: int) -> float:
         rates = subject.rates
@@ -234,10 +233,11 @@ def _best(
         compute = _compute_seconds(subject.budget.architecture, one, rates.flops, rows, subject.context)
         return max(plan.streamed / rates.disk_bytes, compute)
 
-    found = [("", GuessForecast(1.0, 0, 0, 0.0, pass_seconds(without, 1)))]
+    found = [GuessForecast(1.0, 0, 0, 0.0, pass_seconds(without, 1))]
     for name, step_seconds in steps.items():
-        found.append((name, forecast_guesses(chances, partial(pass_seconds, plan), step_seconds, most)))
-    return min(found, key=lambda each: each[1].seconds_per_token)
+        forecast = forecast_guesses(chances, partial(pass_seconds, plan), step_seconds, most)
+        found.append(replace(forecast, drafter=name))
+    return min(found, key=lambda forecast: forecast.seconds_per_token)
 
 
 def _compute_seconds(model: Architecture, one: float, flops: float, rows: int, positions: int) -> float:
