@@ -41,7 +41,7 @@ def bench(
         bool, typer.Option("--speculate", help="Measure guesses: with --text, --simulate or --random.")
     ] = False,
     text: Annotated[
-        Path | None, typer.Option(help="Tokens a pass on this text, whose documents form feeds separate.")
+        Path | None, typer.Option(help="Measure tokens a pass on this text; lines with a form feed separate its documents.")
     ] = None,
     simulate: Annotated[
         list[str] | None,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from penstock.forecast.seconds import Forecast
 
 CAVEAT = (
-    "[dim]All speeds were measured just now and briefly: a disk that others share drifts. Disk and CPU work at the "
+    "[dim]All speeds were measured just now, and briefly; that of a shared disk changes. Disk and CPU work at the "
     "same time, so the slower one decides. Without guesses a pass brings one token.[/]"
 )
 
@@ -88,11 +88,11 @@ def memory_table(outlook: Outlook) -> Group:
     for name, nbytes, note in (
         ("interpreter and libraries", shares.process - tokenizer, ""),
         ("tokenizer and small tensors", tokenizer, ""),
-        ("the reader's ring", shares.ring, ""),
-        ("the kernels' scratch", shares.scratch, ""),
+        ("read-ahead buffers", shares.ring, ""),
+        ("working memory of the kernels", shares.scratch, ""),
         (f"keys and values of {outlook.context:,} positions", shares.kv, f"room for {outlook.most_context:,} at most"),
         ("activations", shares.activations, ""),
-        ("what is not counted one by one", shares.allowance, ""),
+        ("allowance for everything else", shares.allowance, ""),
         ("weights that stay in memory", shares.resident, _percent(weights - shares.streamed, weights)),
         ("unused", shares.ceiling - used - shares.resident, ""),
     ):
