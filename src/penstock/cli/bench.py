@@ -41,7 +41,8 @@ def bench(
         bool, typer.Option("--speculate", help="Measure guesses: with --text, --simulate or --random.")
     ] = False,
     text: Annotated[
-        Path | None, typer.Option(help="Measure tokens a pass on this text; lines with a form feed separate its documents.")
+        Path | None,
+        typer.Option(help="Measure tokens a pass on this text; lines with a form feed separate its documents."),
     ] = None,
     simulate: Annotated[
         list[str] | None,
@@ -62,7 +63,8 @@ def bench(
     repeats: Annotated[int | None, typer.Option(help="Runs of each --simulate. (default: 4)")] = None,
 ) -> None:
     """Measure seconds a pass and where they went, beside what the disk can do; or, with --speculate, guesses."""
-    given = {name: value for name, value in locals().items() if value not in (None, [], ()) and value is not False}
+    # By name, since both kinds of measurements take some of these options and refuse the others.
+    given = {name: value for name, value in locals().items() if value not in (None, []) and value is not False}
     if speculate:
         refuse(given, ("passes", "batch"), "It measures plain passes: leave out --speculate.")
         return bench_speculate(model, given, as_json)

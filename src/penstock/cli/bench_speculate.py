@@ -104,7 +104,7 @@ def text_tables(result: TextResult) -> Group:
         title = f"{escape(result.model)}, {escape(result.text)}: tokens a pass, temperature {temperature:g}"
         parts += [titled(title, _rates_table(result, temperature)), ""]
     if result.chains:
-        parts += ["in brackets: the length of a chain, which takes as many drafting steps, or rows, as the tree above it", ""]
+        parts += ["in brackets: the length of a chain with as many drafting steps, or rows, as the tree above it", ""]
     if result.first_guesses:
         parts += ["how often the model's choice is within a drafter's first guesses", _first_table(result), ""]
     said = f"{result.prompts} prompts of {result.prompt_tokens} tokens, {result.tokens} more each"
