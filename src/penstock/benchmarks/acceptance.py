@@ -160,13 +160,19 @@ def run_text(model: str | os.PathLike[str], settings: TextSettings, *, tell: Tel
 
 
 def read_text(path: Path, check_bytes: Callable[[int], object] = lambda nbytes: None) -> str:
-    """The text of a UTF-8 file. `check_bytes` is told its size before it is read, and may raise.
+    """The text of a UTF-8 file, or of a pipe. `check_bytes` is told how many bytes there are at least, and may raise.
 
     Raises UsageError for a file that cannot be read.
     """
+    parts, nbytes = [], 0
     try:
         check_bytes(path.stat().st_size)
-        return path.read_text(encoding="utf-8", errors="replace")
+        with path.open(encoding="utf-8", errors="replace") as file:
+            while part := file.read(1 << 16):
+                parts.append(part)
+                nbytes += len(part)
+                check_bytes(nbytes)
+        return "".join(parts)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}.", "Let --text name a file.") from error
 
