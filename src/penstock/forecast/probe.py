@@ -15,22 +15,22 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from penstock.compute import codec
-from penstock.compute.levels import CoarseRows, NibbleRows
+from penstock.compute.levels import CoarseChunks, CoarseRows, NibbleRows
 from penstock.disk.files import ALIGNMENT, Extent, Files, aligned_buffer
 from penstock.errors import PenstockError
 from penstock.memory.budget import allowance
 
 if TYPE_CHECKING:
     from penstock.compute.codec import PackedRows
-    from penstock.compute.kernels import F32, Kernels
+    from penstock.compute.kernels import F32, I64, U8, Kernels
     from penstock.memory.budget import Budget
 
 DraftRows = TypeVar("DraftRows", CoarseRows, NibbleRows)
@@ -164,11 +164,11 @@ def measure_drafting(kernels: Kernels, seconds: float = PROBE_SECONDS, *, memory
     most = max(SLICE_BYTES, min(WEIGHT_BYTES, memory - BESIDE_BYTES))
     packed, plain = _gaussian_slice(), np.empty(SLICE_BYTES, np.uint8)
     codec.decode(packed, 0, SLICE_ROWS, plain)
-    shape = SLICE_ROWS, COLUMNS, packed.rows_per_chunk
-    coarse = CoarseRows(*shape, [packed.coarse], *kernels.coarse_levels([packed.coarse], *shape))
+    chunks = CoarseChunks(SLICE_ROWS, COLUMNS, packed.rows_per_chunk, [packed.coarse])
+    coarse = CoarseRows(chunks, *kernels.coarse_levels(chunks))
     nibbles = kernels.quantize_nibbles(plain, SLICE_ROWS, COLUMNS)
-    del packed, plain
-    of_coarse = _draft_rates(coarse, sum(array.nbytes for array in coarse.coarse), kernels.matmul_coarse, most, seconds)
+    del packed, plain, chunks
+    of_coarse = _draft_rates(coarse, coarse.chunks.nbytes, kernels.matmul_coarse, most, seconds)
     return DraftSpeed(*of_coarse, *_draft_rates(nibbles, nibbles.data.nbytes, kernels.matmul_nibbles, most, seconds))
 
 
@@ -188,14 +188,12 @@ def _draft_rates(
 
 def _tiled(rows: DraftRows, times: int) -> DraftRows:
     """The same rows so many times over, in memory of their own."""
-    arrays: dict[str, Any] = {
-        field.name: np.concatenate([value] * times)
-        for field in fields(rows)
-        if isinstance(value := getattr(rows, field.name), np.ndarray)
-    }
-    if isinstance(rows, CoarseRows):
-        arrays["coarse"] = [np.concatenate([*rows.coarse] * times)]
-    return replace(rows, rows=rows.rows * times, **arrays)
+    if isinstance(rows, NibbleRows):
+        return NibbleRows(rows.rows * times, rows.cols, np.tile(rows.data, times), np.tile(rows.scales, times))
+    chunks = rows.chunks
+    coarse = np.concatenate([*chunks.arrays] * times)
+    tiled = CoarseChunks(chunks.rows * times, chunks.cols, chunks.rows_per_chunk, [coarse])
+    return CoarseRows(tiled, np.tile(rows.magnitudes, (times, 1)), np.tile(rows.scales, times))
 
 
 def _between(one: float, few: float, rows: int) -> float:
@@ -249,11 +247,22 @@ def _gaussian_slice() -> PackedRows:
         raw = np.ascontiguousarray(weights).reshape(-1).view(np.uint8)
         chunk = coarse[i * coarse_bytes : (i + 1) * coarse_bytes]
         offsets[i + 1] = offsets[i] + codec.encode(raw, rows, COLUMNS, chunk, fine[offsets[i] :])
-    return codec.PackedRows(SLICE_ROWS, COLUMNS, rows, coarse, fine[: offsets[-1]].copy(), offsets)
+    return _slice(rows, coarse, fine[: offsets[-1]].copy(), offsets)
 
 
 def _copy(packed: PackedRows) -> PackedRows:
-    return replace(packed, coarse=packed.coarse.copy(), fine=packed.fine.copy())
+    return _slice(packed.rows_per_chunk, packed.coarse.copy(), packed.fine.copy(), packed.fine_offsets)
+
+
+def _slice(rows_per_chunk: int, coarse: U8, fine: U8, fine_offsets: I64) -> PackedRows:
+    return codec.PackedRows(
+        rows=SLICE_ROWS,
+        cols=COLUMNS,
+        rows_per_chunk=rows_per_chunk,
+        coarse=coarse,
+        fine=fine,
+        fine_offsets=fine_offsets,
+    )
 
 
 @contextmanager

@@ -155,7 +155,10 @@ class PackRun:
     def _check(self, weights: U8, n_rows: int, tiers: tuple[U8, U8], fine_bytes: int, again: U8, source: str) -> None:
         """Make sure that a chunk comes back; `again` has room for it."""
         offsets = np.array([0, fine_bytes], np.int64)
-        packed = codec.PackedRows(n_rows, self.planned.how.cols, n_rows, *tiers, offsets)
+        cols, (coarse, fine) = self.planned.how.cols, tiers
+        packed = codec.PackedRows(
+            rows=n_rows, cols=cols, rows_per_chunk=n_rows, coarse=coarse, fine=fine, fine_offsets=offsets
+        )
         try:
             codec.decode(packed, 0, n_rows, again)
             same = same_bytes(again, weights)
