@@ -282,8 +282,8 @@ def test_raw_rows_in_packed_chunks(isa: str) -> None:
 def test_bytes_of_any_kind(isa: str) -> None:
     """Padding of rows is multiplied with zeros, whatever it holds."""
     coarse, x = coarse_of(gaussian(9, 70)), activations(3, 70)
-    noise = np.random.default_rng(3).integers(0, 256, coarse.coarse[0].size, np.uint8)
-    broken = replace(coarse, coarse=[noise])
+    noise = np.random.default_rng(3).integers(0, 256, coarse.chunks.nbytes, np.uint8)
+    broken = CoarseRows(elsewhere(coarse.chunks, noise), coarse.magnitudes, coarse.scales)
     integers = coarse_integers(broken)
     integers[:, 70:] = 0
     assert same_bits(by_coarse(Kernels(1), x, broken), product(x, integers, None) * coarse.scales)

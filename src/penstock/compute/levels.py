@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 
@@ -39,6 +39,7 @@ CoarseRows = _core.CoarseRows
 """A matrix by its coarse tier alone, and what the classes stand for: magnitudes of at most MOST_LEVEL, and scales."""
 
 
+@final
 @dataclass(frozen=True, slots=True, eq=False)
 class NibbleRows:
     """What Kernels.quantize_nibbles wrote: 4-bit weights, a scale for each BLOCK of columns of a row.

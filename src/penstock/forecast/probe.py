@@ -188,12 +188,12 @@ def _draft_rates(
 
 def _tiled(rows: DraftRows, times: int) -> DraftRows:
     """The same rows so many times over, in memory of their own."""
+    count, scales = rows.rows * times, np.tile(rows.scales, times)
     if isinstance(rows, NibbleRows):
-        return NibbleRows(rows.rows * times, rows.cols, np.tile(rows.data, times), np.tile(rows.scales, times))
-    chunks = rows.chunks
-    coarse = np.concatenate([*chunks.arrays] * times)
-    tiled = CoarseChunks(chunks.rows * times, chunks.cols, chunks.rows_per_chunk, [coarse])
-    return CoarseRows(tiled, np.tile(rows.magnitudes, (times, 1)), np.tile(rows.scales, times))
+        return NibbleRows(count, rows.cols, np.tile(rows.data, times), scales)
+    coarse = [np.concatenate([*rows.chunks.arrays] * times)]
+    chunks = CoarseChunks(count, rows.cols, rows.chunks.rows_per_chunk, coarse)
+    return CoarseRows(chunks, np.tile(rows.magnitudes, (times, 1)), scales)
 
 
 def _between(one: float, few: float, rows: int) -> float:
