@@ -202,26 +202,30 @@ def test_a_device_is_refused() -> None:
 
 
 class FullDisk:
-    """A file of which nothing more can be written."""
+    """A file of which nothing more can be written once the disk is full."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
+        self.full = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
     def write(self, data: bytes) -> int:
-        if len(data) > 10:
+        if self.full and len(data) > 10:
             raise OSError(28, "No space left on device")
         return int(self._file.write(data))
 
 
 def test_a_full_disk_ends_the_trace_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "trace.json"
+    disk = FullDisk(path.open("wb", buffering=0))
+    monkeypatch.setattr(Path, "open", lambda *_, **__: disk)
     trace = Trace(path, "title")
+    monkeypatch.undo()
     begin = time.perf_counter()
     trace(Event("pass", "1 rows", begin, begin + 1, 0, 1))
-    monkeypatch.setattr(trace, "_file", FullDisk(trace._file))
+    disk.full = True
     for _ in range(3):
         trace(Event("pass", "1 rows", begin + 1, begin + 2, 0, 1))
     with pytest.warns(TraceWarning, match=r"The trace ends early: .*trace.json: No space left on device"):

@@ -25,7 +25,7 @@ from penstock.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from penstock.models.kv_cache import KvCache
     from penstock.models.pass_stats import PassStats
     from penstock.models.stage import OnLayer
+    from penstock.speculate.draft_model import DraftModel
 
     Prompt = str | Sequence[int]
     Message = Mapping[str, Any]
@@ -118,7 +119,7 @@ class LLM:
 
         Closing the iterator ends the sequence. Raises UsageError, ContextError, ReadError, TokenizerError.
         """
-        yield from self._run(self._start([prompt], params))
+        yield from self.drive(self._start([prompt], params))
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[Output]:
         """Complete a list of prompts, in one run of passes that all of them share. Raises as `stream` does."""
@@ -127,7 +128,7 @@ class LLM:
                 "generate() takes a list of prompts.", "For one prompt: generate([prompt]), or stream(prompt)."
             )
         completions = self._start(prompts, params)
-        for _ in self._run(completions):
+        for _ in self.drive(completions):
             pass
         return [completion.output() for completion in completions]
 
@@ -200,6 +201,11 @@ class LLM:
         logits, _ = self.engine.chain.run(Rows([SequenceRows.plain(cache, tokens, range(count))]), need)
         cache.truncate(cache.length + len(tokens))
         return logits
+
+    @property
+    def draft(self) -> DraftModel | None:
+        """The smaller model that guesses, as long as it does."""
+        return self._runtime.draft
 
     @property
     def kv_shape(self) -> KvShape:
@@ -351,19 +357,26 @@ class LLM:
             least = [self.memory.most_tokens([n], wanted, self.context, beside_others=False) for n in prompts]
             return min(least)
 
-    def _run(self, completions: list[Completion]) -> Iterator[Piece]:
-        """What the passes bring the completions, until all of them have ended; they are ended with the iterator."""
+    def drive(
+        self, completions: Sequence[Completion], after_pass: Callable[[], None] = lambda: None
+    ) -> Iterator[Piece]:
+        """What passes bring these completions, until all of them have ended; they are cancelled with the iterator.
+
+        `after_pass` is called before what a pass brought is told. Raises what `step` raises, and the error of the first
+        completion that ended with one.
+        """
         try:
             while True:
                 for completion in completions:
                     while completion.pieces:
                         yield completion.pieces.popleft()
                 for completion in completions:
-                    if completion.sequence.error is not None:
-                        raise completion.sequence.error
+                    if completion.error is not None:
+                        raise completion.error
                 if not any(completion.runs for completion in completions):
                     return
                 self.engine.step()
+                after_pass()
         finally:
             for completion in completions:
                 self.engine.cancel(completion.sequence)

@@ -159,8 +159,8 @@ class TestRun:
     def test_tokens_are_counted_from_the_last_first_token_on(self) -> None:
         early, late = (Stats(9, 0, seconds=20.0, first_token_seconds=first) for first in (4.0, 10.0))
         settings = BenchSettings(passes=6, batch=2)
-        assert benchmark._tokens_per_second([early, late], settings) == 2 * 5 / (20 - 10)
-        assert benchmark._tokens_per_second([early, late], replace(settings, passes=1)) == 2 / 20
+        assert benchmark.tokens_per_second([early, late], settings) == 2 * 5 / (20 - 10)
+        assert benchmark.tokens_per_second([early, late], replace(settings, passes=1)) == 2 / 20
 
     def test_of_a_batch_of_32_with_prompts_of_200_four_passes_are_decoding(self, tmp_path: Path) -> None:
         events: list[Event] = []
@@ -236,7 +236,7 @@ class TestErrors:
         totals = PassTotals(rows=2, logits=True, bytes_read=0, draft_seconds=0.0, guesses=0, **costs)
         stats = [Stats(9, 0, tokens=tokens, log=[totals] * tokens) for tokens in (5, 3)]
         with pytest.raises(UsageError) as caught:
-            benchmark._split_log(stats, BenchSettings(passes=4, batch=2))
+            benchmark.split_log(stats, BenchSettings(passes=4, batch=2))
         assert caught.value.problem == "There is room for 3 tokens of each of the 2 sequences, not for 4."
         assert caught.value.remedy == "Lower --batch, --prompt-tokens or --passes, or raise --memory."
-        assert [len(part) for part in benchmark._split_log(stats, BenchSettings(passes=3, batch=2))] == [3, 2]
+        assert [len(part) for part in benchmark.split_log(stats, BenchSettings(passes=3, batch=2))] == [3, 2]

@@ -11,7 +11,7 @@ from penstock.benchmarks import seconds as speculation_seconds
 from penstock.benchmarks.seconds import (
     SecondsSettings,
     SimulatedResult,
-    _random_text,
+    decode_random_text,
     parse_chances,
     run_random,
     run_simulated,
@@ -97,8 +97,8 @@ class TestRandom:
         assert json.loads(json.dumps(result.as_object()))["measures"] == "the cost of guessing on random text"
 
     def test_text_that_no_model_would_write(self) -> None:
-        with LLM.open("demo", threads=1) as llm, guessing(llm, None):
-            first, second = (_random_text(llm, [1, 2, 3], 40).token_ids for _ in range(2))
+        with LLM.open("demo", threads=1) as llm, guessing(llm):
+            first, second = (decode_random_text(llm, [1, 2, 3], 40).token_ids for _ in range(2))
         assert first == second
         assert len(set(first)) > 35
 

@@ -7,7 +7,7 @@ import pytest
 from helpers.cases import demo_tokens
 from helpers.guessing import knowing
 from penstock import LLM, PenstockError, SamplingParams
-from penstock.benchmarks.timed_decoding import decode, fresh_speculator, guessing, own_drafters, require_equal
+from penstock.benchmarks.timed_decoding import decode, guessing, own_drafters, require_equal
 from penstock.errors import ContextError, NumericsError
 
 PROMPT = demo_tokens(9)
@@ -21,7 +21,7 @@ def llm() -> Iterator[LLM]:
 
 
 def test_plainly(llm: LLM) -> None:
-    with guessing(llm, None):
+    with guessing(llm):
         run = decode(llm, PROMPT, PARAMS, tokens=6)
     assert (len(run.token_ids), run.tokens, len(run.passes)) == (7, 6, 6)
     assert [(one.tokens, one.totals.rows) for one in run.passes] == [(1, 1)] * 6
@@ -32,10 +32,10 @@ def test_plainly(llm: LLM) -> None:
 
 
 def test_the_last_pass_is_a_whole_one(llm: LLM) -> None:
-    with guessing(llm, None):
+    with guessing(llm):
         plain = decode(llm, PROMPT, PARAMS, tokens=30)
     drafter = knowing([PROMPT + plain.token_ids])
-    with guessing(llm, fresh_speculator(llm, [drafter], 3)):
+    with guessing(llm, [drafter], 3):
         run = decode(llm, PROMPT, PARAMS, tokens=6)
     assert [one.tokens for one in run.passes] == [4, 4]
     assert run.token_ids == plain.token_ids[:9]
@@ -51,7 +51,7 @@ def test_another_speculator_for_a_while(llm: LLM) -> None:
     own = llm.engine.speculator
     assert own.drafters
     assert own_drafters(llm) == own.drafters
-    with guessing(llm, None):
+    with guessing(llm):
         assert own_drafters(llm) == []
     assert llm.engine.speculator is own
 

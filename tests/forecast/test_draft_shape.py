@@ -24,11 +24,11 @@ KERNELS = Kernels(1)
 def test_a_draft_that_is_here_takes_what_it_takes_when_it_is_open(tmp_path: Path) -> None:
     pack(DEMO, tmp_path / "packed")
     with LLM.open("demo", draft="demo", memory="4GiB", threads=1) as llm:
-        assert llm._runtime.draft is not None
+        assert llm.draft is not None
         shape = draft_here("demo", DEMO, llm.config, DEMO, KERNELS, "bf16")
-        assert shape.likely_bytes["whole"] == llm._runtime.draft.nbytes
+        assert shape.likely_bytes["whole"] == llm.draft.nbytes
         assert (shape.name, shape.architecture.config) == ("demo", llm.config)
-        assert shape.kv_shape == llm._runtime.draft.kv_shape
+        assert shape.kv_shape == llm.draft.kv_shape
     packed = draft_here("packed", tmp_path / "packed", shape.architecture.config, None, KERNELS, "bf16")
     assert packed.likely_bytes["whole"] < shape.likely_bytes["whole"]
     assert packed.likely_bytes["4 bits"] == pytest.approx(shape.likely_bytes["4 bits"], abs=LOADING.nbytes)

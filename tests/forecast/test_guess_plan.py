@@ -21,8 +21,8 @@ from penstock.forecast.guess_plan import (
     ASSUMED,
     Guessing,
     GuessSubject,
-    _kept_layers,
     guess_budget,
+    kept_layers,
     plan_guesses,
     tiers_ahead,
     tiers_here,
@@ -135,7 +135,7 @@ class TestTheEnginesNumbers:
             layers = range(llm.config.num_hidden_layers)
             there = [layer for layer in layers if coarse.load_all(llm.architecture.layer_matrices(layer))]
             ready = coarse.load(llm.architecture.head) and len(there) >= 0.75 * len(layers)
-        assert sorted(_kept_layers(found, resident)) == (there if ready else [])
+        assert sorted(kept_layers(found, resident)) == (there if ready else [])
         assert (share < 0.6) <= (not ready)
         assert (share >= 1.0) <= bool(ready and len(there) == len(layers))
 

@@ -75,7 +75,11 @@ class TestModelsThatAreHere:
         found = look(str(path), PlanSettings(memory="16GiB", threads=1, prompts=(16, 600)))
         with LLM.open(path, memory="16GiB", threads=1) as llm:
             assert weights(found) == found.own.plan.resident == llm.weights.pass_bytes
-        assert (found.basis, found.threads, found.own.plan.ceiling) == ("the model's own files", 1, 16 << 30)
+        assert (found.subject.basis, found.subject.kernels.threads, found.own.plan.ceiling) == (
+            "the model's own files",
+            1,
+            16 << 30,
+        )
         assert (found.context, found.most_context) == (512, 512)
         assert found.own.token == forecast_token(found.own.plan, SPEEDS)
         first = found.own.prompts[16]
@@ -104,7 +108,7 @@ class TestModelsThatAreHere:
         assert (said["row_bytes_per_second"], said["flops_per_second"]) == (20e9, 100e9)
         assert said["seconds_per_token"] == found.own.token.seconds
         assert said["first_token"]["9"]["passes"] == 1
-        assert said["memory"]["tokenizer"] == found.tokenizer
+        assert said["memory"]["tokenizer"] == found.subject.tokenizer
 
 
 class TestModelsThatAreNot:
@@ -156,17 +160,19 @@ class TestModelsThatAreNot:
 class TestForms:
     def test_a_shape_raw_and_packed(self) -> None:
         found = look("llama-3.1-8b", PlanSettings(memory="3GiB", prompts=(16, 512)))
-        assert (found.form, found.place, found.packs) == ("raw", "shape", True)
-        assert found.own is found.raw
-        assert found.packed is not None
-        raw, packed = found.own, found.packed
+        assert (found.subject.form, found.subject.place, found.subject.packs) == ("raw", "shape", True)
+        assert found.own is found.forms["raw"]
+        assert found.forms["packed"] is not None
+        raw, packed = found.own, found.forms["packed"]
         assert (raw.size.estimated, packed.size.estimated) == (False, True)
-        assert raw.plan.resident + raw.plan.streamed == raw.size.nbytes == found.weight_bytes
+        assert raw.plan.resident + raw.plan.streamed == raw.size.nbytes == found.subject.weight_bytes
         assert packed.plan.resident + packed.plan.streamed == packed.size.nbytes
         assert packed.size.nbytes == pytest.approx(0.6731 * raw.size.nbytes, rel=1e-3)
         assert packed.plan.resident == pytest.approx(raw.plan.resident, rel=0.01)
         assert packed.token == forecast_token(packed.plan, Rates.of(packed.size, 500e6, COMPUTE))
-        assert packed.token.compute_seconds == pytest.approx(found.weight_bytes / COMPUTE.packed_row_bytes_per_second)
+        assert packed.token.compute_seconds == pytest.approx(
+            found.subject.weight_bytes / COMPUTE.packed_row_bytes_per_second
+        )
         for tokens in (16, 512):
             first = packed.prompts[tokens]
             assert first is not None
@@ -175,27 +181,32 @@ class TestForms:
     @pytest.mark.parametrize("name", ["f16", "f32", "gqa-4"])
     def test_nothing_to_pack(self, tmp_path: Path, name: str) -> None:
         found = look(str(CASES[name].write(tmp_path)), PlanSettings())
-        assert (found.form, found.packs, found.packed) == ("raw", False, None)
+        assert (found.subject.form, found.subject.packs, found.forms["packed"]) == ("raw", False, None)
         assert found.as_object()["packed"] is None
 
     def test_types_that_do_not_pack_ahead(self, monkeypatch: pytest.MonkeyPatch) -> None:
         on_hub(monkeypatch, SHAPES["smollm2-135m"] | {"torch_dtype": "float16"})
         found = look("owner/model", PlanSettings(memory="4GiB"))
-        assert (found.place, found.packs, found.packed) == ("hub", False, None)
+        assert (found.subject.place, found.subject.packs, found.forms["packed"]) == ("hub", False, None)
 
     def test_a_raw_model_and_its_packed_copy(self, tmp_path: Path) -> None:
         """Either is exact about what it is, and tells the same of the raw one."""
         pack(find_model("demo"), tmp_path / "packed")
         before, after = (look(model, PlanSettings(memory="16GiB")) for model in ("demo", str(tmp_path / "packed")))
-        assert (before.form, before.place, after.form, after.place) == ("raw", "here", "packed", "here")
-        assert before.raw is not None
-        assert before.packed is not None
-        assert after.raw is not None
-        assert after.own is after.packed
-        assert before.raw.size == after.raw.size
-        assert before.weight_bytes == after.weight_bytes == before.raw.size.nbytes
-        assert (before.packed.size.estimated, after.own.size.estimated) == (True, False)
-        assert after.own.size.nbytes == pytest.approx(before.packed.size.nbytes, rel=0.02)
+        assert (before.subject.form, before.subject.place, after.subject.form, after.subject.place) == (
+            "raw",
+            "here",
+            "packed",
+            "here",
+        )
+        assert before.forms["raw"] is not None
+        assert before.forms["packed"] is not None
+        assert after.forms["raw"] is not None
+        assert after.own is after.forms["packed"]
+        assert before.forms["raw"].size == after.forms["raw"].size
+        assert before.subject.weight_bytes == after.subject.weight_bytes == before.forms["raw"].size.nbytes
+        assert (before.forms["packed"].size.estimated, after.own.size.estimated) == (True, False)
+        assert after.own.size.nbytes == pytest.approx(before.forms["packed"].size.nbytes, rel=0.02)
         with LLM.open(tmp_path / "packed", draft="none") as llm:
             assert after.own.size.nbytes == llm.weights.pass_bytes == after.own.plan.weights
             assert after.own.size.indexed == pytest.approx(llm.weights.indexed_bytes, rel=1e-6)
@@ -207,7 +218,7 @@ class TestForms:
 
         monkeypatch.setattr(outlook, "packed_size", too_large)
         found = look("demo", PlanSettings(memory="4GiB"))
-        assert (found.packs, found.packed) == (True, None)
+        assert (found.subject.packs, found.forms["packed"]) == (True, None)
 
     def test_as_an_object(self) -> None:
         said = json.loads(json.dumps(look("llama-3.1-8b", PlanSettings(memory="3GiB", prompts=(9,))).as_object()))
@@ -227,8 +238,8 @@ class TestGuesses:
     def test_of_a_shape(self) -> None:
         """Raw there is nothing to guess with; packed, and with a draft, there is."""
         found = look("llama-3.1-8b", PlanSettings(memory="4GiB", context=512, draft="llama-3.2-1b"))
-        assert found.packed is not None
-        raw, packed = found.own.guesses, found.packed.guesses
+        assert found.forms["packed"] is not None
+        raw, packed = found.own.guesses, found.forms["packed"].guesses
         assert raw is not None
         assert packed is not None
         assert raw.own is not None
@@ -253,10 +264,10 @@ class TestGuesses:
         assert guesses.own.tier_layers == guesses.own.layers == 6
         assert guesses.drafted is not None
         assert guesses.drafted.draft_form == "whole"
-        assert found.raw is not None
-        assert found.raw.guesses is not None
-        assert found.raw.guesses.own is not None
-        assert found.raw.guesses.own.tier_bytes == 0
+        assert found.forms["raw"] is not None
+        assert found.forms["raw"].guesses is not None
+        assert found.forms["raw"].guesses.own is not None
+        assert found.forms["raw"].guesses.own.tier_bytes == 0
 
     def test_none(self) -> None:
         found = look("demo", PlanSettings(draft="none"))
@@ -279,7 +290,7 @@ class TestFirstToken:
             budget = llm.memory.budget
             kv = llm.plan_pass(slots=100).kv
             plan = budget.plan(Demand(rows=100, kv=kv))
-            assert outlook._first_token(budget, PlanSettings(), 100, SPEEDS) == forecast_prompt(
+            assert outlook.first_token(budget, PlanSettings(), 100, SPEEDS) == forecast_prompt(
                 llm.architecture, plan, 100, 100, SPEEDS
             )
 
@@ -291,14 +302,14 @@ class TestFirstToken:
                 raise MemoryCeilingError("no", "yes")
 
             monkeypatch.setattr(type(llm.memory.budget), "plan", refuse)
-            assert outlook._first_token(llm.memory.budget, PlanSettings(), 100, SPEEDS) is None
+            assert outlook.first_token(llm.memory.budget, PlanSettings(), 100, SPEEDS) is None
 
 
 class TestFind:
     def test_a_directory_that_is_named_like_a_shape(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         CASES["gqa-4"].write(tmp_path / "llama-3.1-8b")
         monkeypatch.chdir(tmp_path)
-        assert look("llama-3.1-8b", PlanSettings()).basis == "the model's own files"
+        assert look("llama-3.1-8b", PlanSettings()).subject.basis == "the model's own files"
 
     def test_a_name_that_nobody_knows(self) -> None:
         with pytest.raises(CheckpointError) as caught:

@@ -115,14 +115,14 @@ class TestDisk:
     @pytest.mark.filterwarnings("ignore::penstock.disk.files.DirectReadWarning")
     def test_a_file_that_shrinks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = sparse(tmp_path / "a", 10_000)
-        real_reads = probe._reads
+        real_reads = probe.planned_reads
 
         def planned(*arguments: Any) -> Any:
             found = real_reads(*arguments)
             sparse(path, 10)
             return found
 
-        monkeypatch.setattr(probe, "_reads", planned)
+        monkeypatch.setattr(probe, "planned_reads", planned)
         with pytest.raises(ReadError, match="the file ends there"):
             measure_disk([path], 10_000)
 
@@ -270,7 +270,7 @@ class TestCompute:
         assert len(kernels.weights) * SLICE_BYTES == len(kernels.packed) * SLICE_BYTES == weights
 
     def test_packed_weights_are_gaussian(self) -> None:
-        packed = probe._gaussian_slice()
+        packed = probe.packed_slice()
         assert 2 * packed.rows * packed.cols == SLICE_BYTES
         assert (packed.coarse.nbytes + packed.fine.nbytes) / SLICE_BYTES == pytest.approx(0.67, abs=0.01)
         weights = np.empty(SLICE_BYTES, np.uint8)

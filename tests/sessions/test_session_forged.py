@@ -135,7 +135,7 @@ class TestTokens:
         records = copy.deepcopy(talks.records["text"])
         records[-1].meta["drawn"] = [HUGE]
         told = str(check(llm, tmp_path / "talk", talks, records))
-        assert told == f"{tmp_path}/talk says what no session says.\nBegin another session."
+        assert told == f"{tmp_path}/talk has intact records that make no sense together.\nBegin another session."
 
 
 def test_honest_ones_work(llm: LLM, tmp_path: Path, talks: Talks) -> None:

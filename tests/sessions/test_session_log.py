@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import resource
 import stat
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.full_disk import room_for
 from penstock.errors import SessionError, UsageError
 from penstock.sessions.log import NewRecord, SessionLog, SessionWarning
 
@@ -199,17 +198,6 @@ class TestRefusals:
         assert "in use by another process" in result.stderr
         log.close()
         assert read(tmp_path / "talk") == RECORDS
-
-
-@contextmanager
-def room_for(nbytes: int) -> Iterator[None]:
-    """Files of this process may not grow past so many bytes; the system itself refuses to write on."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class TestNoRoom:

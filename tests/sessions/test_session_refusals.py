@@ -163,7 +163,7 @@ class TestRefusals:
             meta = next((r.meta for r in records if r.kind == kind), {})
             log.append(type("R", (), {"kind": kind, "meta": meta | change, "payload": (), "payload_bytes": 0})())
             log.close()
-            with pytest.raises(SessionError, match="says what no session says"):
+            with pytest.raises(SessionError, match="has intact records that make no sense together"):
                 Session(llm, path)
 
 
@@ -213,7 +213,7 @@ class TestDamage:
             self.goes_on(llm, tmp_path / "talk", tokens)
 
     def test_no_room_on_the_disk(self, llm: LLM, tmp_path: Path, talk: tuple[bytes, list[int], str]) -> None:
-        from test_session_log import room_for
+        from helpers.full_disk import room_for
 
         content, tokens, text = talk
         path = tmp_path / "talk"

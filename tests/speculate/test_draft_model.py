@@ -135,7 +135,7 @@ class TestTokens:
     def test_the_same_tokenizer(self, tmp_path: Path) -> None:
         draft = self.demo_like(tmp_path / "draft", change=False)
         with LLM.open("demo", draft=str(draft), threads=1) as llm:
-            assert llm._runtime.draft is not None
+            assert llm.draft is not None
 
     def test_a_tokenizer_that_is_written_otherwise(self, tmp_path: Path) -> None:
         """Its tokens count, not the bytes of its file."""
@@ -143,14 +143,14 @@ class TestTokens:
         content = json.loads((draft / "tokenizer.json").read_text())
         (draft / "tokenizer.json").write_text(json.dumps(content, indent=1))
         with LLM.open("demo", draft=str(draft), threads=1) as llm:
-            assert llm._runtime.draft is not None
+            assert llm.draft is not None
 
     def test_one_without_a_tokenizer(self, tmp_path: Path) -> None:
         """The size of its vocabulary has to do."""
         draft = self.demo_like(tmp_path / "draft", change=False)
         (draft / "tokenizer.json").unlink()
         with LLM.open("demo", draft=str(draft), threads=1) as llm:
-            assert llm._runtime.draft is not None
+            assert llm.draft is not None
 
 
 class TestBadDrafts:
@@ -202,7 +202,7 @@ class TestInTheModel:
             assert llm.weights.draft_bytes == 0
         with LLM.open(packed, threads=1, draft=str(raw), draft_nodes=0) as llm:
             assert self.names(llm) == []
-            assert llm._runtime.draft is None
+            assert llm.draft is None
 
     @pytest.mark.parametrize("form", FORMS)
     def test_a_drafter_of_either_form(self, pair: tuple[Path, Path], form: Form) -> None:
@@ -226,21 +226,21 @@ class TestInTheModel:
         asked: list[int] = []
         monkeypatch.setattr(Budget, "holds_all", lambda budget: asked.append(budget.draft) or fits)
         with LLM(packed, OpenOptions(threads=1, draft=raw, draft_nodes=8)) as llm:
-            assert llm._runtime.draft is not None
-            whole, rounded = (llm._runtime.draft.likely_bytes(form) for form in FORMS)
-            assert asked == [llm.memory.budget.draft - llm._runtime.draft.nbytes + whole]
-            assert llm._runtime.draft.nbytes <= (whole if fits else rounded)
-            assert (llm._runtime.draft.nbytes > rounded) == fits
+            assert llm.draft is not None
+            whole, rounded = (llm.draft.likely_bytes(form) for form in FORMS)
+            assert asked == [llm.memory.budget.draft - llm.draft.nbytes + whole]
+            assert llm.draft.nbytes <= (whole if fits else rounded)
+            assert (llm.draft.nbytes > rounded) == fits
 
     def test_it_is_dropped(self, pair: tuple[Path, Path]) -> None:
         """Its memory goes back to the weights, and text goes on."""
         raw, packed = pair
         with LLM(packed, OpenOptions(threads=1, draft=raw, draft_nodes=4)) as llm:
             [expected] = llm.generate([PROMPT], PARAMS)
-            assert llm._runtime.draft is not None
-            budget, nbytes = llm.memory.budget, llm._runtime.draft.nbytes
+            assert llm.draft is not None
+            budget, nbytes = llm.memory.budget, llm.draft.nbytes
             llm._runtime.drop_draft()
-            assert llm._runtime.draft is None
+            assert llm.draft is None
             assert llm.memory.budget.draft == budget.draft - nbytes
             llm._runtime.drop_draft()  # once is enough
             assert llm.memory.budget.draft == budget.draft - nbytes

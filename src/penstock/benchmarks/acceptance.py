@@ -5,10 +5,12 @@ Prompts are cut from a text, and each is completed plainly first. Every further 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from penstock.benchmarks.timed_decoding import Decoding, decode, fresh_speculator, guessing, own_drafters, require_equal
+from penstock.benchmarks.figures import check_counts
+from penstock.benchmarks.timed_decoding import Decoding, decode, guessing, own_drafters, rates, require_equal
 from penstock.errors import TokenizerError, UsageError
 from penstock.llm import LLM
 from penstock.memory.text_room import BYTES_TO_TOKENIZE
@@ -52,10 +54,7 @@ class TextSettings(OpenOptions):
 
     def __post_init__(self) -> None:
         OpenOptions.__post_init__(self)
-        for name in ("prompts", "prompt_tokens", "tokens"):
-            if getattr(self, name) < 1:
-                option = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{option} {getattr(self, name)}: at least 1 is needed.", f"Raise {option}.")
+        check_counts(self, "prompts", "prompt_tokens", "tokens")
         if min(self.nodes) < 1:
             raise UsageError(f"--draft-nodes {min(self.nodes)}: at least 1 is needed.", "Raise --draft-nodes.")
 
@@ -75,9 +74,9 @@ class Acceptance:
     right_by_depth: list[float]
     """Of the passes that had guesses so many tokens on, the share of which one was right."""
     asked_per_pass: float
-    """Nodes that drafters which take time were asked about,"""
+    """Nodes about which drafters were asked that take time."""
     steps_per_pass: float
-    """and how often: of one node or many at once."""
+    """Calls of these drafters, each about one node or many."""
     draft_seconds_per_pass: float
     seconds_per_token: float
 
@@ -92,8 +91,9 @@ class Chain:
     """Of the tree."""
     tree_tokens_per_pass: float
     same: str
-    """What both had as many of: "steps" is the measure where a step takes as long for one node as for many, as it does
-    while memory is what limits it; "rows" where each node takes its time."""
+    """What both had the same number of. "steps", calls of the drafter, are what to compare where a call about many
+    nodes takes as long as one about a single node, as it does while memory limits it; "rows", where each node takes
+    its time."""
     length: int
     """Of the chain, at most LONGEST_CHAIN."""
     tokens_per_pass: float
@@ -141,26 +141,29 @@ def run_text(model: str | os.PathLike[str], settings: TextSettings, *, tell: Tel
     tell("opening")
     with LLM.open_with(model, settings) as llm:
         text = read_text(settings.text, lambda nbytes: llm.memory.check_tokenizing(BYTES_TO_TOKENIZE * nbytes))
-        prompts = cut_prompts(llm, text, settings.prompts, settings.prompt_tokens)
-        runs = [_Runs(llm, prompts, temperature, settings, tell) for temperature in TEMPERATURES]
-        for each in runs:
-            each.measure()
-        return TextResult(
-            str(model),
-            settings.draft,
-            settings.text.name,
-            settings.prompts,
-            settings.prompt_tokens,
-            settings.tokens,
-            [one for each in runs for one in each.acceptance],
-            [one for each in runs for one in each.chains],
-            [one for each in runs for one in each.first_guesses],
-            [drafter.name for drafter in own_drafters(llm)],
+        result = TextResult(
+            model=str(model),
+            draft=settings.draft,
+            text=settings.text.name,
+            prompts=settings.prompts,
+            prompt_tokens=settings.prompt_tokens,
+            tokens=settings.tokens,
+            acceptance=[],
+            chains=[],
+            first_guesses=[],
+            together=[drafter.name for drafter in own_drafters(llm)],
         )
+        prompts = cut_prompts(llm, text, settings.prompts, settings.prompt_tokens)
+        for temperature in TEMPERATURES:
+            _Runs(llm, prompts, temperature, settings, result, tell).measure()
+        return result
 
 
 def read_text(path: Path, check_bytes: Callable[[int], object] = lambda nbytes: None) -> str:
-    """Raises UsageError where there is none. `check_bytes` is told how many there are at least, and may raise."""
+    """The text of a UTF-8 file, or of a pipe. `check_bytes` is told how many bytes there are at least, and may raise.
+
+    Raises UsageError for a file that cannot be read.
+    """
     parts, nbytes = [], 0
     try:
         check_bytes(path.stat().st_size)
@@ -196,32 +199,29 @@ def cut_prompts(llm: LLM, text: str, count: int, length: int) -> list[list[int]]
     return [first + document[begin : begin + length] for document, begin in chosen]
 
 
+@dataclass(slots=True)
 class _Runs:
-    """All runs at one temperature."""
+    """All runs at one temperature, which add to a result."""
 
-    def __init__(
-        self, llm: LLM, prompts: Sequence[list[int]], temperature: float, settings: TextSettings, tell: Tell
-    ) -> None:
-        self.acceptance: list[Acceptance] = []
-        self.chains: list[Chain] = []
-        self.first_guesses: list[FirstGuesses] = []
-        self._llm = llm
-        self._prompts = prompts
-        self._temperature = temperature
-        self._settings = settings
-        self._tell = tell
-        self._plain: list[Decoding] = []
+    llm: LLM
+    prompts: Sequence[list[int]]
+    temperature: float
+    settings: TextSettings
+    result: TextResult
+    tell: Tell
+    plain: list[Decoding] = field(default_factory=list)
 
     def measure(self) -> None:
-        self._plain = self._decode("plain decoding", [], None)
-        own = list(own_drafters(self._llm))
-        others: list[Drafter] = [] if RECYCLING in [drafter.name for drafter in own] else [self._recycling()]
+        """Each drafter with each number of guesses, all together likewise, and the first guesses of each."""
+        self.plain = self._decode("plain decoding", [], 0)
+        own = list(own_drafters(self.llm))
+        others = [] if RECYCLING in [drafter.name for drafter in own] else [self._recycling()]
         for drafter in (*own, *others):
-            for nodes in self._settings.nodes:
+            for nodes in self.settings.nodes:
                 tree = self._grow(drafter.name, [drafter], nodes)
                 if not drafter.free:
                     self._chain(drafter, tree)
-        for nodes in self._settings.nodes:
+        for nodes in self.settings.nodes:
             self._grow(TOGETHER, own, nodes)
         for drafter in own:
             if not drafter.free:
@@ -229,79 +229,63 @@ class _Runs:
 
     def _recycling(self) -> Drafter:
         """One that has learned nothing: what it knows outlives a text."""
-        return Recycling(self._llm.config.vocab_size)
+        return Recycling(self.llm.config.vocab_size)
 
     def _grow(self, name: str, drafters: Sequence[Drafter], nodes: int) -> Acceptance:
         asking = [Asking(self._recycling() if drafter.name == RECYCLING else drafter) for drafter in drafters]
-        runs = self._decode(f"{name}, {nodes} guesses", asking, nodes)
-        self.acceptance.append(_acceptance(name, self._temperature, nodes, runs, asking))
-        return self.acceptance[-1]
+        tree = self._accepted(name, f"{nodes} guesses", asking, nodes)
+        self.result.acceptance.append(tree)
+        return tree
 
     def _chain(self, drafter: Drafter, tree: Acceptance) -> None:
         for same, cost in (("steps", tree.steps_per_pass), ("rows", tree.asked_per_pass)):
             length = min(max(1, round(cost)), LONGEST_CHAIN)
-            asking = [FirstOnly(drafter)]
-            runs = self._decode(f"{drafter.name}, a chain of {length}", asking, length)
-            chain = _acceptance(drafter.name, self._temperature, length, runs, asking)
-            rates = tree.tokens_per_pass, same, length, chain.tokens_per_pass
-            self.chains.append(Chain(drafter.name, self._temperature, tree.nodes, *rates))
+            chain = self._accepted(drafter.name, f"a chain of {length}", [FirstOnly(drafter)], length)
+            tokens_per_pass = tree.tokens_per_pass, same, length, chain.tokens_per_pass
+            self.result.chains.append(Chain(drafter.name, self.temperature, tree.nodes, *tokens_per_pass))
+
+    def _accepted(self, name: str, doing: str, drafters: Sequence[Asking], nodes: int) -> Acceptance:
+        """Of all prompts with at most `nodes` guesses a pass."""
+        runs = self._decode(f"{name}, {doing}", drafters, nodes)
+        reached, right = Counter[int](), Counter[int]()
+        for run in runs:
+            reached += run.guesses.reached
+            right += run.guesses.right
+        told, paid = rates(runs), [drafter for drafter in drafters if not drafter.free]
+        return Acceptance(
+            drafter=name,
+            temperature=self.temperature,
+            nodes=nodes,
+            right_by_depth=[right[depth] / count for depth, count in sorted(reached.items())],
+            asked_per_pass=sum(drafter.nodes for drafter in paid) / told["passes"],
+            steps_per_pass=sum(drafter.steps for drafter in paid) / told["passes"],
+            **told,
+        )
 
     def _overhear(self, drafter: Drafter) -> None:
-        within, positions = dict.fromkeys(FIRST, 0), 0
-        for index, (prompt, plain) in enumerate(zip(self._prompts, self._plain, strict=True)):
-            self._say(f"{drafter.name}, its first guesses", index)
+        within, positions = Counter[int](), 0
+        for index, (prompt, plain) in enumerate(zip(self.prompts, self.plain, strict=True)):
             overheard = Overheard(drafter)
-            with guessing(self._llm, fresh_speculator(self._llm, [overheard], 1)):
-                self._one(index, "first guesses")
+            with guessing(self.llm, [overheard], 1):
+                self._one(index, f"{drafter.name}, its first guesses")
+            positions += len(overheard.guesses)
             for position, guesses in overheard.guesses.items():
-                choice = plain.token_ids[position - len(prompt)]
-                positions += 1
-                for count in FIRST:
-                    within[count] += choice in [guess.token for guess in guesses[:count]]
-        shares = {count: hits / max(1, positions) for count, hits in within.items()}
-        self.first_guesses.append(FirstGuesses(drafter.name, self._temperature, positions, shares))
+                tokens = [guess.token for guess in guesses]
+                within.update(count for count in FIRST if plain.token_ids[position - len(prompt)] in tokens[:count])
+        shares = {count: within[count] / max(1, positions) for count in FIRST}
+        self.result.first_guesses.append(FirstGuesses(drafter.name, self.temperature, positions, shares))
 
-    def _decode(self, doing: str, drafters: Sequence[Drafter], nodes: int | None) -> list[Decoding]:
+    def _decode(self, doing: str, drafters: Sequence[Drafter], nodes: int) -> list[Decoding]:
         """Complete all prompts; what was learned about guesses is kept from one to the next."""
-        speculator = fresh_speculator(self._llm, drafters, nodes) if drafters else None
-        runs = []
-        with guessing(self._llm, speculator):
-            for index in range(len(self._prompts)):
-                self._say(doing, index)
-                runs.append(self._one(index, doing))
-        return runs
+        with guessing(self.llm, drafters, nodes):
+            return [self._one(index, doing) for index in range(len(self.prompts))]
 
     def _one(self, index: int, doing: str) -> Decoding:
-        tokens = self._settings.tokens
-        most = 1 + tokens + (OVERSHOOT if self._plain else 0)
-        params = SamplingParams(temperature=self._temperature, seed=index, max_tokens=most, ignore_eos=True)
-        run = decode(self._llm, self._prompts[index], params, tokens)
-        if self._plain:
-            require_equal(self._plain[index].token_ids, run.token_ids, f"Prompt {index}, {doing}")
+        self.tell(f"temperature {self.temperature:g}: {doing}; prompt {index + 1} of {len(self.prompts)}")
+        tokens = self.settings.tokens
+        most = 1 + tokens + (OVERSHOOT if self.plain else 0)
+        params = SamplingParams(temperature=self.temperature, seed=index, max_tokens=most, ignore_eos=True)
+        run = decode(self.llm, self.prompts[index], params, tokens)
+        if self.plain:
+            require_equal(self.plain[index].token_ids, run.token_ids, f"Prompt {index}, {doing}")
         return run
-
-    def _say(self, doing: str, index: int) -> None:
-        self._tell(f"temperature {self._temperature:g}: {doing}; prompt {index + 1} of {len(self._prompts)}")
-
-
-def _acceptance(
-    name: str, temperature: float, nodes: int, runs: Sequence[Decoding], drafters: Sequence[Asking]
-) -> Acceptance:
-    paid = [drafter for drafter in drafters if not drafter.free]
-    tokens, passes = sum(run.tokens for run in runs), sum(len(run.passes) for run in runs)
-    reached = sum((run.guesses.reached for run in runs), start=type(runs[0].guesses.reached)())
-    right = sum((run.guesses.right for run in runs), start=type(reached)())
-    return Acceptance(
-        drafter=name,
-        temperature=temperature,
-        nodes=nodes,
-        tokens=tokens,
-        passes=passes,
-        tokens_per_pass=tokens / passes,
-        nodes_per_pass=sum(run.guesses.nodes for run in runs) / passes,
-        right_by_depth=[right[depth] / count for depth, count in sorted(reached.items())],
-        asked_per_pass=sum(drafter.nodes for drafter in paid) / passes,
-        steps_per_pass=sum(drafter.steps for drafter in paid) / passes,
-        draft_seconds_per_pass=sum(one.totals.draft_seconds for run in runs for one in run.passes) / passes,
-        seconds_per_token=sum(run.seconds for run in runs) / tokens,
-    )

@@ -4,40 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from penstock.benchmarks.plot import INK, PALE, check_plot, clean, save
+from penstock.benchmarks.plot import INK, PALE, clean, new_figure
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from penstock.benchmarks.acceptance import TextResult
 
-LINES = {
-    "lookup": "#2a78b5",
-    "recycling": "#8a6fb0",
-    "coarse": "#e8833a",
-    "draft": "#3c9d6b",
-    "together": INK,
-}
+LINES = {"lookup": "#2a78b5", "recycling": "#8a6fb0", "coarse": "#e8833a", "draft": "#3c9d6b", "together": INK}
 DASHES = {"steps": (0, (3, 2)), "rows": (0, (1, 1.5))}
 
 
 def draw_acceptance(result: TextResult, path: Path) -> None:
     """Write the picture to `path`, a panel for each temperature. Raises as check_plot does, and PenstockError."""
-    check_plot(path)
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     temperatures = sorted({one.temperature for one in result.acceptance})
-    figure = Figure(figsize=(5.5 * len(temperatures), 5), layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 0.88)))
+    said = f"{result.prompts} prompts of {result.prompt_tokens} tokens from {result.text}, {result.tokens} tokens each"
+    figure, write = new_figure(path, (5.5 * len(temperatures), 5), "What guesses bring", said)
     panels = figure.subplots(1, len(temperatures), sharey=True, squeeze=False)[0]
     for axes, temperature in zip(panels, temperatures, strict=True):
         _draw_panel(result, axes, temperature)
     panels[0].set_ylabel("tokens a pass", color=PALE)
     panels[-1].legend(frameon=False, fontsize=9, labelcolor=INK)
-    said = f"{result.prompts} prompts of {result.prompt_tokens} tokens from {result.text}, {result.tokens} tokens each"
-    figure.text(0.012, 0.975, "What guesses bring", va="top", fontsize=14, fontweight="bold", color=INK)
-    figure.text(0.012, 0.915, said, va="top", fontsize=10, color=PALE)
-    save(figure, path)
+    write()
 
 
 def _draw_panel(result: TextResult, axes: Any, temperature: float) -> None:

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from penstock.benchmarks.figures import check_counts, process_figures, weight_figures
 from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import ContextError, UsageError
 from penstock.forecast.probe import measure_disk, room_for_probe
-from penstock.forecast.sizes import holds_packed
 from penstock.llm import LLM
 from penstock.memory.budget import LEAST_CHUNK_ROWS
 from penstock.options import OpenOptions
 from penstock.sampling import SamplingParams
-from penstock.system import machine
 
 if TYPE_CHECKING:
     import os
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from penstock.events import Listener
     from penstock.forecast.probe import DiskSpeed
     from penstock.models.pass_stats import PassTotals
+    from penstock.models.stage import OnLayer
 
 TELL_SECONDS = 0.1
 
@@ -43,10 +43,7 @@ class BenchSettings(OpenOptions):
 
     def __post_init__(self) -> None:
         OpenOptions.__post_init__(self)
-        for name in ("passes", "prompt_tokens", "batch"):
-            if getattr(self, name) < 1:
-                option = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{option} {getattr(self, name)}: at least 1 is needed.", f"Raise {option}.")
+        check_counts(self, "passes", "prompt_tokens", "batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +117,14 @@ def run(
     passes.
     """
     tell("opening")
-    progress = _Progress(settings.passes, tell)
     begin = time.perf_counter()
-    with LLM.open_with(model, replace(settings, draft="none"), progress) as llm:
+    with LLM.open_with(model, replace(settings, draft="none"), _layer_teller(settings.passes, tell)) as llm:
         open_seconds = time.perf_counter() - begin
-        _check_context(llm, settings)
+        if settings.prompt_tokens + settings.passes > llm.context:
+            passes = f"{settings.prompt_tokens} tokens and {settings.passes} passes"
+            raise ContextError(
+                f"{passes} are more than the context of {llm.context}.", "Lower --prompt-tokens or --passes."
+            )
         tell("measuring the disk")
         disk = measure_disk(llm.files, memory=room_for_probe(llm.memory.budget))
         if listener is not None:
@@ -132,103 +132,19 @@ def run(
         return _result(llm, str(model), settings, _generate(llm, settings), disk, open_seconds)
 
 
-def _result(
-    llm: LLM, model: str, settings: BenchSettings, stats: Sequence[Stats], disk: DiskSpeed, open_seconds: float
-) -> Result:
-    prompt, further = _split_log(stats, settings)
-    typical = further or prompt
-    seconds, streamed = _median(typical, "seconds"), _median(typical, "bytes_read")
-    disk_limit = streamed / disk.bytes_per_second
-    resident, ceiling = llm.weights.resident_bytes, llm.memory.budget.ceiling
-    weight_bytes, compute_seconds = 2 * llm.architecture.pass_weights, _median(typical, "compute_seconds")
-    packed = holds_packed(llm.weights.tensors.values())
-    return Result(
-        model=model,
-        seconds_per_pass=[sum(totals.seconds for totals in prompt), *(totals.seconds for totals in further)],
-        median_seconds_per_pass=seconds,
-        first_token_seconds=_last_to_start(stats).first_token_seconds,
-        tokens_per_second=_tokens_per_second(stats, settings),
-        weight_bytes=weight_bytes,
-        stored_bytes=llm.weights.pass_bytes,
-        packed_ratio=llm.weights.pass_bytes / weight_bytes if packed else None,
-        decoded_bytes_per_second=weight_bytes / compute_seconds if packed else None,
-        resident_bytes=resident,
-        resident_share_of_memory=resident / ceiling,
-        streamed_bytes_per_pass=streamed,
-        first_pass_bytes_read=sum(totals.bytes_read for totals in prompt),
-        probe_bytes_per_second=disk.bytes_per_second,
-        probe_read_bytes=disk.read_bytes,
-        disk_limit_seconds=disk_limit,
-        ratio_to_disk_limit=seconds / disk_limit if disk_limit else None,
-        disk_wait_seconds=_median(typical, "wait_seconds"),
-        read_seconds=_median(typical, "read_seconds"),
-        compute_seconds=compute_seconds,
-        open_seconds=open_seconds,
-        peak_rss_bytes=machine.peak_process_bytes(),
-        memory_ceiling_bytes=ceiling,
-        threads=llm.kernels.threads,
-        isa=llm.kernels.isa,
-        batch=settings.batch,
-        prompt_tokens=settings.prompt_tokens,
-        prompt_passes=len(prompt),
-    )
+def _layer_teller(passes: int, tell: Callable[[str], None]) -> OnLayer:
+    """What tells how far the passes are: each pass, and its layers as seldom as not to be felt."""
+    begun, told = 0, 0.0
 
-
-def _split_log(stats: Sequence[Stats], settings: BenchSettings) -> tuple[list[PassTotals], list[PassTotals]]:
-    """The passes until every prompt was done, and those after them, each of one row a sequence.
-
-    Where prompts need several passes, the first sequences draw tokens while the others' prompts are still read: such
-    passes count to the prompts. Raises UsageError where too few come after them.
-    """
-    log = max((s.log for s in stats), key=len)  # of one that took part from the first pass to the last
-    drawn = min(s.tokens for s in stats)
-    if drawn < settings.passes:
-        raise UsageError(
-            f"There is room for {drawn} tokens of each of the {settings.batch} sequences, not for {settings.passes}.",
-            "Lower --batch, --prompt-tokens or --passes, or raise --memory.",
-        )
-    begin = len(log) - settings.passes + 1
-    return log[:begin], log[begin:]
-
-
-def _median(passes: Sequence[PassTotals], name: str) -> float:
-    return float(statistics.median(getattr(totals, name) for totals in passes))
-
-
-def _last_to_start(stats: Sequence[Stats]) -> Stats:
-    return max(stats, key=lambda s: s.first_token_seconds)
-
-
-def _tokens_per_second(stats: Sequence[Stats], settings: BenchSettings) -> float:
-    last = _last_to_start(stats)
-    if settings.passes == 1:
-        return settings.batch / last.seconds
-    return settings.batch * (settings.passes - 1) / (last.seconds - last.first_token_seconds)
-
-
-class _Progress:
-    """Tells how far the passes are: each pass, and its layers as seldom as not to be felt."""
-
-    def __init__(self, passes: int, tell: Callable[[str], None]) -> None:
-        self._passes = passes
-        self._tell = tell
-        self._begun = 0
-        self._told = 0.0
-
-    def __call__(self, layer: int, read_seconds: float, wait_seconds: float, compute_seconds: float) -> None:
-        self._begun += layer == 0
+    def on_layer(layer: int, *seconds: float) -> None:
+        nonlocal begun, told
+        begun += layer == 0
         now = time.perf_counter()
-        if layer == 0 or now - self._told > TELL_SECONDS:
-            self._told = now
-            self._tell(f"pass {self._begun} of {max(self._passes, self._begun)}, layer {layer}")
+        if layer == 0 or now - told > TELL_SECONDS:
+            told = now
+            tell(f"pass {begun} of {max(passes, begun)}, layer {layer}")
 
-
-def _check_context(llm: LLM, settings: BenchSettings) -> None:
-    if settings.prompt_tokens + settings.passes > llm.context:
-        raise ContextError(
-            f"{settings.prompt_tokens} tokens and {settings.passes} passes are more than the context of {llm.context}.",
-            "Lower --prompt-tokens or --passes.",
-        )
+    return on_layer
 
 
 def _generate(llm: LLM, settings: BenchSettings) -> list[Stats]:
@@ -238,8 +154,9 @@ def _generate(llm: LLM, settings: BenchSettings) -> list[Stats]:
     most = settings.passes + _head_start(llm, settings)
     # Those that do not fit beside the others would wait, and the passes not be all sequences'.
     llm.memory.most_tokens([settings.prompt_tokens] * settings.batch, most, llm.context)
-    completions = llm._start(prompts, SamplingParams(temperature=0, max_tokens=most, ignore_eos=True))
-    for _ in llm._run(completions):  # generate() would go on until all have drawn `most`
+    params = SamplingParams(temperature=0, max_tokens=most, ignore_eos=True)
+    completions = [llm.submit(prompt, params) for prompt in prompts]
+    for _ in llm.drive(completions):  # which would go on until all have drawn `most`
         enough = all(completion.stats.tokens >= settings.passes for completion in completions)
         if enough or not all(completion.runs for completion in completions):
             break
@@ -262,3 +179,68 @@ def _head_start(llm: LLM, settings: BenchSettings) -> int:
             "Lower --batch or --prompt-tokens, or raise --memory.",
         )
     return -(-rows // (most_rows - batch))
+
+
+def _result(
+    llm: LLM, model: str, settings: BenchSettings, stats: Sequence[Stats], disk: DiskSpeed, open_seconds: float
+) -> Result:
+    prompt, further = split_log(stats, settings)
+    typical = further or prompt
+    seconds, streamed = _median(typical, "seconds"), _median(typical, "bytes_read")
+    disk_limit, compute_seconds = streamed / disk.bytes_per_second, _median(typical, "compute_seconds")
+    return Result(
+        model=model,
+        seconds_per_pass=[sum(totals.seconds for totals in prompt), *(totals.seconds for totals in further)],
+        median_seconds_per_pass=seconds,
+        first_token_seconds=_last_to_start(stats).first_token_seconds,
+        tokens_per_second=tokens_per_second(stats, settings),
+        resident_share_of_memory=llm.weights.resident_bytes / llm.memory.budget.ceiling,
+        streamed_bytes_per_pass=streamed,
+        first_pass_bytes_read=sum(totals.bytes_read for totals in prompt),
+        probe_bytes_per_second=disk.bytes_per_second,
+        probe_read_bytes=disk.read_bytes,
+        disk_limit_seconds=disk_limit,
+        ratio_to_disk_limit=seconds / disk_limit if disk_limit else None,
+        disk_wait_seconds=_median(typical, "wait_seconds"),
+        read_seconds=_median(typical, "read_seconds"),
+        compute_seconds=compute_seconds,
+        open_seconds=open_seconds,
+        batch=settings.batch,
+        prompt_tokens=settings.prompt_tokens,
+        prompt_passes=len(prompt),
+        **weight_figures(llm, compute_seconds),
+        **process_figures(llm),
+    )
+
+
+def split_log(stats: Sequence[Stats], settings: BenchSettings) -> tuple[list[PassTotals], list[PassTotals]]:
+    """The passes until every prompt was done, and those after them, each of one row a sequence.
+
+    Where prompts need several passes, the first sequences draw tokens while the others' prompts are still read: such
+    passes count to the prompts. Raises UsageError where too few come after them.
+    """
+    log = max((s.log for s in stats), key=len)  # of one that took part from the first pass to the last
+    drawn = min(s.tokens for s in stats)
+    if drawn < settings.passes:
+        raise UsageError(
+            f"There is room for {drawn} tokens of each of the {settings.batch} sequences, not for {settings.passes}.",
+            "Lower --batch, --prompt-tokens or --passes, or raise --memory.",
+        )
+    begin = len(log) - settings.passes + 1
+    return log[:begin], log[begin:]
+
+
+def tokens_per_second(stats: Sequence[Stats], settings: BenchSettings) -> float:
+    """Of all sequences, from where the last to start had its first token on; of a single pass, its tokens."""
+    last = _last_to_start(stats)
+    if settings.passes == 1:
+        return settings.batch / last.seconds
+    return settings.batch * (settings.passes - 1) / (last.seconds - last.first_token_seconds)
+
+
+def _last_to_start(stats: Sequence[Stats]) -> Stats:
+    return max(stats, key=lambda s: s.first_token_seconds)
+
+
+def _median(passes: Sequence[PassTotals], name: str) -> float:
+    return float(statistics.median(getattr(totals, name) for totals in passes))

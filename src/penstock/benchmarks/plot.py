@@ -13,7 +13,7 @@ import numpy as np
 from penstock.errors import PenstockError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from penstock.compute.kernels import F64
     from penstock.events import Event
@@ -23,15 +23,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg", ".pdf")
 BINS = 240
-READ, WAIT, COMPUTE, PROBE, INK, PALE, BAND = (
-    "#2a78b5",
-    "#d9d9de",
-    "#e8833a",
-    "#1a3d5c",
-    "#2b2b33",
-    "#6f6f7a",
-    "#f3f4f7",
-)
+READ, WAIT, COMPUTE, PROBE = "#2a78b5", "#d9d9de", "#e8833a", "#1a3d5c"
+INK, PALE, BAND = "#2b2b33", "#6f6f7a", "#f3f4f7"
 
 
 class LastPass:
@@ -91,14 +84,17 @@ class PassPicture:
 
     @property
     def bytes_read(self) -> int:
+        """By all threads, within the pass."""
         return sum(nbytes for reads in self.reads.values() for _, _, nbytes in reads)
 
     @property
     def wait_seconds(self) -> float:
+        """Seconds that the pass stood still for the disk."""
         return _total(self.waits)
 
     @property
     def compute_seconds(self) -> float:
+        """Seconds that it computed."""
         return _total(self.computes)
 
     def rate(self, bins: int = BINS) -> F64:
@@ -158,11 +154,7 @@ def draw(picture: PassPicture, path: Path, title: str, summary: str, disk_rate: 
 
     Raises as check_plot does, and PenstockError where the file cannot be written.
     """
-    check_plot(path)
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(12, 6), layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 0.89)))
+    figure, write = new_figure(path, (12, 6), title, summary)
     rate_axes, lane_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2.2))
     _draw_parts(picture, rate_axes, lane_axes)
     _draw_rate(picture, rate_axes, disk_rate)
@@ -171,18 +163,30 @@ def draw(picture: PassPicture, path: Path, title: str, summary: str, disk_rate: 
         clean(axes)
     lane_axes.set_xlim(0, picture.seconds)
     lane_axes.set_xlabel("seconds since the pass began", color=PALE)
+    write()
+
+
+def new_figure(path: Path, size: tuple[float, float], title: str, summary: str) -> tuple[Any, Callable[[], None]]:
+    """A matplotlib figure of `size` inches with two lines at the top, and what writes it to `path` in the end.
+
+    Raises as check_plot does; writing raises PenstockError.
+    """
+    check_plot(path)
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - 0.65 / size[1])))
     figure.text(0.012, 0.975, title, va="top", fontsize=14, fontweight="bold", color=INK)
-    figure.text(0.012, 0.927, summary, va="top", fontsize=10, color=PALE)
-    save(figure, path)
+    figure.text(0.012, 0.975 - 0.3 / size[1], summary, va="top", fontsize=10, color=PALE)
 
+    def write() -> None:
+        try:
+            figure.savefig(path, dpi=160, facecolor="white")
+        except OSError as error:
+            problem = f"{path}: the plot cannot be written: {error.strerror or error}."
+            raise PenstockError(problem, "Name a file in a directory that you may write to.") from error
 
-def save(figure: Any, path: Path) -> None:
-    """Raises PenstockError where the file cannot be written."""
-    try:
-        figure.savefig(path, dpi=160, facecolor="white")
-    except OSError as error:
-        problem = f"{path}: the plot cannot be written: {error.strerror or error}."
-        raise PenstockError(problem, "Name a file in a directory that you may write to.") from error
+    return figure, write
 
 
 def _total(spans: Sequence[Span]) -> float:
@@ -214,15 +218,15 @@ def _draw_rate(picture: PassPicture, axes: Any, disk_rate: float) -> None:
     axes.axhline(disk_rate / 1e9, color=PROBE, linewidth=1, linestyle=(0, (4, 3)), zorder=4)
     axes.annotate(
         f"the disk alone: {disk_rate / 1e9:.2f} GB/s",
-        (1, disk_rate / 1e9),
-        (-4, 4),
+        xy=(1, disk_rate / 1e9),
+        xytext=(-4, 4),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
         ha="right",
         va="bottom",
         fontsize=9,
         color=PROBE,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
         zorder=5,
     )
     axes.set_ylim(0, 1.18 * max(rate.max(), disk_rate / 1e9))

@@ -7,23 +7,24 @@ token is drawn by lot whatever the model says, guesses by the real drafters are 
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from penstock.benchmarks.timed_decoding import Decoding, decode, fresh_speculator, guessing, own_drafters, require_equal
+from penstock.benchmarks.figures import check_counts, process_figures
+from penstock.benchmarks.timed_decoding import Decoding, decode, guessing, own_drafters, rates, require_equal
 from penstock.errors import ContextError, UsageError
 from penstock.llm import LLM
 from penstock.options import OpenOptions
 from penstock.sampling import Sampler, SamplingParams
 from penstock.speculate.simulated import SimulatedDrafter
-from penstock.system import machine
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
+    from penstock.compute.kernels import F32
     from penstock.speculate.drafter import Drafter
 
     Tell = Callable[[str], None]
@@ -46,10 +47,7 @@ class SecondsSettings(OpenOptions):
 
     def __post_init__(self) -> None:
         OpenOptions.__post_init__(self)
-        for name in ("prompt_tokens", "tokens", "repeats"):
-            if getattr(self, name) < 1:
-                option = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{option} {getattr(self, name)}: at least 1 is needed.", f"Raise {option}.")
+        check_counts(self, "prompt_tokens", "tokens", "repeats")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,10 @@ class Simulation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Machine:
+class _Measured:
+    """What both kinds of runs tell."""
+
+    measures: ClassVar[str]
     model: str
     draft: str | None
     draft_nodes: int | None
@@ -110,24 +111,26 @@ class _Machine:
     identical: bool = True
     """Every run brought the tokens of the plain one, or there would be no result."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SimulatedResult(_Machine):
-    """Seconds a token with simulated acceptance, while the drafter's full cost is paid."""
-
-    drafter: str
-    """The one whose cost is paid."""
-    simulations: list[Simulation] = field(default_factory=list)
-
     def as_object(self) -> dict[str, Any]:
         """For JSON."""
-        return {"measures": "seconds a token with SIMULATED acceptance"} | asdict(self)
+        return {"measures": self.measures} | asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RandomResult(_Machine):
+class SimulatedResult(_Measured):
+    """Seconds a token with simulated acceptance, while the drafter's full cost is paid."""
+
+    measures = "seconds a token with SIMULATED acceptance"
+    drafter: str
+    """The one whose cost is paid."""
+    simulations: list[Simulation]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomResult(_Measured):
     """What guessing costs on random text."""
 
+    measures = "the cost of guessing on random text"
     drafters: list[str]
     dropped: list[str]
     """Those of them that turned out not to pay, and were asked no more."""
@@ -136,10 +139,6 @@ class RandomResult(_Machine):
     """Guesses that were, by chance."""
     ratio: float
     """Seconds to those of as many plain passes as there were tokens."""
-
-    def as_object(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"measures": "the cost of guessing on random text"} | asdict(self)
 
 
 def parse_chances(text: str) -> list[float]:
@@ -169,19 +168,15 @@ def run_simulated(
     guesses changed a token.
     """
     tell("opening")
-    with _open(model, settings) as llm:
-        drafter = _paid(llm, settings)
-        prompt = _prompt(llm, settings)
-        params = SamplingParams(
-            temperature=0, repetition_penalty=1.0, seed=0, max_tokens=settings.tokens + 1, ignore_eos=True
-        )
+    with LLM.open_with(model, settings) as llm:
+        drafter, prompt = _paid(llm, settings), _prompt(llm, settings)
         tell(f"{settings.tokens} plain passes")
-        with guessing(llm, None):
-            truth = decode(llm, prompt, params, settings.tokens)
+        with guessing(llm):
+            truth = decode(llm, prompt, _params(settings.tokens), settings.tokens)
         plain = _plain(llm, truth)
-        simulations = [_simulate(llm, prompt, params, truth, drafter, each, settings, tell) for each in chances]
+        simulations = [_simulate(llm, settings, prompt, truth.token_ids, drafter, each, tell) for each in chances]
         return SimulatedResult(
-            **_machine(llm, model, settings, plain), drafter=drafter.name, simulations=list(simulations)
+            **_common(llm, model, settings), plain=plain, drafter=drafter.name, simulations=simulations
         )
 
 
@@ -193,27 +188,24 @@ def run_random(
     Both have the same memory: what a draft takes is not there for weights in the plain passes either.
     """
     tell("opening")
-    with _open(model, settings) as llm:
+    with LLM.open_with(model, settings) as llm:
         prompt = _prompt(llm, settings)
         tell(f"{PLAIN_PASSES} plain passes")
-        with guessing(llm, None):
-            plain = _plain(llm, _random_text(llm, prompt, PLAIN_PASSES))
+        with guessing(llm):
+            plain = _plain(llm, decode_random_text(llm, prompt, PLAIN_PASSES))
         drafters = [drafter.name for drafter in own_drafters(llm)]
         tell(f"{settings.tokens} tokens, guessed by {', '.join(drafters)}")
-        run = _random_text(llm, prompt, settings.tokens)
+        run = decode_random_text(llm, prompt, settings.tokens)
         guessed = _guessed(llm, [run])
         return RandomResult(
-            **_machine(llm, model, settings, plain),
+            **_common(llm, model, settings),
+            plain=plain,
             drafters=drafters,
             dropped=[name for name in drafters if name not in {drafter.name for drafter in own_drafters(llm)}],
             guessed=guessed,
             right=run.guesses.accepted,
             ratio=guessed.seconds_per_token / plain.median_seconds,
         )
-
-
-def _open(model: str | os.PathLike[str], settings: SecondsSettings) -> LLM:
-    return LLM.open_with(model, settings)
 
 
 def _paid(llm: LLM, settings: SecondsSettings) -> Drafter:
@@ -229,8 +221,7 @@ def _paid(llm: LLM, settings: SecondsSettings) -> Drafter:
 
 
 def _prompt(llm: LLM, settings: SecondsSettings) -> list[int]:
-    most = settings.prompt_tokens + settings.tokens + 1
-    if most > llm.context:
+    if settings.prompt_tokens + settings.tokens + 1 > llm.context:
         raise ContextError(
             f"{settings.prompt_tokens} tokens and {settings.tokens} more are more than the context of {llm.context}.",
             "Lower --prompt-tokens or --tokens.",
@@ -239,89 +230,74 @@ def _prompt(llm: LLM, settings: SecondsSettings) -> list[int]:
     return tokens
 
 
+def _params(tokens: int) -> SamplingParams:
+    """Greedy, with one token more, which the prompt's pass draws."""
+    return SamplingParams(temperature=0, repetition_penalty=1.0, seed=0, max_tokens=tokens + 1, ignore_eos=True)
+
+
 def _simulate(
     llm: LLM,
+    settings: SecondsSettings,
     prompt: list[int],
-    params: SamplingParams,
-    truth: Decoding,
+    truth: list[int],
     drafter: Drafter,
     chances: Sequence[float],
-    settings: SecondsSettings,
     tell: Tell,
 ) -> Simulation:
-    speculator = fresh_speculator(llm, [], settings.draft_nodes)
+    """All repeats; `truth`: the tokens after the prompt, of the plain run."""
     said = ",".join(f"{chance:g}" for chance in chances)
     tokens = settings.tokens - min(SLACK, settings.tokens // 4)
-    runs, repeats = [], []
-    for seed in range(settings.repeats):
-        tell(f"simulated acceptance {said}, run {seed + 1} of {settings.repeats}")
-        known = prompt + truth.token_ids
-        speculator.drafters = [SimulatedDrafter(drafter, known, chances, llm.config.vocab_size, seed)]
-        with guessing(llm, speculator):
-            run = decode(llm, prompt, params, tokens)
-        require_equal(truth.token_ids, run.token_ids, f"Simulated acceptance {said}, run {seed + 1}")
-        runs.append(run)
-        repeats.append(_guessed(llm, [run]))
-    return Simulation(list(chances), _guessed(llm, runs), repeats)
+    runs = []
+    with guessing(llm, nodes=settings.draft_nodes) as speculator:
+        for seed in range(settings.repeats):
+            tell(f"simulated acceptance {said}, run {seed + 1} of {settings.repeats}")
+            speculator.drafters = [SimulatedDrafter(drafter, prompt + truth, chances, llm.config.vocab_size, seed)]
+            runs.append(decode(llm, prompt, _params(settings.tokens), tokens))
+            require_equal(truth, runs[-1].token_ids, f"Simulated acceptance {said}, run {seed + 1}")
+    return Simulation(list(chances), _guessed(llm, runs), [_guessed(llm, [run]) for run in runs])
 
 
 class _RandomText(Sampler):
     """Draws tokens by lot, after the work of choosing one. It ranks guesses as a greedy sampler does."""
 
-    def __init__(self, sampler: Sampler, vocab_size: int) -> None:
-        super().__init__(sampler.rule, sampler.seed, sampler._kernels)
-        self._vocab_size = vocab_size
+    def __init__(self, sampler: Sampler, llm: LLM) -> None:
+        super().__init__(sampler.rule, sampler.seed, llm.kernels)
+        self._vocab_size = llm.config.vocab_size
 
-    def __call__(self, logits: Any, position: int, seen: Sequence[int]) -> int:
+    def __call__(self, logits: F32, position: int, seen: Sequence[int]) -> int:
         super().__call__(logits, position, seen)
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=position))
         return int(rng.integers(self._vocab_size))
 
 
-def _random_text(llm: LLM, prompt: list[int], tokens: int) -> Decoding:
-    params = SamplingParams(temperature=0, repetition_penalty=1.0, seed=0, max_tokens=tokens + 1, ignore_eos=True)
-    return decode(llm, prompt, params, tokens, lambda sampler: _RandomText(sampler, llm.config.vocab_size))
+def decode_random_text(llm: LLM, prompt: list[int], tokens: int) -> Decoding:
+    """As `decode`, with each token drawn by lot; the same tokens every time."""
+    return decode(llm, prompt, _params(tokens), tokens, lambda sampler: _RandomText(sampler, llm))
 
 
 def _plain(llm: LLM, run: Decoding) -> PlainPasses:
     return PlainPasses(
-        len(run.passes),
-        statistics.median(one.seconds for one in run.passes),
-        float(statistics.median(one.totals.bytes_read for one in run.passes)),
-        llm.weights.resident_bytes,
+        passes=len(run.passes),
+        median_seconds=statistics.median(one.seconds for one in run.passes),
+        streamed_bytes=float(statistics.median(one.totals.bytes_read for one in run.passes)),
+        resident_bytes=llm.weights.resident_bytes,
     )
 
 
 def _guessed(llm: LLM, runs: Sequence[Decoding]) -> GuessedPasses:
-    passes = [one for run in runs for one in run.passes]
-    count, tokens, seconds = len(passes), sum(run.tokens for run in runs), sum(run.seconds for run in runs)
-    totals = [one.totals for one in passes]
+    totals = [one.totals for run in runs for one in run.passes]
+    seconds = sum(run.seconds for run in runs)
     return GuessedPasses(
-        tokens=tokens,
-        passes=count,
+        **rates(runs),
         seconds=seconds,
-        seconds_per_token=seconds / tokens,
-        tokens_per_pass=tokens / count,
-        nodes_per_pass=sum(each.guesses for each in totals) / count,
-        draft_seconds_per_pass=sum(each.draft_seconds for each in totals) / count,
-        seconds_per_pass=seconds / count,
-        computing_seconds_per_pass=sum(each.compute_seconds for each in totals) / count,
-        waiting_seconds_per_pass=sum(each.wait_seconds for each in totals) / count,
+        seconds_per_pass=seconds / len(totals),
+        computing_seconds_per_pass=sum(each.compute_seconds for each in totals) / len(totals),
+        waiting_seconds_per_pass=sum(each.wait_seconds for each in totals) / len(totals),
         streamed_bytes=float(statistics.median(each.bytes_read for each in totals)),
         resident_bytes=llm.weights.resident_bytes,
     )
 
 
-def _machine(llm: LLM, model: str | os.PathLike[str], settings: SecondsSettings, plain: PlainPasses) -> dict[str, Any]:
-    return {
-        "model": str(model),
-        "draft": settings.draft,
-        "draft_nodes": settings.draft_nodes,
-        "plain": plain,
-        "tokens": settings.tokens,
-        "prompt_tokens": settings.prompt_tokens,
-        "peak_rss_bytes": machine.peak_process_bytes(),
-        "memory_ceiling_bytes": llm.memory.budget.ceiling,
-        "threads": llm.kernels.threads,
-        "isa": llm.kernels.isa,
-    }
+def _common(llm: LLM, model: str | os.PathLike[str], settings: SecondsSettings) -> dict[str, Any]:
+    names = ("draft", "draft_nodes", "tokens", "prompt_tokens")
+    return {"model": str(model)} | {name: getattr(settings, name) for name in names} | process_figures(llm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from penstock.errors import PenstockError
 from penstock.speculate.costs import Costs
@@ -39,12 +39,12 @@ class Decoding:
 
     @property
     def seconds(self) -> float:
-        """Of the passes."""
+        """Wall seconds of all passes."""
         return sum(one.seconds for one in self.passes)
 
     @property
     def tokens(self) -> int:
-        """That the passes brought."""
+        """Tokens that all passes yielded."""
         return sum(one.tokens for one in self.passes)
 
 
@@ -60,44 +60,48 @@ def decode(
     The last pass is a whole one where `params` allow more tokens than that, so tokens and passes are in proportion.
     `sampler`: puts another in place of the sequence's. Raises as LLM.stream does.
     """
-    engine = llm.engine
-    engine.check_prompt(prompt)
-    most = llm.memory.most_tokens([len(prompt)], params.max_tokens, llm.context)
-    sequence = engine.add(prompt, params, most)
+    completion = llm.submit(prompt, params)
+    sequence = completion.sequence
     sequence.sampler = sampler(sequence.sampler)
-    out = Decoding(sequence.token_ids, guesses=sequence.guesses)
-    try:
-        while sequence.finish_reason is None and out.tokens < tokens:
-            begin, before = time.perf_counter(), len(sequence.token_ids)
-            stats = engine.step()
-            if sequence.error is not None:
-                raise sequence.error
-            if before:
-                drawn = len(sequence.token_ids) - before
-                out.passes.append(TimedPass(time.perf_counter() - begin, drawn, stats.totals()))
-    finally:
-        engine.cancel(sequence)
+    out, begin = Decoding(sequence.token_ids, guesses=sequence.guesses), 0.0
+    for piece in llm.drive([completion]):  # a piece a pass
+        if begin:
+            seconds = time.perf_counter() - begin
+            out.passes.append(TimedPass(seconds, len(piece.token_ids), piece.stats.log[-1]))
+        if out.tokens >= tokens:
+            break
+        begin = time.perf_counter()
     return out
 
 
+def rates(runs: Sequence[Decoding]) -> dict[str, Any]:
+    """Tokens, passes and means of several runs together; seconds of a pass include those of guessing."""
+    totals = [one.totals for run in runs for one in run.passes]
+    passes, tokens = len(totals), sum(run.tokens for run in runs)
+    return {
+        "tokens": tokens,
+        "passes": passes,
+        "tokens_per_pass": tokens / passes,
+        "nodes_per_pass": sum(each.guesses for each in totals) / passes,
+        "draft_seconds_per_pass": sum(each.draft_seconds for each in totals) / passes,
+        "seconds_per_token": sum(run.seconds for run in runs) / tokens,
+    }
+
+
 @contextmanager
-def guessing(llm: LLM, speculator: Speculator | None) -> Iterator[None]:
-    """Let another speculator guess, or none."""
+def guessing(llm: LLM, drafters: Sequence[Drafter] = (), nodes: int | None = 0) -> Iterator[Speculator]:
+    """Let these drafters guess within the block, instead of the model's own, through a speculator that has learned
+    nothing yet. `nodes`: guesses a pass, None for the engine's choice; without any, decoding is plain."""
     engine = llm.engine
-    own, engine.speculator = engine.speculator, speculator or fresh_speculator(llm, [], 0)
+    own, engine.speculator = engine.speculator, Speculator(drafters, Costs(llm.architecture.pass_weights), nodes)
     try:
-        yield
+        yield engine.speculator
     finally:
         engine.speculator = own
 
 
-def fresh_speculator(llm: LLM, drafters: Sequence[Drafter], nodes: int | None) -> Speculator:
-    """One that has learned nothing yet. `nodes`: guesses a pass, None for the engine's choice."""
-    return Speculator(drafters, Costs(llm.architecture.pass_weights), nodes)
-
-
 def own_drafters(llm: LLM) -> list[Drafter]:
-    """Those that the model was opened with."""
+    """The drafters that the model was opened with."""
     return llm.engine.speculator.drafters
 
 

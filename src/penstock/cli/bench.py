@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console, Group
 from rich.markup import escape
-from rich.table import Table
 
 from penstock.benchmarks import passes as benchmark
 from penstock.benchmarks.passes import BenchSettings, Result
 from penstock.benchmarks.plot import LastPass, PassPicture, check_plot, draw
 from penstock.cli import options as opt
-from penstock.cli.bench_speculate import Asked, bench_speculate
+from penstock.cli.bench_speculate import OF_GUESSES, bench_speculate, picked, refuse
+from penstock.cli.tables import left, plain_table, right
 from penstock.cli.units import format_seconds, format_size
 from penstock.cli.whole_lines import tell, titled
-from penstock.errors import UsageError
 
 
 def bench(
@@ -43,7 +41,8 @@ def bench(
         bool, typer.Option("--speculate", help="Measure guesses: with --text, --simulate or --random.")
     ] = False,
     text: Annotated[
-        Path | None, typer.Option(help="Tokens a pass on this text, whose documents form feeds separate.")
+        Path | None,
+        typer.Option(help="Measure tokens a pass on this text; lines with a form feed separate its documents."),
     ] = None,
     simulate: Annotated[
         list[str] | None,
@@ -64,42 +63,22 @@ def bench(
     repeats: Annotated[int | None, typer.Option(help="Runs of each --simulate. (default: 4)")] = None,
 ) -> None:
     """Measure seconds a pass and where they went, beside what the disk can do; or, with --speculate, guesses."""
-    asked = Asked(
-        text=text,
-        simulate=simulate or None,
-        random=random or None,
-        draft=draft,
-        draft_nodes=draft_nodes,
-        prompts=prompts,
-        prompt_tokens=prompt_tokens,
-        tokens=tokens,
-        repeats=repeats,
-        memory=memory,
-        threads=threads,
-        kv_dtype=kv_dtype,
-        plot=plot,
-    )
+    # By name, since both kinds of measurements take some of these options and refuse the others.
+    given = {name: value for name, value in locals().items() if value not in (None, []) and value is not False}
     if speculate:
-        _refuse({"--passes": passes, "--batch": batch}, "It measures plain passes: leave out --speculate.")
-        return bench_speculate(model, asked, as_json)
-    _refuse(asked.of_guesses(), "It measures guesses: give --speculate too.")
-    counts = {"passes": passes, "prompt_tokens": prompt_tokens, "batch": batch}
-    chosen: dict[str, Any] = {name: value for name, value in counts.items() if value is not None}
-    return _bench(model, BenchSettings(**chosen, memory=memory, threads=threads, kv_dtype=kv_dtype), plot, as_json)
-
-
-def _refuse(options: Mapping[str, object], remedy: str) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise UsageError(f"{name} has no meaning here.", remedy)
+        refuse(given, ("passes", "batch"), "It measures plain passes: leave out --speculate.")
+        return bench_speculate(model, given, as_json)
+    refuse(given, OF_GUESSES, "It measures guesses: give --speculate too.")
+    names = ("passes", "prompt_tokens", "batch", "memory", "threads", "kv_dtype")
+    return _bench(model, BenchSettings(**picked(given, *names)), plot, as_json)
 
 
 def _bench(model: str, settings: BenchSettings, plot: Path | None, as_json: bool) -> None:
+    last = None
     if plot is not None:
         check_plot(plot)
-    last = LastPass() if plot is not None else None
-    progress = Console(stderr=True)
-    with progress.status("opening") as status:
+        last = LastPass()
+    with Console(stderr=True).status("opening") as status:
         result = benchmark.run(model, settings, tell=status.update, listener=last)
     if plot is not None and last is not None:
         title = f"{Path(model).name}: {'the first pass' if settings.passes == 1 else 'a pass for one more token'}"
@@ -122,54 +101,41 @@ def summary(picture: PassPicture) -> str:
 def table(result: Result) -> Group:
     """The result for people: what, how much, and what it means."""
     title = f"{escape(result.model)}, {result.threads} threads, {result.isa}"
-    grid = Table(box=None)
-    grid.add_column(style="dim")
-    grid.add_column(justify="right", style="bold")
-    grid.add_column()
-    for row in (*_time_rows(result), *_disk_rows(result), *_memory_rows(result)):
+    grid = plain_table(left(style="dim"), right(style="bold"), left())
+    for row in (*_time_rows(result), *_weight_rows(result)):
         grid.add_row(*row)
     return titled(title, grid)
 
 
-Row = tuple[str, str, str]
-
-
-def _time_rows(result: Result) -> list[Row]:
+def _time_rows(result: Result) -> list[tuple[str, str, str]]:
     further = len(result.seconds_per_pass) - 1
-    sequences = f" of {result.batch} sequences" if result.batch > 1 else ""
     prompt = f"after a prompt of {result.prompt_tokens}"
-    if result.prompt_passes > 1:
-        prompt += f", in {result.prompt_passes} passes"
+    prompt += f", in {result.prompt_passes} passes" if result.prompt_passes > 1 else ""
+    sequences = f" of {result.batch} sequences" if result.batch > 1 else ""
     median = f"median of {further}" if further else "the prompt's"
+    rate = result.decoded_bytes_per_second
+    decoding = "" if rate is None else f"decoding too: {format_size(rate)}/s of BF16"
     return [
         ("a pass", format_seconds(result.median_seconds_per_pass), median),
         ("waiting", format_seconds(result.disk_wait_seconds), "for the disk"),
-        ("computing", format_seconds(result.compute_seconds), _decoding(result)),
+        ("computing", format_seconds(result.compute_seconds), decoding),
         ("tokens", f"{result.tokens_per_second:.3g} a second", f"after the first{sequences}"),
         ("first token", format_seconds(result.first_token_seconds), prompt),
         ("opening", format_seconds(result.open_seconds), ""),
     ]
 
 
-def _decoding(result: Result) -> str:
-    rate = result.decoded_bytes_per_second
-    return "" if rate is None else f"decoding too: {format_size(rate)}/s of BF16"
-
-
-def _disk_rows(result: Result) -> list[Row]:
+def _weight_rows(result: Result) -> list[tuple[str, str, str]]:
     ratio = f", {result.packed_ratio:.3f} of BF16" if result.packed_ratio is not None else ""
-    rows = [
+    limit = [
+        ("limit", format_seconds(result.disk_limit_seconds), "of the disk, for what is streamed"),
+        ("ratio", f"{result.ratio_to_disk_limit or 0:.2f}", "of a pass to that limit"),
+    ]
+    return [
         ("weights", format_size(result.stored_bytes), f"that a pass needs{ratio}"),
         ("resident", format_size(result.resident_bytes), "of them, in memory"),
         ("streamed", format_size(result.streamed_bytes_per_pass), "read in each pass"),
         ("disk", f"{format_size(result.probe_bytes_per_second)}/s", "by itself, before the passes"),
+        *(limit if result.ratio_to_disk_limit is not None else ()),
+        ("memory", format_size(result.peak_rss_bytes), f"at most, of {format_size(result.memory_ceiling_bytes)}"),
     ]
-    if result.ratio_to_disk_limit is not None:
-        rows.append(("limit", format_seconds(result.disk_limit_seconds), "of the disk, for what is streamed"))
-        rows.append(("ratio", f"{result.ratio_to_disk_limit:.2f}", "of a pass to that limit"))
-    return rows
-
-
-def _memory_rows(result: Result) -> list[Row]:
-    ceiling = result.memory_ceiling_bytes
-    return [("memory", format_size(result.peak_rss_bytes), f"at most, of {format_size(ceiling)}")]

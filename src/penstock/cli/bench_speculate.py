@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 from rich.console import Console, Group
 from rich.markup import escape
@@ -22,101 +22,79 @@ from penstock.benchmarks.seconds import (
     run_random,
     run_simulated,
 )
+from penstock.cli.tables import right
 from penstock.cli.units import format_seconds, format_size
 from penstock.cli.whole_lines import tell, titled
 from penstock.errors import UsageError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 RANDOM_TOKENS = 128
+OF_GUESSES = ("text", "simulate", "random", "draft", "draft_nodes", "prompts", "tokens", "repeats")
+"""Options that only --speculate has."""
+
+Given = Mapping[str, Any]
+"""Options that were given, by the names of their parameters."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """The options of the command; None where one was not given."""
-
-    text: Path | None
-    simulate: list[str] | None
-    random: bool | None
-    draft: str | None
-    draft_nodes: int | None
-    prompts: int | None
-    prompt_tokens: int | None
-    tokens: int | None
-    repeats: int | None
-    memory: str | None
-    threads: int | None
-    kv_dtype: str
-    plot: Path | None
-
-    def of_guesses(self) -> dict[str, Any]:
-        """Those that only --speculate has, None where one was not given."""
-        names = ("text", "simulate", "random", "draft", "draft_nodes", "prompts", "tokens", "repeats")
-        return {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
-
-    def check(self) -> None:
-        """Raise UsageError for options that do not go together."""
-        given = [bool(self.text), bool(self.simulate), bool(self.random)]
-        if sum(given) != 1:
-            raise UsageError(
-                "--speculate measures guesses on a text, with simulated acceptance, or on random text.",
-                "Give one of --text FILE, --simulate 0.70,0.12,0.05 and --random.",
-            )
-        if self.draft == "none":
-            raise UsageError("--draft none leaves nothing to guess with.", "Leave out --speculate, or --draft.")
-        for option, value, usable in (
-            ("--prompts", self.prompts, self.text),
-            ("--plot", self.plot, self.text),
-            ("--repeats", self.repeats, self.simulate),
-        ):
-            if value is not None and not usable:
-                other = "--simulate" if option == "--repeats" else "--text"
-                raise UsageError(f"{option} is for {other}.", f"Leave it out, or give {other}.")
-
-    def settings(self, *more: str) -> dict[str, Any]:
-        """Those of every kind of run, and `more`, as far as they were given."""
-        names = ("draft", "prompt_tokens", "tokens", "memory", "threads", "kv_dtype", *more)
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+def picked(given: Given, *names: str) -> dict[str, Any]:
+    """Those of these names."""
+    return {name: given[name] for name in names if name in given}
 
 
-def bench_speculate(model: str, asked: Asked, as_json: bool) -> None:
+def refuse(given: Given, names: Iterable[str], remedy: str) -> None:
+    """Raise UsageError where one of these was given."""
+    for name in picked(given, *names):
+        raise UsageError(f"{_option(name)} has no meaning here.", remedy)
+
+
+def bench_speculate(model: str, given: Given, as_json: bool) -> None:
     """Measure and show. Raises UsageError for options that do not go together."""
-    asked.check()
-    if asked.plot is not None:
-        check_plot(asked.plot)
-    measure = _measure(model, asked)
+    measure, tables = _measurement(model, given)
+    plot = given.get("plot")
+    if plot is not None:
+        check_plot(plot)
     with Console(stderr=True).status("opening") as status:
-        result = measure(status.update)
-    if isinstance(result, TextResult) and asked.plot is not None:
-        draw_acceptance(result, asked.plot)
+        result = measure(tell=status.update)
+    if plot is not None:
+        draw_acceptance(result, plot)
     if as_json:
         print(json.dumps(result.as_object()))
-        return
-    console = Console(highlight=False)
-    if isinstance(result, TextResult):
-        tell(console, text_tables(result))
-    elif isinstance(result, SimulatedResult):
-        tell(console, simulated_table(result))
     else:
-        tell(console, random_table(result))
+        tell(Console(highlight=False), tables(result))
 
 
-Result = TextResult | SimulatedResult | RandomResult
+def _measurement(model: str, given: Given) -> tuple[Callable[..., Any], Callable[[Any], Group]]:
+    """What measures, with its settings checked, and what makes tables of the result."""
+    kind = _kind(given)
+    common = picked(given, "draft", "prompt_tokens", "tokens", "memory", "threads", "kv_dtype")
+    if kind == "text":
+        nodes = (given["draft_nodes"],) if "draft_nodes" in given else NODES
+        text = TextSettings(text=given["text"], nodes=nodes, **common, **picked(given, "prompts"))
+        return partial(run_text, model, text), text_tables
+    common |= picked(given, "draft_nodes", "repeats")
+    if kind == "simulate":
+        chances = [parse_chances(each) for each in given["simulate"]]
+        return partial(run_simulated, model, SecondsSettings(**common), chances), simulated_table
+    return partial(run_random, model, SecondsSettings(**{"tokens": RANDOM_TOKENS} | common)), random_table
 
 
-def _measure(model: str, asked: Asked) -> Callable[[Callable[[str], None]], Result]:
-    """The settings are checked at once."""
-    if asked.text is not None:
-        nodes = NODES if asked.draft_nodes is None else (asked.draft_nodes,)
-        text = TextSettings(text=asked.text, nodes=nodes, **asked.settings("prompts"))
-        return lambda tell: run_text(model, text, tell=tell)
-    if asked.simulate:
-        seconds = SecondsSettings(**asked.settings("draft_nodes", "repeats"))
-        chances = [parse_chances(each) for each in asked.simulate]
-        return lambda tell: run_simulated(model, seconds, chances, tell=tell)
-    random = SecondsSettings(**{"tokens": RANDOM_TOKENS} | asked.settings("draft_nodes"))
-    return lambda tell: run_random(model, random, tell=tell)
+def _kind(given: Given) -> str:
+    """The one of "text", "simulate" and "random" that was given. Raises UsageError for what does not go with it."""
+    kinds = list(picked(given, "text", "simulate", "random"))
+    if len(kinds) != 1:
+        raise UsageError(
+            "--speculate measures guesses on a text, with simulated acceptance, or on random text.",
+            "Give one of --text FILE, --simulate 0.70,0.12,0.05 and --random.",
+        )
+    if given.get("draft") == "none":
+        raise UsageError("--draft none leaves nothing to guess with.", "Leave out --speculate, or --draft.")
+    for name, kind in (("prompts", "text"), ("plot", "text"), ("repeats", "simulate")):
+        if name in given and kind not in kinds:
+            raise UsageError(f"{_option(name)} is for --{kind}.", f"Leave it out, or give --{kind}.")
+    return kinds[0]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def text_tables(result: TextResult) -> Group:
@@ -126,7 +104,7 @@ def text_tables(result: TextResult) -> Group:
         title = f"{escape(result.model)}, {escape(result.text)}: tokens a pass, temperature {temperature:g}"
         parts += [titled(title, _rates_table(result, temperature)), ""]
     if result.chains:
-        parts += ["of a chain: its length; it has as many drafting steps, or rows, as the tree above it", ""]
+        parts += ["in brackets: the length of a chain with as many drafting steps, or rows, as the tree above it", ""]
     if result.first_guesses:
         parts += ["how often the model's choice is within a drafter's first guesses", _first_table(result), ""]
     said = f"{result.prompts} prompts of {result.prompt_tokens} tokens, {result.tokens} more each"
@@ -143,11 +121,8 @@ def _rates_table(result: TextResult, temperature: float) -> Table:
         if chain.temperature == temperature:
             said = f"{chain.tokens_per_pass:.2f} ({chain.length})"
             rates.setdefault(f"{chain.drafter}, a chain, as many {chain.same}", {})[chain.nodes] = said
-    table = Table()
-    table.add_column("guesses")
     nodes = sorted({one.nodes for one in result.acceptance})
-    for count in nodes:
-        table.add_column(str(count), justify="right")
+    table = Table("guesses", *(right(str(count)) for count in nodes))
     for name, row in rates.items():
         shown = f"{name} ({', '.join(result.together)})" if name == "together" else name
         table.add_row(shown, *(row.get(count, "") for count in nodes))
@@ -155,14 +130,9 @@ def _rates_table(result: TextResult, temperature: float) -> Table:
 
 
 def _first_table(result: TextResult) -> Table:
-    table = Table()
-    table.add_column("drafter")
-    table.add_column("temperature", justify="right")
-    for count in FIRST:
-        table.add_column(str(count), justify="right")
+    table = Table("drafter", right("temperature"), *(right(str(count)) for count in FIRST))
     for one in result.first_guesses:
-        shares = (f"{one.within[count]:.1%}" for count in FIRST)
-        table.add_row(one.drafter, f"{one.temperature:g}", *shares)
+        table.add_row(one.drafter, f"{one.temperature:g}", *(f"{one.within[count]:.1%}" for count in FIRST))
     return table
 
 
@@ -171,9 +141,8 @@ def simulated_table(result: SimulatedResult) -> Group:
     title = (
         f"{escape(result.model)}, SIMULATED acceptance, the cost of {escape(result.draft or 'its coarse tier')} is paid"
     )
-    table = Table()
-    for heading in ("chances", "s a token", "tokens a pass", "guesses a pass", "s a pass", "guessing", "computing"):
-        table.add_column(heading, justify="left" if heading == "chances" else "right")
+    headings = ("s a token", "tokens a pass", "guesses a pass", "s a pass", "guessing", "computing")
+    table = Table("chances", *map(right, headings))
     plain = format_seconds(result.plain.median_seconds)
     table.add_row("plain", plain, "1", "0", plain, "", "")
     for simulation in result.simulations:
@@ -194,9 +163,7 @@ def random_table(result: RandomResult) -> Group:
     """Passes with guesses beside plain ones."""
     drafters = (f"{name} (dropped)" if name in result.dropped else name for name in result.drafters)
     title = f"{escape(result.model)}, random text, guesses by {', '.join(drafters)}"
-    table = Table()
-    for heading in ("", "passes", "s a token", "guesses a pass", "guessing", "ratio"):
-        table.add_column(heading, justify="right" if heading else "left")
+    table = Table("", *map(right, ("passes", "s a token", "guesses a pass", "guessing", "ratio")))
     plain, told = result.plain, result.guessed
     table.add_row("plain, median", str(plain.passes), format_seconds(plain.median_seconds), "0", "", "")
     table.add_row(

@@ -44,14 +44,15 @@ def demo() -> None:
     """See it work: a small model streamed from disk, damage found, and what an 8B would take on this machine."""
     console = Console(highlight=False)
     with steps.packed_copy() as packed:
-        _compare_bits(console, packed)
+        compare_bits(console, packed)
         console.print()
-        _find_damage(console, packed)
+        find_damage(console, packed)
     console.print()
     _extrapolate(console)
 
 
-def _compare_bits(console: Console, packed: Path) -> None:
+def compare_bits(console: Console, packed: Path) -> None:
+    """Complete a text from disk, and check that memory, a packed copy and guesses give the same bits."""
     console.print(
         "[bold]1.[/] A small model (6.6 million weights) goes on writing code. For every token it reads four fifths of "
         "its weights from the disk again, as a model larger than the memory has to.\n"
@@ -75,7 +76,8 @@ def _compare_bits(console: Console, packed: Path) -> None:
     )
 
 
-def _find_damage(console: Console, packed: Path) -> None:
+def find_damage(console: Console, packed: Path) -> None:
+    """Flip a bit of the packed copy, and show that it is refused."""
     flipped = steps.flip_a_bit(packed, Random())
     console.print(
         f"[bold]2.[/] In the packed copy one bit is flipped, at random: bit {flipped.bit} of byte {flipped.offset:,} "

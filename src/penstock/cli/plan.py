@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 import shlex
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, Group
 from rich.markup import escape
-from rich.table import Table
 
 from penstock.cli import options as opt
 from penstock.cli.plan_guesses import print_guesses
+from penstock.cli.tables import left, plain_table, right
 from penstock.cli.units import format_seconds, format_size
 from penstock.cli.whole_lines import tell, titled
-from penstock.forecast.outlook import PROMPTS, Form, Outlook, PlanSettings, Prospect, look
+from penstock.forecast.outlook import PROMPTS, Form, Outlook, PlanSettings, Prospect, Subject, look
 from penstock.system.sizes import MIB
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from penstock.forecast.seconds import Forecast
 
 CAVEAT = (
-    "[dim]All speeds were measured just now and briefly: a disk that others share drifts. Disk and CPU work at the "
+    "[dim]All speeds were measured just now, and briefly; that of a shared disk changes. Disk and CPU work at the "
     "same time, so the slower one decides. Without guesses a pass brings one token.[/]"
 )
 
@@ -63,56 +66,54 @@ def plan(
         return
     console = Console(highlight=False)
     tell(console, memory_table(outlook), "", speed_table(outlook), "", forecast_table(outlook), "")
-    if outlook.packs:
+    if outlook.subject.packs:
         tell(console, form_table(outlook), "")
     print_guesses(console, outlook)
-    tell(console, _advice(outlook), "", *_bases(outlook))
+    tell(
+        console,
+        _advice(outlook.subject),
+        "",
+        f"[dim]The sizes rest on {escape(outlook.subject.basis)}.[/]",
+        f"[dim]The disk's speed is that of {escape(outlook.disk_basis)}.[/]",
+    )
     console.print(CAVEAT)
 
 
 def memory_table(outlook: Outlook) -> Group:
     """How the ceiling is shared out, with the model as it is."""
-    shares = outlook.own.plan
+    shares, tokenizer = outlook.own.plan, outlook.subject.tokenizer
     weights = shares.weights
     used = shares.process + shares.ring + shares.scratch + shares.allowance + shares.kv + shares.activations
-    rows = [
-        ("interpreter and libraries", shares.process - outlook.tokenizer, ""),
-        ("tokenizer and small tensors", outlook.tokenizer, ""),
-        ("the reader's ring", shares.ring, ""),
-        ("the kernels' scratch", shares.scratch, ""),
+    table = plain_table(left(), right("MiB"), left(style="dim"))
+    for name, nbytes, note in (
+        ("interpreter and libraries", shares.process - tokenizer, ""),
+        ("tokenizer and small tensors", tokenizer, ""),
+        ("read-ahead buffers", shares.ring, ""),
+        ("working memory of the kernels", shares.scratch, ""),
         (f"keys and values of {outlook.context:,} positions", shares.kv, f"room for {outlook.most_context:,} at most"),
         ("activations", shares.activations, ""),
-        ("what is not counted one by one", shares.allowance, ""),
+        ("allowance for everything else", shares.allowance, ""),
         ("weights that stay in memory", shares.resident, _percent(weights - shares.streamed, weights)),
         ("unused", shares.ceiling - used - shares.resident, ""),
-    ]
-    table = Table(box=None)
-    table.add_column("")
-    table.add_column("MiB", justify="right")
-    table.add_column("", style="dim")
-    for name, nbytes, note in rows:
+    ):
         table.add_row(name, f"{nbytes / MIB:,.0f}", note)
     table.add_section()
     table.add_row("the ceiling", f"{shares.ceiling / MIB:,.0f}", "", style="bold")
-    table.add_row(
-        "weights read in every pass", f"{shares.streamed / MIB:,.0f}", _percent(shares.streamed, weights), style="bold"
-    )
-    return titled(f"Memory of {escape(outlook.model)}", table)
+    streamed = _percent(shares.streamed, weights)
+    table.add_row("weights read in every pass", f"{shares.streamed / MIB:,.0f}", streamed, style="bold")
+    return titled(f"Memory of {escape(outlook.subject.name)}", table)
 
 
 def speed_table(outlook: Outlook) -> Table:
     """What was measured."""
-    disk, compute = outlook.disk, outlook.compute
-    table = Table(title="This machine", title_justify="left", title_style="bold", box=None, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(style="dim")
+    disk, compute, kernels = outlook.disk, outlook.compute, outlook.subject.kernels
+    table = plain_table(left(), right(), left(style="dim"), title="This machine", header=False)
     measured = f"{format_size(disk.nbytes)} in {format_seconds(disk.seconds)}"
-    cpu = f"{outlook.threads} threads, {outlook.isa}"
+    cpu = f"{kernels.threads} threads, {kernels.isa}"
     table.add_row("disk", f"{format_size(disk.bytes_per_second)}/s", measured)
     table.add_row("CPU, one row", f"{format_size(compute.row_bytes_per_second)}/s", f"of weights in memory; {cpu}")
     table.add_row("CPU, many rows", f"{compute.flops_per_second / 1e9:.0f} GFLOP/s", cpu)
-    if outlook.packs:
+    if outlook.subject.packs:
         decoding = "of BF16, decoded on the way"
         table.add_row("CPU, one row, packed", f"{format_size(compute.packed_row_bytes_per_second)}/s", decoding)
         table.add_row("CPU, many rows, packed", f"{compute.packed_flops_per_second / 1e9:.0f} GFLOP/s", "")
@@ -121,57 +122,57 @@ def speed_table(outlook: Outlook) -> Table:
 
 def forecast_table(outlook: Outlook) -> Table:
     """How long tokens take, with the model as it is."""
-    title = f"Forecast: {_form_name(outlook, outlook.form)}" if outlook.packs else "Forecast"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None)
-    table.add_column("")
-    for heading in ("time", "disk", "compute", "GB read", "passes"):
-        table.add_column(heading, justify="right", style="bold" if heading == "time" else "dim")
+    subject = outlook.subject
+    title = f"Forecast: {_form_name(subject, subject.form)}" if subject.packs else "Forecast"
+    dim = [right(heading, "dim") for heading in ("disk", "compute", "GB read", "passes")]
+    table = plain_table(left(), right("time", "bold"), *dim, title=title)
     table.add_row("a further token", *_cells(outlook.own.token))
     for tokens, forecast in outlook.own.prompts.items():
-        name = f"the first, after {tokens:,} tokens"
-        table.add_row(name, *(_cells(forecast) if forecast else ("does not fit",)))
+        table.add_row(_first_after(tokens), *(_cells(forecast) if forecast else ("does not fit",)))
     return table
 
 
 def form_table(outlook: Outlook) -> Table:
     """The model raw and packed, side by side."""
-    table = Table(title="Raw and packed", title_justify="left", title_style="bold", box=None)
+    subject, forms = outlook.subject, outlook.forms
     names = ["weights of a pass", "that stay in memory", "read in every pass", "a further token"]
-    names += [f"the first, after {tokens:,} tokens" for tokens in outlook.own.prompts]
-    columns = [names]
-    table.add_column("")
-    forms: dict[Form, Prospect | None] = {"raw": outlook.raw, "packed": outlook.packed}
-    for form, prospect in forms.items():
-        table.add_column(_form_name(outlook, form), justify="right", style="bold" if form == outlook.form else "")
-        columns.append(_form_cells(prospect) if prospect else ["does not fit"] + [""] * (len(names) - 1))
-    for row in zip(*columns, strict=True):
+    names += map(_first_after, outlook.own.prompts)
+    headings = [right(_form_name(subject, form), "bold" if form == subject.form else "") for form in forms]
+    table = plain_table(left(), *headings, title="Raw and packed")
+    for row in zip_longest(names, *(_form_cells(forms[form]) for form in forms), fillvalue=""):
         table.add_row(*row)
     return table
 
 
-def _form_name(outlook: Outlook, form: Form) -> str:
-    if form == outlook.form:
-        return f"{form}, as it is" if outlook.place == "here" else form
+def _first_after(tokens: int) -> str:
+    return f"the first, after {tokens:,} tokens"
+
+
+def _form_name(subject: Subject, form: Form) -> str:
+    if form == subject.form:
+        return f"{form}, as it is" if subject.place == "here" else form
     return f"{form}, estimated" if form == "packed" else form
 
 
-def _form_cells(prospect: Prospect) -> list[str]:
-    size, plan = prospect.size, prospect.plan
-    sizes = [format_size(nbytes) for nbytes in (size.nbytes, plan.resident, plan.streamed)]
+def _form_cells(prospect: Prospect | None) -> list[str]:
+    if prospect is None:
+        return ["does not fit"]
+    sizes = (prospect.size.nbytes, prospect.plan.resident, prospect.plan.streamed)
     forecasts = (prospect.token, *prospect.prompts.values())
-    return sizes + [format_seconds(forecast.seconds) if forecast else "does not fit" for forecast in forecasts]
+    seconds = [format_seconds(forecast.seconds) if forecast else "does not fit" for forecast in forecasts]
+    return [*map(format_size, sizes), *seconds]
 
 
-def _advice(outlook: Outlook) -> str:
+def _advice(subject: Subject) -> str:
     """The command that leads to the other form, where there is one."""
-    model = escape(shlex.quote(outlook.model))
-    if not outlook.packs:
+    model = escape(shlex.quote(subject.name))
+    if not subject.packs:
         return "Packing gains nothing here: only matrices of 65,536 or more BF16 weights are packed."
-    if outlook.form == "packed":
+    if subject.form == "packed":
         return f"`penstock unpack {model} OUT` gives the original files back, byte for byte."
-    if outlook.place == "here":
+    if subject.place == "here":
         return f"`penstock pack {model} OUT` packs it, losslessly."
-    repo = model if outlook.place == "hub" else "REPO"
+    repo = model if subject.place == "hub" else "REPO"
     return f"`penstock pull {repo}` packs it losslessly while it downloads, `penstock pack SRC OUT` when it is here."
 
 
@@ -187,10 +188,3 @@ def _cells(forecast: Forecast) -> tuple[str, ...]:
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / max(1, whole):.0f} % of {format_size(whole)}"
-
-
-def _bases(outlook: Outlook) -> tuple[str, str]:
-    return (
-        f"[dim]The sizes rest on {escape(outlook.basis)}.[/]",
-        f"[dim]The disk's speed is that of {escape(outlook.disk_basis)}.[/]",
-    )

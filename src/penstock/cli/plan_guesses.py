@@ -5,26 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.table import Table
 
+from penstock.cli.tables import left, plain_table, right
 from penstock.cli.units import format_seconds, format_size
 from penstock.cli.whole_lines import tell, titled
 from penstock.forecast.guess_plan import ASSUMED
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
+    from rich.table import Table
 
     from penstock.forecast.guess_plan import Guesses, Guessing
-    from penstock.forecast.outlook import Form, Outlook, Prospect
+    from penstock.forecast.outlook import Outlook, Prospect
 
 DRAFTERS = {"coarse": "its own coarse weights", "draft": "the draft", "": "nothing that pays"}
 
 
 def print_guesses(console: Console, outlook: Outlook) -> None:
     """Tables and lines, for every form in which something guesses."""
-    forms: dict[Form, Prospect | None] = {"raw": outlook.raw, "packed": outlook.packed}
-    told = [(form, prospect, prospect.guesses) for form, prospect in forms.items() if prospect and prospect.guesses]
-    told = [(form, prospect, guesses) for form, prospect, guesses in told if guesses.draft or form == "packed"]
+    told = [
+        (form, prospect, prospect.guesses)
+        for form, prospect in outlook.forms.items()
+        if prospect and prospect.guesses and (prospect.guesses.draft or form == "packed")
+    ]
     for form, prospect, guesses in told:
         name = f"{form}, estimated" if prospect.size.estimated else form
         for draft, guessing in ((None, guesses.own), (guesses.draft, guesses.drafted)):
@@ -45,21 +48,17 @@ def print_guesses(console: Console, outlook: Outlook) -> None:
 def memory_table(form: str, draft: str | None, guessing: Guessing) -> Group:
     """What guessing takes."""
     title = f"What guessing takes: {form}" + (f", with {escape(draft)}" if draft else "")
-    table = Table(box=None, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(style="dim")
+    table = plain_table(left(), right(), left(style="dim"), header=False)
+    plan = guessing.plan
     if draft:
         kept = "4 bits a weight, all in memory" if guessing.draft_form == "4 bits" else "as it is, all in memory"
         table.add_row("the draft's weights", format_size(guessing.draft_bytes), kept)
         table.add_row("the draft's keys and values", format_size(guessing.draft_kv), "")
     if guessing.tier_bytes:
         table.add_row("coarse weights", format_size(guessing.tier_bytes), _kept(guessing))
-        working = guessing.plan.draft - guessing.draft_bytes
-        table.add_row("tables and rows of guessing", format_size(working), "")
+        table.add_row("tables and rows of guessing", format_size(plan.draft - guessing.draft_bytes), "")
     room = f"room for {guessing.most_guesses} in a pass"
     table.add_row("guesses to be checked", format_size(guessing.guess_bytes), room)
-    plan = guessing.plan
     table.add_row("weights that stay in memory", format_size(plan.resident), f"of {format_size(plan.weights)}")
     return titled(title, table)
 
@@ -75,16 +74,12 @@ def _kept(guessing: Guessing) -> str:
 def speed_table(form: str, prospect: Prospect, guesses: Guesses) -> Table:
     """How long tokens take, by what is assumed."""
     title = f"Forecast with guesses: {form}; the chances of a first, second, third guess are assumed"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None)
-    table.add_column("chances")
-    table.add_column("by")
-    for heading in ("guesses a pass", "tokens a pass", "guessing", "a pass", "a token"):
-        table.add_column(heading, justify="right", style="bold" if heading == "a token" else "dim")
-    for index, chances in enumerate(ASSUMED):
-        said = ", ".join(f"{chance:.2f}" for chance in chances)
+    dim = [right(heading, "dim") for heading in ("guesses a pass", "tokens a pass", "guessing", "a pass")]
+    table = plain_table(left("chances"), left("by"), *dim, right("a token", "bold"), title=title)
+    for index in range(len(ASSUMED)):
         for guessing in (guesses.own, guesses.drafted):
             if guessing is not None and (guessing.tier_bytes or guessing.draft_bytes):
-                table.add_row(said, *_cells(guessing, index))
+                table.add_row(_chances(index), *_cells(guessing, index))
     plain = format_seconds(prospect.token.seconds)
     table.add_row("without guesses", "", "", "1.00", "", plain, plain)
     return table
@@ -111,5 +106,8 @@ def verdict(guesses: Guesses) -> str:
         return f"The draft {draft} pays, under either assumption."
     if not any(guesses.pays):
         return f"The draft {draft} does not pay, under either assumption: its memory brings more as room for weights."
-    first = ", ".join(f"{chance:.2f}" for chance in ASSUMED[guesses.pays.index(True)])
-    return f"The draft {draft} pays only where it is right as often as {first}."
+    return f"The draft {draft} pays only where it is right as often as {_chances(guesses.pays.index(True))}."
+
+
+def _chances(index: int) -> str:
+    return ", ".join(f"{chance:.2f}" for chance in ASSUMED[index])

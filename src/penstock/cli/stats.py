@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from penstock.benchmarks.figures import process_figures, weight_figures
+from penstock.cli.tables import right
 from penstock.cli.units import format_seconds, format_size
-from penstock.forecast.sizes import holds_packed
-from penstock.system import machine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from penstock.completion import Stats
     from penstock.llm import LLM
-    from penstock.models.pass_stats import PartStats, PassTotals
+    from penstock.models.pass_stats import PartStats
 
 console = Console(stderr=True, highlight=False)
 SHOWN_DEPTHS = 8
@@ -28,6 +28,7 @@ def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]
     """What `--json` says of a completion's costs, seconds and bytes; with `layers`, of every part of the last pass."""
     log = stats.log
     wait, compute = (sum(getattr(totals, name) for totals in log) for name in ("wait_seconds", "compute_seconds"))
+    of_one_row = [totals.compute_seconds for totals in log if totals.rows == 1]
     told: dict[str, Any] = {
         "prompt_tokens": stats.prompt_tokens,
         "tokens": stats.tokens,
@@ -38,36 +39,18 @@ def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]
         "seconds_per_token": (stats.seconds - stats.first_token_seconds) / max(1, stats.tokens - 1),
         "bytes_read": stats.bytes_read,
         "bytes_per_second": stats.bytes_read / max(wait + compute, 1e-9),
-        "weight_bytes": 2 * llm.architecture.pass_weights,
-        **_stored(llm, log),
-        "resident_bytes": llm.weights.resident_bytes,
+        **weight_figures(llm, statistics.median(of_one_row) if of_one_row else None),
         "streamed_bytes_per_pass": statistics.median_low(totals.bytes_read for totals in log[1:] or log) if log else 0,
         "read_seconds": sum(totals.read_seconds for totals in log),
         "disk_wait_seconds": wait,
         "compute_seconds": compute,
-        "peak_rss_bytes": machine.peak_process_bytes(),
-        "memory_ceiling_bytes": llm.memory.budget.ceiling,
-        "threads": llm.kernels.threads,
-        "isa": llm.kernels.isa,
+        **process_figures(llm),
         "seed": stats.seed,
         "guesses": _guesses(stats) if stats.guesses.nodes else None,
     }
     if layers:
         told["parts"] = [asdict(part) for part in stats.parts]
     return told
-
-
-def _stored(llm: LLM, log: Sequence[PassTotals]) -> dict[str, Any]:
-    """The weights as they are stored; where they are packed, how small that is beside BF16, and how fast passes of one
-    row decode and apply them, in bytes of BF16 a second."""
-    stored, in_bf16 = llm.weights.pass_bytes, 2 * llm.architecture.pass_weights
-    packed = holds_packed(llm.weights.tensors.values())
-    seconds = [totals.compute_seconds for totals in log if totals.rows == 1]
-    return {
-        "stored_bytes": stored,
-        "packed_ratio": stored / in_bf16 if packed else None,
-        "decoded_bytes_per_second": in_bf16 / statistics.median(seconds) if packed and seconds else None,
-    }
 
 
 def _guesses(stats: Stats) -> dict[str, Any]:
@@ -141,9 +124,8 @@ def layer_table(parts: Iterable[PartStats], title: str) -> Table:
     """A row for each layer, then embedding, head, total and average layer; milliseconds."""
     parts = list(parts)
     layers = [part for part in parts if part.name.startswith("layer")]
-    table = Table(title=title, title_justify="left")
-    for heading in ("part", "MB read", "read ms", "wait ms", "compute ms"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
+    headings = ("MB read", "read ms", "wait ms", "compute ms")
+    table = Table("part", *map(right, headings), title=title, title_justify="left")
     for part in layers:
         _add_row(table, part.name, [part])
     table.add_section()
@@ -157,11 +139,7 @@ def layer_table(parts: Iterable[PartStats], title: str) -> Table:
 
 
 def _add_row(table: Table, name: str, parts: list[PartStats], share: int = 1) -> None:
-    share = max(1, share)
-    table.add_row(
-        name,
-        f"{sum(p.bytes_read for p in parts) / share / 1e6:.2f}",
-        f"{sum(p.read_seconds for p in parts) / share * 1e3:.2f}",
-        f"{sum(p.wait_seconds for p in parts) / share * 1e3:.2f}",
-        f"{sum(p.compute_seconds for p in parts) / share * 1e3:.2f}",
-    )
+    """The sums over these parts, divided by `share`."""
+    units = (("bytes_read", 1e6), ("read_seconds", 1e-3), ("wait_seconds", 1e-3), ("compute_seconds", 1e-3))
+    sums = [sum(getattr(part, figure) for part in parts) / max(1, share) / unit for figure, unit in units]
+    table.add_row(name, *(f"{each:.2f}" for each in sums))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -39,7 +39,6 @@ CoarseRows = _core.CoarseRows
 """A matrix by its coarse tier alone, and what the classes stand for: magnitudes of at most MOST_LEVEL, and scales."""
 
 
-@final
 @dataclass(frozen=True, slots=True, eq=False)
 class NibbleRows:
     """What Kernels.quantize_nibbles wrote: 4-bit weights, a scale for each BLOCK of columns of a row.

@@ -1,1 +1,1 @@
-"""The two minutes that convince: what `penstock demo` does."""
+"""A demonstration of two minutes: what `penstock demo` does."""

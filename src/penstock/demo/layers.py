@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.store import store_root
+from penstock.disk.new_files import own_directory
 from penstock.errors import PenstockError
 from penstock.packing.pack import pack
 from penstock.synth.shapes import shape_config
@@ -21,6 +20,7 @@ from penstock.synth.synth import plan_shards, synthesize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     Progress = Callable[[str, int, int], None]
     """Told what is being done, and how many bytes of how many are."""
@@ -68,12 +68,13 @@ def made_layers(
     Fewer layers on a disk that cannot take all of them in MAKE_SECONDS and PACK_SECONDS. Raises TooSlowError where not
     even one, and PenstockError where the disk fails.
     """
-    with _termination_as_interrupt(), _own_directory(folder) as own:
+    problem, remedy = f"{folder} cannot be written", "Let PENSTOCK_HOME name a directory that you may write to."
+    with _termination_as_interrupt(), own_directory(".penstock-demo-", folder, problem, remedy) as own:
         for layers in range(config["num_hidden_layers"], 0, -1):
             made = Layers(own / f"{layers}", own / f"{layers}-packed")
             try:
-                _make(made.raw, {**config, "num_hidden_layers": layers}, on_progress)
-                _pack(made, on_progress)
+                make(made.raw, {**config, "num_hidden_layers": layers}, on_progress)
+                pack_layers(made, on_progress)
                 break
             except TooSlowError:
                 if layers == 1:
@@ -84,21 +85,23 @@ def made_layers(
 
 
 def layers_config() -> dict[str, Any]:
-    """LAYERS layers of the 8B."""
+    """The config.json of a model with LAYERS layers of the 8B and a tiny vocabulary."""
     return {**shape_config(SHAPE, LAYERS), "vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
 
 
-def _make(out: Path, config: Mapping[str, Any], on_progress: Progress) -> None:
+def make(out: Path, config: Mapping[str, Any], on_progress: Progress) -> None:
+    """Write a checkpoint of random weights, a file a layer. Raises TooSlowError after MAKE_SECONDS."""
     told = _within(MAKE_SECONDS, "making layers", on_progress)
     synthesize(config, out, tokenizer=False, shard_bytes=_layer_file_bytes(config), on_progress=told)
 
 
-def _pack(layers: Layers, on_progress: Progress) -> None:
+def pack_layers(layers: Layers, on_progress: Progress) -> None:
+    """Pack them. Raises TooSlowError after PACK_SECONDS."""
     pack(layers.raw, layers.packed, on_progress=_within(PACK_SECONDS, "packing them", on_progress))
 
 
 def _within(seconds: float, doing: str, on_progress: Progress) -> Callable[[int, int], None]:
-    """What takes in how far something is, and raises TooSlowError once it is clear that it takes longer."""
+    """A callback for progress that raises TooSlowError once it is clear that the work takes longer than `seconds`."""
     begin = time.perf_counter()
 
     def check(done: int, total: int) -> None:
@@ -119,21 +122,8 @@ def _layer_file_bytes(config: Mapping[str, Any]) -> int:
 
 
 @contextmanager
-def _own_directory(folder: Path) -> Iterator[Path]:
-    try:
-        own = tempfile.TemporaryDirectory(prefix=".penstock-demo-", dir=folder)
-    except OSError as error:
-        raise PenstockError(
-            f"{folder} cannot be written: {error.strerror or error}.",
-            "Let PENSTOCK_HOME name a directory that you may write to.",
-        ) from error
-    with own as name:
-        yield Path(name)
-
-
-@contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """Let what usually kills a process at once leave time to delete."""
+    """Turn signals that end a process (SIGTERM, SIGHUP) into KeyboardInterrupt, so that the files are deleted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

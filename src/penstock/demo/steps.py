@@ -1,4 +1,4 @@
-"""The two minutes that convince: what `penstock demo` does, step by step; how it looks is cli/demo.py's.
+"""What `penstock demo` does, step by step; cli/demo.py shows it.
 
 First, text from a model most of whose weights stay on the disk, and the same bits from a resident run, from a packed
 copy, and from one whose passes check guesses. Then a bit of that copy is flipped, and it is run again. The third step
@@ -7,7 +7,6 @@ is in layers.py and timing.py.
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.store import DEMO, find_model
+from penstock.disk.new_files import own_directory
 from penstock.errors import PenstockError
 from penstock.llm import LLM
 from penstock.options import OpenOptions
@@ -52,6 +52,7 @@ class Run:
 
     @property
     def token_ids(self) -> list[int]:
+        """The tokens after the prompt."""
         return [token for piece in self.pieces for token in piece.token_ids]
 
     def same_bits(self, other: Run) -> bool:
@@ -88,21 +89,16 @@ def complete(
 
 
 def weight_file_bytes(path: Path) -> int:
+    """Bytes of all safetensors files in a directory."""
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
 @contextmanager
 def packed_copy() -> Iterator[Path]:
     """The demo model packed, in a directory of its own that is gone in the end. Raises PenstockError."""
-    try:
-        own = tempfile.TemporaryDirectory(prefix="penstock-demo-")
-    except OSError as error:
-        raise PenstockError(
-            f"No temporary directory can be made: {error.strerror or error}.",
-            "Let TMPDIR name a directory that you may write to.",
-        ) from error
-    with own as name:
-        out = Path(name) / "packed"
+    remedy = "Let TMPDIR name a directory that you may write to."
+    with own_directory("penstock-demo-", None, "No temporary directory can be made", remedy) as own:
+        out = own / "packed"
         pack(find_model(DEMO), out)
         yield out
 
@@ -111,14 +107,11 @@ def flip_a_bit(path: Path, random: Random) -> FlippedBit:
     """Damage a packed checkpoint: at random, in a matrix that a pass uses."""
     checkpoint = open_checkpoint(path)
     tensors = [checkpoint.tensors[name] for name in checkpoint.architecture.pass_matrices]
-    packed = [tensor for tensor in tensors if isinstance(tensor, PackedTensor) and tensor.in_tiers]
     places = [
-        (tensor.name, tier, extent)
-        for tensor in packed
-        for tier, extent in (
-            ("coarse", tensor.coarse_extent(0, tensor.n_chunks)),
-            ("fine", tensor.fine_extent(0, tensor.n_chunks)),
-        )
+        (tensor.name, tier, extent(0, tensor.n_chunks))
+        for tensor in tensors
+        if isinstance(tensor, PackedTensor) and tensor.in_tiers
+        for tier, extent in (("coarse", tensor.coarse_extent), ("fine", tensor.fine_extent))
     ]
     [(name, tier, extent)] = random.choices(places, [extent.nbytes for _, _, extent in places])
     flipped = FlippedBit(extent.path, extent.offset + random.randrange(extent.nbytes), random.randrange(8), name, tier)

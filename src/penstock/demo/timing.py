@@ -6,7 +6,6 @@ the same weights streamed past the same arithmetic, as they are and packed.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.compute.kernels import Kernels
 from penstock.demo.layers import SHAPE
+from penstock.disk.new_files import settle
 from penstock.forecast.seconds import Rates, forecast_token
 from penstock.forecast.sizes import packed_size, pass_matrices, raw_size
 from penstock.llm import LLM
@@ -54,6 +54,7 @@ class Timing:
 
     @property
     def bytes_per_second(self) -> float:
+        """Weights loaded or streamed in a second, computing included."""
         return self.layer_bytes / self.seconds
 
 
@@ -126,10 +127,9 @@ def forecast(timings: Timings, ceiling: int, compute: ComputeSpeed) -> Tokens:
     """
     config, kernels = parse_config(shape_config(SHAPE), SHAPE), Kernels()
     matrices = pass_matrices(config)
-    kv = KvShape.of(config, "bf16").bytes_for(CONTEXT)
-
     raw = raw_size(matrices)
-    packed = packed_size(matrices) or raw
+    ratio = timings.packed.layer_bytes / timings.streamed.layer_bytes
+    packed = replace(packed_size(matrices) or raw, nbytes=int(raw.nbytes * ratio))
     budget = Budget(
         architecture=Architecture(config),
         weights=raw.nbytes,
@@ -137,32 +137,21 @@ def forecast(timings: Timings, ceiling: int, compute: ComputeSpeed) -> Tokens:
         process=machine.footprint().nbytes,
         scratch=kernels.scratch_bytes * kernels.threads,
     )
+    demand = Demand(kv=KvShape.of(config, "bf16").bytes_for(CONTEXT))
 
     def token(size: StoredSize, timing: Timing) -> Forecast:
-        return forecast_token(
-            size.stored_in(budget).plan(Demand(kv=kv)), Rates.of(size, timing.bytes_per_second, compute)
-        )
+        return forecast_token(size.stored_in(budget).plan(demand), Rates.of(size, timing.bytes_per_second, compute))
 
-    ratio = timings.packed.layer_bytes / timings.streamed.layer_bytes
-    packed = replace(packed, nbytes=int(raw.nbytes * ratio))
     return Tokens(token(raw, timings.streamed), token(packed, timings.packed))
 
 
 def _load_and_run(file: Path, tensors: list[TensorInfo], kernels: Kernels) -> None:
     """The file is out of the page cache before and after."""
-    with file.open("rb", buffering=0) as opened:
-        _drop_pages(opened.fileno())
-        data = np.empty(os.fstat(opened.fileno()).st_size, np.uint8)
-        done = 0
-        while done < len(data):  # one call reads at most 2 GiB
-            done += opened.readinto(data[done:].data)
+    with file.open("rb") as opened:
+        settle(opened)
+        data = np.fromfile(opened, np.uint8)
         for tensor in tensors:
             n_out, n_in = tensor.shape
             x, out = np.ones((1, n_in), np.float32), np.empty((1, n_out), np.float32)
             kernels.matmul(x, data[tensor.begin : tensor.end], tensor.dtype.value, out)
-        _drop_pages(opened.fileno())
-
-
-def _drop_pages(descriptor: int) -> None:
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        settle(opened)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
+
+from penstock.errors import PenstockError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SYNC_BYTES = 64 << 20
 """So much may wait in the page cache, which counts as memory, before it has to be on the disk."""
@@ -40,6 +43,20 @@ def new_file(path: Path, unfinished: Path) -> Iterator[BinaryIO]:
         yield file
         settle(file)
     give_name(unfinished, path)
+
+
+@contextmanager
+def own_directory(prefix: str, folder: Path | None, problem: str, remedy: str) -> Iterator[Path]:
+    """A new directory in `folder`, or where temporary ones are made, that is gone at the end of the block.
+
+    Raises PenstockError, with this problem and the system's reason, where it cannot be made.
+    """
+    try:
+        own = TemporaryDirectory(prefix=prefix, dir=folder)
+    except OSError as error:
+        raise PenstockError(f"{problem}: {error.strerror or error}.", remedy) from error
+    with own as name:
+        yield Path(name)
 
 
 def give_name(unfinished: Path, path: Path) -> None:

@@ -20,19 +20,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GuessForecast:
-    """Of one pass with guesses; without any, they would not make tokens come faster."""
+    """What to expect of a pass with guesses; `guesses` is 0 where they would not make tokens come faster."""
 
     tokens: float
-    """That it brings, on average."""
+    """Tokens that the pass yields, on average."""
     guesses: int
     steps: int
     """Calls of the drafter, of up to BATCH nodes each."""
     draft_seconds: float
     pass_seconds: float
-    """Of checking the guesses."""
+    """Of the pass itself, which checks the guesses."""
+    drafter: str = ""
+    """Which one makes them, where that is known."""
 
     @property
     def seconds_per_token(self) -> float:
+        """Drafting included."""
         return (self.draft_seconds + self.pass_seconds) / self.tokens
 
 

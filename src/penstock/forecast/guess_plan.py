@@ -7,14 +7,14 @@ and is measured as a model runs; here it is assumed. Guesses from the text itsel
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from penstock.architectures.base import Architecture
 from penstock.errors import MemoryCeilingError
 from penstock.forecast.guess_forecast import GuessForecast, forecast_guesses
-from penstock.forecast.probe import MANY_ROWS
+from penstock.forecast.probe import MANY_ROWS, seconds_of_rows
 from penstock.forecast.sizes import COARSE_RATIO
 from penstock.memory.budget import Budget, Demand, Plan
 from penstock.models.kv_cache import BLOCK_SLOTS
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from penstock.models.kv_planes import KvShape
     from penstock.speculate.draft_model import Form
 
+T = TypeVar("T")
+
 ASSUMED = ((0.70, 0.12, 0.05), (0.85, 0.06, 0.02))
 """Chances that the next token is a drafter's first guess, its second, its third."""
 
@@ -50,7 +52,7 @@ def tiers_ahead(matrices: Iterable[Matrix]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class GuessSubject:
-    """A model in one form, and what this machine does with it."""
+    """A model in one form, raw or packed, under a memory ceiling, and the speeds of this machine."""
 
     budget: Budget
     """Without guesses."""
@@ -71,7 +73,7 @@ class Guessing:
     """With room for the most guesses that a pass may check."""
     most_guesses: int
     guess_bytes: int
-    """What these take: rows, logits, slots of the caches."""
+    """Bytes for their rows, their logits and their slots in the KV caches."""
     tier_bytes: int
     """What a packed model guesses with, part of its resident weights; 0 where the model is raw."""
     tier_layers: int
@@ -80,22 +82,24 @@ class Guessing:
     draft_form: Form | None
     """How a draft model's weights are kept."""
     draft_bytes: int
-    """What they take, part of the plan's `draft`."""
+    """Bytes of these weights, part of the plan's `draft`."""
     draft_kv: int
+    """Bytes of its keys and values."""
     forecasts: tuple[GuessForecast, ...]
-    """For each of ASSUMED, with whatever brings the most."""
-    drafters: tuple[str, ...]
-    """What that is: "coarse", "draft", or "" for none at all."""
+    """For each of ASSUMED, with the drafter that makes tokens come fastest."""
+
+    @property
+    def drafters(self) -> tuple[str, ...]:
+        """For each of ASSUMED: "coarse", "draft", or "" for none at all."""
+        return tuple(forecast.drafter for forecast in self.forecasts)
 
     def as_object(self) -> dict[str, Any]:
         """For JSON; bytes and seconds."""
-        said = asdict(self)
-        del said["drafters"]
-        said["forecasts"] = [
-            asdict(forecast) | {"assumed": chances, "drafter": drafter, "seconds_per_token": forecast.seconds_per_token}
-            for chances, drafter, forecast in zip(ASSUMED, self.drafters, self.forecasts, strict=True)
+        forecasts = [
+            asdict(forecast) | {"assumed": chances, "seconds_per_token": forecast.seconds_per_token}
+            for chances, forecast in zip(ASSUMED, self.forecasts, strict=True)
         ]
-        return said
+        return asdict(self) | {"forecasts": forecasts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ class Guesses:
     drafted: Guessing | None = None
     """None where there is no room for the draft, or none was named."""
     draft: str | None = None
-    pays: tuple[bool, ...] = field(default=())
+    pays: tuple[bool, ...] = ()
     """For each of ASSUMED: whether tokens come faster with the draft."""
 
     def as_object(self) -> dict[str, Any]:
@@ -122,10 +126,10 @@ class Guesses:
 
 def plan_guesses(subject: GuessSubject, plain_seconds: float, draft: DraftShape | None = None) -> Guesses:
     """What guessing takes and brings; a pass without guesses takes `plain_seconds`."""
-    own = _if_it_fits(subject, None)
+    own = if_it_fits(lambda: _guessing(subject, None))
     if draft is None:
         return Guesses(own)
-    drafted = _if_it_fits(subject, draft)
+    drafted = if_it_fits(lambda: _guessing(subject, draft))
     without = [f.seconds_per_token for f in own.forecasts] if own else [plain_seconds] * len(ASSUMED)
     with_draft = [f.seconds_per_token for f in drafted.forecasts] if drafted else [float("inf")] * len(ASSUMED)
     return Guesses(own, drafted, draft.name, tuple(a < b for a, b in zip(with_draft, without, strict=True)))
@@ -144,9 +148,10 @@ def guess_budget(subject: GuessSubject, draft: DraftShape | None) -> tuple[Budge
     return replace(budget, draft=budget.draft + draft.likely_bytes["4 bits"]), "4 bits"
 
 
-def _if_it_fits(subject: GuessSubject, draft: DraftShape | None) -> Guessing | None:
+def if_it_fits(make: Callable[[], T]) -> T | None:
+    """What `make` gives; None where it raises MemoryCeilingError."""
     try:
-        return _guessing(subject, draft)
+        return make()
     except MemoryCeilingError:
         return None
 
@@ -164,9 +169,8 @@ def _guessing(subject: GuessSubject, draft: DraftShape | None) -> Guessing:
         kv += shape.block_bytes
         most = min(MOST_NODES, budget.most_guesses(kv, 1, 1, slot, tier_bytes))
     without, plan = budget.plan(Demand(kv=kv)), budget.plan(Demand(1 + most, 1 + most, kv + most * slot))
-    kept = _kept_layers(subject, plan.resident)
+    kept = kept_layers(subject, plan.resident)
     steps = _steps(subject, kept, draft, form)
-    found = [_best(subject, plan, without, steps, chances, most) for chances in ASSUMED]
     return Guessing(
         plan=plan,
         most_guesses=most,
@@ -177,12 +181,11 @@ def _guessing(subject: GuessSubject, draft: DraftShape | None) -> Guessing:
         draft_form=form,
         draft_bytes=draft.likely_bytes[form] if draft and form else 0,
         draft_kv=draft_kv,
-        forecasts=tuple(forecast for _, forecast in found),
-        drafters=tuple(name for name, _ in found),
+        forecasts=tuple(_best(subject, plan, without, steps, chances, most) for chances in ASSUMED),
     )
 
 
-def _kept_layers(subject: GuessSubject, resident: int) -> list[int]:
+def kept_layers(subject: GuessSubject, resident: int) -> list[int]:
     """Layers that the coarse drafter has where `resident` bytes of weights stay in memory; none where it rests."""
     architecture, tiers = subject.budget.architecture, subject.tiers
     count = architecture.config.num_hidden_layers
@@ -221,8 +224,8 @@ def _steps(subject: GuessSubject, kept: list[int], draft: DraftShape | None, for
 
 def _best(
     subject: GuessSubject, plan: Plan, without: Plan, steps: Steps, chances: tuple[float, ...], most: int
-) -> tuple[str, GuessForecast]:
-    """The drafter that brings the most, and what to expect of it; `without`: the plan where none is asked."""
+) -> GuessForecast:
+    """What to expect of the drafter that makes tokens come fastest; `without`: the plan where none is asked."""
 
     def pass_seconds(plan: Plan, rows: int) -> float:
         rates = subject.rates
@@ -230,13 +233,14 @@ def _best(
         compute = _compute_seconds(subject.budget.architecture, one, rates.flops, rows, subject.context)
         return max(plan.streamed / rates.disk_bytes, compute)
 
-    found = [("", GuessForecast(1.0, 0, 0, 0.0, pass_seconds(without, 1)))]
+    found = [GuessForecast(1.0, 0, 0, 0.0, pass_seconds(without, 1))]
     for name, step_seconds in steps.items():
-        found.append((name, forecast_guesses(chances, partial(pass_seconds, plan), step_seconds, most)))
-    return min(found, key=lambda each: each[1].seconds_per_token)
+        forecast = forecast_guesses(chances, partial(pass_seconds, plan), step_seconds, most)
+        found.append(replace(forecast, drafter=name))
+    return min(found, key=lambda forecast: forecast.seconds_per_token)
 
 
 def _compute_seconds(model: Architecture, one: float, flops: float, rows: int, positions: int) -> float:
     """Arithmetic of a pass of so many rows, each with its logits: on the line through what one row takes, and MANY."""
     many = (model.flops(MANY_ROWS, max(MANY_ROWS, positions)) + model.head_flops(MANY_ROWS - 1)) / flops
-    return one + max(0.0, many - one) * (rows - 1) / (MANY_ROWS - 1)
+    return seconds_of_rows(rows, one, many, MANY_ROWS)

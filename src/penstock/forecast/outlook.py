@@ -8,10 +8,10 @@ estimated too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from penstock.architectures.base import Architecture
 from penstock.architectures.config import ModelConfig
@@ -19,9 +19,9 @@ from penstock.architectures.registry import parse_config
 from penstock.checkpoints.store import find_model, store_root
 from penstock.compute.kernels import Kernels
 from penstock.engine.scheduler import MAX_ROWS
-from penstock.errors import CheckpointError, MemoryCeilingError, UnsupportedError, UsageError
+from penstock.errors import CheckpointError, UnsupportedError, UsageError
 from penstock.forecast.draft_shape import DraftShape, draft_ahead, draft_here
-from penstock.forecast.guess_plan import Guesses, GuessSubject, plan_guesses, tiers_ahead, tiers_here
+from penstock.forecast.guess_plan import Guesses, GuessSubject, if_it_fits, plan_guesses, tiers_ahead, tiers_here
 from penstock.forecast.probe import (
     ComputeSpeed,
     DiskSpeed,
@@ -105,24 +105,51 @@ class Prospect:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
-    """What the machine can do, and what it makes of the model in either form."""
+class Subject:
+    """A model as far as planning needs it."""
 
-    model: str
+    name: str
     place: Place
     basis: str
     """What the sizes rest on."""
-    form: Form
+    size: StoredSize
+    """Of the model as it is; of one that is not here, raw."""
+    other_size: StoredSize | None
+    """In the other form; None where nothing of it packs."""
+    budget: Budget
+    """Without guesses."""
+    tokenizer: int
+    """Bytes of the tokenizer and the small tensors, part of the budget's `process`."""
+    kernels: Kernels
+    tiers: Mapping[str, int]
+    """What there is, packed, of each matrix to guess with, in bytes."""
+    draft: DraftShape | None
+
+    @property
+    def form(self) -> Form:
+        """The form that `size` is of."""
+        return "packed" if self.size.decoded else "raw"
+
+    @property
+    def packs(self) -> bool:
+        """Whether any of its matrices packs."""
+        return self.form == "packed" or self.other_size is not None
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights that a pass needs, in BF16."""
+        return 2 * self.budget.architecture.pass_weights
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the machine can do, and what it makes of a model in either form."""
+
+    subject: Subject
     own: Prospect
     """Of the model as it is; of one that is not here, raw."""
     other: Prospect | None
     """In the other form: None where nothing of it packs, or where that does not fit under the ceiling."""
-    packs: bool
-    """Whether any of its matrices packs."""
-    weight_bytes: int
-    """All weights that a pass needs, in BF16."""
-    tokenizer: int
-    """Bytes of the tokenizer and the small tensors, part of the plans' `process`."""
     context: int
     """Positions that the plans have keys and values for."""
     most_context: int
@@ -132,26 +159,22 @@ class Outlook:
     """What the disk was measured with."""
     compute: ComputeSpeed
     drafting: DraftSpeed
-    threads: int
-    isa: str
 
     @property
-    def raw(self) -> Prospect | None:
-        return self.own if self.form == "raw" else self.other
-
-    @property
-    def packed(self) -> Prospect | None:
-        return self.own if self.form == "packed" else self.other
+    def forms(self) -> dict[Form, Prospect | None]:
+        """The model raw and packed."""
+        raw, packed = (self.other, self.own) if self.subject.form == "packed" else (self.own, self.other)
+        return {"raw": raw, "packed": packed}
 
     def as_object(self) -> dict[str, Any]:
         """For JSON; bytes and seconds. `memory`, `token` and `first_token` are of the model as it is."""
-        own = self.own.as_object()
+        subject, own = self.subject, self.own.as_object()
         return {
-            "model": self.model,
-            "basis": self.basis,
-            "form": self.form,
-            "weight_bytes": self.weight_bytes,
-            "memory": asdict(self.own.plan) | {"tokenizer": self.tokenizer},
+            "model": subject.name,
+            "basis": subject.basis,
+            "form": subject.form,
+            "weight_bytes": subject.weight_bytes,
+            "memory": asdict(self.own.plan) | {"tokenizer": subject.tokenizer},
             "context": self.context,
             "most_context": self.most_context,
             "disk_bytes_per_second": self.disk.bytes_per_second,
@@ -159,34 +182,14 @@ class Outlook:
             "disk_basis": self.disk_basis,
             **asdict(self.compute),
             "draft_weights_per_second": asdict(self.drafting),
-            "threads": self.threads,
-            "isa": self.isa,
+            "threads": subject.kernels.threads,
+            "isa": subject.kernels.isa,
             **{key: own[key] for key in ("seconds_per_token", "token", "first_token", "guesses")},
-            "raw": self.raw and self.raw.as_object(),
-            "packed": self.packed and self.packed.as_object(),
+            **{form: prospect and prospect.as_object() for form, prospect in self.forms.items()},
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Subject:
-    """A model as far as planning needs it."""
-
-    name: str
-    place: Place
-    basis: str
-    form: Form
-    size: StoredSize
-    other_size: StoredSize | None
-    budget: Budget
-    tokenizer: int
-    kernels: Kernels
-    tiers: Mapping[str, int]
-    """What there is, packed, of each matrix to guess with, in bytes."""
-    draft: DraftShape | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Described:
+class _Described(NamedTuple):
     """A model of which only the content of config.json is known, from `source`."""
 
     content: Mapping[str, Any]
@@ -225,16 +228,14 @@ def _on_hub(repo: str) -> _Described:
 
 
 def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint) -> Outlook:
-    opened = LLM.open_with(path, replace(settings, draft="none", context=None))
-    with opened as llm:
+    with LLM.open_with(path, replace(settings, draft="none", context=None)) as llm:
         tensors = [llm.weights.tensors[name] for name in llm.architecture.pass_matrices]
         matrices, size = [matrix_of(tensor) for tensor in tensors], size_here(tensors)
         budget = replace(llm.memory.budget, draft=0)
-        subject = _Subject(
+        subject = Subject(
             name=model,
             place="here",
             basis="the model's own files",
-            form="packed" if size.decoded else "raw",
             size=size,
             other_size=raw_size(matrices) if size.decoded else packed_size(matrices),
             budget=budget,
@@ -243,43 +244,39 @@ def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint
             tiers=tiers_here(tensors) if size.decoded else tiers_ahead(matrices),
             draft=_draft(settings, llm.config, path, llm.kernels),
         )
-        _contexts(subject, settings)  # before anything is measured
-        disk = _measure_disk(llm.files, budget)
-        return _outlook(subject, settings, disk, "direct reads of the model's own files")
+        contexts = _contexts(subject.budget, settings)
+        return _outlook(subject, settings, contexts, llm.files, "direct reads of the model's own files")
 
 
 def _look_ahead(model: str, described: _Described, settings: PlanSettings, process: Footprint) -> Outlook:
-    architecture = Architecture(parse_config(described.content, described.source))
-    config = architecture.config
+    config = parse_config(described.content, described.source)
+    architecture, kernels = Architecture(config), Kernels(settings.threads)
     matrices = pass_matrices(config, _dtype(described))
-    size, kernels = raw_size(matrices), Kernels(settings.threads)
+    size = raw_size(matrices)
     tokenizer = config.vocab_size * TOKENIZER_BYTES_PER_ENTRY + architecture.vector_bytes
     free = machine.available_bytes() + process.anonymous
-    budget = Budget(
-        architecture=architecture,
-        weights=size.nbytes,
-        ceiling=free if settings.ceiling is None else settings.ceiling,
-        process=process.nbytes + tokenizer,
-        scratch=kernels.scratch_bytes * kernels.threads,
-    )
-    subject = _Subject(
+    subject = Subject(
         name=model,
         place=described.place,
         basis=f"{described.source}; the tokenizer is estimated",
-        form="raw",
         size=size,
         other_size=packed_size(matrices),
-        budget=budget,
+        budget=Budget(
+            architecture=architecture,
+            weights=size.nbytes,
+            ceiling=free if settings.ceiling is None else settings.ceiling,
+            process=process.nbytes + tokenizer,
+            scratch=kernels.scratch_bytes * kernels.threads,
+        ),
         tokenizer=tokenizer,
         kernels=kernels,
         tiers=tiers_ahead(matrices),
         draft=_draft(settings, config, None, kernels),
     )
-    _contexts(subject, settings)  # before anything is written
+    contexts = _contexts(subject.budget, settings)
     with probe_file(store_root(), PROBE_FILE_BYTES) as path:
-        disk = _measure_disk([path], budget)
-        place = path.parent.parent
-    return _outlook(subject, settings, disk, f"direct reads of a new file of random numbers in {place}")
+        basis = f"direct reads of a new file of random numbers in {path.parent.parent}"
+        return _outlook(subject, settings, contexts, [path], basis)
 
 
 def _draft(settings: PlanSettings, config: ModelConfig, path: Path | None, kernels: Kernels) -> DraftShape | None:
@@ -305,86 +302,56 @@ def _dtype(described: _Described) -> str:
     return DTYPES[dtype]
 
 
-def _measure_disk(paths: Sequence[Path], budget: Budget) -> DiskSpeed:
-    return measure_disk(paths, PROBE_BYTES, seconds=PROBE_SECONDS, memory=room_for_probe(budget))
-
-
-def _outlook(subject: _Subject, settings: PlanSettings, disk: DiskSpeed, disk_basis: str) -> Outlook:
-    context, most = _contexts(subject, settings)
-    compute = measure_compute(subject.kernels, memory=room_for_probe(subject.budget))
-    drafting = measure_drafting(subject.kernels, memory=room_for_probe(subject.budget))
+def _outlook(
+    subject: Subject, settings: PlanSettings, contexts: tuple[int, int], files: Sequence[Path], disk_basis: str
+) -> Outlook:
+    """Measure the machine, the disk with these files, and forecast; `contexts` as `_contexts` gives them."""
+    room, (context, most_context) = room_for_probe(subject.budget), contexts
+    disk = measure_disk(files, PROBE_BYTES, seconds=PROBE_SECONDS, memory=room)
+    compute = measure_compute(subject.kernels, memory=room)
+    drafting = measure_drafting(subject.kernels, memory=room)
 
     def prospect(size: StoredSize) -> Prospect:
-        rates = Rates.of(size, disk.bytes_per_second, compute)
-        budget = size.stored_in(subject.budget)
-        found = _prospect(budget, size, settings, context, rates)
-        if settings.draft == "none":
-            return found
-        tiers = subject.tiers if size.decoded else {}
+        """Raises MemoryCeilingError where it does not fit."""
+        rates, budget = Rates.of(size, disk.bytes_per_second, compute), size.stored_in(subject.budget)
         shape = _kv_shape(budget, settings)
-        guessing = GuessSubject(budget, size, tiers, shape, context, rates, drafting)
-        return replace(found, guesses=plan_guesses(guessing, found.token.seconds, subject.draft))
+        plan = budget.plan(Demand(kv=shape.bytes_for(context)))
+        token = forecast_token(plan, rates)
+        prompts = {tokens: first_token(budget, settings, tokens, rates) for tokens in settings.prompts}
+        guesses = None
+        if settings.draft != "none":
+            tiers = subject.tiers if size.decoded else {}
+            guessing = GuessSubject(budget, size, tiers, shape, context, rates, drafting)
+            guesses = plan_guesses(guessing, token.seconds, subject.draft)
+        return Prospect(size, plan, token, prompts, guesses)
 
-    return Outlook(
-        model=subject.name,
-        place=subject.place,
-        basis=subject.basis,
-        form=subject.form,
-        own=prospect(subject.size),
-        other=_if_it_fits(prospect, subject.other_size),
-        packs=subject.form == "packed" or subject.other_size is not None,
-        weight_bytes=2 * subject.budget.architecture.pass_weights,
-        tokenizer=subject.tokenizer,
-        context=context,
-        most_context=most,
-        disk=disk,
-        disk_basis=disk_basis,
-        compute=compute,
-        drafting=drafting,
-        threads=subject.kernels.threads,
-        isa=subject.kernels.isa,
-    )
-
-
-def _if_it_fits(prospect: Callable[[StoredSize], Prospect], size: StoredSize | None) -> Prospect | None:
-    try:
-        return prospect(size) if size else None
-    except MemoryCeilingError:
-        return None
-
-
-def _prospect(budget: Budget, size: StoredSize, settings: PlanSettings, context: int, rates: Rates) -> Prospect:
-    """Raises MemoryCeilingError where it does not fit."""
-    plan = budget.plan(Demand(kv=_kv_shape(budget, settings).bytes_for(context)))
-    prompts = {tokens: _first_token(budget, settings, tokens, rates) for tokens in settings.prompts}
-    return Prospect(size, plan, forecast_token(plan, rates), prompts)
+    own, other_size = prospect(subject.size), subject.other_size
+    other = None if other_size is None else if_it_fits(lambda: prospect(other_size))
+    return Outlook(subject, own, other, context, most_context, disk, disk_basis, compute, drafting)
 
 
 def _kv_shape(budget: Budget, settings: PlanSettings) -> KvShape:
     return KvShape.of(budget.architecture.config, settings.kv_dtype)
 
 
-def _contexts(subject: _Subject, settings: PlanSettings) -> tuple[int, int]:
-    """Positions to plan for, and the most that could be.
+def _contexts(budget: Budget, settings: PlanSettings) -> tuple[int, int]:
+    """Positions to plan for, and the most that could be; to be known before anything is measured or written.
 
     Raises ContextError for a context that the model was not trained for, MemoryCeilingError where it does not fit.
     """
-    budget, trained = subject.budget, subject.budget.architecture.config.max_position_embeddings
+    trained, shape = budget.architecture.config.max_position_embeddings, _kv_shape(budget, settings)
     check_context(settings.context, trained)
-    shape = _kv_shape(budget, settings)
     most = min(trained, max(1, budget.most_kv(1) // shape.block_bytes) * BLOCK_SLOTS)
     context = settings.context or min(CONTEXT, most)
     budget.plan(Demand(kv=shape.bytes_for(context)))
     return context, most
 
 
-def _first_token(budget: Budget, settings: PlanSettings, tokens: int, rates: Rates) -> Forecast | None:
+def first_token(budget: Budget, settings: PlanSettings, tokens: int, rates: Rates) -> Forecast | None:
+    """The first token after a prompt of `tokens` tokens; None where the ceiling or the model has no room for it."""
     if tokens >= budget.architecture.config.max_position_embeddings:
         return None
     kv = _kv_shape(budget, settings).bytes_for(tokens)
     chunk = min(tokens, MAX_ROWS, max(LEAST_CHUNK_ROWS, budget.most_rows(kv, 1)))
-    try:
-        plan = budget.plan(Demand(rows=chunk, kv=kv))
-    except MemoryCeilingError:
-        return None
-    return forecast_prompt(budget.architecture, plan, tokens, chunk, rates)
+    plan = if_it_fits(lambda: budget.plan(Demand(rows=chunk, kv=kv)))
+    return None if plan is None else forecast_prompt(budget.architecture, plan, tokens, chunk, rates)

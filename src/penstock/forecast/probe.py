@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -25,17 +26,18 @@ import numpy as np
 from penstock.compute import codec
 from penstock.compute.levels import CoarseChunks, CoarseRows, NibbleRows
 from penstock.disk.files import ALIGNMENT, Extent, Files, aligned_buffer
+from penstock.disk.new_files import settle, write_through
 from penstock.errors import PenstockError
 from penstock.memory.budget import allowance
+from penstock.system.sizes import MIB
 
 if TYPE_CHECKING:
     from penstock.compute.codec import PackedRows
     from penstock.compute.kernels import F32, I64, U8, Kernels
     from penstock.memory.budget import Budget
 
-DraftRows = TypeVar("DraftRows", CoarseRows, NibbleRows)
+W = TypeVar("W")
 
-MIB = 1 << 20
 PROBE_BYTES = 4 * 10**9
 READ_BYTES = 16 * MIB
 LEAST_READ_BYTES = MIB
@@ -53,6 +55,8 @@ MANY_ROWS = 64
 FEW_ROWS = 8
 """Rows of a drafting step that asks about many nodes at once."""
 PROBE_SECONDS = 0.1
+SYNC_BYTES = 32 * MIB
+"""Of the probe's file: brought to the disk a few at a time, so that they take little of the page cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class DiskSpeed:
 
     @property
     def bytes_per_second(self) -> float:
+        """Read in a second, by all threads together."""
         return self.nbytes / self.seconds
 
 
@@ -98,11 +103,16 @@ class DraftSpeed:
 
     def coarse_seconds(self, weights: int, rows: int) -> float:
         """Of so many rows, and weights by their coarse tier."""
-        return _between(weights / self.coarse_row, weights / self.coarse_few_rows, rows)
+        return seconds_of_rows(rows, weights / self.coarse_row, weights / self.coarse_few_rows, FEW_ROWS)
 
     def nibble_seconds(self, weights: int, rows: int) -> float:
         """Of so many rows, and 4-bit weights."""
-        return _between(weights / self.nibble_row, weights / self.nibble_few_rows, rows)
+        return seconds_of_rows(rows, weights / self.nibble_row, weights / self.nibble_few_rows, FEW_ROWS)
+
+
+def seconds_of_rows(rows: int, one: float, many: float, n_many: int) -> float:
+    """Seconds of so many rows, on the line through those of one row and of `n_many`, which does not fall."""
+    return one + max(0.0, many - one) * (rows - 1) / (n_many - 1)
 
 
 def room_for_probe(budget: Budget) -> int:
@@ -121,7 +131,7 @@ def measure_disk(
     """
     fitting = int(min(READ_BYTES, memory // READS_AT_ONCE - ALIGNMENT)) // ALIGNMENT * ALIGNMENT
     read_bytes = max(LEAST_READ_BYTES, fitting)
-    reads = _reads(paths, nbytes, read_bytes)
+    reads = planned_reads(paths, nbytes, read_bytes)
     buffers = [aligned_buffer(max((extent.nbytes for extent in reads), default=1)) for _ in range(READS_AT_ONCE)]
     files = Files()
     begin = time.perf_counter()
@@ -153,88 +163,71 @@ def measure_compute(kernels: Kernels, seconds: float = PROBE_SECONDS, *, memory:
 
     With less than their 60 MiB of `memory` there are fewer weights, down to SLICE_BYTES, and more of them are cached.
     """
-    n_slices = int(min(WEIGHT_BYTES, max(SLICE_BYTES, memory - BESIDE_BYTES))) // SLICE_BYTES
-    raw, packed = _raw_speed(kernels, n_slices, seconds), _packed_speed(kernels, n_slices, seconds)
-    return ComputeSpeed(*raw, *packed, _indexed_speed(kernels, n_slices, seconds))
+    n_slices = _weight_bytes(memory) // SLICE_BYTES
+
+    def speed(slices: Sequence[W], product: Callable[[F32, W, F32], None]) -> tuple[float, float]:
+        one, many = (_weights_per_second(slices, SLICE_ROWS, product, rows, seconds) for rows in (1, MANY_ROWS))
+        return 2 * one, 2 * MANY_ROWS * many
+
+    # Each kind of weights is gone before the next is made.
+    raw = speed(_raw_slices(n_slices), lambda x, weights, out: kernels.matmul(x, weights, "BF16", out))
+    packed = speed(_packed_slices(n_slices), kernels.matmul_packed)
+    plain = _decoded(packed_slice())
+    indexed = [kernels.index(plain, SLICE_ROWS, COLUMNS) for _ in range(n_slices)]
+    rate = _weights_per_second(indexed, SLICE_ROWS, kernels.matmul_indexed, 1, seconds)
+    return ComputeSpeed(*raw, *packed, rate * indexed[0].data.nbytes / (SLICE_ROWS * COLUMNS))
 
 
 def measure_drafting(kernels: Kernels, seconds: float = PROBE_SECONDS, *, memory: float = math.inf) -> DraftSpeed:
     """Products of one row and of FEW_ROWS rows with what drafts are made with, each for about `seconds`; with as much
     memory as `measure_compute`."""
-    most = max(SLICE_BYTES, min(WEIGHT_BYTES, memory - BESIDE_BYTES))
-    packed, plain = _gaussian_slice(), np.empty(SLICE_BYTES, np.uint8)
-    codec.decode(packed, 0, SLICE_ROWS, plain)
+
+    def speed(tiled: Callable[[int], W], nbytes: int, product: Callable[[F32, W, F32], None]) -> tuple[float, float]:
+        """With slices of about SLICE_BYTES, as many as there is memory for."""
+        times = max(1, SLICE_BYTES // nbytes)
+        slices = [tiled(times) for _ in range(max(1, _weight_bytes(memory) // (times * nbytes)))]
+        n_out = times * SLICE_ROWS
+        one, few = (_weights_per_second(slices, n_out, product, rows, seconds) for rows in (1, FEW_ROWS))
+        return one, few
+
+    packed = packed_slice()
     chunks = CoarseChunks(SLICE_ROWS, COLUMNS, packed.rows_per_chunk, [packed.coarse])
     coarse = CoarseRows(chunks, *kernels.coarse_levels(chunks))
-    nibbles = kernels.quantize_nibbles(plain, SLICE_ROWS, COLUMNS)
-    del packed, plain, chunks
-    of_coarse = _draft_rates(coarse, coarse.chunks.nbytes, kernels.matmul_coarse, most, seconds)
-    return DraftSpeed(*of_coarse, *_draft_rates(nibbles, nibbles.data.nbytes, kernels.matmul_nibbles, most, seconds))
+    nibbles = kernels.quantize_nibbles(_decoded(packed), SLICE_ROWS, COLUMNS)
+    del packed
+    of_coarse = speed(partial(_tiled_coarse, coarse), chunks.nbytes, kernels.matmul_coarse)
+    of_nibbles = speed(partial(_tiled_nibbles, nibbles), nibbles.data.nbytes, kernels.matmul_nibbles)
+    return DraftSpeed(*of_coarse, *of_nibbles)
 
 
-def _draft_rates(
-    rows: DraftRows, nbytes: int, product: Callable[[F32, DraftRows, F32], None], most: float, seconds: float
-) -> tuple[float, float]:
-    """Weights a second of one row and of FEW_ROWS, with slices of about SLICE_BYTES, as many as `most` bytes hold."""
-    large = _tiled(rows, max(1, SLICE_BYTES // nbytes))
-    slices = cycle([_tiled(large, 1) for _ in range(max(1, int(most) // (nbytes * large.rows // rows.rows)))])
-
-    def rate(n: int) -> float:
-        x, out = np.ones((n, COLUMNS), np.float32), np.empty((n, large.rows), np.float32)
-        return large.rows * COLUMNS / _typical_seconds(lambda: product(x, next(slices), out), seconds)
-
-    return rate(1), rate(FEW_ROWS)
+def _weight_bytes(memory: float) -> int:
+    """What the weights of a probe of arithmetic may take."""
+    return int(min(WEIGHT_BYTES, max(SLICE_BYTES, memory - BESIDE_BYTES)))
 
 
-def _tiled(rows: DraftRows, times: int) -> DraftRows:
-    """The same rows so many times over, in memory of their own."""
-    count, scales = rows.rows * times, np.tile(rows.scales, times)
-    if isinstance(rows, NibbleRows):
-        return NibbleRows(count, rows.cols, np.tile(rows.data, times), scales)
-    coarse = [np.concatenate([*rows.chunks.arrays] * times)]
-    chunks = CoarseChunks(count, rows.cols, rows.chunks.rows_per_chunk, coarse)
-    return CoarseRows(chunks, np.tile(rows.magnitudes, (times, 1)), scales)
+def _weights_per_second(
+    slices: Sequence[W], n_out: int, product: Callable[[F32, W, F32], None], rows: int, seconds: float
+) -> float:
+    """How many weights so many rows get through, multiplied with one slice [n_out, COLUMNS] after another: by the
+    median of products for so long, after one to warm up."""
+    turns = cycle(slices)
+    x, out = np.ones((rows, COLUMNS), np.float32), np.empty((rows, n_out), np.float32)
+    product(x, next(turns), out)
+    times: list[float] = []
+    while not times or sum(times) < seconds:
+        begin = time.perf_counter()
+        product(x, next(turns), out)
+        times.append(time.perf_counter() - begin)
+    return n_out * COLUMNS / statistics.median(times)
 
 
-def _between(one: float, few: float, rows: int) -> float:
-    """On the line through (1, one) and (FEW_ROWS, few), which does not fall."""
-    return one + max(0.0, few - one) * (rows - 1) / (FEW_ROWS - 1)
-
-
-def _raw_speed(kernels: Kernels, n_slices: int, seconds: float) -> tuple[float, float]:
-    nbytes = n_slices * SLICE_BYTES
-    weights = aligned_buffer(nbytes)[:nbytes]
+def _raw_slices(n_slices: int) -> list[U8]:
+    weights = aligned_buffer(n_slices * SLICE_BYTES)[: n_slices * SLICE_BYTES]
     weights.view(np.uint16)[:] = 0x3F80  # 1.0; pages that nobody wrote would all be one page, in the cache
-    slices = cycle(weights.reshape(n_slices, SLICE_BYTES))
-    return _product_speed(lambda x, out: kernels.matmul(x, next(slices), "BF16", out), seconds)
+    return list(weights.reshape(n_slices, SLICE_BYTES))
 
 
-def _packed_speed(kernels: Kernels, n_slices: int, seconds: float) -> tuple[float, float]:
-    first = _gaussian_slice()
-    slices = cycle([first, *(_copy(first) for _ in range(n_slices - 1))])
-    return _product_speed(lambda x, out: kernels.matmul_packed(x, next(slices), out), seconds)
-
-
-def _indexed_speed(kernels: Kernels, n_slices: int, seconds: float) -> float:
-    packed, plain = _gaussian_slice(), np.empty(SLICE_BYTES, np.uint8)
-    codec.decode(packed, 0, SLICE_ROWS, plain)
-    indexed = [kernels.index(plain, SLICE_ROWS, COLUMNS) for _ in range(n_slices)]
-    slices = cycle(indexed)
-    x, out = np.ones((1, COLUMNS), np.float32), np.empty((1, SLICE_ROWS), np.float32)
-    return indexed[0].data.nbytes / _typical_seconds(lambda: kernels.matmul_indexed(x, next(slices), out), seconds)
-
-
-def _product_speed(product: Callable[[F32, F32], None], seconds: float) -> tuple[float, float]:
-    """Bytes a second of one row, operations a second of many, where each product is with a slice of weights."""
-
-    def product_seconds(rows: int) -> float:
-        x, out = np.ones((rows, COLUMNS), np.float32), np.empty((rows, SLICE_ROWS), np.float32)
-        return _typical_seconds(lambda: product(x, out), seconds)
-
-    return SLICE_BYTES / product_seconds(1), SLICE_BYTES * MANY_ROWS / product_seconds(MANY_ROWS)
-
-
-def _gaussian_slice() -> PackedRows:
+def packed_slice() -> PackedRows:
     """A slice of packed weights, which are as hard to pack as trained ones: Gaussian."""
     rows = codec.rows_per_chunk(COLUMNS, "probe")
     n_chunks, coarse_bytes = SLICE_ROWS // rows, codec.coarse_bytes(rows, COLUMNS)
@@ -247,14 +240,25 @@ def _gaussian_slice() -> PackedRows:
         raw = np.ascontiguousarray(weights).reshape(-1).view(np.uint8)
         chunk = coarse[i * coarse_bytes : (i + 1) * coarse_bytes]
         offsets[i + 1] = offsets[i] + codec.encode(raw, rows, COLUMNS, chunk, fine[offsets[i] :])
-    return _slice(rows, coarse, fine[: offsets[-1]].copy(), offsets)
+    return _packed(rows, coarse, fine[: offsets[-1]].copy(), offsets)
 
 
-def _copy(packed: PackedRows) -> PackedRows:
-    return _slice(packed.rows_per_chunk, packed.coarse.copy(), packed.fine.copy(), packed.fine_offsets)
+def _packed_slices(n_slices: int) -> list[PackedRows]:
+    first = packed_slice()
+    return [first, *(_copied(first) for _ in range(n_slices - 1))]
 
 
-def _slice(rows_per_chunk: int, coarse: U8, fine: U8, fine_offsets: I64) -> PackedRows:
+def _decoded(packed: PackedRows) -> U8:
+    plain = np.empty(SLICE_BYTES, np.uint8)
+    codec.decode(packed, 0, SLICE_ROWS, plain)
+    return plain
+
+
+def _copied(packed: PackedRows) -> PackedRows:
+    return _packed(packed.rows_per_chunk, packed.coarse.copy(), packed.fine.copy(), packed.fine_offsets)
+
+
+def _packed(rows_per_chunk: int, coarse: U8, fine: U8, fine_offsets: I64) -> PackedRows:
     return codec.PackedRows(
         rows=SLICE_ROWS,
         cols=COLUMNS,
@@ -263,6 +267,18 @@ def _slice(rows_per_chunk: int, coarse: U8, fine: U8, fine_offsets: I64) -> Pack
         fine=fine,
         fine_offsets=fine_offsets,
     )
+
+
+def _tiled_coarse(rows: CoarseRows, times: int) -> CoarseRows:
+    """The same rows so many times over, in memory of their own."""
+    coarse = [np.concatenate([*rows.chunks.arrays] * times)]
+    chunks = CoarseChunks(rows.rows * times, rows.cols, rows.chunks.rows_per_chunk, coarse)
+    return CoarseRows(chunks, np.tile(rows.magnitudes, (times, 1)), np.tile(rows.scales, times))
+
+
+def _tiled_nibbles(rows: NibbleRows, times: int) -> NibbleRows:
+    """The same, of weights of 4 bits."""
+    return NibbleRows(rows.rows * times, rows.cols, np.tile(rows.data, times), np.tile(rows.scales, times))
 
 
 @contextmanager
@@ -282,7 +298,11 @@ def probe_file(folder: Path, nbytes: int) -> Iterator[Path]:
             )
         with tempfile.TemporaryDirectory(prefix=".penstock-probe-", dir=folder) as own:
             path = Path(own) / "random"
-            _write(path, n_mib)
+            random = memoryview(os.urandom(MIB))
+            with path.open("wb", buffering=0) as file:
+                for _ in range(n_mib):
+                    write_through(file, random, SYNC_BYTES)
+                settle(file)
             yield path
     except OSError as error:
         raise PenstockError(
@@ -291,7 +311,8 @@ def probe_file(folder: Path, nbytes: int) -> Iterator[Path]:
         ) from error
 
 
-def _reads(paths: Sequence[Path], nbytes: int, read_bytes: int) -> deque[Extent]:
+def planned_reads(paths: Sequence[Path], nbytes: int, read_bytes: int) -> deque[Extent]:
+    """Reads of the files, one after another and all again, of at most `read_bytes` each and `nbytes` in all."""
     once = [
         Extent(path, offset, min(read_bytes, size - offset))
         for path in paths
@@ -306,26 +327,3 @@ def _reads(paths: Sequence[Path], nbytes: int, read_bytes: int) -> deque[Extent]
         reads.append(extent)
         planned += extent.nbytes
     return reads
-
-
-def _typical_seconds(call: Callable[[], None], seconds: float) -> float:
-    """The median of calls for so long, after one to warm up."""
-    call()
-    times: list[float] = []
-    while not times or sum(times) < seconds:
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
-
-
-def _write(path: Path, n_mib: int) -> None:
-    """A file of so many MiB, brought to the disk a few at a time, so that they take little of the page cache."""
-    random = os.urandom(MIB)
-    with path.open("wb", buffering=0) as file:
-        for index in range(n_mib):
-            file.write(random)
-            if index % 32 == 31 or index == n_mib - 1:
-                os.fsync(file.fileno())
-                if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -6,7 +6,7 @@ by which a pass misses the slower one's time, sampling, and what other programs 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ class Rates:
 
     disk_bytes: float
     row_bytes: float
-    """Bytes of weights, as they are stored, that one row gets through, from memory."""
+    """Bytes of weights, as they are stored, that a single row is multiplied with in a second, from memory."""
     flops: float
     """Multiplications and additions, each counted, of many rows."""
     indexed_bytes: float
-    """Bytes of indexed rows that one row gets through."""
+    """Likewise of indexed rows."""
 
     @classmethod
     def of(cls, size: StoredSize, disk_bytes: float, compute: ComputeSpeed) -> Rates:
@@ -37,7 +37,7 @@ class Rates:
         return cls(disk_bytes, raw_bytes * size.ratio, flops, compute.indexed_row_bytes_per_second)
 
     def row_seconds(self, plan: Plan) -> float:
-        """One row's way through all weights, as far as arithmetic and memory decide."""
+        """Seconds for which a single row is multiplied with all weights, however these come from the disk."""
         return plan.resident / self.indexed_bytes if plan.indexed else plan.weights / self.row_bytes
 
 
@@ -51,15 +51,10 @@ class Forecast:
     compute_seconds: float
     seconds: float
 
-    @property
-    def bound(self) -> str:
-        """What decides: "disk" or "compute"."""
-        return "disk" if self.disk_seconds >= self.compute_seconds else "compute"
-
 
 def forecast_token(plan: Plan, rates: Rates) -> Forecast:
     """A further token, by a pass of one row whose memory is shared out as `plan` says."""
-    return _in_turn([_pass(plan.streamed, rates.row_seconds(plan), rates)])
+    return _pass(plan.streamed, rates.row_seconds(plan), rates)
 
 
 def forecast_prompt(architecture: Architecture, plan: Plan, tokens: int, chunk: int, rates: Rates) -> Forecast:
@@ -87,10 +82,4 @@ def _pass(nbytes: int, compute_seconds: float, rates: Rates) -> Forecast:
 
 
 def _in_turn(passes: list[Forecast]) -> Forecast:
-    return Forecast(
-        passes=len(passes),
-        bytes_read=sum(p.bytes_read for p in passes),
-        disk_seconds=sum(p.disk_seconds for p in passes),
-        compute_seconds=sum(p.compute_seconds for p in passes),
-        seconds=sum(p.seconds for p in passes),
-    )
+    return Forecast(*(sum(figures) for figures in zip(*map(astuple, passes), strict=True)))

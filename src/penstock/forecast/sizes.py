@@ -38,6 +38,7 @@ class Matrix:
 
     @property
     def nbytes(self) -> int:
+        """In the original checkpoint."""
         return prod(self.shape) * DTYPE_BYTES[self.dtype]
 
     @property
@@ -47,7 +48,7 @@ class Matrix:
 
     @property
     def packed_nbytes(self) -> int:
-        """What it takes then, about; each of its two streams is filled up."""
+        """About what it takes there; each of its two streams is padded."""
         return int(self.nbytes * PACKED_RATIO + self.shape[0] * PACKED_ROW_BYTES) + STREAM_ALIGNMENT
 
 
@@ -75,6 +76,7 @@ class StoredSize:
 
     @property
     def ratio(self) -> float:
+        """Stored bytes to those of the original checkpoint."""
         return self.nbytes / self.raw
 
 
@@ -111,18 +113,12 @@ def size_here(tensors: Sequence[Tensor]) -> StoredSize:
     """Of a checkpoint that is here, raw or packed, by its tensors."""
     return StoredSize(
         nbytes=sum(tensor.nbytes for tensor in tensors),
-        raw=sum(matrix_of(tensor).nbytes for tensor in tensors),
+        raw=sum(tensor.original_nbytes for tensor in tensors),
         decoded=sum(tensor.original_nbytes for tensor in tensors if tensor.in_tiers),
         coarse=sum(tensor.coarse_bytes for tensor in tensors),
         chunk=largest_chunk(tensors),
-        indexed=_indexed_bytes(tensors),
+        indexed=sum(likely_bytes(*t.shape) if t.in_tiers else t.nbytes for t in tensors) * holds_packed(tensors),
     )
-
-
-def _indexed_bytes(tensors: Sequence[Tensor]) -> int:
-    if not holds_packed(tensors):
-        return 0
-    return sum(likely_bytes(*tensor.shape) if tensor.in_tiers else tensor.nbytes for tensor in tensors)
 
 
 def matrix_of(tensor: Tensor) -> Matrix:

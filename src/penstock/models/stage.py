@@ -70,8 +70,8 @@ class Step:
     tier: Tier = "exact"
 
 
-class Room(Protocol):
-    """A stage's share of memory."""
+class MakesRoom(Protocol):
+    """Keeps a stage to its share of memory."""
 
     def make(self, need: Need) -> None:
         """Make room for a pass. Raises MemoryCeilingError."""
@@ -84,7 +84,7 @@ class Stage:
     """One stage in this process."""
 
     def __init__(
-        self, decoder: Decoder, weights: Weights, share: Share, room: Room, on_layer: OnLayer | None = None
+        self, decoder: Decoder, weights: Weights, share: Share, room: MakesRoom, on_layer: OnLayer | None = None
     ) -> None:
         self.decoder = decoder
         self.weights = weights

@@ -218,7 +218,7 @@ class SessionLog:
 
     def malformed(self) -> SessionError:
         """Of records that are sound and yet make no sense."""
-        return SessionError(f"{self.path} says what no session says.", "Begin another session.")
+        return SessionError(f"{self.path} has intact records that make no sense together.", "Begin another session.")
 
     def _check_first_line(self) -> None:
         line = self._read(0, min(self.size, len(_FIRST_LINE)))

@@ -13,7 +13,7 @@ values depend on all that counts, so they come out as they were with the same mo
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,15 +245,7 @@ class Session:
         try:
             if not completion.runs:  # what it had drawn already is all
                 self._take(turn, completion)
-            while True:
-                while completion.pieces:
-                    yield completion.pieces.popleft()
-                if completion.error is not None:
-                    raise completion.error
-                if not completion.runs:
-                    return
-                self._llm.step()
-                self._take(turn, completion)
+            yield from self._llm.drive([completion], partial(self._take, turn, completion))
         finally:
             if self._running is completion:
                 self._end_running()
