@@ -57,7 +57,7 @@ class Matrix:
     def __init__(self, n: int, k: int) -> None:
         self.n, self.k = n, k
         self.plain = normal_weights(n, k).reshape(-1).view(np.uint8)
-        step = codec.rows_per_chunk(k, "")
+        step = codec.rows_per_chunk(k)
         self.encode_seconds = 0.0
         coarse, fine = [], []
         for begin in range(0, n, step):
@@ -96,11 +96,10 @@ def products(matrix: Matrix, pool: _core.ThreadPool, rows: int, rounds: int) -> 
     x = np.random.default_rng(1).standard_normal((rows, matrix.k), np.float32)
     out = np.empty((rows, matrix.n), np.float32)
     packed = matrix.packed
-    chunks = packed.coarse, packed.fine, packed.fine_offsets
     plain_seconds, packed_seconds = [], []
     for _ in range(rounds + 1):
         plain_seconds.append(seconds_of(lambda: _core.matmul(pool, x, matrix.plain, "BF16", out)))
-        packed_seconds.append(seconds_of(lambda: _core.matmul_packed(pool, x, packed.rows_per_chunk, *chunks, out)))
+        packed_seconds.append(seconds_of(lambda: _core.matmul_packed(pool, x, packed, out)))
     pairs = list(zip(plain_seconds, packed_seconds, strict=True))[1:]  # the first round warms up
     to_ns = 1e9 * pool.threads / (matrix.n * matrix.k)
     return Product(

@@ -19,7 +19,7 @@ from matmul import Reader, seconds_of
 from penstock import _core
 from penstock.compute import codec
 from penstock.compute.kernels import F32, U8, Kernels
-from penstock.compute.levels import CoarseRows
+from penstock.compute.levels import CoarseChunks, CoarseRows
 
 MEMORY_BYTES = 1 << 28
 ROWS_PER_CHUNK = 128
@@ -46,9 +46,9 @@ def random_coarse(k: int, n: int, rng: np.random.Generator) -> U8:
 
 def coarse_contender(kernels: Kernels, k: int, n: int, rng: np.random.Generator, threads: int) -> Contender:
     chunks = random_coarse(k, n, rng)
-    levels = kernels.coarse_levels([chunks], n, k, ROWS_PER_CHUNK)
+    levels = kernels.coarse_levels(CoarseChunks(n, k, ROWS_PER_CHUNK, [chunks]))
     copies = [chunks.copy() for _ in range(max(1, MEMORY_BYTES // chunks.size))]
-    weights = [CoarseRows(n, k, ROWS_PER_CHUNK, [copy], *levels) for copy in copies]
+    weights = [CoarseRows(CoarseChunks(n, k, ROWS_PER_CHUNK, [copy]), *levels) for copy in copies]
     return Contender(
         "coarse", lambda x, i, out: kernels.matmul_coarse(x, weights[i], out), Reader(copies, threads), len(copies)
     )

@@ -133,10 +133,11 @@ def exponent_shares(words: U16) -> F64:
 
 def packed_bytes(words: U16, name: str = "weight") -> int:
     """What a matrix takes packed: both tiers, padding, and the checksums of its chunks (docs/format.md)."""
+    from penstock.architectures.names import is_embedding
     from penstock.compute import codec
 
     rows, cols = words.shape
-    step, checksums = codec.rows_per_chunk(cols, name), 20
+    step, checksums = codec.rows_per_chunk(cols, is_embedding(name)), 20
     coarse = np.empty(codec.coarse_bytes(step, cols), np.uint8)
     fine = np.empty(codec.most_fine_bytes(step, cols), np.uint8)
     total = 0

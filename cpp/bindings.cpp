@@ -1,28 +1,21 @@
-// penstock._core: checks shapes, releases the GIL, calls the kernels; nothing else.
+// penstock._core: checks shapes, releases the GIL, calls the kernels; nothing else. Memory is the caller's.
+#include "bindings.h"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
-#include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <limits>
-#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <utility>
+#include <vector>
 
 #include "arrays.h"
-#include "bindings_draft.h"
-#include "codec/encode.h"
-#include "codec/index.h"
-#include "codec/layout.h"
 #include "fp_environment.h"
 #include "kernels/attention_scratch.h"
 #include "kernels/dispatch.h"
-#include "kernels/packed_scratch.h"
 #include "kernels/run.h"
 #include "numerics/gumbel.h"
 #include "numerics/rope_table.h"
@@ -54,7 +47,7 @@ class KvBlocks {
             "block_slots must be a power of two, 16 or more");
     require(kv_heads > 0 && head_dim > 0, "kv_heads and head_dim must be positive");
     require(key_offset >= 0 && value_offset >= 0, "key_offset and value_offset must not be negative");
-    require(dtype == "bf16" || dtype == "f32", "unknown KV dtype '" + std::string(dtype) + "', expected bf16 or f32");
+    require(dtype == "bf16" || dtype == "f32", "unknown KV dtype '", dtype, "', expected bf16 or f32");
     if (dtype == "f32") layer_.dtype = Dtype::kF32;
     for (std::size_t i = 0; i < blocks_.size(); ++i) blocks_[i] = reinterpret_cast<std::uint8_t*>(blocks(i));
     layer_.blocks = blocks_.data();
@@ -68,8 +61,7 @@ class KvBlocks {
 
   void require_slots(const std::int32_t* slots, std::int64_t n, const char* name) const {
     for (std::int64_t i = 0; i < n; ++i) {
-      require(slots[i] >= 0 && slots[i] < capacity(), std::string(name) + ": slot " + std::to_string(slots[i]) +
-                                                          " is outside a cache of " + std::to_string(capacity()));
+      require(slots[i] >= 0 && slots[i] < capacity(), name, ": slot ", slots[i], " is outside a cache of ", capacity());
     }
   }
 
@@ -94,134 +86,6 @@ void bind_matmul(ThreadPool& pool, const Matrix<const float>& x, const Vector<co
   if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
   const nb::gil_scoped_release release;
   matmul(pool, args);
-}
-
-std::int64_t bind_encode_chunk(const Vector<const std::uint8_t>& weights, std::int64_t rows, std::int64_t cols,
-                               const Vector<std::uint8_t>& coarse, const Vector<std::uint8_t>& fine) {
-  require_packable(rows, cols);
-  require(rows * cols <= kMostChunkWeights, "a chunk has at most " + std::to_string(kMostChunkWeights) + " weights");
-  require_equal(weights.shape(0), 2 * rows * cols, "bytes of weights");
-  require(static_cast<std::int64_t>(coarse.shape(0)) >= coarse_bytes(rows, cols), "coarse is too small");
-  require(static_cast<std::int64_t>(fine.shape(0)) >= most_fine_bytes(rows, cols), "fine is too small");
-  const nb::gil_scoped_release release;
-  return encode_chunk(weights.data(), rows, cols, coarse.data(), fine.data());
-}
-
-// Checks that the chunks lie within the arrays; what is in them is for the kernels to check.
-PackedMatrix packed_matrix(std::int64_t rows, std::int64_t cols, std::int64_t rows_per_chunk,
-                           const Vector<const std::uint8_t>& coarse, const Vector<const std::uint8_t>& fine,
-                           const Vector<const std::int64_t>& fine_offsets) {
-  require_packable(rows, cols);
-  require(rows_per_chunk > 0, "rows_per_chunk must be positive");
-  rows_per_chunk = std::min(rows_per_chunk, rows);
-  const std::int64_t chunks = divide_up(rows, rows_per_chunk);
-  const std::int64_t last_rows = rows - (chunks - 1) * rows_per_chunk;
-  const std::int64_t coarse_end =
-      (chunks - 1) * coarse_bytes(rows_per_chunk, cols) + bare_coarse_bytes(last_rows, cols);
-  require(static_cast<std::int64_t>(coarse.shape(0)) >= coarse_end, "coarse is too short");
-  require_equal(fine_offsets.shape(0), chunks + 1, "length of fine_offsets");
-  require(fine_offsets(0) >= 0, "fine_offsets must not be negative");
-  for (std::int64_t i = 0; i < chunks; ++i) {
-    require(fine_offsets(i) <= fine_offsets(i + 1), "fine_offsets must not descend");
-  }
-  require(fine_offsets(chunks) <= static_cast<std::int64_t>(fine.shape(0)), "fine_offsets end past fine");
-  return {rows, cols, rows_per_chunk, coarse.data(), fine.data(), fine_offsets.data()};
-}
-
-// The least malformed row that a kernel reported, or none.
-constexpr std::int64_t kNoRow = std::numeric_limits<std::int64_t>::max();
-
-std::optional<std::int64_t> malformed_row(std::int64_t least) {
-  if (least == kNoRow) return std::nullopt;
-  return least;
-}
-
-std::optional<std::int64_t> bind_decode_rows(std::int64_t rows, std::int64_t cols, std::int64_t rows_per_chunk,
-                                             const Vector<const std::uint8_t>& coarse,
-                                             const Vector<const std::uint8_t>& fine,
-                                             const Vector<const std::int64_t>& fine_offsets, std::int64_t begin,
-                                             std::int64_t end, const Vector<std::uint8_t>& out) {
-  std::int64_t malformed = kNoRow;
-  const UnpackArgs args{packed_matrix(rows, cols, rows_per_chunk, coarse, fine, fine_offsets), begin, out.data(),
-                        &malformed};
-  require(0 <= begin && begin <= end && end <= rows, "rows to decode lie outside the matrix");
-  require_equal(out.shape(0), 2 * (end - begin) * cols, "bytes of out");
-  const nb::gil_scoped_release release;
-  const std::size_t scratch_bytes = static_cast<std::size_t>(decoder_scratch(cols, kPackedRows));
-  const std::unique_ptr<std::byte[]> scratch(new std::byte[scratch_bytes]);
-  active_kernels().unpack(args, 0, end - begin, {scratch.get(), scratch_bytes});
-  return malformed_row(malformed);
-}
-
-std::optional<std::int64_t> bind_matmul_packed(ThreadPool& pool, const Matrix<const float>& x,
-                                               std::int64_t rows_per_chunk, const Vector<const std::uint8_t>& coarse,
-                                               const Vector<const std::uint8_t>& fine,
-                                               const Vector<const std::int64_t>& fine_offsets, const Matrix<float>& out,
-                                               const std::optional<Vector<const float>>& bias, bool accumulate) {
-  const auto x_rows = rows_of(x, "x");
-  const auto out_rows = rows_of(out, "out");
-  std::int64_t malformed = kNoRow;
-  const MatmulPackedArgs args{
-      .x = x_rows,
-      .w = packed_matrix(out_rows.cols, x_rows.cols, rows_per_chunk, coarse, fine, fine_offsets),
-      .bias = bias ? bias->data() : nullptr,
-      .accumulate = accumulate,
-      .out = out_rows,
-      .malformed = &malformed,
-  };
-  require_equal(args.out.rows, args.x.rows, "rows of out");
-  if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
-  const std::int64_t needed = least_packed_scratch(args.x.cols);
-  require(needed <= static_cast<std::int64_t>(pool.scratch_bytes()), "packed rows of " + std::to_string(args.x.cols) +
-                                                                         " weights need " + std::to_string(needed) +
-                                                                         " bytes of scratch");
-  const nb::gil_scoped_release release;
-  matmul_packed(pool, args);
-  return malformed_row(malformed);
-}
-
-// Returns how many bytes index_rows will write, and leaves the running sum of the rows' exceptions behind.
-std::int64_t bind_indexed_bytes(ThreadPool& pool, const Vector<const std::uint8_t>& weights, std::int64_t cols,
-                                const Vector<std::int64_t>& exceptions) {
-  const std::int64_t rows = exceptions.shape(0);
-  require_packable(rows, cols);
-  require_equal(weights.shape(0), 2 * rows * cols, "bytes of weights");
-  const nb::gil_scoped_release release;
-  count_exceptions(pool, {weights.data(), rows, cols, exceptions.data(), nullptr});
-  std::int64_t sum = 0;
-  for (std::int64_t r = 0; r < rows; ++r) sum += std::exchange(exceptions.data()[r], sum);
-  return rows * indexed_row_bytes(cols) + sum * kExceptionBytes;
-}
-
-void bind_index_rows(ThreadPool& pool, const Vector<const std::uint8_t>& weights, std::int64_t cols,
-                     const Vector<std::int64_t>& exceptions, const Vector<std::uint8_t>& out) {
-  const std::int64_t rows = exceptions.shape(0);
-  require_packable(rows, cols);
-  require_equal(weights.shape(0), 2 * rows * cols, "bytes of weights");
-  require(static_cast<std::int64_t>(out.shape(0)) >= rows * indexed_row_bytes(cols), "out is too small");
-  const nb::gil_scoped_release release;
-  index_rows(pool, {weights.data(), rows, cols, exceptions.data(), out.data()});
-}
-
-void bind_matmul_indexed(ThreadPool& pool, const Matrix<const float>& x, const Vector<const std::uint8_t>& w,
-                         const Matrix<float>& out, const std::optional<Vector<const float>>& bias, bool accumulate) {
-  const auto x_rows = rows_of(x, "x");
-  const auto out_rows = rows_of(out, "out");
-  require_packable(out_rows.cols, x_rows.cols);
-  const MatmulIndexedArgs args{
-      .x = x_rows,
-      .w = {w.data(), out_rows.cols, x_rows.cols},
-      .bias = bias ? bias->data() : nullptr,
-      .accumulate = accumulate,
-      .out = out_rows,
-  };
-  require_equal(args.out.rows, args.x.rows, "rows of out");
-  require(static_cast<std::int64_t>(w.shape(0)) >= args.w.rows * indexed_row_bytes(args.w.cols), "w is too short");
-  if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
-  const std::int64_t needed = least_packed_scratch(args.x.cols);
-  require(needed <= static_cast<std::int64_t>(pool.scratch_bytes()), "too little scratch for such rows");
-  const nb::gil_scoped_release release;
-  matmul_indexed(pool, args);
 }
 
 void bind_rms_norm(ThreadPool& pool, const Matrix<const float>& x, const Vector<const float>& weight, float eps,
@@ -306,7 +170,7 @@ std::int64_t require_paths(const AttentionArgs& args, std::int64_t n_tail_slots,
     const std::int64_t tail = static_cast<std::int64_t>(args.tail_offsets[r + 1]) - args.tail_offsets[r];
     require(args.prefix[r] >= 0 && args.prefix[r] <= kv.capacity(), "prefix lies outside the cache");
     require(tail >= 0, "tail_offsets must not descend");
-    require(args.prefix[r] + tail > 0, "row " + std::to_string(r) + " sees no slot");
+    require(args.prefix[r] + tail > 0, "row ", r, " sees no slot");
     longest = std::max(longest, args.prefix[r] + tail);
   }
   require_equal(args.tail_offsets[args.q.rows], n_tail_slots, "last of tail_offsets");
@@ -329,8 +193,8 @@ void bind_attention(ThreadPool& pool, const Tensor3<const float>& q, const Vecto
   require_equal(tail_offsets.shape(0), args.q.rows + 1, "length of tail_offsets");
   const std::int64_t keys = require_paths(args, tail_slots.shape(0), kv);
   const std::int64_t needed = attention_least_scratch(keys, args.kv.block_slots, args.kv.head_dim);
-  require(needed <= static_cast<std::int64_t>(pool.scratch_bytes()),
-          "a path of " + std::to_string(keys) + " slots needs " + std::to_string(needed) + " bytes of scratch");
+  require(needed <= static_cast<std::int64_t>(pool.scratch_bytes()), "a path of ", keys, " slots needs ", needed,
+          " bytes of scratch");
   const nb::gil_scoped_release release;
   attention(pool, args);
 }
@@ -343,16 +207,16 @@ void bind_gumbel(std::uint64_t seed, std::uint32_t choice, std::uint32_t positio
   gumbel(seed, choice, position, tokens.data(), static_cast<std::int64_t>(out.shape(0)), out.data());
 }
 
-std::vector<std::string> isas() {
-  std::vector<std::string> names;
-  for (const Kernels* table : available_kernels()) names.emplace_back(table->name);
+nb::typed<nb::list, nb::str> isas() {
+  nb::list names;
+  for (const Kernels* table : available_kernels()) names.append(table->name);
   return names;
 }
 
 void set_isa(std::string_view name) {
   if (set_active_kernels(name)) return;
   std::string known;
-  for (const std::string& isa : isas()) known += (known.empty() ? "" : ", ") + isa;
+  for (const Kernels* table : available_kernels()) known += (known.empty() ? "" : ", ") + std::string(table->name);
   throw std::invalid_argument("instruction set '" + std::string(name) +
                               "' is unknown or unsupported here; this CPU runs " + known);
 }
@@ -374,7 +238,7 @@ NB_MODULE(_core, m) {
           "__init__",
           [](ThreadPool* self, int threads, std::size_t scratch_bytes) {
             require(threads > 0, "threads must be positive");
-            require(scratch_bytes >= kLeastScratch, "scratch_bytes must be at least " + std::to_string(kLeastScratch));
+            require(scratch_bytes >= kLeastScratch, "scratch_bytes must be at least ", kLeastScratch);
             new (self) ThreadPool(threads, scratch_bytes);
           },
           "threads"_a, "scratch_bytes"_a, "scratch_bytes of working memory for each of the threads.")
@@ -391,20 +255,6 @@ NB_MODULE(_core, m) {
   m.def("matmul", &bind_matmul, "pool"_a, nb::arg("x").noconvert(), nb::arg("w").noconvert(), "dtype"_a,
         nb::arg("out").noconvert(), nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
         "out[rows, n] = x[rows, k] @ w[n, k].T (+ bias) (+ out). w: bytes of BF16, F16 or F32 at any alignment.");
-  m.def("matmul_packed", &bind_matmul_packed, "pool"_a, nb::arg("x").noconvert(), "rows_per_chunk"_a,
-        nb::arg("coarse").noconvert(), nb::arg("fine").noconvert(), nb::arg("fine_offsets").noconvert(),
-        nb::arg("out").noconvert(), nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
-        "As matmul, with packed BF16 weights; returns the first of their rows that breaks the format, or None.");
-  m.def("indexed_row_bytes", &indexed_row_bytes, "cols"_a, "Bytes of an indexed row, without its exceptions.");
-  m.def("indexed_bytes", &bind_indexed_bytes, "pool"_a, nb::arg("weights").noconvert(), "cols"_a,
-        nb::arg("exceptions").noconvert(),
-        "Bytes that index_rows will write for BF16 weights [rows, cols]; fills exceptions int64[rows] for it.");
-  m.def("index_rows", &bind_index_rows, "pool"_a, nb::arg("weights").noconvert(), "cols"_a,
-        nb::arg("exceptions").noconvert(), nb::arg("out").noconvert(),
-        "Writes BF16 weights in the form that matmul_indexed takes; `out` must have indexed_bytes.");
-  m.def("matmul_indexed", &bind_matmul_indexed, "pool"_a, nb::arg("x").noconvert(), nb::arg("w").noconvert(),
-        nb::arg("out").noconvert(), nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
-        "As matmul, with all that index_rows wrote for as many weights; it is not checked.");
   m.def("rms_norm", &bind_rms_norm, "pool"_a, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), "eps"_a,
         nb::arg("out").noconvert(), "out = weight * x / sqrt(mean(x * x) + eps), row by row; out may be x.");
   m.def("silu_mul", &bind_silu_mul, "pool"_a, nb::arg("gate").noconvert(), nb::arg("up").noconvert(),
@@ -425,14 +275,7 @@ NB_MODULE(_core, m) {
         nb::arg("out").noconvert(),
         "Softmax attention of q [rows, heads, head_dim]. Row r sees slots 0 .. prefix[r] - 1, then\n"
         "tail_slots[tail_offsets[r] : tail_offsets[r + 1]]; all three are int32.");
-  m.def("encode_chunk", &bind_encode_chunk, nb::arg("weights").noconvert(), "rows"_a, "cols"_a,
-        nb::arg("coarse").noconvert(), nb::arg("fine").noconvert(),
-        "Packs rows * cols BF16 weights, bytes at any alignment; returns the bytes of fine that it filled.");
-  m.def("decode_rows", &bind_decode_rows, "rows"_a, "cols"_a, "rows_per_chunk"_a, nb::arg("coarse").noconvert(),
-        nb::arg("fine").noconvert(), nb::arg("fine_offsets").noconvert(), "begin"_a, "end"_a,
-        nb::arg("out").noconvert(),
-        "Rows [begin, end) of a packed matrix as BF16 bytes; returns the first row that breaks the format, or None.\n"
-        "Such a row becomes zeros.");
+  bind_packed(m);
   bind_draft(m);
   m.def("gumbel", &bind_gumbel, "seed"_a, "choice"_a, "position"_a, nb::arg("tokens").noconvert(),
         nb::arg("out").noconvert(), "out[n] float64 = Gumbel noise keyed by (seed, choice, position, tokens[n]).");

@@ -1,17 +1,15 @@
 // Drafting in penstock._core: checks shapes, releases the GIL, calls the kernels; nothing else.
-#include "bindings_draft.h"
-
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "arrays.h"
+#include "bindings.h"
 #include "kernels/run.h"
 #include "threads.h"
 
@@ -22,34 +20,28 @@ using namespace nb::literals;
 using Bytes = Vector<const std::uint8_t>;
 using Floats = Vector<const float>;
 
-// Memory for the activations of one call as int8.
-class Quantized {
- public:
-  explicit Quantized(const Rows<const float>& x)
-      : data_(static_cast<std::uint8_t*>(::operator new(bytes(x), std::align_val_t(kChunkAlignment)))) {}
-  std::uint8_t* data() const { return data_.get(); }
+// Of so many rows of activations, as many as int8 as are multiplied at a time.
+std::int64_t int8_bytes(std::int64_t rows, std::int64_t cols) {
+  return std::min(rows, kDraftRows) * blocks_of(cols) * kBlockBytes;
+}
 
- private:
-  static std::size_t bytes(const Rows<const float>& x) {
-    return static_cast<std::size_t>(std::min(x.rows, kDraftRows) * blocks_of(x.cols) * kBlockBytes);
-  }
-  struct Delete {
-    void operator()(std::uint8_t* p) const { ::operator delete(p, std::align_val_t(kChunkAlignment)); }
-  };
-  std::unique_ptr<std::uint8_t, Delete> data_;
-};
+std::int64_t quantized_bytes(std::int64_t rows, std::int64_t cols) { return int8_bytes(rows, cols) + kAlignmentBytes; }
 
-// Where the coarse chunks of a matrix are, which lie one after the other in each of the arrays.
-class Chunks {
+std::uint8_t* room_for(const Rows<const float>& x, const Vector<std::uint8_t>& quantized) {
+  return aligned(quantized, int8_bytes(x.rows, x.cols), "quantized");
+}
+
+// Where the coarse chunks of a matrix are: one after the other in each of the arrays, which are kept alive.
+class CoarseChunks {
  public:
   // Checks that all lie within their arrays.
-  Chunks(const std::vector<Bytes>& arrays, std::int64_t rows, std::int64_t cols, std::int64_t rows_per_chunk)
-      : rows_(rows), cols_(cols), rows_per_chunk_(std::min(rows_per_chunk, rows)) {
+  CoarseChunks(std::int64_t rows, std::int64_t cols, std::int64_t rows_per_chunk, std::vector<Bytes> arrays)
+      : rows_(rows), cols_(cols), rows_per_chunk_(std::min(rows_per_chunk, rows)), arrays_(std::move(arrays)) {
     require_packable(rows, cols);
     require(rows_per_chunk > 0, "rows_per_chunk must be positive");
     const std::int64_t whole = coarse_bytes(rows_per_chunk_, cols), count = divide_up(rows, rows_per_chunk_);
     const std::int64_t last = bare_coarse_bytes(rows - (count - 1) * rows_per_chunk_, cols);
-    for (const Bytes& array : arrays) {
+    for (const Bytes& array : arrays_) {
       std::int64_t left = static_cast<std::int64_t>(array.shape(0));
       for (const std::uint8_t* chunk = array.data(); left > 0 && this->count() < count; chunk += whole, left -= whole) {
         require(left >= (this->count() < count - 1 ? whole : last), "coarse is too short");
@@ -58,7 +50,17 @@ class Chunks {
     }
     require(this->count() == count, "coarse is too short");
   }
+
   CoarseMatrix matrix() const { return {rows_, cols_, rows_per_chunk_, chunks_.data(), nullptr, nullptr}; }
+  std::int64_t rows() const { return rows_; }
+  std::int64_t cols() const { return cols_; }
+  std::int64_t rows_per_chunk() const { return rows_per_chunk_; }
+  const std::vector<Bytes>& arrays() const { return arrays_; }
+  std::size_t nbytes() const {
+    std::size_t sum = 0;
+    for (const Bytes& array : arrays_) sum += array.shape(0);
+    return sum;
+  }
 
  private:
   std::int64_t count() const { return static_cast<std::int64_t>(chunks_.size()); }
@@ -66,38 +68,59 @@ class Chunks {
   std::int64_t rows_;
   std::int64_t cols_;
   std::int64_t rows_per_chunk_;
+  std::vector<Bytes> arrays_;
   std::vector<const std::uint8_t*> chunks_;
 };
 
+// A CoarseMatrix that keeps its levels alive; whoever binds it, its chunks.
+class CoarseRows {
+ public:
+  CoarseRows(const CoarseChunks& chunks, Matrix<const std::uint8_t> magnitudes, Floats scales)
+      : chunks_(chunks), magnitudes_(std::move(magnitudes)), scales_(std::move(scales)), matrix_(chunks.matrix()) {
+    const Rows<const std::uint8_t> of_classes = rows_of(magnitudes_, "magnitudes");
+    require(of_classes.rows == matrix_.rows && of_classes.cols == 4 && of_classes.stride == 4,
+            "magnitudes must be contiguous, four for each row");
+    require_equal(scales_.shape(0), matrix_.rows, "length of scales");
+    matrix_.magnitudes = magnitudes_.data();
+    matrix_.scales = scales_.data();
+  }
+
+  const CoarseMatrix& matrix() const { return matrix_; }
+  std::int64_t rows() const { return matrix_.rows; }
+  std::int64_t cols() const { return matrix_.cols; }
+  const CoarseChunks& chunks() const { return chunks_; }
+  const Matrix<const std::uint8_t>& magnitudes() const { return magnitudes_; }
+  const Floats& scales() const { return scales_; }
+
+ private:
+  const CoarseChunks& chunks_;
+  Matrix<const std::uint8_t> magnitudes_;
+  Floats scales_;
+  CoarseMatrix matrix_;
+};
+
 template <typename Args>
-void require_product(const Rows<const float>& x, const Args& args, const std::optional<Floats>& bias) {
+void require_outputs(const Rows<const float>& x, const Args& args, const std::optional<Floats>& bias) {
   require_equal(args.out.rows, x.rows, "rows of out");
   if (bias) require_equal(bias->shape(0), args.out.cols, "length of bias");
 }
 
-void bind_matmul_coarse(ThreadPool& pool, const Matrix<const float>& x, std::int64_t rows_per_chunk,
-                        const std::vector<Bytes>& coarse, const Matrix<const std::uint8_t>& magnitudes,
-                        const Floats& scales, const Matrix<float>& out, const std::optional<Floats>& bias,
-                        bool accumulate) {
+void bind_matmul_coarse(ThreadPool& pool, const Matrix<const float>& x, const CoarseRows& coarse,
+                        const Matrix<float>& out, const Vector<std::uint8_t>& quantized,
+                        const std::optional<Floats>& bias, bool accumulate) {
   const Rows<const float> x_rows = rows_of(x, "x");
-  const Rows<float> out_rows = rows_of(out, "out");
-  const Rows<const std::uint8_t> of_classes = rows_of(magnitudes, "magnitudes");
-  const Chunks chunks(coarse, out_rows.cols, x_rows.cols, rows_per_chunk);
-  MatmulCoarseArgs args{
+  const MatmulCoarseArgs args{
       .x = {},
-      .w = chunks.matrix(),
+      .w = coarse.matrix(),
       .bias = bias ? bias->data() : nullptr,
       .accumulate = accumulate,
-      .out = out_rows,
+      .out = rows_of(out, "out"),
   };
-  require_product(x_rows, args, bias);
-  require(of_classes.rows == args.w.rows && of_classes.cols == 4 && of_classes.stride == 4,
-          "magnitudes must be contiguous, four for each row");
-  require_equal(scales.shape(0), args.w.rows, "length of scales");
-  args.w.magnitudes = of_classes.data;
-  args.w.scales = scales.data();
+  require_product("coarse", coarse.rows(), coarse.cols(), x_rows, args.out);
+  require_outputs(x_rows, args, bias);
+  std::uint8_t* const room = room_for(x_rows, quantized);
   const nb::gil_scoped_release release;
-  matmul_coarse(pool, x_rows, Quantized(x_rows).data(), args);
+  matmul_coarse(pool, x_rows, room, args);
 }
 
 void require_nibbles(const NibbleMatrix& w, std::size_t data, std::size_t scales) {
@@ -107,7 +130,8 @@ void require_nibbles(const NibbleMatrix& w, std::size_t data, std::size_t scales
 }
 
 void bind_matmul_nibbles(ThreadPool& pool, const Matrix<const float>& x, const Bytes& data, const Floats& scales,
-                         const Matrix<float>& out, const std::optional<Floats>& bias, bool accumulate) {
+                         const Matrix<float>& out, const Vector<std::uint8_t>& quantized,
+                         const std::optional<Floats>& bias, bool accumulate) {
   const Rows<const float> x_rows = rows_of(x, "x");
   const Rows<float> out_rows = rows_of(out, "out");
   const MatmulNibblesArgs args{
@@ -117,19 +141,19 @@ void bind_matmul_nibbles(ThreadPool& pool, const Matrix<const float>& x, const B
       .accumulate = accumulate,
       .out = out_rows,
   };
-  require_product(x_rows, args, bias);
+  require_outputs(x_rows, args, bias);
   require_nibbles(args.w, data.shape(0), scales.shape(0));
+  std::uint8_t* const room = room_for(x_rows, quantized);
   const nb::gil_scoped_release release;
-  matmul_nibbles(pool, x_rows, Quantized(x_rows).data(), args);
+  matmul_nibbles(pool, x_rows, room, args);
 }
 
-void bind_count_classes(ThreadPool& pool, const std::vector<Bytes>& coarse, std::int64_t cols,
-                        std::int64_t rows_per_chunk, const Matrix<std::int32_t>& counts,
+void bind_count_classes(ThreadPool& pool, const CoarseChunks& chunks, const Matrix<std::int32_t>& counts,
                         const Vector<std::uint8_t>& units) {
   const Rows<std::int32_t> out = rows_of(counts, "counts");
   require(out.cols == 4 && out.stride == 4, "counts must be contiguous, four for each row");
+  require_equal(out.rows, chunks.rows(), "rows of counts");
   require_equal(units.shape(0), out.rows, "length of units");
-  const Chunks chunks(coarse, out.rows, cols, rows_per_chunk);
   const CountClassesArgs args{chunks.matrix(), out.data, units.data()};
   const nb::gil_scoped_release release;
   count_classes(pool, args);
@@ -147,17 +171,41 @@ void bind_quantize_nibbles(ThreadPool& pool, const Bytes& weights, std::int64_t 
 }  // namespace
 
 void bind_draft(nb::module_& m) {
-  m.def(
-      "matmul_coarse", &bind_matmul_coarse, "pool"_a, nb::arg("x").noconvert(), "rows_per_chunk"_a, "coarse"_a,
-      nb::arg("magnitudes").noconvert(), nb::arg("scales").noconvert(), nb::arg("out").noconvert(),
-      nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
-      "As matmul, with x as int8 and the coarse chunks of packed weights alone: scales[i] times magnitudes[i][class],\n"
-      "uint8 up to 63.");
+  nb::class_<CoarseChunks>(m, "CoarseChunks",
+                           "The coarse chunks of a packed matrix, in memory, which it keeps alive. Each of the arrays\n"
+                           "holds whole ones, one after the other; the last one's padding may be absent.")
+      .def(nb::init<std::int64_t, std::int64_t, std::int64_t, std::vector<Bytes>>(), "rows"_a, "cols"_a,
+           "rows_per_chunk"_a, "arrays"_a, "ValueError if the chunks would not lie within the arrays.")
+      .def_prop_ro("rows", &CoarseChunks::rows)
+      .def_prop_ro("cols", &CoarseChunks::cols)
+      .def_prop_ro("rows_per_chunk", &CoarseChunks::rows_per_chunk, "At most `rows`.")
+      .def_prop_ro("arrays", &CoarseChunks::arrays)
+      .def_prop_ro("nbytes", &CoarseChunks::nbytes, "Of all arrays.");
+
+  nb::class_<CoarseRows>(
+      m, "CoarseRows",
+      "A packed matrix by its coarse tier alone: weight [i, j] stands for scales[i] times\n"
+      "magnitudes[i, class], negative where its sign bit is set; magnitudes uint8 [rows, 4], of which\n"
+      "those above 63 count as that, scales [rows].")
+      .def(nb::init<const CoarseChunks&, Matrix<const std::uint8_t>, Floats>(), "chunks"_a,
+           nb::arg("magnitudes").noconvert(), nb::arg("scales").noconvert(), nb::keep_alive<1, 2>())
+      .def_prop_ro("rows", &CoarseRows::rows)
+      .def_prop_ro("cols", &CoarseRows::cols)
+      .def_prop_ro("chunks", &CoarseRows::chunks, nb::rv_policy::reference)
+      .def_prop_ro("magnitudes", &CoarseRows::magnitudes)
+      .def_prop_ro("scales", &CoarseRows::scales);
+
+  m.def("quantized_bytes", &quantized_bytes, "rows"_a, "cols"_a,
+        "Bytes that the products with int8 activations take as `quantized`.");
+  m.def("matmul_coarse", &bind_matmul_coarse, "pool"_a, nb::arg("x").noconvert(), "coarse"_a,
+        nb::arg("out").noconvert(), nb::arg("quantized").noconvert(), nb::arg("bias").noconvert() = nb::none(),
+        "accumulate"_a = false, "As matmul, with x as int8 and the coarse tier of packed weights alone.");
   m.def("matmul_nibbles", &bind_matmul_nibbles, "pool"_a, nb::arg("x").noconvert(), nb::arg("data").noconvert(),
-        nb::arg("scales").noconvert(), nb::arg("out").noconvert(), nb::arg("bias").noconvert() = nb::none(),
-        "accumulate"_a = false, "As matmul, with x as int8 and what quantize_nibbles wrote.");
-  m.def("count_classes", &bind_count_classes, "pool"_a, "coarse"_a, "cols"_a, "rows_per_chunk"_a,
-        nb::arg("counts").noconvert(), nb::arg("units").noconvert(),
+        nb::arg("scales").noconvert(), nb::arg("out").noconvert(), nb::arg("quantized").noconvert(),
+        nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
+        "As matmul, with x as int8 and what quantize_nibbles wrote.");
+  m.def("count_classes", &bind_count_classes, "pool"_a, "chunks"_a, nb::arg("counts").noconvert(),
+        nb::arg("units").noconvert(),
         "counts int32[rows, 4] = weights of each class in coarse chunks; units uint8[rows] = their rows' unit bytes.");
   m.def("quantize_nibbles", &bind_quantize_nibbles, "pool"_a, nb::arg("weights").noconvert(), "rows"_a, "cols"_a,
         nb::arg("data").noconvert(), nb::arg("scales").noconvert(),

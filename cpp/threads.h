@@ -17,7 +17,7 @@ class ThreadPool {
   // Does [begin, end) of a job; must not throw.
   using Task = void (*)(const void* context, std::int64_t begin, std::int64_t end, Scratch scratch);
 
-  // `threads` counts the caller's. All memory that kernels ever use is allocated here: scratch_bytes for each thread.
+  // `threads` counts the caller's. The scratch of tasks is allocated here: scratch_bytes for each thread.
   ThreadPool(int threads, std::size_t scratch_bytes);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

@@ -1,4 +1,4 @@
-// The encoder of packed weights: plain C++, one thread, no memory of its own, the same bytes everywhere.
+// The encoder of packed weights: one thread, no memory of its own, the same bytes everywhere.
 #pragma once
 
 #include <cstdint>

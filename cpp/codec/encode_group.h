@@ -1,4 +1,4 @@
-// Groups of 64 weights, brought into the order of their positions; only for the encoder.
+// Groups of 64 weights, brought into the order of their positions; only for the files beside this one.
 #pragma once
 
 #include <algorithm>

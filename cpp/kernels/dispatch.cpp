@@ -65,16 +65,20 @@ const Kernels& avx512_vbmi2_kernels() {
 
 #endif
 
-std::vector<const Kernels*> detect() {
-  std::vector<const Kernels*> tables;
+struct Tables {
+  const Kernels* table[4];
+  std::size_t count = 0;
+
+  Tables() {
 #if defined(__x86_64__)
-  if (runs_avx512_vbmi2()) tables.push_back(&avx512_vbmi2_kernels());
-  if (runs_avx512()) tables.push_back(&kAvx512Kernels);
-  if (runs_avx2()) tables.push_back(&kAvx2Kernels);
+    if (runs_avx512_vbmi2()) add(avx512_vbmi2_kernels());
+    if (runs_avx512()) add(kAvx512Kernels);
+    if (runs_avx2()) add(kAvx2Kernels);
 #endif
-  tables.push_back(&kScalarKernels);
-  return tables;
-}
+    add(kScalarKernels);
+  }
+  void add(const Kernels& kernels) { table[count++] = &kernels; }
+};
 
 std::atomic<const Kernels*>& active() {
   static std::atomic<const Kernels*> table = available_kernels().front();
@@ -83,9 +87,9 @@ std::atomic<const Kernels*>& active() {
 
 }  // namespace
 
-const std::vector<const Kernels*>& available_kernels() {
-  static const std::vector<const Kernels*> tables = detect();
-  return tables;
+std::span<const Kernels* const> available_kernels() {
+  static const Tables tables;
+  return {tables.table, tables.count};
 }
 
 const Kernels& active_kernels() { return *active().load(std::memory_order_relaxed); }

@@ -1,15 +1,15 @@
 // Which instruction set the kernels use: the best this CPU can run, unless one is forced.
 #pragma once
 
+#include <span>
 #include <string_view>
-#include <vector>
 
 #include "kernels/kernels.h"
 
 namespace penstock {
 
 // The tables this CPU can run, best first; the scalar one is always last.
-const std::vector<const Kernels*>& available_kernels();
+std::span<const Kernels* const> available_kernels();
 
 const Kernels& active_kernels();
 

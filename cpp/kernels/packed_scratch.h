@@ -9,7 +9,7 @@ namespace penstock {
 static constexpr int kPackedRows = 4;
 
 // From one row's exponents to the next one's in scratch: all rows' at one column must not compete for one set of the
-// cache, and a patch may be written behind the last.
+// cache.
 static constexpr std::int64_t exponent_stride(std::int64_t groups) { return groups * kGroupWeights + 192; }
 
 // Bytes that one row's levels take, each copied and filled up.

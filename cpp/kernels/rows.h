@@ -1,11 +1,11 @@
-// Rows of floats, at any distance from one another. Must hold nothing that emits code, as kernels.h.
+// Rows of an array, at any distance from one another. Must hold nothing that emits code, as kernels.h.
 #pragma once
 
 #include <cstdint>
 
 namespace penstock {
 
-// Rows of `cols` adjacent floats; row r starts at data + r * stride.
+// Rows of `cols` adjacent elements; row r starts at data + r * stride.
 template <typename T>
 struct Rows {
   T* data;

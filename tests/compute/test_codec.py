@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from helpers import codec_reference as reference
 from helpers.packing import as_bytes, decode, encode, gaussian, one_chunk, pack
 from penstock import _core
+from penstock.architectures.names import is_embedding
 from penstock.compute import codec
 
 U16 = npt.NDArray[np.uint16]
@@ -231,7 +234,7 @@ def test_what_is_packed(shape: tuple[int, ...], dtype: str, expected: bool) -> N
     ],
 )
 def test_rows_of_a_chunk(cols: int, name: str, expected: int) -> None:
-    assert codec.rows_per_chunk(cols, name) == expected
+    assert codec.rows_per_chunk(cols, is_embedding(name)) == expected
 
 
 def test_sizes() -> None:
@@ -244,7 +247,8 @@ def test_sizes() -> None:
 
 def arrays(**changes: Any) -> dict[str, Any]:
     packed = pack(gaussian(8, 64), 4)
-    return {name: getattr(packed, name) for name in codec.PackedRows.__slots__} | changes
+    names = "rows", "cols", "rows_per_chunk", "coarse", "fine", "fine_offsets"
+    return {name: getattr(packed, name) for name in names} | changes
 
 
 @pytest.mark.parametrize(
@@ -266,9 +270,8 @@ def arrays(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_arrays_that_cannot_be_chunks(changes: dict[str, Any], message: str) -> None:
-    packed = codec.PackedRows(**arrays(**changes))
     with pytest.raises(ValueError, match=message):
-        decode(packed, 0, 1)
+        codec.PackedRows(**arrays(**changes))
 
 
 @pytest.mark.parametrize(("begin", "end"), [(-1, 1), (2, 1), (0, 9)])
@@ -280,6 +283,23 @@ def test_rows_outside_the_matrix(begin: int, end: int) -> None:
 def test_an_output_of_the_wrong_size() -> None:
     with pytest.raises(ValueError, match="bytes of out is 127, expected 128"):
         codec.decode(codec.PackedRows(**arrays()), 0, 1, np.zeros(127, np.uint8))
+
+
+def test_scratch_that_is_too_small() -> None:
+    scratch = np.zeros(_core.decoder_scratch_bytes(64) - 64, np.uint8)
+    with pytest.raises(ValueError, match="scratch is too small"):
+        _core.decode_rows(codec.PackedRows(**arrays()), 0, 1, np.zeros(128, np.uint8), scratch)
+
+
+def test_arrays_live_as_long_as_what_was_made_of_them() -> None:
+    weights = gaussian(8, 64)
+    packed = pack(weights, 4)
+    parts = [weakref.ref(array) for array in (packed.coarse, packed.fine, packed.fine_offsets)]
+    gc.collect()
+    assert (decode(packed) == weights).all()
+    assert all(part() is not None for part in parts)
+    del packed
+    assert all(part() is None for part in parts)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import mmap
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +21,7 @@ from helpers.packing import as_bytes, gaussian, pack
 from penstock import _core
 from penstock.compute import codec
 from penstock.compute.kernels import F32, U8, Kernels
-from penstock.compute.levels import BLOCK, MOST_LEVEL, CoarseRows, NibbleRows, likely_levels, nibble_bytes
+from penstock.compute.levels import BLOCK, MOST_LEVEL, CoarseChunks, CoarseRows, NibbleRows, likely_levels, nibble_bytes
 
 I64 = npt.NDArray[np.int64]
 U16 = npt.NDArray[np.uint16]
@@ -43,10 +45,10 @@ def coarse_fields(coarse: CoarseRows) -> tuple[I64, I64, I64]:
     """Units [rows], and the classes and signs of whole groups [rows, columns], by docs/format.md."""
     groups = -(-coarse.cols // 64)
     units, classes, signs = [], [], []
-    stream = np.concatenate(coarse.coarse)
+    stream, step = np.concatenate(coarse.chunks.arrays), coarse.chunks.rows_per_chunk
     at = 0
-    for first in range(0, coarse.rows, coarse.rows_per_chunk):
-        rows = min(coarse.rows_per_chunk, coarse.rows - first)
+    for first in range(0, coarse.rows, step):
+        rows = min(step, coarse.rows - first)
         units += stream[at : at + rows].tolist()
         at += -(-rows // 8) * 8
         end = at + rows * groups * 24
@@ -121,7 +123,15 @@ def coarse_of(weights: U16, rows_per_chunk: int | None = None, seed: int = 0) ->
     rng = np.random.default_rng(seed)
     magnitudes = rng.integers(0, 70, (packed.rows, 4)).astype(np.uint8)
     scales = rng.uniform(0.5, 2, packed.rows).astype(np.float32)
-    return CoarseRows(packed.rows, packed.cols, packed.rows_per_chunk, [packed.coarse], magnitudes, scales)
+    return CoarseRows(chunks_of(packed), magnitudes, scales)
+
+
+def chunks_of(packed: codec.PackedRows) -> CoarseChunks:
+    return CoarseChunks(packed.rows, packed.cols, packed.rows_per_chunk, [packed.coarse])
+
+
+def elsewhere(chunks: CoarseChunks, *arrays: U8) -> CoarseChunks:
+    return CoarseChunks(chunks.rows, chunks.cols, chunks.rows_per_chunk, arrays)
 
 
 def activations(rows: int, cols: int, seed: int = 0) -> F32:
@@ -189,13 +199,13 @@ def test_instruction_sets_agree(rows: int, n: int, cols: int, step: int, threads
         with instruction_set(name):
             pool = _core.ThreadPool(threads, 1 << 20)
             outs = [np.full((rows, n), np.nan, np.float32) for _ in range(2)]
-            chunks = coarse.rows_per_chunk, coarse.coarse, coarse.magnitudes, coarse.scales
-            _core.matmul_coarse(pool, x, *chunks, outs[0])
+            quantized = np.empty(_core.quantized_bytes(rows, cols), np.uint8)
+            _core.matmul_coarse(pool, x, coarse, outs[0], quantized)
             data, scales = np.empty(n * -(-cols // 64) * 32, np.uint8), np.empty(n * -(-cols // BLOCK), np.float32)
             _core.quantize_nibbles(pool, source, n, cols, data, scales)
-            _core.matmul_nibbles(pool, x, data, scales, outs[1])
+            _core.matmul_nibbles(pool, x, data, scales, outs[1], quantized)
             counts, units = np.empty((n, 4), np.int32), np.empty(n, np.uint8)
-            _core.count_classes(pool, coarse.coarse, cols, coarse.rows_per_chunk, counts, units)
+            _core.count_classes(pool, coarse.chunks, counts, units)
             found.append((*outs, data, scales, counts, units))
     for other in found[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(found[0], other, strict=True))
@@ -209,7 +219,7 @@ def test_the_extremes_of_levels_and_activations(isa: str) -> None:
     signs[:2] = [[1], [-1]]
     weights = (np.float32(3) * signs).astype(np.float32).view(np.uint32) >> 16
     coarse = coarse_of(weights.astype(np.uint16))
-    coarse = replace(coarse, magnitudes=np.full((6, 4), 255, np.uint8), scales=np.ones(6, np.float32))
+    coarse = CoarseRows(coarse.chunks, np.full((6, 4), 255, np.uint8), np.ones(6, np.float32))
     for rows in (1, 20):
         x = np.ones((rows, cols), np.float32)
         x[-1] = -1
@@ -272,8 +282,8 @@ def test_raw_rows_in_packed_chunks(isa: str) -> None:
 def test_bytes_of_any_kind(isa: str) -> None:
     """Padding of rows is multiplied with zeros, whatever it holds."""
     coarse, x = coarse_of(gaussian(9, 70)), activations(3, 70)
-    noise = np.random.default_rng(3).integers(0, 256, coarse.coarse[0].size, np.uint8)
-    broken = replace(coarse, coarse=[noise])
+    noise = np.random.default_rng(3).integers(0, 256, coarse.chunks.nbytes, np.uint8)
+    broken = CoarseRows(elsewhere(coarse.chunks, noise), coarse.magnitudes, coarse.scales)
     integers = coarse_integers(broken)
     integers[:, 70:] = 0
     assert same_bits(by_coarse(Kernels(1), x, broken), product(x, integers, None) * coarse.scales)
@@ -292,9 +302,10 @@ def test_weights_up_to_the_last_byte_of_a_page(isa: str, cols: int) -> None:
     """Whoever reads past the weights dies here."""
     kernels, weights = Kernels(1), gaussian(9, cols)
     coarse, nibbles = coarse_of(weights), kernels.quantize_nibbles(at_the_end_of_a_page(as_bytes(weights)), 9, cols)
-    coarse = replace(coarse, coarse=[at_the_end_of_a_page(coarse.coarse[0])])
+    chunks = elsewhere(coarse.chunks, at_the_end_of_a_page(coarse.chunks.arrays[0]))
+    coarse = CoarseRows(chunks, coarse.magnitudes, coarse.scales)
     nibbles = replace(nibbles, data=at_the_end_of_a_page(nibbles.data))
-    kernels.coarse_levels(coarse.coarse, 9, cols, 9)
+    kernels.coarse_levels(chunks)
     for rows in (1, 3, 20):
         x = activations(rows, cols)
         assert same_bits(by_coarse(kernels, x, coarse), coarse_product(x, coarse))
@@ -304,17 +315,28 @@ def test_weights_up_to_the_last_byte_of_a_page(isa: str, cols: int) -> None:
 def test_chunks_in_several_arrays(isa: str) -> None:
     whole = coarse_of(gaussian(21, 201), 8)
     cut = 2 * codec.coarse_bytes(8, 201)
-    parts = replace(whole, coarse=[whole.coarse[0][:cut].copy(), whole.coarse[0][cut:].copy()])
-    x = activations(3, 201)
+    [array] = whole.chunks.arrays
+    chunks = elsewhere(whole.chunks, array[:cut].copy(), array[cut:].copy())
+    parts, x = CoarseRows(chunks, whole.magnitudes, whole.scales), activations(3, 201)
     assert same_bits(by_coarse(Kernels(2), x, parts), by_coarse(Kernels(2), x, whole))
     with pytest.raises(ValueError, match="coarse is too short"):  # the first ends within a chunk
-        by_coarse(Kernels(1), x, replace(parts, coarse=[parts.coarse[0][:-64], parts.coarse[1]]))
+        elsewhere(whole.chunks, array[: cut - 64].copy(), array[cut:].copy())
+
+
+def test_chunks_live_as_long_as_rows_of_them(isa: str) -> None:
+    weights, x = gaussian(21, 201), activations(3, 201)
+    coarse = coarse_of(weights, 8)
+    [array] = map(weakref.ref, coarse.chunks.arrays)
+    gc.collect()
+    assert same_bits(by_coarse(Kernels(1), x, coarse), coarse_product(x, coarse_of(weights, 8)))
+    del coarse
+    assert array() is None
 
 
 def test_counts_of_classes(isa: str) -> None:
     packed = pack(gaussian(21, 201), 8)
     counts, units = np.empty((21, 4), np.int32), np.empty(21, np.uint8)
-    _core.count_classes(_core.ThreadPool(2, 64 << 10), [packed.coarse], 201, 8, counts, units)
+    _core.count_classes(_core.ThreadPool(2, 64 << 10), chunks_of(packed), counts, units)
     expected_units, classes, _ = coarse_fields(coarse_of(gaussian(21, 201), 8))
     assert (units == expected_units).all()
     assert (counts == [[np.count_nonzero(row[:201] == c) for c in range(4)] for row in classes]).all()
@@ -324,9 +346,9 @@ def test_likely_levels_of_normal_rows(isa: str) -> None:
     """Near the mean magnitudes of each class, and with nearly as small an error as those have."""
     weights = gaussian(64, 4096)
     packed, values = pack(weights, 16), widened(weights).astype(np.float64)
-    magnitudes, scales = Kernels(2).coarse_levels([packed.coarse], 64, 4096, 16)
+    magnitudes, scales = Kernels(2).coarse_levels(chunks_of(packed))
     assert magnitudes.max() == MOST_LEVEL
-    coarse = CoarseRows(64, 4096, 16, [packed.coarse], magnitudes, scales)
+    coarse = CoarseRows(chunks_of(packed), magnitudes, scales)
     units, classes, _ = coarse_fields(coarse)
     own = coarse_integers(coarse)[:, :4096] * scales[:, None].astype(np.float64)
     best = np.empty_like(values)
@@ -403,18 +425,22 @@ def test_shapes_that_do_not_match() -> None:
     with pytest.raises(ValueError, match="4-bit weights are 4 x 64, not 4 x 63"):
         kernels.matmul_nibbles(x[:, :63], nibbles, out)
     with pytest.raises(ValueError, match="coarse is too short"):
-        kernels.matmul_coarse(x, replace(coarse, coarse=[coarse.coarse[0][:-1]]), out)
-    with pytest.raises(ValueError, match="coarse is too short"):
-        kernels.coarse_levels([coarse.coarse[0][:-1]], 4, 64, 4)
+        elsewhere(coarse.chunks, coarse.chunks.arrays[0][:-1])
     with pytest.raises(ValueError, match="magnitudes must be contiguous, four for each row"):
-        kernels.matmul_coarse(x, replace(coarse, magnitudes=np.zeros((4, 3), np.uint8)), out)
+        CoarseRows(coarse.chunks, np.zeros((4, 3), np.uint8), coarse.scales)
     with pytest.raises(ValueError, match="length of scales is 3, expected 4"):
-        kernels.matmul_coarse(x, replace(coarse, scales=np.zeros(3, np.float32)), out)
+        CoarseRows(coarse.chunks, coarse.magnitudes, np.zeros(3, np.float32))
     with pytest.raises(ValueError, match="bytes of nibbles is 127, expected 128"):
         kernels.matmul_nibbles(x, replace(nibbles, data=nibbles.data[:-1]), out)
     with pytest.raises(ValueError, match="rows of out is 2, expected 1"):
         kernels.matmul_nibbles(x, nibbles, np.zeros((2, 4), np.float32))
     with pytest.raises(ValueError, match="length of bias is 3, expected 4"):
         kernels.matmul_coarse(x, coarse, out, bias=np.zeros(3, np.float32))
+    quantized = np.zeros(_core.quantized_bytes(1, 64) - 64, np.uint8)
+    with pytest.raises(ValueError, match="quantized is too small"):
+        _core.matmul_coarse(_core.ThreadPool(1, 64 << 10), x, coarse, out, quantized)
+    counts, units = np.zeros((5, 4), np.int32), np.zeros(5, np.uint8)
+    with pytest.raises(ValueError, match="rows of counts is 5, expected 4"):
+        _core.count_classes(_core.ThreadPool(1, 64 << 10), coarse.chunks, counts, units)
     with pytest.raises(ValueError, match="bytes of weights is 511, expected 512"):
         kernels.quantize_nibbles(as_bytes(gaussian(4, 64))[:-1], 4, 64)

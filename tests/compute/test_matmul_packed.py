@@ -135,8 +135,7 @@ def test_instruction_sets_agree(rows: int, n: int, k: int, step: int, threads: i
             _core.set_isa(name)
             out = np.full((rows, n), np.nan, np.float32)
             pool = _core.ThreadPool(threads, 1 << 20)
-            chunks = packed.coarse, packed.fine, packed.fine_offsets
-            assert _core.matmul_packed(pool, x, packed.rows_per_chunk, *chunks, out) is None
+            assert _core.matmul_packed(pool, x, packed, out) is None
             assert same_bits(out, expected)
     finally:
         _core.set_isa(before)

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from penstock.architectures.registry import parse_config
 from penstock.compute.codec import PackedRows, decode
 from penstock.compute.indexed import IndexedRows
 from penstock.compute.kernels import F32, U8, Kernels
-from penstock.compute.levels import BLOCK, CoarseRows, NibbleRows, nibble_bytes
+from penstock.compute.levels import BLOCK, CoarseChunks, CoarseRows, NibbleRows, nibble_bytes
 from penstock.disk.files import Extent, Files, buffer_bytes
 from penstock.errors import PenstockError, ReadError
 from penstock.forecast import probe
@@ -199,8 +199,8 @@ class DraftingKernels(CountingKernels):
         self.nibbles: dict[int, U8] = {}
         self.rows: set[int] = set()
 
-    def coarse_levels(self, coarse: Sequence[U8], rows: int, cols: int, rows_per_chunk: int) -> tuple[U8, F32]:
-        return np.zeros((rows, 4), np.uint8), np.zeros(rows, np.float32)
+    def coarse_levels(self, chunks: CoarseChunks) -> tuple[U8, F32]:
+        return np.zeros((chunks.rows, 4), np.uint8), np.zeros(chunks.rows, np.float32)
 
     def quantize_nibbles(self, weights: U8, rows: int, cols: int) -> NibbleRows:
         assert len(weights) == 2 * rows * cols
@@ -209,7 +209,7 @@ class DraftingKernels(CountingKernels):
     def matmul_coarse(self, x: F32, coarse: CoarseRows, out: F32) -> None:
         assert coarse.magnitudes.shape == (coarse.rows, 4)
         assert coarse.scales.shape == (coarse.rows,)
-        [chunks] = coarse.coarse
+        [chunks] = coarse.chunks.arrays
         assert chunks.nbytes >= coarse.rows * coarse.cols * 3 / 8
         self.coarse[chunks.ctypes.data] = chunks
         self._count(x, coarse, out, self.COARSE)

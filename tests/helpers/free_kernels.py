@@ -18,7 +18,7 @@ from helpers.free_encoder import Choices, encode_chunk
 from penstock import _core
 from penstock.compute.codec import MalformedRow, PackedRows, decode, row_extent, row_offsets_bytes, single_row
 from penstock.compute.kernels import F32, Kernels
-from penstock.compute.levels import CoarseRows
+from penstock.compute.levels import CoarseChunks, CoarseRows
 
 U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]
@@ -194,8 +194,9 @@ def _check_single(packed: PackedRows, row: int, malformed: bool, plain: U8) -> N
 def _drafts(matrix: FreeMatrix, kernels: Kernels, x: F32, bias: F32 | None, plain: U8) -> list[object]:
     """By the coarse tier, and in 4 bits a weight."""
     rows, cols = matrix.weights.shape
-    levels = kernels.coarse_levels(matrix.coarse, rows, cols, matrix.packed.rows_per_chunk)
-    coarse = CoarseRows(rows, cols, matrix.packed.rows_per_chunk, matrix.coarse, *levels)
+    chunks = CoarseChunks(rows, cols, matrix.packed.rows_per_chunk, matrix.coarse)
+    levels = kernels.coarse_levels(chunks)
+    coarse = CoarseRows(chunks, *levels)
     nibbles = kernels.quantize_nibbles(plain, rows, cols)
     outs = [np.ones((len(x), rows), np.float32) for _ in range(2)]
     kernels.matmul_coarse(x, coarse, outs[0], bias=bias, accumulate=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.architectures.names import is_embedding
 from penstock.compute.codec import coarse_bytes
 from penstock.packed_format.layout import Cut, coarse_stream_bytes, cut, padded, stream_names
 from penstock.safetensors_header import DType, TensorInfo
@@ -43,7 +44,7 @@ def test_rows_of_a_tensor(dtype: str, shape: tuple[int, ...], expected: Cut) -> 
     [(4096, "w", 128), (4096, "model.embed_tokens.weight", 4), (14336, "w", 36), (262_144, "w", 2), (1, "w", 524_288)],
 )
 def test_rows_of_a_chunk(cols: int, name: str, expected: int) -> None:
-    assert Cut("raw", 1000, cols, 2 * cols).rows_per_chunk(name) == expected
+    assert Cut("raw", 1000, cols, 2 * cols).rows_per_chunk(is_embedding(name)) == expected
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(0, 0), (1, 1), (128, 1), (129, 2), (256, 2)])

@@ -101,7 +101,7 @@ class TestWeights:
         assert isinstance(first, CoarseData)
         assert isinstance(second, CoarseData)
         assert first.coarse.scales is second.coarse.scales, "levels were counted twice"
-        before = [array.tobytes() for array in first.coarse.coarse]
+        before = [array.tobytes() for array in first.coarse.chunks.arrays]
         scales = first.coarse.scales.tobytes()
         for share in (0, 1):  # gone and back, while nobody looked
             keep(weights, share)
@@ -111,7 +111,7 @@ class TestWeights:
         assert resident is not None
         [piece] = coarse.pieces(GATE)
         assert isinstance(piece, CoarseData)
-        for array, old, held in zip(piece.coarse.coarse, before, resident, strict=True):
+        for array, old, held in zip(piece.coarse.chunks.arrays, before, resident, strict=True):
             assert array.ctypes.data == held.bytes.ctypes.data
             assert array.tobytes() == old
         assert piece.coarse.scales.tobytes() == scales

@@ -1,19 +1,20 @@
 // The gated activation of SwiGLU (arXiv 2002.05202).
 #pragma once
 
+#include "kernels/generic/backend.h"
 #include "kernels/generic/exp.h"
 #include "kernels/kernels.h"
 
 namespace penstock {
 namespace {
 
-template <class V>
+template <VectorBackend V>
 V silu_mul_lanes(V gate, V up) {
   const V denominator = V::add(V::broadcast(1.0f), exp_lanes(V::neg(gate)));
   return V::mul(V::div(gate, denominator), up);
 }
 
-template <class V>
+template <VectorBackend V>
 void silu_mul(const SiluMulArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
   for (std::int64_t row = 0; row < a.out.rows; ++row) {
     const float* gate = a.gate.data + row * a.gate.stride;

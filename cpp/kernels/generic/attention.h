@@ -8,6 +8,7 @@
 #include "kernels/attention_scratch.h"
 #include "kernels/generic/attention_runs.h"
 #include "kernels/generic/attention_tiles.h"
+#include "kernels/generic/backend.h"
 #include "kernels/generic/exp.h"
 #include "kernels/kernels.h"
 
@@ -70,7 +71,7 @@ void for_tiles(int begin, int end, Tile tile) {
 
 // Scores of `length` keys for query vectors i .. i + kQueries, rounded up to the tile: what is past a row's keys is
 // overwritten or never read.
-template <class V, int kQueries>
+template <VectorBackend V, int kQueries>
 void score_run(const QueryBlock& block, int i, std::int64_t at, std::int64_t length, const Run& run) {
   const auto tile =
       run.dtype == Dtype::kBF16 ? score_tile<V, kQueries, Dtype::kBF16> : score_tile<V, kQueries, Dtype::kF32>;
@@ -79,7 +80,7 @@ void score_run(const QueryBlock& block, int i, std::int64_t at, std::int64_t len
   }
 }
 
-template <class V>
+template <VectorBackend V>
 void score(const QueryBlock& block, const Plane<V>& keys) {
   keys.for_prefix(block.longest_prefix(), [&](std::int64_t at, std::int64_t length, Run run) {
     for_tiles(0, block.count, [&](auto width, int i) {
@@ -102,7 +103,7 @@ void score(const QueryBlock& block, const Plane<V>& keys) {
 }
 
 // scores[p] = exp(scores[p] - maximum); returns their sum.
-template <class V>
+template <VectorBackend V>
 float exponentiate(float* scores, std::int64_t keys) {
   const V minus_infinity = V::broadcast(-__builtin_inff());
   const std::int64_t padded = (keys + 15) / 16 * 16;
@@ -123,7 +124,7 @@ float exponentiate(float* scores, std::int64_t keys) {
 }
 
 // out[i] += weights of positions `at` on times the first `count` values of a run, for query vectors i .. i + kQueries.
-template <class V, int kQueries, Dtype kDtype>
+template <VectorBackend V, int kQueries, Dtype kDtype>
 void value_run(const QueryBlock& block, int i, std::int64_t at, int count, const Run& run) {
   constexpr int kVecs = V::kParts == 1 ? 4 : 1;
   const std::int64_t dim = block.a.kv.head_dim;
@@ -136,7 +137,7 @@ void value_run(const QueryBlock& block, int i, std::int64_t at, int count, const
 }
 
 // The same for the values begin .. end of a run whose first is at position `at`.
-template <class V, int kQueries>
+template <VectorBackend V, int kQueries>
 void value_run(const QueryBlock& block, int i, std::int64_t at, std::int64_t begin, std::int64_t end, const Run& run) {
   if (begin >= end) return;
   const auto add =
@@ -144,7 +145,7 @@ void value_run(const QueryBlock& block, int i, std::int64_t at, std::int64_t beg
   add(block, i, at + begin, static_cast<int>(end - begin), run.from(begin));
 }
 
-template <class V>
+template <VectorBackend V>
 void add_values(const QueryBlock& block, const Plane<V>& values) {
   values.for_prefix(block.longest_prefix(), [&](std::int64_t at, std::int64_t length, Run run) {
     for_tiles(0, block.count, [&](auto width, int i) {
@@ -170,7 +171,7 @@ void add_values(const QueryBlock& block, const Plane<V>& values) {
   });
 }
 
-template <class V>
+template <VectorBackend V>
 void divide(float* out, std::int64_t dim, float divisor) {
   for (std::int64_t d = 0; d < dim; d += 16) {
     const int count = dim - d < 16 ? static_cast<int>(dim - d) : 16;
@@ -178,7 +179,7 @@ void divide(float* out, std::int64_t dim, float divisor) {
   }
 }
 
-template <class V>
+template <VectorBackend V>
 void attend(const QueryBlock& block, float* wide) {
   const KvLayer& kv = block.a.kv;
   const bool widen_first = block.count >= kWidenFirst;
@@ -201,7 +202,7 @@ std::int64_t longest_path(const AttentionArgs& a, std::int64_t begin, std::int64
   return longest;
 }
 
-template <class V>
+template <VectorBackend V>
 void attend_rows(const AttentionArgs& a, std::int64_t kv_head, std::int64_t begin, std::int64_t end, Scratch scratch) {
   const std::int64_t dim = a.kv.head_dim;
   const std::int64_t group = a.heads / a.kv.kv_heads;
@@ -228,7 +229,7 @@ void attend_rows(const AttentionArgs& a, std::int64_t kv_head, std::int64_t begi
 }
 
 // Units are kv_head * rows + row. The scratch must hold attention_least_scratch of the longest path.
-template <class V>
+template <VectorBackend V>
 void attention(const AttentionArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
   while (begin < end) {
     const std::int64_t kv_head = begin / a.q.rows;

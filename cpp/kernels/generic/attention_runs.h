@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/attention_scratch.h"
+#include "kernels/generic/backend.h"
 #include "kernels/generic/kv.h"
 #include "kernels/generic/widen.h"
 #include "kernels/kernels.h"
@@ -25,7 +26,7 @@ struct Run {
 };
 
 // The keys or the values of one kv head.
-template <class V>
+template <VectorBackend V>
 struct Plane {
   const KvLayer& kv;
   std::int64_t offset;  // of the plane in a block, bytes

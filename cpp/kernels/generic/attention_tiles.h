@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/generic/attention_runs.h"
+#include "kernels/generic/backend.h"
 #include "kernels/generic/unroll.h"
 #include "kernels/generic/widen.h"
 #include "kernels/kernels.h"
@@ -10,12 +11,12 @@ namespace penstock {
 namespace {
 
 // A register tile of dot products has so many accumulators, each a register: half of what x86-64 has.
-template <class V>
+template <VectorBackend V>
 constexpr int kAccumulators = V::kParts == 1 ? 16 : 8;
 
 // acc[i * acc_stride + j] = the 16 lanes of dot(q[i], key j). One part of the lanes after another, so that those of the
 // whole tile fit in the registers.
-template <class V, int kQueries, int kKeys, Dtype kDtype>
+template <VectorBackend V, int kQueries, int kKeys, Dtype kDtype>
 [[gnu::always_inline]] inline void dot_tile(const float* const* q, const Run& keys, std::int64_t dim, V* acc,
                                             int acc_stride) {
   const auto at = [&](int j, std::int64_t d) { return keys.data + j * keys.stride + d * item_size(kDtype); };
@@ -59,7 +60,7 @@ template <class V, int kQueries, int kKeys, Dtype kDtype>
 }
 
 // scores[i][at .. at + 16 / kQueries) = dot(q[i], key) * scale for the first 16 / kQueries keys of a run.
-template <class V, int kQueries, Dtype kDtype>
+template <VectorBackend V, int kQueries, Dtype kDtype>
 void score_tile(const float* const* q, const Run& keys, std::int64_t dim, float scale, float* const* scores,
                 std::int64_t at) {
   constexpr int kKeys = 16 / kQueries;
@@ -77,7 +78,7 @@ void score_tile(const float* const* q, const Run& keys, std::int64_t dim, float 
 }
 
 // out[i][d .. d + 16 kVecs) += w[i][p] * value p by FMA, p ascending from 0 to count.
-template <class V, int kQueries, int kVecs, Dtype kDtype>
+template <VectorBackend V, int kQueries, int kVecs, Dtype kDtype>
 void value_tile(const float* const* w, std::int64_t at, const Run& values, int count, float* const* out,
                 std::int64_t d) {
   V acc[kQueries][kVecs];
@@ -107,7 +108,7 @@ void value_tile(const float* const* w, std::int64_t at, const Run& values, int c
 }
 
 // The same for the last `rest` < 16 dimensions.
-template <class V, int kQueries, Dtype kDtype>
+template <VectorBackend V, int kQueries, Dtype kDtype>
 void value_rest(const float* const* w, std::int64_t at, const Run& values, int count, float* const* out, std::int64_t d,
                 int rest) {
   for (int i = 0; i < kQueries; ++i) {

@@ -1,6 +1,7 @@
 // Exponents from levels by depositing bits (pdep).
 #pragma once
 
+#include "kernels/generic/backend.h"
 #include "kernels/generic/packed_levels.h"
 #include "kernels/generic/rotated.h"
 
@@ -16,10 +17,10 @@ inline std::uint64_t bits_at(const std::uint8_t* string, std::uint64_t begin) {
 // the i-th bit that is set in the level above it; so going from the deepest level up, depths are deposited where a
 // level has bits set. How many levels have a bit set for a weight becomes binary by xor: its lowest bit is that of
 // levels 1 to 7, the next one that of 2, 4 and 6, the highest that of 4.
-template <class G, int O>
+template <GroupBits G, int O>
 class DepthPlanes {
  public:
-  // Uses depth_bytes() of scratch for each row; `levels` is read later, too.
+  // Uses depth_bytes() of scratch for each row.
   DepthPlanes(const PackedRow (&row)[O], const Levels<G, O>& levels, std::uint8_t* scratch)
       : size_(row[0].groups * 7 + 16), scratch_(scratch) {
     for (int o = 0; o < O; ++o) plane_[o][0] = levels.of(6, o);

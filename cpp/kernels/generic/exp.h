@@ -1,6 +1,7 @@
 // exp in float32, a fixed sequence of IEEE operations.
 #pragma once
 
+#include "kernels/generic/backend.h"
 #include "kernels/kernels.h"
 
 namespace penstock {
@@ -9,7 +10,7 @@ namespace {
 // x = k log 2 + r with |r| <= log(2) / 2; exp(r) by its Taylor polynomial of degree 7, whose remainder is below
 // 2^-27 of it; times 2^k in two steps, so that results beyond the normal range are rounded once.
 // Error below 0.94 units in the last place, over all floats. exp(-inf) = 0, exp(+inf) = inf, NaN stays NaN.
-template <class V>
+template <VectorBackend V>
 V exp_lanes(V x) {
   const auto c = [](float value) { return V::broadcast(value); };
   // Beyond these bounds the result is 0 or inf anyway. The order of operands lets NaN pass here and stops it at k.
@@ -28,7 +29,7 @@ V exp_lanes(V x) {
   return V::mul(V::mul(p, V::pow2(half)), V::pow2(V::sub(k, half)));
 }
 
-template <class V>
+template <VectorBackend V>
 void exp(const ExpArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
   std::int64_t i = begin;
   for (; i + 16 <= end; i += 16) V::store(a.out + i, exp_lanes(V::load(a.x + i)));

@@ -1,6 +1,7 @@
 // The layout of the KV cache, and writing to it.
 #pragma once
 
+#include "kernels/generic/backend.h"
 #include "kernels/generic/widen.h"
 #include "kernels/kernels.h"
 
@@ -13,7 +14,7 @@ std::uint8_t* kv_entry(const KvLayer& kv, std::int64_t plane, std::int64_t head,
   return kv.blocks[slot / kv.block_slots] + plane + entry * kv.head_dim * item_size(kv.dtype);
 }
 
-template <class V>
+template <VectorBackend V>
 void round_run(const float* src, std::int64_t n, Dtype dtype, std::uint8_t* out) {
   const std::int64_t size = item_size(dtype);
   for (std::int64_t i = 0; i < n; i += 16) {
@@ -24,7 +25,7 @@ void round_run(const float* src, std::int64_t n, Dtype dtype, std::uint8_t* out)
   }
 }
 
-template <class V>
+template <VectorBackend V>
 void store_kv(const StoreKvArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
   const KvLayer& kv = a.kv;
   for (std::int64_t row = begin; row < end; ++row) {

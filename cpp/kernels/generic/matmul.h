@@ -6,6 +6,7 @@
 // that costs much, the first tile of many keeps them.
 #pragma once
 
+#include "kernels/generic/backend.h"
 #include "kernels/generic/matmul_tile.h"
 #include "kernels/generic/widen.h"
 #include "kernels/kernels.h"
@@ -31,7 +32,7 @@ void emit(const Args& a, std::int64_t row, std::int64_t output, float dot) {
 }
 
 // W is the source of weights.
-template <class V, class W>
+template <VectorBackend V, class W>
 struct Matmul {
   static constexpr int kRows = V::kTileRows;
   static constexpr int kOutputs = V::kTileOutputs;
@@ -141,12 +142,12 @@ struct Matmul {
   }
 };
 
-template <class V, Dtype kDtype>
+template <VectorBackend V, Dtype kDtype>
 void matmul_as(const MatmulArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
   Matmul<V, RawWeights<V, kDtype>>{a, a.x.cols * item_size(kDtype)}.run(begin, end, scratch);
 }
 
-template <class V>
+template <VectorBackend V>
 void matmul(const MatmulArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
   switch (a.dtype) {
     case Dtype::kBF16:

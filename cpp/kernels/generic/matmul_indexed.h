@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "codec/index.h"
+#include "kernels/generic/backend.h"
 #include "kernels/generic/matmul.h"
 #include "kernels/generic/unpack.h"
 #include "kernels/kernels.h"
@@ -12,7 +13,7 @@ namespace penstock {
 namespace {
 
 // Gives the groups of one row, in order.
-template <class G>
+template <GroupWeights G>
 struct IndexedRow {
   const std::uint8_t* row;
   const std::uint8_t* halves;
@@ -37,7 +38,7 @@ struct IndexedRow {
   }
 };
 
-template <class V, class G>
+template <VectorBackend V, GroupBackend<V> G>
 struct MatmulIndexed {
   const MatmulIndexedArgs& a;
   const std::int64_t groups = groups_of(a.w.cols);
@@ -120,7 +121,7 @@ struct MatmulIndexed {
   }
 };
 
-template <class V, class G>
+template <VectorBackend V, GroupBackend<V> G>
 void matmul_indexed(const MatmulIndexedArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
   const MatmulIndexed<V, G> product{a};
   a.x.rows <= V::kTileRows ? product.fused(begin, end) : product.runs(begin, end, scratch);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/draft.h"
+#include "kernels/generic/backend.h"
 #include "kernels/generic/coarse.h"
 #include "kernels/generic/matmul.h"
 #include "kernels/kernels.h"
@@ -13,7 +14,7 @@ namespace penstock {
 namespace {
 
 // Sources of weights: what is common to a row, the 64 levels of one of its groups, and scales.
-template <class D>
+template <LevelProducts D>
 struct CoarseLevels {
   using Args = MatmulCoarseArgs;
   static constexpr bool kHasBlockScales = false;
@@ -41,7 +42,7 @@ struct CoarseLevels {
   float row_scale(std::int64_t i) const { return w.scales[i]; }
 };
 
-template <class D>
+template <LevelProducts D>
 struct NibbleLevels {
   using Args = MatmulNibblesArgs;
   static constexpr bool kHasBlockScales = true;
@@ -71,7 +72,7 @@ struct NibbleLevels {
 };
 
 // A block of levels that were kept, those of O rows group by group.
-template <class D, int O>
+template <LevelProducts D, int O>
 struct KeptLevels {
   const std::uint8_t* data;
 
@@ -80,7 +81,7 @@ struct KeptLevels {
   }
 };
 
-template <class D, class Row, int O>
+template <LevelProducts D, class Row, int O>
 struct FreshLevels {
   const Row (&row)[O];
   std::int64_t first;  // group of the block
@@ -89,7 +90,7 @@ struct FreshLevels {
 };
 
 // The integer sums of R x O products over one block.
-template <class V, class D, int R, int O>
+template <VectorBackend V, LevelBackend<V> D, int R, int O>
 struct BlockSums {
   typename D::Sums sum[R][O];
 
@@ -116,7 +117,7 @@ struct BlockSums {
   }
 };
 
-template <class V, class D, class Source>
+template <VectorBackend V, LevelBackend<V> D, class Source>
 struct MatmulLevels {
   using Args = typename Source::Args;
   using Row = typename Source::Row;
@@ -229,12 +230,12 @@ struct MatmulLevels {
   }
 };
 
-template <class V, class D>
+template <VectorBackend V, LevelBackend<V> D>
 void matmul_coarse(const MatmulCoarseArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
   MatmulLevels<V, D, CoarseLevels<D>>{a, {a.w}}.run(begin, end, scratch);
 }
 
-template <class V, class D>
+template <VectorBackend V, LevelBackend<V> D>
 void matmul_nibbles(const MatmulNibblesArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
   MatmulLevels<V, D, NibbleLevels<D>>{a, {a.w}}.run(begin, end, scratch);
 }

@@ -4,6 +4,7 @@
 // stay in the second level of the cache, and multiplied with all rows of x.
 #pragma once
 
+#include "kernels/generic/backend.h"
 #include "kernels/generic/matmul.h"
 #include "kernels/generic/unpack.h"
 #include "kernels/kernels.h"
@@ -12,7 +13,7 @@ namespace penstock {
 namespace {
 
 // Multiplies weights with R rows of x as they come.
-template <class V, int R>
+template <VectorBackend V, int R>
 struct Product {
   template <class G, int O>
   struct Sink {
@@ -46,7 +47,7 @@ struct Product {
   };
 };
 
-template <class V, class G>
+template <VectorBackend V, GroupBackend<V> G>
 struct MatmulPacked {
   static constexpr int kFusedRows = 2;  // more rows of x had to be read too often for the weights of few rows
 
@@ -101,7 +102,7 @@ struct MatmulPacked {
   }
 };
 
-template <class V, class G>
+template <VectorBackend V, GroupBackend<V> G>
 void matmul_packed(const MatmulPackedArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
   MatmulPacked<V, G>{a, scratch}.run(begin, end);
 }

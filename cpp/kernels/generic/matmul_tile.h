@@ -1,6 +1,7 @@
 // The inner loop of the matrix product: R rows of activations times O rows of weights, in registers.
 #pragma once
 
+#include "kernels/generic/backend.h"
 #include "kernels/generic/unroll.h"
 #include "kernels/generic/widen.h"
 #include "kernels/kernels.h"
@@ -22,7 +23,7 @@ struct Ahead {
 
 // A source of weights for Lanes::add, here as they lie in memory, widened as they are loaded: rows `stride` bytes
 // apart.
-template <class V, Dtype kDtype>
+template <VectorBackend V, Dtype kDtype>
 struct RawWeights {
   static constexpr int kStepBytes = 16 * item_size(kDtype);
   static constexpr bool kIsF32 = kDtype == Dtype::kF32;
@@ -40,7 +41,7 @@ struct RawWeights {
 
 // BF16 weights of which those of two steps lie together: 16 words of 32 bits, the first step's in the low halves, the
 // other's in the high ones. So they are widened by one operation.
-template <class V, class G>
+template <VectorBackend V, GroupBackend<V> G>
 struct PairWeights {
   static constexpr int kStepBytes = 32;
   static constexpr bool kIsF32 = false;
@@ -61,7 +62,7 @@ struct PairWeights {
 };
 
 // The same as W, kept widened at `wide` as they are used: step after step, the 16 values of each of the O rows.
-template <class V, class W, int O>
+template <VectorBackend V, class W, int O>
 struct KeptWeights {
   static constexpr int kStepBytes = W::kStepBytes;
 
@@ -81,7 +82,7 @@ struct KeptWeights {
 };
 
 // Weights that were kept.
-template <class V, int O>
+template <VectorBackend V, int O>
 struct WideWeights {
   static constexpr int kStepBytes = 64;
 
@@ -94,7 +95,7 @@ struct WideWeights {
 };
 
 // The 16-lane sums of R x O dot products. A call that is not inlined would keep them in memory.
-template <class V, int R, int O>
+template <VectorBackend V, int R, int O>
 struct Lanes {
   V lane[R][O];
 
@@ -140,7 +141,7 @@ struct Lanes {
   }
 
   // Adds 64 terms to those of output o.
-  template <class G>
+  template <GroupBackend<V> G>
   [[gnu::always_inline]] inline void add_group(const float* x, std::int64_t stride, const typename G::Pairs& w, int o) {
     PENSTOCK_UNROLL
     for (int h = 0; h < 2; ++h) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/draft.h"
+#include "kernels/generic/backend.h"
 #include "kernels/generic/quantize_rows.h"
 #include "kernels/generic/unroll.h"
 #include "kernels/kernels.h"
@@ -10,7 +11,7 @@ namespace penstock {
 namespace {
 
 // A block's weights, zeros behind the last.
-template <class V>
+template <VectorBackend V>
 struct NibbleBlock {
   static constexpr int kRounds = 3;
 
@@ -87,7 +88,7 @@ struct NibbleBlock {
 };
 
 // Units are rows.
-template <class V>
+template <VectorBackend V>
 void quantize_nibbles(const QuantizeNibblesArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
   const std::int64_t blocks = blocks_of(a.cols), row_bytes = groups_of(a.cols) * kGroupNibbleBytes;
   for (std::int64_t row = begin; row < end; ++row) {

@@ -1,13 +1,14 @@
 // Root-mean-square normalisation (arXiv 1910.07467).
 #pragma once
 
+#include "kernels/generic/backend.h"
 #include "kernels/kernels.h"
 
 namespace penstock {
 namespace {
 
 // Sixteen copies of 1 / sqrt(dot(x, x) / n + eps).
-template <class V>
+template <VectorBackend V>
 V inverse_rms(const float* x, std::int64_t n, float eps) {
   V lanes = V::zero();
   std::int64_t i = 0;
@@ -23,7 +24,7 @@ V inverse_rms(const float* x, std::int64_t n, float eps) {
   return V::div(V::broadcast(1.0f), V::sqrt(V::broadcast(mean + eps)));
 }
 
-template <class V>
+template <VectorBackend V>
 void rms_norm(const RmsNormArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
   const std::int64_t n = a.x.cols;
   for (std::int64_t row = begin; row < end; ++row) {

@@ -1,6 +1,7 @@
 // The strings of bits of packed rows that tell the depths of weights of class 0: how long they are, and copies to read.
 #pragma once
 
+#include "kernels/generic/backend.h"
 #include "kernels/generic/packed_row.h"
 #include "kernels/generic/unroll.h"
 #include "kernels/packed_scratch.h"
@@ -23,10 +24,11 @@ std::int64_t count_class0(const PackedRow& row, bool& too_many) {
 
 // Of O rows, whose levels are copied with zeros behind them, so that rows can be read in step, as far as the longest
 // goes. Loops over one row after the other would end at unforeseen moments, and each row is one chain of work.
-template <class G, int O>
+template <GroupBits G, int O>
 class Levels {
  public:
-  // False if the rows' data are too short, or bits that fill up a byte are not zero. The rows are sound, and not raw.
+  // False if the rows' data are too short, a group has too many weights of class 0, or bits that fill up a byte are not
+  // zero. The rows are sound, and not raw.
   bool find(const PackedRow (&row)[O], std::uint8_t* scratch) {
     std::int64_t bits[O];
     bool good = true;

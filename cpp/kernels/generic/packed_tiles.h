@@ -5,6 +5,7 @@
 // group(g, o, pairs), and ends with finish().
 #pragma once
 
+#include "kernels/generic/backend.h"
 #include "kernels/generic/packed_levels.h"
 #include "kernels/generic/patches.h"
 #include "kernels/generic/unroll.h"
@@ -33,7 +34,7 @@ bool find_rows(const PackedMatrix& w, std::int64_t first, PackedRow (&row)[O]) {
 
 // The exponents of O rows, exponent_stride() from one to the next, into `out`, which decoder_scratch() follows; false
 // if a row breaks the format.
-template <class G, int O>
+template <GroupCodec G, int O>
 bool unpack_exponents(const PackedRow (&row)[O], std::uint8_t* out) {
   const std::int64_t groups = row[0].groups, stride = exponent_stride(groups);
   std::uint8_t* const depth_scratch = out + O * stride;
@@ -46,9 +47,9 @@ bool unpack_exponents(const PackedRow (&row)[O], std::uint8_t* out) {
   return good;
 }
 
-// Gives the weights of O adjacent rows away, whose exponents are known. Fetches as many bytes from `ahead` and
-// `coarse_ahead`.
-template <class G, int O, class Sink>
+// Gives the weights of O adjacent rows away, whose exponents are known. Fetches as many bytes from `fine` and
+// `coarse` on, which will be needed soon.
+template <GroupWeights G, int O, class Sink>
 void walk_rows(const PackedRow* row, std::int64_t first, const std::uint8_t* exponents, const typename Sink::Job& job,
                const std::uint8_t* fine, const std::uint8_t* coarse) {
   const std::int64_t groups = row[0].groups, stride = exponent_stride(groups);
@@ -72,7 +73,7 @@ void walk_rows(const PackedRow* row, std::int64_t first, const std::uint8_t* exp
 }
 
 // Gives the weights of the tile away, P rows at a time.
-template <class G, int O, int P, template <class, int> class Sink>
+template <GroupCodec G, int O, int P, template <class, int> class Sink>
 void walk_tile(const PackedRow (&row)[O], std::int64_t first, const std::uint8_t* exponents,
                const typename Sink<G, P>::Job& job) {
   const std::int64_t groups = row[0].groups;
@@ -84,7 +85,7 @@ void walk_tile(const PackedRow (&row)[O], std::int64_t first, const std::uint8_t
 }
 
 // The same for one row that is raw, or breaks the format, which makes it zeros.
-template <class G, template <class, int> class Sink>
+template <GroupWeights G, template <class, int> class Sink>
 void walk_irregular(const PackedRow& row, std::int64_t number, std::int64_t cols, const typename Sink<G, 1>::Job& job,
                     std::int64_t* malformed) {
   const bool is_raw = row.sound && row.raw;
@@ -100,7 +101,7 @@ void walk_irregular(const PackedRow& row, std::int64_t number, std::int64_t cols
 }
 
 // Gives the weights of rows [begin, end) away, O rows at a time as far as they go, then one at a time.
-template <class G, int O, int P, template <class, int> class Sink>
+template <GroupCodec G, int O, int P, template <class, int> class Sink>
 void walk(const PackedMatrix& w, std::int64_t begin, std::int64_t end, const typename Sink<G, P>::Job& job,
           std::uint8_t* scratch, std::int64_t* malformed) {
   PackedRow row[O];

@@ -18,7 +18,7 @@ class Patches {
     gap_ = list + 2;
     if (n_gaps > row.end - gap_) return false;
     end_ = values_ = gap_ + n_gaps;
-    const std::int64_t markers = count_equal(gap_, n_gaps, 255), patches = n_gaps - markers;
+    const std::int64_t markers = count_markers(gap_, n_gaps), patches = n_gaps - markers;
     const std::int64_t value_bytes = (patches + 3) >> 2;
     if (value_bytes > row.end - values_) return false;
     literal_ = values_ + value_bytes;
@@ -58,7 +58,7 @@ class Patches {
     for (; i + 8 <= n; i += 8) f(load_word<std::uint64_t>(p + i));
     if (i < n) f(load_word<std::uint64_t>(p + i) & ~(~std::uint64_t{0} << (n - i) * 8));
   }
-  static std::int64_t count_equal(const std::uint8_t* p, std::int64_t n, int) {
+  static std::int64_t count_markers(const std::uint8_t* p, std::int64_t n) {  // bytes of 255
     std::int64_t count = 0;
     for_words(p, n, [&](std::uint64_t word) {
       word &= word >> 4;

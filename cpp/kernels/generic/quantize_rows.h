@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/draft.h"
+#include "kernels/generic/backend.h"
 #include "kernels/kernels.h"
 
 namespace penstock {
@@ -43,7 +44,7 @@ void quantize_group(const float* x, float factor, std::uint8_t* out) {
   to_positions(bytes, out);
 }
 
-template <class D>
+template <LevelProducts D>
 void quantize_block(const float* x, std::int64_t groups, std::uint8_t* out) {
   constexpr float kLeast = 0x1p-100f;  // smaller values are as good as zero, and have no reciprocal
   const float most = largest_magnitude(x);
@@ -63,7 +64,7 @@ void quantize_block(const float* x, std::int64_t groups, std::uint8_t* out) {
 }
 
 // Units are blocks, row by row.
-template <class D>
+template <LevelProducts D>
 void quantize_rows(const QuantizeRowsArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
   const std::int64_t blocks = blocks_of(a.x.cols);
   for (std::int64_t unit = begin; unit < end; ++unit) {

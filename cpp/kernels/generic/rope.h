@@ -1,13 +1,14 @@
 // Rotary position embedding (arXiv 2104.09864), a head's first half paired with its second.
 #pragma once
 
+#include "kernels/generic/backend.h"
 #include "kernels/kernels.h"
 
 namespace penstock {
 namespace {
 
 // x[i] = x[i] c - x[i + half] s and x[i + half] = x[i + half] c + x[i] s, for i < half.
-template <class V>
+template <VectorBackend V>
 void rotate_head(float* x, const float* cos, const float* sin, std::int64_t half) {
   for (std::int64_t i = 0; i < half; i += 16) {
     const int count = half - i < 16 ? static_cast<int>(half - i) : 16;
@@ -20,7 +21,7 @@ void rotate_head(float* x, const float* cos, const float* sin, std::int64_t half
   }
 }
 
-template <class V>
+template <VectorBackend V>
 void rope(const RopeArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
   const std::int64_t half = a.dim / 2;
   for (std::int64_t row = begin; row < end; ++row) {

@@ -3,6 +3,7 @@
 
 #include "kernels/generic/activation.h"
 #include "kernels/generic/attention.h"
+#include "kernels/generic/backend.h"
 #include "kernels/generic/coarse.h"
 #include "kernels/generic/exp.h"
 #include "kernels/generic/kv.h"
@@ -21,7 +22,7 @@ namespace penstock {
 namespace {
 
 // D are the operations on levels (generic/matmul_levels.h).
-template <class V, class D>
+template <VectorBackend V, LevelBackend<V> D>
 constexpr DraftKernels make_draft_kernels() {
   return DraftKernels{
       .quantize_rows = quantize_rows<D>,
@@ -33,7 +34,7 @@ constexpr DraftKernels make_draft_kernels() {
 }
 
 // G are the operations on groups of packed weights.
-template <class V, class G, class D>
+template <VectorBackend V, GroupBackend<V> G, LevelBackend<V> D>
 constexpr Kernels make_kernels(const char* name) {
   return Kernels{
       .name = name,

@@ -1,6 +1,7 @@
 // Packed rows back to weights, as pairs for the matrix product or as they were.
 #pragma once
 
+#include "kernels/generic/backend.h"
 #include "kernels/generic/packed_tiles.h"
 #include "kernels/kernels.h"
 
@@ -54,7 +55,7 @@ struct WeightsSink {
   void finish() {}
 };
 
-template <class G>
+template <GroupCodec G>
 void unpack(const UnpackArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
   const WeightsJob job{a.first_row, a.w.cols, a.out};
   walk<G, kPackedRows, 1, WeightsSink>(a.w, a.first_row + begin, a.first_row + end, job,

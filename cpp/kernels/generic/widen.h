@@ -1,6 +1,7 @@
 // Exact widening of a run of BF16, F16 or F32 values to float32.
 #pragma once
 
+#include "kernels/generic/backend.h"
 #include "kernels/kernels.h"
 
 namespace penstock {
@@ -9,7 +10,7 @@ namespace {
 constexpr std::int64_t item_size(Dtype dtype) { return dtype == Dtype::kF32 ? 4 : 2; }
 
 // The load of each dtype: 16 values, or the first `count` of 16 with +0 in the other lanes. `p` may be at any address.
-template <class V, Dtype kDtype>
+template <VectorBackend V, Dtype kDtype>
 struct Load {
   static V full(const std::uint8_t* p) {
     if constexpr (kDtype == Dtype::kBF16) return V::load_bf16(p);
@@ -28,7 +29,7 @@ struct Load {
   }
 };
 
-template <class V, Dtype kDtype>
+template <VectorBackend V, Dtype kDtype>
 void widen_run(const std::uint8_t* src, std::int64_t n, float* out) {
   std::int64_t i = 0;
   for (; i + 16 <= n; i += 16) V::store(out + i, Load<V, kDtype>::full(src + i * item_size(kDtype)));
@@ -38,7 +39,7 @@ void widen_run(const std::uint8_t* src, std::int64_t n, float* out) {
   }
 }
 
-template <class V>
+template <VectorBackend V>
 void widen(const WidenArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
   const std::uint8_t* src = a.src + begin * item_size(a.dtype);
   switch (a.dtype) {

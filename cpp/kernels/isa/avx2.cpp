@@ -1,4 +1,4 @@
-// AVX2, FMA and F16C: a Vec is two 256-bit registers. The operations are documented in scalar.cpp.
+// AVX2, FMA and F16C: a Vec is two 256-bit registers (generic/backend.h).
 #include <immintrin.h>
 
 #include "kernels/generic/depth_planes.h"
@@ -27,7 +27,7 @@ struct Vec {
     return {_mm256_maskload_ps(p, _mm256_castps_si256(m.part[0])),
             _mm256_maskload_ps(p + 8, _mm256_castps_si256(m.part[1]))};
   }
-  static Part load_part(const float* p) { return _mm256_loadu_ps(p); }  // as much as one Part holds
+  static Part load_part(const float* p) { return _mm256_loadu_ps(p); }
   static void store_part(float* p, Part v) { _mm256_storeu_ps(p, v); }
   static void store(float* p, Vec v) {
     _mm256_storeu_ps(p, v.part[0]);
@@ -59,7 +59,6 @@ struct Vec {
     __builtin_memcpy(copy, p, 2 * count);
     return load_f16(copy);
   }
-  static void store_f32(std::uint8_t* p, Vec v) { store(reinterpret_cast<float*>(p), v); }
   static void store_f32(std::uint8_t* p, Vec v, int count) { store(reinterpret_cast<float*>(p), v, count); }
   static __m256i round_bf16(Part v) {  // in the low halves of 32-bit lanes
     const __m256i bits = _mm256_castps_si256(v);
@@ -86,7 +85,7 @@ struct Vec {
   static Vec fma(Vec a, Vec b, Vec c) {
     return {fma(a.part[0], b.part[0], c.part[0]), fma(a.part[1], b.part[1], c.part[1])};
   }
-  // fma(a, b, sum). With the intrinsic, GCC 12 reuses the registers of a and b for sums and has to spill some.
+  // With the intrinsic, GCC 12 reuses the registers of a and b for sums and has to spill some.
   static Part accumulate(Part a, Part b, Part sum) {
     __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
     return sum;
@@ -142,9 +141,6 @@ struct Vec {
   static Mask less(Vec a, Vec b) {
     return {_mm256_cmp_ps(a.part[0], b.part[0], _CMP_LT_OQ), _mm256_cmp_ps(a.part[1], b.part[1], _CMP_LT_OQ)};
   }
-  static Mask is_nan(Vec a) {
-    return {_mm256_cmp_ps(a.part[0], a.part[0], _CMP_UNORD_Q), _mm256_cmp_ps(a.part[1], a.part[1], _CMP_UNORD_Q)};
-  }
   static Mask first(int count) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane)),
@@ -155,7 +151,6 @@ struct Vec {
   }
 };
 
-// Groups of 64 packed weights (generic/exponents.h, generic/unpack.h).
 struct GroupOps {
   template <int O>
   using Depths = DepthPlanes<GroupOps, O>;
@@ -288,7 +283,7 @@ struct GroupOps {
   static Vec::Part part_high_halves(const std::uint8_t* p) { return high_halves(load_bytes(p)); }
 };
 
-// Levels of 64 weights (scalar.cpp). Sums of two products fit into 16 bits: 2 * 127 * 127.
+// Sums of two products fit into 16 bits: 2 * 127 * 127.
 struct LevelOps {
   static constexpr int kDirectRows = 4;
   static constexpr int kDirectSums = 4;
@@ -350,6 +345,10 @@ struct LevelOps {
              _mm256_shuffle_epi8(table, _mm256_and_si256(upper, four))}};
   }
 };
+
+static_assert(VectorBackend<Vec>);
+static_assert(GroupBackend<GroupOps, Vec>);
+static_assert(LevelBackend<LevelOps, Vec>);
 
 }  // namespace
 

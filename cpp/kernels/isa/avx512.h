@@ -1,5 +1,6 @@
-// AVX-512 F, BW, DQ and VL: a Vec is one register. The operations are documented in scalar.cpp.
+// AVX-512 F, BW, DQ and VL: a Vec is one register (generic/backend.h).
 #pragma once
+
 #include <immintrin.h>
 
 #include "kernels/generic/depth_planes.h"
@@ -24,7 +25,7 @@ struct Vec {
 
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Vec load(const float* p, int count) { return {_mm512_maskz_loadu_ps(first(count), p)}; }
-  static Part load_part(const float* p) { return _mm512_loadu_ps(p); }  // as much as one Part holds
+  static Part load_part(const float* p) { return _mm512_loadu_ps(p); }
   static void store_part(float* p, Part v) { _mm512_storeu_ps(p, v); }
   static void store(float* p, Vec v) { _mm512_storeu_ps(p, v.part[0]); }
   static void store(float* p, Vec v, int count) { _mm512_mask_storeu_ps(p, first(count), v.part[0]); }
@@ -42,7 +43,6 @@ struct Vec {
   static Vec load_bf16(const std::uint8_t* p, int count) { return {widen_bf16(load_halves(p, count))}; }
   static Vec load_f16(const std::uint8_t* p) { return {part_f16(p)}; }
   static Vec load_f16(const std::uint8_t* p, int count) { return {_mm512_cvtph_ps(load_halves(p, count))}; }
-  static void store_f32(std::uint8_t* p, Vec v) { _mm512_storeu_ps(p, v.part[0]); }
   static void store_f32(std::uint8_t* p, Vec v, int count) { _mm512_mask_storeu_ps(p, first(count), v.part[0]); }
   static __m256i round_bf16(Vec v) {
     const __m512i bits = _mm512_castps_si512(v.part[0]);
@@ -51,7 +51,6 @@ struct Vec {
     const __m512i rounded = _mm512_srli_epi32(sum, 16);
     return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan(v), _mm512_set1_epi32(0x7fc0)));
   }
-  static void store_bf16(std::uint8_t* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), round_bf16(v)); }
   static void store_bf16(std::uint8_t* p, Vec v, int count) {
     _mm256_mask_storeu_epi16(p, first(count), round_bf16(v));
   }
@@ -117,7 +116,6 @@ struct Vec {
   static Vec select(Mask m, Vec yes, Vec no) { return {_mm512_mask_mov_ps(no.part[0], m, yes.part[0])}; }
 };
 
-// Groups of 64 packed weights (generic/exponents.h, generic/unpack.h).
 struct GroupOps {
   template <int O>
   using Depths = DepthPlanes<GroupOps, O>;
@@ -214,7 +212,7 @@ struct GroupOps {
   static Vec::Part part_high_halves(const std::uint8_t* p) { return high_halves(_mm512_loadu_si512(p)); }
 };
 
-// Levels of 64 weights (scalar.cpp). Sums of two products fit into 16 bits: 2 * 127 * 127.
+// Sums of two products fit into 16 bits: 2 * 127 * 127.
 struct LevelOps {
   static constexpr int kDirectRows = 8;
   static constexpr int kDirectSums = 16;
@@ -253,6 +251,9 @@ struct LevelOps {
   }
 };
 
-}  // namespace
+static_assert(VectorBackend<Vec>);
+static_assert(GroupBackend<GroupOps, Vec>);
+static_assert(LevelBackend<LevelOps, Vec>);
 
+}  // namespace
 }  // namespace penstock

@@ -7,7 +7,7 @@ namespace {
 
 // The exponents of O rows' weights of class 0, a byte each, so that vpexpandb puts them to their places: from the
 // deepest level up, those of the next level go where a level has bits set, and its own where not.
-template <class G, int O>
+template <GroupBits G, int O>
 class DepthBytes {
  public:
   DepthBytes(const PackedRow (&row)[O], const Levels<G, O>& levels, std::uint8_t* scratch)
@@ -100,6 +100,9 @@ struct VnniOps : LevelOps {
     return sums;
   }
 };
+
+static_assert(GroupBackend<Vbmi2Ops, Vec>);
+static_assert(LevelBackend<VnniOps, Vec>);
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-// Plain C++: the definition of every Vec operation, and the fallback for any CPU.
+// Plain C++: what every operation of generic/backend.h computes, and the fallback for any CPU.
 #include <bit>
 
 #include "kernels/generic/depth_planes.h"
@@ -46,17 +46,14 @@ std::uint16_t float_to_bf16(float value) {
   return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// Sixteen float32 lanes, the unit of the numerics contract. Every instruction set defines the same operations with the
-// same results, bit for bit, except that a NaN may be any NaN. Overloads with `count` touch the first `count` lanes
-// (0 to 16) of memory only; a partial load leaves +0 in the other lanes. Byte pointers may have any alignment.
 struct Vec {
-  struct Part {  // as much as one register holds
+  struct Part {
     float lane[16];
   };
   static constexpr int kParts = 1;
-  static constexpr int kTileRows = 2;  // the matrix product's register tile
+  static constexpr int kTileRows = 2;
   static constexpr int kTileOutputs = 2;
-  static constexpr bool kWidensOnce = false;  // of many rows, the first keeps widened weights for the others
+  static constexpr bool kWidensOnce = false;
   static constexpr bool kEmulatesFma = !kHardwareFma;
   Part part[kParts];
 
@@ -83,14 +80,13 @@ struct Vec {
   static Vec load(const float* p, int count) {
     return each([&](int j) { return j < count ? p[j] : 0.0f; });
   }
-  static Part load_part(const float* p) { return load(p).part[0]; }  // as much as one Part holds
+  static Part load_part(const float* p) { return load(p).part[0]; }
   static void store_part(float* p, const Part& v) { __builtin_memcpy(p, &v, sizeof(v)); }
   static void store(float* p, const Vec& v) { store(p, v, 16); }
   static void store(float* p, const Vec& v, int count) {
     for (int j = 0; j < count; ++j) p[j] = v[j];
   }
 
-  // From and to little-endian bytes.
   template <typename T>
   static T item(const std::uint8_t* p, int j) {
     T value;
@@ -109,14 +105,10 @@ struct Vec {
   static Vec load_f16(const std::uint8_t* p, int count) {
     return each([&](int j) { return j < count ? f16_to_float(item<std::uint16_t>(p, j)) : 0.0f; });
   }
-  // As much as one Part holds.
   static Part part_f32(const std::uint8_t* p) { return load_f32(p).part[0]; }
   static Part part_bf16(const std::uint8_t* p) { return load_bf16(p).part[0]; }
   static Part part_f16(const std::uint8_t* p) { return load_f16(p).part[0]; }
-  static void store_f32(std::uint8_t* p, const Vec& v) { store_f32(p, v, 16); }
   static void store_f32(std::uint8_t* p, const Vec& v, int count) { __builtin_memcpy(p, &v, 4 * count); }
-  // Rounds to nearest even; a NaN becomes 0x7fc0.
-  static void store_bf16(std::uint8_t* p, const Vec& v) { store_bf16(p, v, 16); }
   static void store_bf16(std::uint8_t* p, const Vec& v, int count) {
     for (int j = 0; j < count; ++j) {
       const std::uint16_t h = float_to_bf16(v[j]);
@@ -139,7 +131,6 @@ struct Vec {
   static Vec sqrt(const Vec& a) {
     return each([&](int j) { return __builtin_sqrtf(a[j]); });
   }
-  // a * b + c with one rounding.
   static Vec fma(const Vec& a, const Vec& b, const Vec& c) {
     return each([&](int j) { return fused_multiply_add(a[j], b[j], c[j]); });
   }
@@ -149,28 +140,23 @@ struct Vec {
     for (int j = 0; j < 16; ++j) p.lane[j] = fused_multiply_add(a.lane[j], b.lane[j], c.lane[j]);
     return p;
   }
-  // The same value, in a register: the compiler will not load it again for every use.
   static Part pinned(const Part& p) { return p; }
   static Vec neg(const Vec& a) {
     return each([&](int j) { return -a[j]; });
   }
-  // Lane by lane, a > b ? a : b: b if either is NaN or both are zero.
   static Vec max(const Vec& a, const Vec& b) {
     return each([&](int j) { return a[j] > b[j] ? a[j] : b[j]; });
   }
-  // Lane by lane, a < b ? a : b.
   static Vec min(const Vec& a, const Vec& b) {
     return each([&](int j) { return a[j] < b[j] ? a[j] : b[j]; });
   }
 
-  // The fixed tree: lanes j and j + 8, then j + 4, j + 2, j + 1.
   static float sum(Vec v) {
     for (int width = 8; width > 0; width /= 2) {
       for (int j = 0; j < width; ++j) v.part[0].lane[j] = v[j] + v[j + width];
     }
     return v[0];
   }
-  // Lane i is sum(v[i]).
   static Vec sums(const Vec (&v)[16]) {
     return each([&](int j) { return sum(v[j]); });
   }
@@ -181,27 +167,18 @@ struct Vec {
     return v[0];
   }
 
-  // To the nearest integer, ties to even, for |a| <= 2^22; the same (a + 3 * 2^22) - 3 * 2^22 everywhere.
   static Vec round(const Vec& a) { return sub(add(a, broadcast(0x1.8p23f)), broadcast(0x1.8p23f)); }
-  // 2^a for integers a from -126 to 127.
   static Vec pow2(const Vec& a) {
     return each([&](int j) {
       return std::bit_cast<float>((static_cast<std::uint32_t>(static_cast<std::int32_t>(a[j])) + 127) << 23);
     });
   }
 
-  // Comparisons are false where an operand is NaN.
   static Mask less(const Vec& a, const Vec& b) {
     Mask m;
     for (int j = 0; j < 16; ++j) m.lane[j] = a[j] < b[j];
     return m;
   }
-  static Mask is_nan(const Vec& a) {
-    Mask m;
-    for (int j = 0; j < 16; ++j) m.lane[j] = a[j] != a[j];
-    return m;
-  }
-  // The first `count` lanes.
   static Mask first(int count) {
     Mask m;
     for (int j = 0; j < 16; ++j) m.lane[j] = j < count;
@@ -212,12 +189,10 @@ struct Vec {
   }
 };
 
-// Groups of 64 packed weights (generic/exponents.h, generic/unpack.h).
 struct GroupOps {
   template <int O>
   using Depths = DepthPlanes<GroupOps, O>;
 
-  // A group's weights: word 16 h + j has weight 32 h + j in its low half, 32 h + 16 + j in its high half.
   struct Words {
     std::uint32_t lane[16];
   };
@@ -225,14 +200,11 @@ struct GroupOps {
     Words part[2][Vec::kParts];
   };
 
-  // The lowest bits of `bits`, put where `mask` has ones.
   static std::uint64_t deposit(std::uint64_t bits, std::uint64_t mask) {
     std::uint64_t result = 0;
     for (; mask != 0; mask &= mask - 1, bits >>= 1) result |= (mask & -mask) & -(bits & 1);
     return result;
   }
-  // Copies `bytes` bytes to dst and fills up with zeros to `stride`, a multiple of 64; returns the bits set. Bytes from
-  // src to readable_end may be read.
   static std::int64_t copy_and_count(std::uint8_t* dst, std::int64_t stride, const std::uint8_t* src,
                                      std::int64_t bytes, const std::uint8_t*) {
     __builtin_memcpy(dst, src, static_cast<std::size_t>(bytes));
@@ -242,7 +214,6 @@ struct GroupOps {
     return ones;
   }
 
-  // For each of 64 positions, the entry of a table of 16 whose number the four words' bits are, the lowest first.
   struct Table {
     std::uint8_t at[16];
   };
@@ -253,7 +224,6 @@ struct GroupOps {
       out[p] = table.at[(bit0 >> p & 1) | (bit1 >> p & 1) << 1 | (bit2 >> p & 1) << 2 | (bit3 >> p & 1) << 3];
     }
   }
-  // From rotated exponents, mantissas as they are stored, and signs.
   static Pairs compose(const std::uint8_t* exponents, const std::uint8_t* mantissas, std::uint64_t sign) {
     Pairs pairs;
     for (int p = 0; p < 64; p += 2) {
@@ -273,7 +243,6 @@ struct GroupOps {
     for (int i = 0; i < 7; ++i) bits |= static_cast<std::uint32_t>(stored[7 * (position - 56) + i] >> 7) << i;
     return bits;
   }
-  // From a table of rotated exponents, two indices a byte, and sign and mantissa (codec/index.h).
   static Pairs indexed(const std::uint8_t* table, const std::uint8_t* halves, const std::uint8_t* bytes) {
     Pairs pairs;
     for (int p = 0; p < 64; p += 2) {
@@ -286,7 +255,6 @@ struct GroupOps {
     }
     return pairs;
   }
-  // Of 64 BF16 weights in their order.
   static Pairs pairs_of(const std::uint8_t* p) {
     Pairs pairs;
     for (int j = 0; j < 32; ++j) {
@@ -318,17 +286,15 @@ struct GroupOps {
   static Vec::Part part_high_halves(const std::uint8_t* p) { return high_halves(Vec::item<Words>(p, 0)); }
 };
 
-// Levels of 64 weights in the order of positions, and their products with int8 activations (generic/matmul_levels.h).
 struct LevelOps {
-  static constexpr int kDirectRows = 2;  // so many rows of x take weights from registers
-  static constexpr int kDirectSums = 2;  // of one tile
-  static constexpr int kTileRows = 2;    // for weights that are kept
+  static constexpr int kDirectRows = 2;
+  static constexpr int kDirectSums = 2;
+  static constexpr int kTileRows = 2;
   static constexpr int kTileOutputs = 2;
 
   struct Bytes {
     std::uint8_t at[64];
   };
-  // Lane j has the bytes 4 j .. 4 j + 3.
   struct Sums {
     std::int32_t lane[16];
   };
@@ -352,14 +318,12 @@ struct LevelOps {
   static Vec to_floats(const Sums& v) {
     return Vec::each([&](int j) { return static_cast<float>(v.lane[j]); });
   }
-  // sums + weights, unsigned, times x, signed.
   static Sums dot(Sums sums, const Bytes& weights, const Bytes& x) {
     for (int i = 0; i < 64; ++i) sums.lane[i / 4] += weights.at[i] * static_cast<std::int8_t>(x.at[i]);
     return sums;
   }
 
   static Table table_of(const std::uint8_t (&table)[16]) { return Vec::item<Table>(table, 0); }
-  // Entry low + 2 high + 4 sign of the table, from the three words of a group.
   static Bytes coarse(const Table& table, const std::uint8_t* words) {
     const auto low = Vec::item<std::uint64_t>(words, 0), high = Vec::item<std::uint64_t>(words, 1),
                sign = Vec::item<std::uint64_t>(words, 2);
@@ -373,6 +337,10 @@ struct LevelOps {
     return v;
   }
 };
+
+static_assert(VectorBackend<Vec>);
+static_assert(GroupBackend<GroupOps, Vec>);
+static_assert(LevelBackend<LevelOps, Vec>);
 
 }  // namespace
 

@@ -46,6 +46,11 @@ def prefix_of_part(part: str) -> str:
     return f"model.layers.{layer[1]}." if layer else f"model.{part}."
 
 
+def is_embedding(name: str) -> bool:
+    """Whether it is the matrix of which a pass needs single rows."""
+    return name.endswith(f"{EMBEDDING_PART}.weight")
+
+
 def canonical_name(name: str, prefix: str) -> str:
     """The whole name of a tensor in a file whose names may lack `prefix`, or only its leading "model."."""
     if not prefix or name.startswith(("model.", "lm_head.")):

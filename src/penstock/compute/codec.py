@@ -6,7 +6,6 @@ Non-goals: files, checksums, threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +33,7 @@ ALIGNMENT = 64
 """Chunks are filled up with zeros to a multiple of so many bytes."""
 
 _CHUNK_BYTES = 1 << 20
-_EMBEDDING_CHUNK_BYTES = 32 << 10
+_CHUNK_BYTES_OF_SINGLE_ROWS = 32 << 10
 _GROUP = 64
 _RAW_ROW = 1 << 31
 
@@ -47,21 +46,8 @@ class MalformedRow(ValueError):  # noqa: N818
         self.row = row
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PackedRows:
-    """A run of whole chunks of one packed matrix, in memory.
-
-    `coarse` and `fine` hold the chunks' bytes one after the other; a coarse chunk of n rows has coarse_bytes(n, cols),
-    but the last one's padding may be absent. fine_offsets [n_chunks + 1]: where each chunk begins in `fine`, and where
-    the last one ends.
-    """
-
-    rows: int
-    cols: int
-    rows_per_chunk: int
-    coarse: U8
-    fine: U8
-    fine_offsets: I64
+PackedRows = _core.PackedRows
+"""A run of whole chunks of one packed matrix, in memory; arrays that cannot be that are a ValueError."""
 
 
 def is_packed(shape: Sequence[int], dtype_name: str) -> bool:
@@ -72,9 +58,9 @@ def is_packed(shape: Sequence[int], dtype_name: str) -> bool:
     return rows * cols >= LEAST_WEIGHTS and LEAST_COLUMNS <= cols <= MOST_COLUMNS
 
 
-def rows_per_chunk(cols: int, name: str) -> int:
-    """Rows in a chunk of the tensor `name` with rows of `cols` BF16 weights; few where single rows are read."""
-    chunk_bytes = _EMBEDDING_CHUNK_BYTES if name.endswith("embed_tokens.weight") else _CHUNK_BYTES
+def rows_per_chunk(cols: int, single_rows: bool = False) -> int:
+    """Rows in a chunk of a matrix with rows of `cols` BF16 weights; few where `single_rows` of it are read."""
+    chunk_bytes = _CHUNK_BYTES_OF_SINGLE_ROWS if single_rows else _CHUNK_BYTES
     return max(1, chunk_bytes // (2 * cols))
 
 
@@ -108,7 +94,14 @@ def single_row(coarse: U8, rows: int, cols: int, row: int, offsets: npt.NDArray[
     fine = np.zeros(8 + len(data) + 8, np.uint8)
     fine[:8].view(np.uint32)[:] = 8 | (int(offsets[row]) & _RAW_ROW), 8 + len(data)
     fine[8 : 8 + len(data)] = data
-    return PackedRows(1, cols, 1, own_coarse, fine, np.array([0, len(fine)], np.int64))
+    return PackedRows(
+        rows=1,
+        cols=cols,
+        rows_per_chunk=1,
+        coarse=own_coarse,
+        fine=fine,
+        fine_offsets=np.array([0, len(fine)], np.int64),
+    )
 
 
 def encode(weights: U8, rows: int, cols: int, coarse: U8, fine: U8) -> int:
@@ -127,8 +120,8 @@ def decode(packed: PackedRows, begin: int, end: int, out: U8) -> None:
     Runs in the calling thread, without the interpreter's lock. Raises MalformedRow for bytes that break the format,
     and ValueError for arrays of the wrong size.
     """
-    chunks = packed.coarse, packed.fine, packed.fine_offsets
-    row = _core.decode_rows(packed.rows, packed.cols, packed.rows_per_chunk, *chunks, begin, end, out)
+    scratch = np.empty(_core.decoder_scratch_bytes(packed.cols), np.uint8)
+    row = _core.decode_rows(packed, begin, end, out, scratch)
     if row is not None:
         raise MalformedRow(row)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from penstock import _core
 from penstock.compute.codec import MalformedRow
 from penstock.compute.indexed import IndexedRows
-from penstock.compute.levels import BLOCK, GROUP, CoarseRows, NibbleRows, likely_levels
+from penstock.compute.levels import BLOCK, GROUP, CoarseChunks, CoarseRows, NibbleRows, likely_levels
 from penstock.errors import UsageError
 from penstock.system.pages import page_array
 
@@ -101,9 +101,7 @@ class Kernels:
 
         Raises MalformedRow for packed bytes that break the format; `out` then holds garbage.
         """
-        _require_shape("packed", packed.rows, packed.cols, x, out)
-        chunks = packed.coarse, packed.fine, packed.fine_offsets
-        row = _core.matmul_packed(self._pool, x, packed.rows_per_chunk, *chunks, out, bias, accumulate)
+        row = _core.matmul_packed(self._pool, x, packed, out, bias, accumulate)
         if row is not None:
             raise MalformedRow(row)
 
@@ -125,14 +123,12 @@ class Kernels:
         self, x: F32, coarse: CoarseRows, out: F32, *, bias: F32 | None = None, accumulate: bool = False
     ) -> None:
         """As matmul, but a draft: x as int8, weights [n, k] by their coarse tier alone."""
-        _require_shape("coarse", coarse.rows, coarse.cols, x, out)
-        classes = list(coarse.coarse), coarse.magnitudes, coarse.scales
-        _core.matmul_coarse(self._pool, x, coarse.rows_per_chunk, *classes, out, bias, accumulate)
+        _core.matmul_coarse(self._pool, x, coarse, out, _quantized(x), bias, accumulate)
 
-    def coarse_levels(self, coarse: Sequence[U8], rows: int, cols: int, rows_per_chunk: int) -> tuple[U8, F32]:
+    def coarse_levels(self, chunks: CoarseChunks) -> tuple[U8, F32]:
         """What the classes of coarse chunks likely stand for: magnitudes uint8 [rows, 4], scales float32 [rows]."""
-        counts, units = np.empty((rows, 4), np.int32), np.empty(rows, np.uint8)
-        _core.count_classes(self._pool, list(coarse), cols, rows_per_chunk, counts, units)
+        counts, units = np.empty((chunks.rows, 4), np.int32), np.empty(chunks.rows, np.uint8)
+        _core.count_classes(self._pool, chunks, counts, units)
         return likely_levels(counts, units)
 
     def quantize_nibbles(self, weights: U8, rows: int, cols: int) -> NibbleRows:
@@ -150,7 +146,7 @@ class Kernels:
     ) -> None:
         """As matmul, but a draft: x as int8, weights [n, k] as 4-bit ones."""
         _require_shape("4-bit", nibbles.rows, nibbles.cols, x, out)
-        _core.matmul_nibbles(self._pool, x, nibbles.data, nibbles.scales, out, bias, accumulate)
+        _core.matmul_nibbles(self._pool, x, nibbles.data, nibbles.scales, out, _quantized(x), bias, accumulate)
 
     def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
         """Root-mean-square normalisation over the last axis of x[rows, n] (arXiv 1910.07467)."""
@@ -189,6 +185,11 @@ class Kernels:
         out = np.empty_like(x)
         _core.exp(self._pool, x, out)
         return out
+
+
+def _quantized(x: F32) -> U8:
+    """Memory for the activations of one product as int8."""
+    return np.empty(_core.quantized_bytes(*x.shape), np.uint8)
 
 
 def _require_shape(kind: str, rows: int, cols: int, x: F32, out: F32) -> None:

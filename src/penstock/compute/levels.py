@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from penstock import _core
 
+if TYPE_CHECKING:
     import numpy.typing as npt
 
     F32 = npt.NDArray[np.float32]
@@ -32,21 +32,11 @@ _CLASS_BOUNDS = (0.0, 0.5, 1.0, 2.0, math.inf)
 _ROWS_AT_ONCE = 1 << 14
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CoarseRows:
-    """The coarse chunks of a packed matrix (docs/format.md), and what their classes stand for.
+CoarseChunks = _core.CoarseChunks
+"""The coarse tier of a packed matrix, in memory; arrays that cannot be that are a ValueError."""
 
-    `coarse`: arrays of whole chunks, one after the other; the last one's padding may be absent. Weight [i, j] stands
-    for scales[i] * magnitudes[i, class], negative where its sign bit is set. magnitudes: uint8 [rows, 4], at most
-    MOST_LEVEL; scales: float32 [rows].
-    """
-
-    rows: int
-    cols: int
-    rows_per_chunk: int
-    coarse: Sequence[U8]
-    magnitudes: U8
-    scales: F32
+CoarseRows = _core.CoarseRows
+"""A matrix by its coarse tier alone, and what the classes stand for: magnitudes of at most MOST_LEVEL, and scales."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,15 +15,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from penstock.compute import codec
-from penstock.compute.levels import CoarseRows, NibbleRows
+from penstock.compute.levels import CoarseChunks, CoarseRows, NibbleRows
 from penstock.disk.files import ALIGNMENT, Extent, Files, aligned_buffer
 from penstock.disk.new_files import settle, write_through
 from penstock.errors import PenstockError
@@ -32,11 +33,10 @@ from penstock.system.sizes import MIB
 
 if TYPE_CHECKING:
     from penstock.compute.codec import PackedRows
-    from penstock.compute.kernels import F32, U8, Kernels
+    from penstock.compute.kernels import F32, I64, U8, Kernels
     from penstock.memory.budget import Budget
 
 W = TypeVar("W")
-Rows = TypeVar("Rows", "PackedRows", CoarseRows, NibbleRows)
 
 PROBE_BYTES = 4 * 10**9
 READ_BYTES = 16 * MIB
@@ -171,7 +171,7 @@ def measure_compute(kernels: Kernels, seconds: float = PROBE_SECONDS, *, memory:
 
     # Each kind of weights is gone before the next is made.
     raw = speed(_raw_slices(n_slices), lambda x, weights, out: kernels.matmul(x, weights, "BF16", out))
-    packed = speed(_copies(packed_slice(), n_slices), kernels.matmul_packed)
+    packed = speed(_packed_slices(n_slices), kernels.matmul_packed)
     plain = _decoded(packed_slice())
     indexed = [kernels.index(plain, SLICE_ROWS, COLUMNS) for _ in range(n_slices)]
     rate = _weights_per_second(indexed, SLICE_ROWS, kernels.matmul_indexed, 1, seconds)
@@ -182,21 +182,22 @@ def measure_drafting(kernels: Kernels, seconds: float = PROBE_SECONDS, *, memory
     """Products of one row and of FEW_ROWS rows with what drafts are made with, each for about `seconds`; with as much
     memory as `measure_compute`."""
 
-    def speed(rows: Rows, nbytes: int, product: Callable[[F32, Rows, F32], None]) -> tuple[float, float]:
+    def speed(tiled: Callable[[int], W], nbytes: int, product: Callable[[F32, W, F32], None]) -> tuple[float, float]:
         """With slices of about SLICE_BYTES, as many as there is memory for."""
         times = max(1, SLICE_BYTES // nbytes)
-        slices = _copies(_tiled(rows, times), max(1, _weight_bytes(memory) // (times * nbytes)))
+        slices = [tiled(times) for _ in range(max(1, _weight_bytes(memory) // (times * nbytes)))]
         n_out = times * SLICE_ROWS
         one, few = (_weights_per_second(slices, n_out, product, rows, seconds) for rows in (1, FEW_ROWS))
         return one, few
 
     packed = packed_slice()
-    shape = SLICE_ROWS, COLUMNS, packed.rows_per_chunk
-    coarse = CoarseRows(*shape, [packed.coarse], *kernels.coarse_levels([packed.coarse], *shape))
+    chunks = CoarseChunks(SLICE_ROWS, COLUMNS, packed.rows_per_chunk, [packed.coarse])
+    coarse = CoarseRows(chunks, *kernels.coarse_levels(chunks))
     nibbles = kernels.quantize_nibbles(_decoded(packed), SLICE_ROWS, COLUMNS)
     del packed
-    of_coarse = speed(coarse, sum(array.nbytes for array in coarse.coarse), kernels.matmul_coarse)
-    return DraftSpeed(*of_coarse, *speed(nibbles, nibbles.data.nbytes, kernels.matmul_nibbles))
+    of_coarse = speed(partial(_tiled_coarse, coarse), chunks.nbytes, kernels.matmul_coarse)
+    of_nibbles = speed(partial(_tiled_nibbles, nibbles), nibbles.data.nbytes, kernels.matmul_nibbles)
+    return DraftSpeed(*of_coarse, *of_nibbles)
 
 
 def _weight_bytes(memory: float) -> int:
@@ -228,7 +229,7 @@ def _raw_slices(n_slices: int) -> list[U8]:
 
 def packed_slice() -> PackedRows:
     """A slice of packed weights, which are as hard to pack as trained ones: Gaussian."""
-    rows = codec.rows_per_chunk(COLUMNS, "probe")
+    rows = codec.rows_per_chunk(COLUMNS)
     n_chunks, coarse_bytes = SLICE_ROWS // rows, codec.coarse_bytes(rows, COLUMNS)
     coarse = np.empty(n_chunks * coarse_bytes, np.uint8)
     fine = np.empty(n_chunks * codec.most_fine_bytes(rows, COLUMNS), np.uint8)
@@ -239,7 +240,12 @@ def packed_slice() -> PackedRows:
         raw = np.ascontiguousarray(weights).reshape(-1).view(np.uint8)
         chunk = coarse[i * coarse_bytes : (i + 1) * coarse_bytes]
         offsets[i + 1] = offsets[i] + codec.encode(raw, rows, COLUMNS, chunk, fine[offsets[i] :])
-    return codec.PackedRows(SLICE_ROWS, COLUMNS, rows, coarse, fine[: offsets[-1]].copy(), offsets)
+    return _packed(rows, coarse, fine[: offsets[-1]].copy(), offsets)
+
+
+def _packed_slices(n_slices: int) -> list[PackedRows]:
+    first = packed_slice()
+    return [first, *(_copied(first) for _ in range(n_slices - 1))]
 
 
 def _decoded(packed: PackedRows) -> U8:
@@ -248,20 +254,31 @@ def _decoded(packed: PackedRows) -> U8:
     return plain
 
 
-def _tiled(rows: Rows, times: int) -> Rows:
+def _copied(packed: PackedRows) -> PackedRows:
+    return _packed(packed.rows_per_chunk, packed.coarse.copy(), packed.fine.copy(), packed.fine_offsets)
+
+
+def _packed(rows_per_chunk: int, coarse: U8, fine: U8, fine_offsets: I64) -> PackedRows:
+    return codec.PackedRows(
+        rows=SLICE_ROWS,
+        cols=COLUMNS,
+        rows_per_chunk=rows_per_chunk,
+        coarse=coarse,
+        fine=fine,
+        fine_offsets=fine_offsets,
+    )
+
+
+def _tiled_coarse(rows: CoarseRows, times: int) -> CoarseRows:
     """The same rows so many times over, in memory of their own."""
-    arrays: dict[str, Any] = {
-        field.name: np.concatenate([value] * times)
-        for field in fields(rows)
-        if isinstance(value := getattr(rows, field.name), np.ndarray)
-    }
-    if isinstance(rows, CoarseRows):
-        arrays["coarse"] = [np.concatenate([*rows.coarse] * times)]
-    return replace(rows, rows=rows.rows * times, **arrays)
+    coarse = [np.concatenate([*rows.chunks.arrays] * times)]
+    chunks = CoarseChunks(rows.rows * times, rows.cols, rows.chunks.rows_per_chunk, coarse)
+    return CoarseRows(chunks, np.tile(rows.magnitudes, (times, 1)), np.tile(rows.scales, times))
 
 
-def _copies(first: Rows, count: int) -> list[Rows]:
-    return [first] + [_tiled(first, 1) for _ in range(count - 1)]
+def _tiled_nibbles(rows: NibbleRows, times: int) -> NibbleRows:
+    """The same, of weights of 4 bits."""
+    return NibbleRows(rows.rows * times, rows.cols, np.tile(rows.data, times), np.tile(rows.scales, times))
 
 
 @contextmanager

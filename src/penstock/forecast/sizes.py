@@ -7,6 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from penstock.architectures.base import Architecture
+from penstock.architectures.names import is_embedding
 from penstock.compute.codec import is_packed, rows_per_chunk
 from penstock.compute.indexed import likely_bytes
 from penstock.packed_format.layout import STREAM_ALIGNMENT
@@ -97,7 +98,7 @@ def packed_size(matrices: Sequence[Matrix]) -> StoredSize | None:
     if not packing:
         return None
     raw, decoded = (sum(matrix.nbytes for matrix in some) for some in (matrices, packing))
-    chunks = (min(m.nbytes, rows_per_chunk(m.shape[1], m.name) * m.nbytes // m.shape[0]) for m in packing)
+    chunks = (min(m.nbytes, rows_per_chunk(m.shape[1], is_embedding(m.name)) * m.nbytes // m.shape[0]) for m in packing)
     return StoredSize(
         nbytes=raw - decoded + sum(matrix.packed_nbytes for matrix in packing),
         raw=raw,

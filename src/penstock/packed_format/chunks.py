@@ -95,7 +95,14 @@ class RunData:
             return tensor.unpadded(self.run.begin, self.run.end, self.fine)
         n_rows = rows.stop - rows.start
         offsets = tensor.fine_offsets[self.run.begin : self.run.end + 1] - tensor.fine_offsets[self.run.begin]
-        packed = codec.PackedRows(n_rows, tensor.cols, tensor.rows_per_chunk, self.coarse, self.fine, offsets)
+        packed = codec.PackedRows(
+            rows=n_rows,
+            cols=tensor.cols,
+            rows_per_chunk=tensor.rows_per_chunk,
+            coarse=self.coarse,
+            fine=self.fine,
+            fine_offsets=offsets,
+        )
         out = page_array(self.run.original_nbytes)
         try:
             codec.decode(packed, 0, n_rows, out)

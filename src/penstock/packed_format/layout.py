@@ -30,9 +30,9 @@ class Cut:
         """Whether it is stored in two streams; else as it is."""
         return self.codec == "planes"
 
-    def rows_per_chunk(self, name: str) -> int:
-        """As the writer chooses it for a tensor of this canonical name; no reader takes more than for an empty one."""
-        return codec.rows_per_chunk(self.cols, name)
+    def rows_per_chunk(self, single_rows: bool = False) -> int:
+        """As the writer chooses it: few where `single_rows` are read; no reader takes more than for whole matrices."""
+        return codec.rows_per_chunk(self.cols, single_rows)
 
     def n_chunks(self, rows_per_chunk: int) -> int:
         return -(-self.rows // rows_per_chunk)

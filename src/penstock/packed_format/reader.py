@@ -182,8 +182,8 @@ class _Streams:
         if entry.get("codec") != how.codec:
             entry.fail("codec", f"{shown(how.codec)}, as the format has {shown(name)}")
         rows_per_chunk, n_chunks = entry.size("rows_per_chunk"), entry.optional_count("chunks") or 0
-        if rows_per_chunk > how.rows_per_chunk(""):
-            entry.fail("rows_per_chunk", f"{how.rows_per_chunk('')} at most, as the format has {shown(name)}")
+        if rows_per_chunk > how.rows_per_chunk():
+            entry.fail("rows_per_chunk", f"{how.rows_per_chunk()} at most, as the format has {shown(name)}")
         if n_chunks != how.n_chunks(rows_per_chunk):
             entry.fail("chunks", f"{how.n_chunks(rows_per_chunk)}, as the {how.rows:,} rows of {shown(name)} have")
         if extra := entry.unknown(frozenset()):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.architectures.names import canonical_name
+from penstock.architectures.names import canonical_name, is_embedding
 from penstock.compute import codec
 from penstock.errors import PenstockError
 from penstock.packed_format.chunks import RUN_BYTES, same_bytes
@@ -91,7 +91,7 @@ def plan(header: Header, order: PassOrder) -> list[Planned]:
     planned = []
     for tensor in header.tensors.values():
         how = cut(tensor)
-        planned.append(Planned(tensor, how, how.rows_per_chunk(order.canonical(tensor.name))))
+        planned.append(Planned(tensor, how, how.rows_per_chunk(is_embedding(order.canonical(tensor.name)))))
     planned.sort(key=lambda one: (1, 0) if not one.how.in_tiers else (0, order.rank(one.tensor.name)))
     return planned
 
@@ -155,7 +155,10 @@ class PackRun:
     def _check(self, weights: U8, n_rows: int, tiers: tuple[U8, U8], fine_bytes: int, again: U8, source: str) -> None:
         """Make sure that a chunk comes back; `again` has room for it."""
         offsets = np.array([0, fine_bytes], np.int64)
-        packed = codec.PackedRows(n_rows, self.planned.how.cols, n_rows, *tiers, offsets)
+        cols, (coarse, fine) = self.planned.how.cols, tiers
+        packed = codec.PackedRows(
+            rows=n_rows, cols=cols, rows_per_chunk=n_rows, coarse=coarse, fine=fine, fine_offsets=offsets
+        )
         try:
             codec.decode(packed, 0, n_rows, again)
             same = same_bytes(again, weights)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.compute.levels import CoarseRows
+from penstock.compute.levels import CoarseChunks, CoarseRows
 from penstock.events import Events
 from penstock.speculate.exact_head import exact_rows
 from penstock.speculate.model_drafter import ModelDrafter
@@ -46,7 +46,7 @@ class CoarseData:
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.coarse.coarse)
+        return self.coarse.chunks.nbytes
 
     def matmul(self, kernels: Kernels, x: F32, out: F32, bias: F32 | None, accumulate: bool) -> None:
         kernels.matmul_coarse(x, self.coarse, out, bias=bias, accumulate=accumulate)
@@ -76,8 +76,7 @@ class CoarseWeights:
         addresses = [piece.bytes.ctypes.data for piece in pieces]  # what leaves memory comes back elsewhere
         known = self._levels.get(name)
         if isinstance(pieces[0], CoarseBytes) and (known is None or known[0] != addresses):
-            arrays = [piece.bytes for piece in pieces]
-            self._levels[name] = addresses, *self._kernels.coarse_levels(arrays, *_shape(pieces))
+            self._levels[name] = addresses, *self._kernels.coarse_levels(_chunks(pieces))
         return True
 
     def load_all(self, names: Sequence[str]) -> bool:
@@ -88,23 +87,28 @@ class CoarseWeights:
     def pieces(self, name: str) -> Generator[PieceData]:
         """One piece, however many it is stored in, of a matrix that is in memory since it was loaded."""
         pieces = self._weights.draft(name) or []
-        arrays, rows = [piece.bytes for piece in pieces], slice(0, pieces[-1].rows.stop)
+        rows = slice(0, pieces[-1].rows.stop)
         if isinstance(pieces[0], PlainData):  # a small one
-            yield PlainData(rows, np.concatenate(arrays), pieces[0].dtype)
+            yield PlainData(rows, np.concatenate([piece.bytes for piece in pieces]), pieces[0].dtype)
         else:
             _, magnitudes, scales = self._levels[name]
-            yield CoarseData(rows, CoarseRows(*_shape(pieces), arrays, magnitudes, scales))
+            yield CoarseData(rows, CoarseRows(_chunks(pieces), magnitudes, scales))
 
     def rows(self, name: str, indices: I64) -> F32:
         return self._weights.rows(name, indices)
 
 
-def _shape(pieces: Sequence[CoarseBytes | PlainData]) -> tuple[int, int, int]:
-    """Rows, columns and rows a chunk of a matrix."""
+def _chunks(pieces: Sequence[CoarseBytes | PlainData]) -> CoarseChunks:
+    """All pieces of a matrix as one."""
     first = pieces[0]
     if not isinstance(first, CoarseBytes):
         raise TypeError("no coarse tier")
-    return pieces[-1].rows.stop, first.cols, first.rows_per_chunk
+    return CoarseChunks(
+        rows=pieces[-1].rows.stop,
+        cols=first.cols,
+        rows_per_chunk=first.rows_per_chunk,
+        arrays=[piece.bytes for piece in pieces],
+    )
 
 
 class CoarseDrafter(ModelDrafter):

@@ -210,7 +210,14 @@ class PackedPiece:
     def loaded(self, parts: Sequence[U8]) -> PackedData:
         tensor, count = self.tensor, self.rows.stop - self.rows.start
         coarse, fine = parts
-        packed = PackedRows(count, tensor.cols, tensor.rows_per_chunk, coarse, fine, self._fine_offsets)
+        packed = PackedRows(
+            rows=count,
+            cols=tensor.cols,
+            rows_per_chunk=tensor.rows_per_chunk,
+            coarse=coarse,
+            fine=fine,
+            fine_offsets=self._fine_offsets,
+        )
         return PackedData(tensor, self.rows, packed)
 
     def draft(self, part: U8) -> CoarseBytes:

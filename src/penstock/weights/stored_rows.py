@@ -84,7 +84,12 @@ class _PackedRows:
         coarse = _read(self.files, tensor.coarse_extent(chunk, chunk + 1))
         tensor.check_coarse(chunk, coarse)
         packed = PackedRows(
-            count, tensor.cols, tensor.rows_per_chunk, coarse, fine, np.array([0, fine.nbytes], np.int64)
+            rows=count,
+            cols=tensor.cols,
+            rows_per_chunk=tensor.rows_per_chunk,
+            coarse=coarse,
+            fine=fine,
+            fine_offsets=np.array([0, fine.nbytes], np.int64),
         )
         for i in range(batch.start, batch.stop):
             row = int(rows[i]) - first

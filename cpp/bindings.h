@@ -1,10 +1,11 @@
-// The part of penstock._core that drafts.
+// The parts of penstock._core that have files of their own.
 #pragma once
 
 #include <nanobind/nanobind.h>
 
 namespace penstock {
 
+void bind_packed(nanobind::module_& m);
 void bind_draft(nanobind::module_& m);
 
 }  // namespace penstock
