@@ -375,7 +375,7 @@ class LLM:
                         raise completion.error
                 if not any(completion.runs for completion in completions):
                     return
-                self.engine.step()
+                self.step()
                 after_pass()
         finally:
             for completion in completions:

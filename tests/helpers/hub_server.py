@@ -301,10 +301,10 @@ class _StoreHandler(_Handler):
                         block[place - begin] ^= 1
                 if faults.stop_after is not None and self.hub.sent >= faults.stop_after:
                     break
+                with faults.lock:  # before the other side has them, who may look at once
+                    self.hub.sent += len(block)
                 self.wfile.write(block)
                 begin += len(block)
-                with faults.lock:
-                    self.hub.sent += len(block)
                 if faults.bytes_per_second:
                     time.sleep(len(block) / faults.bytes_per_second)
         except OSError:  # the other side has gone
