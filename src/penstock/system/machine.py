@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,17 +118,24 @@ def _cached_bytes(paths: Iterable[str]) -> int:
     """How much of the given files is in the page cache; what cannot be opened counts as nothing."""
     mincore = ctypes.CDLL(None).mincore
     pages = 0
-    for path in paths:
-        try:
-            if not Path(path).is_file():
-                continue
-            with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-                content = np.frombuffer(mapping, np.uint8)
-                resident = np.zeros(-(-len(content) // mmap.PAGESIZE), np.uint8)
-                length, out = ctypes.c_size_t(len(content)), ctypes.c_void_p(resident.ctypes.data)
-                if mincore(ctypes.c_void_p(content.ctypes.data), length, out) == 0:
-                    pages += int(np.count_nonzero(resident & 1))
-                del content
-        except (OSError, ValueError):
-            continue
+    for path in paths:  # hundreds, whenever a model is opened
+        with suppress(OSError, ValueError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                status = os.fstat(descriptor)
+                if stat.S_ISREG(status.st_mode) and status.st_size:
+                    pages += _cached_pages(descriptor, status.st_size, mincore)
+            finally:
+                os.close(descriptor)
     return pages * mmap.PAGESIZE
+
+
+def _cached_pages(descriptor: int, nbytes: int, mincore: Callable[..., int]) -> int:
+    with mmap.mmap(descriptor, nbytes, access=mmap.ACCESS_READ) as mapping:
+        content = np.frombuffer(mapping, np.uint8)
+        resident = np.zeros(-(-nbytes // mmap.PAGESIZE), np.uint8)
+        told = mincore(
+            ctypes.c_void_p(content.ctypes.data), ctypes.c_size_t(nbytes), ctypes.c_void_p(resident.ctypes.data)
+        )
+        del content
+    return 0 if told else int(np.count_nonzero(resident & 1))
