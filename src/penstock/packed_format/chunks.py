@@ -94,15 +94,7 @@ class RunData:
         if not tensor.in_tiers:
             return tensor.unpadded(self.run.begin, self.run.end, self.fine)
         n_rows = rows.stop - rows.start
-        offsets = tensor.fine_offsets[self.run.begin : self.run.end + 1] - tensor.fine_offsets[self.run.begin]
-        packed = codec.PackedRows(
-            rows=n_rows,
-            cols=tensor.cols,
-            rows_per_chunk=tensor.rows_per_chunk,
-            coarse=self.coarse,
-            fine=self.fine,
-            fine_offsets=offsets,
-        )
+        packed = tensor.packed_rows(self.run.begin, self.run.end, self.coarse, self.fine)
         out = page_array(self.run.original_nbytes)
         try:
             codec.decode(packed, 0, n_rows, out)

@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 
 from penstock.compute import codec
+from penstock.compute.codec import PackedRows
 from penstock.disk.files import Extent
 from penstock.errors import ChecksumError
 from penstock.packed_format.layout import Codec, coarse_stream_bytes, cut, stream_names
@@ -106,6 +107,17 @@ class PackedTensor:
 
     def rows_in_chunk(self, chunk: int) -> int:
         return min(self.rows_per_chunk, self.rows - chunk * self.rows_per_chunk)
+
+    def packed_rows(self, begin: int, end: int, coarse: U8, fine: U8) -> PackedRows:
+        """Chunks [begin, end) for the kernels, given the bytes of their extents in both tiers, which stay alive."""
+        return PackedRows(
+            rows=min(end * self.rows_per_chunk, self.rows) - begin * self.rows_per_chunk,
+            cols=self.cols,
+            rows_per_chunk=self.rows_per_chunk,
+            coarse=coarse,
+            fine=fine,
+            fine_offsets=self.fine_offsets[begin : end + 1] - self.fine_offsets[begin],
+        )
 
     def coarse_nbytes(self, chunk: int) -> int:
         """Of a chunk of the coarse stream, padding included."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from penstock.checkpoints.checkpoint import Tensor
-    from penstock.compute.kernels import F32, I64, U8, Kernels
+    from penstock.compute.kernels import F32, U8, Kernels
     from penstock.safetensors_header import TensorInfo
 
 
@@ -208,17 +208,9 @@ class PackedPiece:
         _check_chunks(check, nbytes_of, self.begin, self.end, data)
 
     def loaded(self, parts: Sequence[U8]) -> PackedData:
-        tensor, count = self.tensor, self.rows.stop - self.rows.start
         coarse, fine = parts
-        packed = PackedRows(
-            rows=count,
-            cols=tensor.cols,
-            rows_per_chunk=tensor.rows_per_chunk,
-            coarse=coarse,
-            fine=fine,
-            fine_offsets=self._fine_offsets,
-        )
-        return PackedData(tensor, self.rows, packed)
+        packed = self.tensor.packed_rows(self.begin, self.end, coarse, fine)
+        return PackedData(self.tensor, self.rows, packed)
 
     def draft(self, part: U8) -> CoarseBytes:
         return CoarseBytes(self.rows, self.tensor.cols, self.tensor.rows_per_chunk, part)
@@ -231,11 +223,6 @@ class PackedPiece:
         data = self.loaded(parts)
         plain, _ = data.plain()
         return IndexedData(self.rows, kernels.index(plain, data.packed.rows, self.tensor.cols))
-
-    @cached_property
-    def _fine_offsets(self) -> I64:
-        offsets = self.tensor.fine_offsets
-        return offsets[self.begin : self.end + 1] - offsets[self.begin]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from penstock.compute.codec import MalformedRow, PackedRows, decode
+from penstock.compute.codec import MalformedRow, decode
 from penstock.disk.files import Extent, Files, aligned_buffer
 from penstock.packed_format.tensor import PackedTensor
 from penstock.weights.pieces import malformed
@@ -78,19 +78,12 @@ class _PackedRows:
     def read(self, rows: I64, batch: slice, out: U8) -> None:
         tensor = self.tensor
         chunk = int(rows[batch.start]) // tensor.rows_per_chunk
-        first, count = chunk * tensor.rows_per_chunk, tensor.rows_in_chunk(chunk)
+        first = chunk * tensor.rows_per_chunk
         fine = _read(self.files, tensor.fine_extent(chunk, chunk + 1))
         tensor.check_fine(chunk, fine)
         coarse = _read(self.files, tensor.coarse_extent(chunk, chunk + 1))
         tensor.check_coarse(chunk, coarse)
-        packed = PackedRows(
-            rows=count,
-            cols=tensor.cols,
-            rows_per_chunk=tensor.rows_per_chunk,
-            coarse=coarse,
-            fine=fine,
-            fine_offsets=np.array([0, fine.nbytes], np.int64),
-        )
+        packed = tensor.packed_rows(chunk, chunk + 1, coarse, fine)
         for i in range(batch.start, batch.stop):
             row = int(rows[i]) - first
             try:
