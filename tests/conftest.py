@@ -29,3 +29,11 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("PENSTOCK_ISA", request.param)
     yield request.param
     _core.set_isa(before)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """An error that is a parameter outlives its test, and its traceback all that was there when it was raised."""
+    for value in getattr(getattr(item, "callspec", None), "params", {}).values():
+        while isinstance(value, BaseException):
+            value.__traceback__, value = None, value.__cause__ or value.__context__

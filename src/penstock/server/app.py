@@ -138,15 +138,20 @@ def create_app(worker: Worker, settings: Settings, metrics: Metrics) -> FastAPI:
         },
     )
     app.add_middleware(Guard, settings=settings)
-    gateway = Gateway(worker, settings, metrics)
-    _add_completions(app, gateway)
-    _add_models(app, gateway)
-    _add_state(app, gateway)
+    # There, and in no closure: FastAPI keeps endpoints for the life of the process, and with them what they refer to.
+    app.state.gateway = Gateway(worker, settings, metrics)
+    _add_completions(app)
+    _add_models(app)
+    _add_state(app)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
 
 
-def _add_completions(app: FastAPI, gateway: Gateway) -> None:
+def _gateway(request: Request) -> Gateway:
+    return request.app.state.gateway  # type: ignore[no-any-return]
+
+
+def _add_completions(app: FastAPI) -> None:
     problems = errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
 
     def responses(model: type[Completion]) -> dict[int | str, dict[str, Any]]:
@@ -156,23 +161,24 @@ def _add_completions(app: FastAPI, gateway: Gateway) -> None:
     @app.post(CHAT, response_model=None, responses=responses(ChatCompletion))
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
-        return await gateway.complete(request, CHAT)
+        return await _gateway(request).complete(request, CHAT)
 
     @app.post(TEXT, response_model=None, responses=responses(TextCompletion))
     async def completions(request: Request) -> Response:
         """Go on with one text or several."""
-        return await gateway.complete(request, TEXT)
+        return await _gateway(request).complete(request, TEXT)
 
 
-def _add_models(app: FastAPI, gateway: Gateway) -> None:
+def _add_models(app: FastAPI) -> None:
     @app.get("/v1/models", responses=errors(400, 401, 403))
-    async def models() -> ModelList:
+    async def models(request: Request) -> ModelList:
         """The one model that is served."""
-        return ModelList(object="list", data=[gateway.model()])
+        return ModelList(object="list", data=[_gateway(request).model()])
 
     @app.get("/v1/models/{model_id:path}", responses=errors(400, 401, 403, 404))
-    async def model(model_id: str) -> Model:
+    async def model(request: Request, model_id: str) -> Model:
         """It, by its name."""
+        gateway = _gateway(request)
         if model_id != gateway.settings.model:
             raise RequestError(
                 f"The model {model_id[:200]!r} is not served here.", status=404, param="model", code="model_not_found"
@@ -180,7 +186,7 @@ def _add_models(app: FastAPI, gateway: Gateway) -> None:
         return gateway.model()
 
 
-def _add_state(app: FastAPI, gateway: Gateway) -> None:
+def _add_state(app: FastAPI) -> None:
     page = chat_page()
 
     @app.get("/", include_in_schema=False)
@@ -189,14 +195,14 @@ def _add_state(app: FastAPI, gateway: Gateway) -> None:
         return page
 
     @app.get("/health", response_model=Health, responses={**errors(400, 403), 503: {"model": Health}})
-    async def health() -> Response:
+    async def health(request: Request) -> Response:
         """Whether the engine works."""
-        state = gateway.health()
+        state = _gateway(request).health()
         return JSONResponse(state.model_dump(), 200 if state.status == "ok" else 503)
 
     metrics = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(400, 401, 403)}
 
     @app.get("/metrics", response_class=Response, responses=metrics)
-    async def prometheus() -> Response:
+    async def prometheus(request: Request) -> Response:
         """Counters for Prometheus."""
-        return Response(gateway.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(_gateway(request).metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
