@@ -35,5 +35,5 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """An error that is a parameter outlives its test, and its traceback all that was there when it was raised."""
     for value in getattr(getattr(item, "callspec", None), "params", {}).values():
-        while isinstance(value, BaseException):
-            value.__traceback__, value = None, value.__cause__ or value.__context__
+        if isinstance(value, BaseException):
+            value.__traceback__ = value.__context__ = None

@@ -180,7 +180,7 @@ def test_wherever_it_comes(plain: Engine, alone: list[list[int]], step: str, gue
     with limited(plain, blocks=60) as engine, pytest.MonkeyPatch.context() as patch:
         if guesses:
             speculate(engine, [Lookup(), Recycling(VOCAB)], 2)
-        run_beside(engine, alone, Fault(ERRORS[0], after), patch, step)
+        run_beside(engine, alone, Fault(ZeroDivisionError("no\nreason"), after), patch, step)
 
 
 @pytest.mark.parametrize("error", [*ERRORS, *OWN], ids=lambda error: type(error).__name__)
@@ -204,7 +204,7 @@ def test_one_that_waits_for_room(plain: Engine, alone: list[list[int]]) -> None:
     """Those behind it in the queue come up."""
     with limited(plain, blocks=8, kept_blocks=0) as engine, pytest.MonkeyPatch.context() as patch:
         first = engine.add(random_tokens(150, VOCAB, seed=5), GREEDY, 3)
-        fault = Fault(ERRORS[0])
+        fault = Fault(ZeroDivisionError("no\nreason"))
         fault.victim = engine.add(VICTIM, GREEDY, TOKENS)
         last = engine.add(COMPANY[2], GREEDY, TOKENS)
         assert len(engine.scheduler.waiting) == 2
