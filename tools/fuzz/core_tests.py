@@ -22,7 +22,8 @@ def main() -> int:
     use_core(arguments.core)
     import pytest
 
-    return pytest.main(["--rootdir", str(ROOT), *others, *(str(ROOT / folder) for folder in TESTS)])
+    # What a sanitizer has to say as it ends the process goes past Python.
+    return pytest.main(["--rootdir", str(ROOT), "--capture=sys", *others, *(str(ROOT / folder) for folder in TESTS)])
 
 
 if __name__ == "__main__":
