@@ -56,8 +56,9 @@ class Runtime:
     ) -> None:
         """`available`: bytes that the machine had free, the ceiling where `options` give none. What else the process
         needs is in memory by now. Raises as `LLM.open` does."""
+        self.context = check_context(options.context, checkpoint.config)
+        checkpoint = checkpoint.for_context(self.context)
         self.config, self.architecture = checkpoint.config, checkpoint.architecture
-        self.context = check_context(options.context, self.config.max_position_embeddings)
         self.kernels = Kernels(options.threads)
         self.ceiling = available + machine.footprint().anonymous if options.ceiling is None else options.ceiling
         self.events = Events()
@@ -81,7 +82,7 @@ class Runtime:
             budgets[0] = replace(budgets[0], draft=working_bytes(self.architecture, coarse))
         drafters = []
         if options.draft_model is not None:
-            self.draft = DraftModel(find_model(options.draft_model), self.kernels, options.kv_dtype)
+            self.draft = DraftModel(find_model(options.draft_model), self.kernels, options.kv_dtype, self.context)
             drafters.append(self._load_draft(self.draft, checkpoint, budgets[0]))
             budgets[0] = replace(budgets[0], draft=budgets[0].draft + self.draft.nbytes)
         rooms = self._rooms(opened, budgets, options.max_resident)

@@ -339,9 +339,9 @@ def _contexts(budget: Budget, settings: PlanSettings) -> tuple[int, int]:
 
     Raises ContextError for a context that the model was not trained for, MemoryCeilingError where it does not fit.
     """
-    trained, shape = budget.architecture.config.max_position_embeddings, _kv_shape(budget, settings)
-    check_context(settings.context, trained)
-    most = min(trained, max(1, budget.most_kv(1) // shape.block_bytes) * BLOCK_SLOTS)
+    config, shape = budget.architecture.config, _kv_shape(budget, settings)
+    check_context(settings.context, config)
+    most = min(config.max_position_embeddings, max(1, budget.most_kv(1) // shape.block_bytes) * BLOCK_SLOTS)
     context = settings.context or min(CONTEXT, most)
     budget.plan(Demand(kv=shape.bytes_for(context)))
     return context, most

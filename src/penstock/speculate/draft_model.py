@@ -84,9 +84,11 @@ class NibbleWeights:
 class DraftModel:
     """An open draft model."""
 
-    def __init__(self, path: Path, kernels: Kernels, kv_dtype: str) -> None:
-        """Opens the checkpoint and reads its headers; `load` reads the rest. Raises CheckpointError and its kin."""
+    def __init__(self, path: Path, kernels: Kernels, kv_dtype: str, context: int | None = None) -> None:
+        """Opens the checkpoint and reads its headers, for sequences of so many positions; `load` reads the
+        rest. Raises CheckpointError and its kin."""
         checkpoint = open_checkpoint(path)
+        checkpoint = checkpoint.for_context(context or checkpoint.config.usual_context)
         self.path, self.config = checkpoint.path, checkpoint.config
         self.architecture = Architecture(self.config)
         self._order = self.architecture.pass_order
