@@ -191,12 +191,12 @@ FAMILY_CASES = {
     "phi3-window": Case(PHI3 | {"sliding_window": 15, "tie_word_embeddings": True}),
     "phi3-longrope": Case(
         PHI3
-        | {"rope_scaling": LONGROPE, "original_max_position_embeddings": 64, "max_position_embeddings": 512}
+        | {"rope_scaling": LONGROPE, "original_max_position_embeddings": 96, "max_position_embeddings": 512}
         | _attention(4, 2, 8)
     ),
     "phi4-mini": Case(
         PHI3
-        | {"rope_scaling": LONGROPE, "original_max_position_embeddings": 64, "max_position_embeddings": 512}
+        | {"rope_scaling": LONGROPE, "original_max_position_embeddings": 96, "max_position_embeddings": 512}
         | {"partial_rotary_factor": 0.5, "hidden_size": 64}
         | _attention(4, 2, 16)
     ),

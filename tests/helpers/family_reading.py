@@ -199,9 +199,9 @@ def has_bias(reading: Reading, name: str) -> bool:
     return reading.o_bias if "o_proj" in name else reading.qkv_bias
 
 
-def frequencies(config: Mapping[str, Any]) -> dict[str, tuple[F32, float]]:
+def frequencies(config: Mapping[str, Any], context: int = 0) -> dict[str, tuple[F32, float]]:
     """Inverse frequencies float32 [turning / 2] and the factor of cosines and sines, for each rope; every step in
-    float32, as `transformers` takes it, powers correctly rounded."""
+    float32, as `transformers` takes it, powers correctly rounded. `context`: positions that a sequence may have."""
     reading, config = read(config), text_side(config)
     rope = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     local = {"rope_theta": config.get("rope_local_base_freq", config.get("rope_theta"))}
@@ -209,6 +209,8 @@ def frequencies(config: Mapping[str, Any]) -> dict[str, tuple[F32, float]]:
         rope, local = rope["full_attention"], rope["sliding_attention"]
     if config["model_type"] == "phi3":
         rope["original_max_position_embeddings"] = config.get("original_max_position_embeddings")
+        if context > (rope["original_max_position_embeddings"] or context):
+            rope["short_factor"] = rope["long_factor"]
     if config.get("partial_rotary_factor"):
         rope["partial_rotary_factor"] = config["partial_rotary_factor"]
     main = rope_frequencies(rope, config, reading.head_dim)

@@ -27,11 +27,12 @@ I64 = npt.NDArray[np.int64]
 class Reference:
     """A checkpoint in float64."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, context: int = 0) -> None:
+        """`context`: positions that a sequence may have, where they are more than is usual."""
         whole: dict[str, Any] = json.loads((path / "config.json").read_text())
         self.reading, self.config = read(whole), dict(text_side(whole))
         self.weights = read_weights(path)
-        self.frequencies = frequencies(whole)
+        self.frequencies = frequencies(whole, context)
 
     def forward(
         self, tokens: Sequence[int], *, first: int = 0, rows: slice = slice(None), kv: str = "f32", ops: Any = None

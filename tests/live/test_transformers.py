@@ -55,6 +55,8 @@ class Run:
     keep: int = 1000
     """Logits of the last so many tokens are compared."""
     greedy: int = 0
+    context: int = 0
+    """Positions that a sequence may have, where they are more than is usual."""
 
     def job(self, path: Path, kv: str, out: Path) -> dict[str, Any]:
         return self.__dict__ | {"path": str(path), "kv": kv, "out": str(out)}
@@ -66,6 +68,8 @@ def runs() -> dict[str, tuple[Case | None, Run]]:
     }
     for name in ("rope-llama3", "rope-parameters", "rope-linear", "gqa-4"):
         everything[f"{name}, far"] = (CASES[name], Run(random_tokens(48, 61), prompt=48, first=100_000))
+    for name in ("phi3-longrope", "phi4-mini"):
+        everything[f"{name}, long"] = (CASES[name], Run(random_tokens(120, 61), prompt=110, context=512))
     everything["long"] = (LONG, Run(random_tokens(9_000, 96), prompt=8_990, keep=100))
     everything["demo"] = (None, Run(demo_tokens(80), prompt=60, greedy=GREEDY))
     return everything
@@ -176,7 +180,8 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def expected(checkpoints: Checkpoints, name: str) -> F64:
     run = RUNS[name][1]
-    logits: F64 = Reference(checkpoints.path(name)).forward(run.tokens, first=run.first, rows=slice(-run.keep, None))
+    reference = Reference(checkpoints.path(name), run.context)
+    logits: F64 = reference.forward(run.tokens, first=run.first, rows=slice(-run.keep, None))
     return logits
 
 
