@@ -163,9 +163,7 @@ FAMILY_CASES = {
             shared_intermediate_size=48,
         )
     ),
-    "exaone4": Case(
-        _family("exaone4", "Exaone4ForCausalLM", layer_types=[FULL, FULL]), nulls=("sliding_window",)
-    ),
+    "exaone4": Case(_family("exaone4", "Exaone4ForCausalLM", layer_types=[FULL, FULL]), nulls=("sliding_window",)),
     "exaone4-window": Case(
         _family("exaone4", "Exaone4ForCausalLM", sliding_window=16, layer_types=[SLIDING, FULL], rope_scaling=LLAMA3)
     ),

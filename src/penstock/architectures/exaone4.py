@@ -22,19 +22,18 @@ if TYPE_CHECKING:
 
 def _finish(fields: Fields, config: ModelConfig) -> ModelConfig:
     window, layers = window_of(fields, 4096), config.num_hidden_layers
-    types = layer_types(fields, layers, _usual(fields, layers) if window else lambda layer: FULL)
+    types = layer_types(fields, layers, _usual(fields) if window else lambda layer: FULL)
     kinds = kinds_of(types, window, full="none" if window else "main")
     return replace(config, norms=POST_NORMS, qk_norm="head", layer_kinds=kinds)
 
 
-def _usual(fields: Fields, layers: int) -> Callable[[int], str]:
-    """By `sliding_window_pattern`: a number, of which every multiple sees everything, or letters L and G in turn. The
-    last layer sees everything."""
+def _usual(fields: Fields) -> Callable[[int], str]:
+    """By `sliding_window_pattern`: a number, of which every multiple sees everything, or letters L and G in turn."""
     pattern = fields.get("sliding_window_pattern", 4)
     if isinstance(pattern, str) and pattern and set(pattern) <= {"L", "G"}:
-        return lambda layer: FULL if layer == layers - 1 or pattern[layer % len(pattern)] == "G" else SLIDING
+        return lambda layer: FULL if pattern[layer % len(pattern)] == "G" else SLIDING
     every = fields.size("sliding_window_pattern", 4)
-    return lambda layer: FULL if layer == layers - 1 or (layer + 1) % every == 0 else SLIDING
+    return lambda layer: SLIDING if (layer + 1) % every else FULL
 
 
 EXAONE4 = Family(

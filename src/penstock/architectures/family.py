@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from penstock.architectures.config import LayerKind, ModelConfig, WhichRope
-from penstock.architectures.rope_config import FULL, LAYER_TYPES, SLIDING, read_rope
+from penstock.architectures.rope_config import FULL, LAYER_TYPES, SLIDING, RopeDefaults, read_rope
 from penstock.architectures.values import check_only_value
 from penstock.errors import FormatError
 from penstock.strict_json import GET_AGAIN, Fields
@@ -66,10 +66,8 @@ class Family:
     eos_token_id: int | None
     """These, too, where the key is absent, and those that follow."""
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
+    rope: RopeDefaults = RopeDefaults()
     tie_word_embeddings: bool = False
-    longrope: bool = False
-    """Whether all of its scaled ropes are longrope, whatever they are called."""
     activation: tuple[str, str] = ("hidden_act", "silu")
     """Its key, and the name of the activation that the family runs with."""
     finish: Callable[[Fields, ModelConfig], ModelConfig] = _as_it_is
@@ -102,13 +100,7 @@ class Family:
             num_key_value_heads=self._kv_heads(fields) or heads,
             head_dim=head_dim,
             rms_norm_eps=fields.positive("rms_norm_eps", self.rms_norm_eps),
-            rope=read_rope(
-                fields,
-                head_dim=head_dim,
-                max_positions=max_positions,
-                theta=self.rope_theta,
-                longrope=self.longrope,
-            ),
+            rope=read_rope(fields, self.rope, head_dim=head_dim, max_positions=max_positions),
             tie_word_embeddings=fields.flag("tie_word_embeddings", self.tie_word_embeddings),
             qkv_bias=False,
             o_bias=False,

@@ -15,7 +15,7 @@ import numpy as np
 
 from penstock.architectures.config import SANDWICH_NORMS
 from penstock.architectures.family import Family, kinds_of, layer_types, window_of
-from penstock.architectures.rope_config import FULL, SLIDING, read_local_rope
+from penstock.architectures.rope_config import FULL, SLIDING, RopeDefaults, read_local_rope
 from penstock.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ GEMMA3 = Family(
     },
     bos_token_id=2,
     eos_token_id=1,
-    rope_theta=1_000_000.0,
+    rope=RopeDefaults(1_000_000.0),
     tie_word_embeddings=True,
     activation=("hidden_activation", "gelu_pytorch_tanh"),
     finish=_gemma3,

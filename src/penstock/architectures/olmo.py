@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from penstock.architectures.config import POST_NORMS, RopeConfig
 from penstock.architectures.family import Family, kinds_of, layer_types, window_of
-from penstock.architectures.rope_config import FULL, SLIDING
+from penstock.architectures.rope_config import FULL, SLIDING, RopeDefaults
 
 if TYPE_CHECKING:
     from penstock.architectures.config import ModelConfig
@@ -55,6 +55,6 @@ OLMO3 = Family(
     bos_token_id=None,
     eos_token_id=50279,
     rms_norm_eps=1e-5,
-    rope_theta=500_000.0,
+    rope=RopeDefaults(500_000.0),
     finish=_olmo3,
 )

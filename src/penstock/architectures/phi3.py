@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from penstock.architectures.family import Family, kinds_of, layer_types, window_of
-from penstock.architectures.rope_config import FULL, SLIDING
+from penstock.architectures.rope_config import FULL, SLIDING, RopeDefaults
 
 if TYPE_CHECKING:
     from penstock.architectures.config import ModelConfig
@@ -41,7 +41,7 @@ PHI3 = Family(
     bos_token_id=1,
     eos_token_id=32000,
     rms_norm_eps=1e-5,
-    longrope=True,
+    rope=RopeDefaults(partial=True, longrope=True),
     finish=_finish,
     only_values={"attention_bias": (False,)},
     ignored=frozenset({"auto_map", "embd_pdrop", "resid_pdrop", "interpolate_factor", "lm_head_bias"}),

@@ -7,7 +7,7 @@ one for each type of layer.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 
 from penstock.architectures.config import RopeConfig
@@ -27,11 +27,25 @@ def rope_fields(fields: Fields, layer_type: str = FULL) -> Fields:
     return rope.part(layer_type) if layer_type in rope.mapping else rope
 
 
-def read_rope(fields: Fields, *, head_dim: int, max_positions: int, theta: float, longrope: bool = False) -> RopeConfig:
-    """The rope of all layers, or of those with full attention. `theta`: the base where none is given; `longrope`:
-    whether the family has no other scaling, whatever it is called. Raises FormatError and UnsupportedError."""
+@dataclass(frozen=True, slots=True)
+class RopeDefaults:
+    """What a family's rope is like."""
+
+    theta: float = 10000.0
+    """The base, where none is given."""
+    partial: bool = False
+    """Whether it may turn a part of a head's dimensions."""
+    longrope: bool = False
+    """Whether it has no other scaling, whatever that is called."""
+
+
+def read_rope(fields: Fields, family: RopeDefaults, *, head_dim: int, max_positions: int) -> RopeConfig:
+    """The rope of all layers, or of those with full attention. Raises FormatError and UnsupportedError."""
     rope = rope_fields(fields)
-    base = rope.positive("rope_theta", fields.positive("rope_theta", theta))
+    base = rope.positive("rope_theta", fields.positive("rope_theta", family.theta))
+    if not family.partial:
+        check_only_value(rope, "partial_rotary_factor", (1, None))
+        check_only_value(fields, "partial_rotary_factor", (1, None))
     plain = RopeConfig(base, rotary_dim=_rotary_dim(fields, rope, head_dim))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
@@ -41,7 +55,7 @@ def read_rope(fields: Fields, *, head_dim: int, max_positions: int, theta: float
     if kind == "llama3":
         return _llama3(rope, plain, max_positions)
     turning = plain.rotary_dim or head_dim
-    if kind in ("longrope", "su") or (longrope and kind == "yarn"):
+    if kind in ("longrope", "su") or (family.longrope and kind == "yarn"):
         return _longrope(fields, rope, plain, turning, max_positions)
     if kind == "yarn":
         return _yarn(rope, plain, turning, max_positions)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from penstock.architectures.config import LayerKind
 from penstock.architectures.family import Family, layer_types, window_of
 from penstock.architectures.llama import with_biases
-from penstock.architectures.rope_config import FULL, SLIDING
+from penstock.architectures.rope_config import FULL, SLIDING, RopeDefaults
 
 if TYPE_CHECKING:
     from penstock.architectures.config import ModelConfig
@@ -53,7 +53,7 @@ SMOLLM3 = Family(
     },
     bos_token_id=128000,
     eos_token_id=128001,
-    rope_theta=2_000_000.0,
+    rope=RopeDefaults(2_000_000.0),
     tie_word_embeddings=True,
     finish=_finish,
 )
