@@ -136,7 +136,7 @@ class TestRopes:
 
     def test_a_part_of_a_head(self) -> None:
         assert parse(PHI3, partial_rotary_factor=0.5).rope.rotary_dim == 4
-        with pytest.raises(FormatError, match="partial_rotary_factor is 1.5, not a share"):
+        with pytest.raises(FormatError, match=r"partial_rotary_factor is 1\.5, not a share"):
             parse(PHI3, partial_rotary_factor=1.5)
         with pytest.raises(FormatError, match="an even number of a head's 8 dimensions"):
             parse(PHI3, partial_rotary_factor=0.4)

@@ -66,7 +66,7 @@ class Family:
     eos_token_id: int | None
     """These, too, where the key is absent, and those that follow."""
     rms_norm_eps: float = 1e-6
-    rope: RopeDefaults = RopeDefaults()
+    rope: RopeDefaults = field(default_factory=RopeDefaults)
     tie_word_embeddings: bool = False
     activation: tuple[str, str] = ("hidden_act", "silu")
     """Its key, and the name of the activation that the family runs with."""
