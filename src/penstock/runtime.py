@@ -137,7 +137,7 @@ class Runtime:
         """A draft model as it is where all of both models stays in memory, else in 4 bits a weight."""
         draft.check_tokens_of(checkpoint.path, self.config)
         with_whole = replace(budget, draft=budget.draft + draft.likely_bytes("whole"))
-        return draft_drafter(draft, "whole" if with_whole.holds_all() else "4 bits")
+        return draft_drafter(draft, "whole" if with_whole.holds_all() else "4 bits", self.config.vocab_size)
 
     def drop_draft(self) -> None:
         """The draft model does not pay: give its memory back to the weights."""

@@ -41,7 +41,7 @@ from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.models.kv_planes import KvShape
 from penstock.options import OpenOptions
 from penstock.strict_json import shown
-from penstock.synth.shapes import SHAPES, shape_config
+from penstock.synth.shapes import SHAPES, shape_config, shape_names
 from penstock.system import machine
 from penstock.system.machine import Footprint
 
@@ -217,7 +217,7 @@ def _find(model: str) -> Path | _Described:
     except CheckpointError as error:
         if is_repo_id(model):
             return _on_hub(model)
-        known = f"Shapes are known by name too: {', '.join(SHAPES)}."
+        known = f"Shapes are known by name too: {shape_names()}."
         raise CheckpointError(error.problem, f"{error.remedy} {known}") from error
     in_hub_cache = is_repo_id(model) and not Path(model).exists()
     return _on_hub(model) if in_hub_cache and not any(path.glob("*.safetensors")) else path

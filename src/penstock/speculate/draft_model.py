@@ -103,16 +103,20 @@ class DraftModel:
         """What it takes in memory, once it is loaded."""
 
     def check_tokens_of(self, path: Path, config: ModelConfig) -> None:
-        """Raise UsageError unless this model has the tokens of the one at `path`."""
+        """Raise UsageError unless this model has the tokens of the one at `path`, as far as both have any: models of
+        one family may fill up their vocabularies to other sizes."""
         remedy = "A draft has to have the target's tokenizer: give a smaller model of the same family."
-        if self.config.vocab_size != config.vocab_size:
-            sizes = f"{self.config.vocab_size} tokens, and the model has {config.vocab_size}"
-            raise UsageError(f"The draft {self.path} has a vocabulary of {sizes}.", remedy)
+        sizes = self.config.vocab_size, config.vocab_size
         files = [folder / "tokenizer.json" for folder in (self.path, path)]
-        if not all(file.exists() for file in files) or read_file(files[0]) == read_file(files[1]):
+        if not all(file.exists() for file in files):
+            if sizes[0] != sizes[1]:
+                told = f"{sizes[0]} tokens, and the model has {sizes[1]}"
+                raise UsageError(f"The draft {self.path} has a vocabulary of {told}.", remedy)
+            return
+        if read_file(files[0]) == read_file(files[1]):
             return
         own, other = (Tokenizer.open(folder) for folder in (self.path, path))
-        if own is None or other is None or not own.has_same_tokens(other):
+        if own is None or other is None or not own.has_same_tokens(other, min(sizes)):
             raise UsageError(f"The draft {self.path} has another tokenizer than the model.", remedy)
 
     def likely_bytes(self, form: Form) -> int:
