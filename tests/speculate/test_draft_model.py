@@ -168,7 +168,7 @@ class TestOtherVocabularies:
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
             if name in tensors:
                 table = tensors[name]
-                tensors[name] = np.vstack([table, table[:rows]]) if rows > 0 else table[:rows]
+                tensors[name] = np.vstack([table, table[:rows]]) if rows >= 0 else table[:rows]
         config = json.loads((DEMO / "config.json").read_text())
         config["vocab_size"] += rows
         write_checkpoint(path, config, tensors=tensors)
