@@ -169,7 +169,7 @@ def header_bytes(metadata: Mapping[str, Any], infos: Sequence[Info], version: in
     for key, value in metadata.items():
         out += string_bytes(key) + value_bytes(value)
     for info in infos:
-        out += string_bytes(info.name) + struct.pack("<I", len(info.dims)) + struct.pack(f"<{len(info.dims)}Q", *info.dims)
+        out += string_bytes(info.name) + struct.pack(f"<I{len(info.dims)}Q", len(info.dims), *info.dims)
         out += struct.pack("<IQ", info.type, info.offset)
     return out
 

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 # Keys, without the family's name, that change no logit, or that follow from what else there is.
 _IGNORED = frozenset(
-    """
-    vocab_size rope.scaling.finetuned tensor_data_layout attention.key_length_swa attention.value_length_swa
-    rope.dimension_count_swa
-    """.split()
+    [
+        "vocab_size",
+        "rope.scaling.finetuned",
+        "tensor_data_layout",
+        "attention.key_length_swa",
+        "attention.value_length_swa",
+        "rope.dimension_count_swa",
+    ]
 )
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "expert_count": (0,),

@@ -27,7 +27,7 @@ _REMEDY = "Use the original checkpoint of the model, whose config.json has the n
 
 
 def llama3_scaling(factors: F32, theta: float, head_dim: int, source: str) -> dict[str, Any] | None:
-    """The `rope_scaling` of a config.json that explains `factors`, float32 [head_dim / 2]; None where nothing is scaled.
+    """The `rope_scaling` that explains `factors`, float32 [head_dim / 2]; None where nothing is scaled.
 
     Raises FormatError where there are not as many, UnsupportedError where no known numbers explain them.
     """

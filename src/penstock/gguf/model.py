@@ -53,7 +53,8 @@ def gguf_files(path: Path) -> tuple[Path, ...] | None:
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir() if file.exists())
         found = [name for name in names if name.endswith(".gguf") and not name.startswith("mmproj")]
-        if not found or any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
+        others = (".safetensors", ".safetensors.index.json", "separated_weights")
+        if not found or any(name.endswith(others) for name in names):
             return None
         sets = [_split_set(path / name) for name in found]
         if any(files != sets[0] for files in sets):

@@ -14,7 +14,7 @@ import os
 import struct
 from collections import Counter
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import mul
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, NoReturn, TypeAlias
@@ -50,7 +50,7 @@ _OTHER_TYPES = {
     **dict(zip(range(10, 16), ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K"), strict=True)),
     **dict(zip(range(16, 21), ("IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL"), strict=True)),
     **dict(zip(range(21, 30), ("IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M"), strict=True)),
-    **{34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0"},
+    **dict(zip((34, 35, 39, 40, 41), ("TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0"), strict=True)),
 }
 
 
@@ -248,7 +248,7 @@ def _checked(cursor: _Cursor, metadata: Mapping[str, Value], infos: Sequence[_Te
     if len(by_name) < len(tensors):
         name = next(name for name, count in Counter(tensor.name for tensor in tensors).items() if count > 1)
         cursor.fail(f"the tensor {shown(name)} is there twice")
-    for before, after in zip(tensors, tensors[1:], strict=False):
+    for before, after in pairwise(tensors):
         if after.begin < before.end:
             cursor.fail(f"tensor {shown(after.name)} overlaps {shown(before.name)}")
     return GgufHeader(cursor.path, MappingProxyType(dict(metadata)), MappingProxyType(by_name))

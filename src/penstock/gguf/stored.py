@@ -50,7 +50,7 @@ class RestoredTensor(TensorInfo):
     def _lowered(self, raised: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Weights that give back the stored ones, to the bit, once they are raised again."""
         shift = np.float32(self.shift)
-        lowered = raised - shift
+        lowered: npt.NDArray[np.float32] = raised - shift
         if not np.array_equal(lowered + shift, raised, equal_nan=True):
             problem = f"{self.path}: tensor {shown(self.name)} holds values that are not {self.shift:g} and a weight"
             raise FormatError(problem, "Convert the model again with a recent llama.cpp.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from penstock.errors import FormatError, UnsupportedError
 from penstock.gguf.divisions import DIVISIONS
@@ -78,7 +78,7 @@ class _Vocabulary:
 
     def __init__(self, metadata: Mapping[str, Value], source: str) -> None:
         self.metadata, self.source = metadata, source
-        self.tokens = self.strings("tokens")
+        self.tokens: list[str] = self.strings("tokens")
         if not self.tokens:
             self.fail("tokens", "a list of tokens")
         self.types: Sequence[Any] = self.numbers("token_type") or [TokenType.NORMAL] * len(self.tokens)
@@ -112,7 +112,7 @@ class _Vocabulary:
         index = self.metadata.get(f"tokenizer.ggml.{key}_token_id")
         if index is None:
             return None
-        if type(index) is not int or not 0 <= index < len(self.tokens):
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(self.tokens):
             self.fail(f"{key}_token_id", f"a token's id, below {len(self.tokens):,}")
         return self.tokens[index]
 
@@ -137,7 +137,7 @@ class _Vocabulary:
             self.fail(key, f"a list of {len(self.tokens):,}, one for each token")
         return values  # type: ignore[return-value]
 
-    def fail(self, key: str, expected: str) -> Any:
+    def fail(self, key: str, expected: str) -> NoReturn:
         value = shown(self.metadata.get(f"tokenizer.ggml.{key}"))
         raise FormatError(f"{self.source}: tokenizer.ggml.{key} is {value}, not {expected}", GET_AGAIN)
 
@@ -164,8 +164,8 @@ def _byte_level(vocabulary: _Vocabulary) -> dict[str, Any]:
 def _sentencepiece(vocabulary: _Vocabulary) -> dict[str, Any]:
     spaced = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     unspaced = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-    steps = [unspaced, {"type": "ByteFallback"}, {"type": "Fuse"}]
-    normalizer = spaced
+    steps: list[dict[str, Any]] = [unspaced, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    normalizer: dict[str, Any] = spaced
     if vocabulary.flag("add_space_prefix", True):
         prepended = {"type": "Prepend", "prepend": SPACE}
         normalizer = {"type": "Sequence", "normalizers": [prepended, spaced]}

@@ -17,6 +17,7 @@ from penstock.disk.files import read_file
 from penstock.disk.reader import Ring
 from penstock.errors import UsageError
 from penstock.events import Events
+from penstock.gguf.model import gguf_files
 from penstock.models.decoder import Decoder
 from penstock.models.kv_cache import Blocks
 from penstock.models.kv_planes import KvPlanes, KvShape
@@ -107,7 +108,10 @@ class DraftModel:
             sizes = f"{self.config.vocab_size} tokens, and the model has {config.vocab_size}"
             raise UsageError(f"The draft {self.path} has a vocabulary of {sizes}.", remedy)
         files = [folder / "tokenizer.json" for folder in (self.path, path)]
-        if not all(file.exists() for file in files) or read_file(files[0]) == read_file(files[1]):
+        there = [file.exists() for file in files]
+        if all(there) and read_file(files[0]) == read_file(files[1]):
+            return
+        if not all(is_there or gguf_files(file.parent) for is_there, file in zip(there, files, strict=True)):
             return
         own, other = (Tokenizer.open(folder) for folder in (self.path, path))
         if own is None or other is None or not own.has_same_tokens(other):

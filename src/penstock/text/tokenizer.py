@@ -85,7 +85,8 @@ class Tokenizer:
     def open(cls, model_dir: str | os.PathLike[str]) -> Tokenizer | None:
         """The tokenizer of a model directory or of a GGUF file, or None where there is none at all.
 
-        None, too, with a CheckpointWarning, where a GGUF file has one of a kind that is not known. Raises TokenizerError where one of its files is malformed, or where there is a tokenizer in another form only.
+        None, too, with a CheckpointWarning, where a GGUF file has one of a kind that is not known. Raises
+        TokenizerError where one of its files is malformed, or where there is a tokenizer in another form only.
         """
         model_dir = Path(model_dir)
         path = model_dir / "tokenizer.json"

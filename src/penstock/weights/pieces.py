@@ -350,8 +350,8 @@ def split(tensor: Tensor, piece_bytes: int) -> list[Piece]:
 
 
 def largest_chunk(tensors: Sequence[Tensor]) -> int:
-    """Bytes of the largest part that a piece cannot be smaller than, in tensors that have more in one than a row: packed
-    ones, and those whose rows lie in pairs; else 0."""
+    """Bytes of the largest part that a piece cannot be smaller than, where that is more than a row: in packed tensors,
+    and in those whose rows lie in pairs; else 0."""
     return max(map(_largest_part, tensors), default=0)
 
 
