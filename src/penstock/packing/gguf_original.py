@@ -63,7 +63,7 @@ class GgufOriginal:
                 contents["tokenizer_config.json"] = tokenizer_config_json(metadata, source)
             except UnsupportedError:
                 pass  # token ids will do, as they do for the GGUF itself
-        contents[CONFIG] = read_model(self._files).config
+        contents[CONFIG] = dict(read_model(self._files).config)
         # A tokenizer is no smaller for being indented.
         indents = {name: None if name == "tokenizer.json" else 2 for name in contents}
         return {
