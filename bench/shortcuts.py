@@ -180,11 +180,11 @@ def coarse(w: F32) -> F32:
 
 def idle(model: Path, llm: LLM, runs: list[list[int]]) -> Idle:
     zeros = products = 0
-    silu_mul, final_norm, hidden = llm.kernels.silu_mul, llm.model.final_norm, []
+    gated, final_norm, hidden = llm.kernels.gated, llm.model.final_norm, []
 
-    def counting(gate: F32, up: F32, out: F32) -> None:
+    def counting(gate: F32, up: F32, activation: str, out: F32) -> None:
         nonlocal zeros, products
-        silu_mul(gate, up, out)
+        gated(gate, up, activation, out)
         zeros, products = zeros + int((out == 0).sum()), products + out.size
 
     def keeping(x: F32) -> F32:
@@ -193,7 +193,7 @@ def idle(model: Path, llm: LLM, runs: list[list[int]]) -> Idle:
         return rows
 
     watched: Any = llm
-    watched.kernels.silu_mul, watched.model.final_norm = counting, keeping
+    watched.kernels.gated, watched.model.final_norm = counting, keeping
     for tokens in runs:
         llm.logits(tokens)
     x = np.concatenate(hidden)

@@ -97,13 +97,43 @@ void bind_rms_norm(ThreadPool& pool, const Matrix<const float>& x, const Vector<
   rms_norm(pool, args);
 }
 
-void bind_silu_mul(ThreadPool& pool, const Matrix<const float>& gate, const Matrix<const float>& up,
-                   const Matrix<float>& out) {
-  const SiluMulArgs args{rows_of(gate, "gate"), rows_of(up, "up"), rows_of(out, "out")};
+Activation parse_activation(std::string_view name) {
+  if (name == "silu") return Activation::kSilu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  throw std::invalid_argument("unknown activation '" + std::string(name) + "', expected silu or gelu_tanh");
+}
+
+void bind_gated(ThreadPool& pool, const Matrix<const float>& gate, const Matrix<const float>& up,
+                std::string_view activation, const Matrix<float>& out) {
+  const GatedArgs args{rows_of(gate, "gate"), rows_of(up, "up"), parse_activation(activation), rows_of(out, "out")};
   require_same_shape(args.gate, args.out, "gate and out");
   require_same_shape(args.up, args.out, "up and out");
   const nb::gil_scoped_release release;
-  silu_mul(pool, args);
+  gated(pool, args);
+}
+
+void bind_scale(ThreadPool& pool, const Matrix<float>& x, float times, float divisor, float cap) {
+  const ScaleArgs args{rows_of(x, "x"), times, divisor, cap};
+  require(cap >= 0, "cap must not be negative");
+  const nb::gil_scoped_release release;
+  scale(pool, args);
+}
+
+void bind_add_rows(ThreadPool& pool, const Matrix<const float>& x, const Vector<const float>& factors,
+                   const Matrix<float>& out, const std::optional<Vector<const std::int32_t>>& at) {
+  const AddRowsArgs args{rows_of(x, "x"), at ? at->data() : nullptr, factors.data(), rows_of(out, "out")};
+  require_equal(args.x.cols, args.out.cols, "columns of x");
+  require_equal(factors.shape(0), args.x.rows, "length of factors");
+  if (at) {
+    require_equal(at->shape(0), args.x.rows, "length of at");
+    for (std::int64_t r = 0; r < args.x.rows; ++r) {
+      require(args.at[r] >= 0 && args.at[r] < args.out.rows, "at: out has no row ", args.at[r]);
+    }
+  } else {
+    require_equal(args.x.rows, args.out.rows, "rows of x");
+  }
+  const nb::gil_scoped_release release;
+  add_rows(pool, args);
 }
 
 void bind_rope_table(const Vector<const std::int64_t>& positions, const Vector<const float>& inv_freq,
@@ -122,13 +152,16 @@ void bind_rope_table(const Vector<const std::int64_t>& positions, const Vector<c
 
 void bind_rope(ThreadPool& pool, const Tensor3<float>& x, const Matrix<const float>& cos,
                const Matrix<const float>& sin) {
-  const RopeArgs args{rows_of(x, "x"), static_cast<std::int64_t>(x.shape(1)), static_cast<std::int64_t>(x.shape(2)),
-                      cos.data(), sin.data()};
   const Rows<const float> cos_rows = rows_of(cos, "cos"), sin_rows = rows_of(sin, "sin");
-  require(args.dim % 2 == 0, "the head dimension must be even");
+  const RopeArgs args{.x = rows_of(x, "x"),
+                      .heads = static_cast<std::int64_t>(x.shape(1)),
+                      .dim = static_cast<std::int64_t>(x.shape(2)),
+                      .rotary = 2 * cos_rows.cols,
+                      .cos = cos.data(),
+                      .sin = sin.data()};
+  require(args.rotary <= args.dim, "columns of cos are more than half the head dimension");
   require_same_shape(cos_rows, sin_rows, "cos and sin");
   require_equal(cos_rows.rows, args.x.rows, "rows of cos");
-  require_equal(cos_rows.cols, args.dim / 2, "columns of cos");
   require(cos_rows.stride == cos_rows.cols && sin_rows.stride == sin_rows.cols, "cos and sin must be contiguous");
   const nb::gil_scoped_release release;
   rope(pool, args);
@@ -180,11 +213,19 @@ std::int64_t require_paths(const AttentionArgs& args, std::int64_t n_tail_slots,
 
 void bind_attention(ThreadPool& pool, const Tensor3<const float>& q, const Vector<const std::int32_t>& prefix,
                     const Vector<const std::int32_t>& tail_offsets, const Vector<const std::int32_t>& tail_slots,
-                    float scale, const KvBlocks& kv, const Tensor3<float>& out) {
-  const AttentionArgs args{rows_of(q, "q"),   static_cast<std::int64_t>(q.shape(1)),
-                           prefix.data(),     tail_offsets.data(),
-                           tail_slots.data(), scale,
-                           kv.layer(),        rows_of(out, "out")};
+                    float scale, const KvBlocks& kv, const Tensor3<float>& out, std::int64_t window, float softcap) {
+  const AttentionArgs args{.q = rows_of(q, "q"),
+                           .heads = static_cast<std::int64_t>(q.shape(1)),
+                           .prefix = prefix.data(),
+                           .tail_offsets = tail_offsets.data(),
+                           .tail_slots = tail_slots.data(),
+                           .scale = scale,
+                           .softcap = softcap,
+                           .window = window,
+                           .kv = kv.layer(),
+                           .out = rows_of(out, "out")};
+  require(window >= 0, "window must not be negative");
+  require(softcap >= 0, "softcap must not be negative");
   require(args.heads > 0 && args.heads % args.kv.kv_heads == 0, "heads of q must be a multiple of kv_heads");
   require_equal(q.shape(2), args.kv.head_dim, "head dimension of q");
   require(out.shape(1) == q.shape(1) && out.shape(2) == q.shape(2), "q and out differ in shape");
@@ -257,13 +298,18 @@ NB_MODULE(_core, m) {
         "out[rows, n] = x[rows, k] @ w[n, k].T (+ bias) (+ out). w: bytes of BF16, F16 or F32 at any alignment.");
   m.def("rms_norm", &bind_rms_norm, "pool"_a, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), "eps"_a,
         nb::arg("out").noconvert(), "out = weight * x / sqrt(mean(x * x) + eps), row by row; out may be x.");
-  m.def("silu_mul", &bind_silu_mul, "pool"_a, nb::arg("gate").noconvert(), nb::arg("up").noconvert(),
-        nb::arg("out").noconvert(), "out = gate / (1 + exp(-gate)) * up; out may be gate or up.");
+  m.def("gated", &bind_gated, "pool"_a, nb::arg("gate").noconvert(), nb::arg("up").noconvert(), "activation"_a,
+        nb::arg("out").noconvert(), "out = activation(gate) * up, of silu or gelu_tanh; out may be gate or up.");
+  m.def("scale", &bind_scale, "pool"_a, nb::arg("x").noconvert(), "times"_a = 1.0f, "divisor"_a = 1.0f, "cap"_a = 0.0f,
+        "x *= times; x /= divisor; then x = cap * tanh(x / cap), unless cap is 0.");
+  m.def("add_rows", &bind_add_rows, "pool"_a, nb::arg("x").noconvert(), nb::arg("factors").noconvert(),
+        nb::arg("out").noconvert(), nb::arg("at").noconvert() = nb::none(),
+        "out[at[r]] += factors[r] * x[r], r ascending; at: int32, or None for every row in order.");
   m.def("rope_table", &bind_rope_table, nb::arg("positions").noconvert(), nb::arg("inv_freq").noconvert(),
         nb::arg("cos").noconvert(), nb::arg("sin").noconvert(),
         "cos, sin [rows, d/2] of the float32 angles position * inv_freq; positions: int64.");
   m.def("rope", &bind_rope, "pool"_a, nb::arg("x").noconvert(), nb::arg("cos").noconvert(), nb::arg("sin").noconvert(),
-        "Rotates the halves of each head of x [rows, heads, d] in place.");
+        "Rotates the first 2 n dimensions of each head of x [rows, heads, d] in place; cos, sin [rows, n].");
   m.def("widen", &bind_widen, "pool"_a, nb::arg("src").noconvert(), "dtype"_a, nb::arg("out").noconvert(),
         "out[n] = src, bytes of n BF16, F16 or F32 values, exactly.");
   m.def("exp", &bind_exp, "pool"_a, nb::arg("x").noconvert(), nb::arg("out").noconvert(), "out[n] = e ** x[n].");
@@ -272,9 +318,10 @@ NB_MODULE(_core, m) {
         "Rounds k and v [rows, kv_heads, head_dim] to the cache's type, into slots int32[rows].");
   m.def("attention", &bind_attention, "pool"_a, nb::arg("q").noconvert(), nb::arg("prefix").noconvert(),
         nb::arg("tail_offsets").noconvert(), nb::arg("tail_slots").noconvert(), "scale"_a, "kv"_a,
-        nb::arg("out").noconvert(),
+        nb::arg("out").noconvert(), "window"_a = 0, "softcap"_a = 0.0f,
         "Softmax attention of q [rows, heads, head_dim]. Row r sees slots 0 .. prefix[r] - 1, then\n"
-        "tail_slots[tail_offsets[r] : tail_offsets[r + 1]]; all three are int32.");
+        "tail_slots[tail_offsets[r] : tail_offsets[r + 1]]; all three are int32. Of them it sees only the last\n"
+        "`window`, unless that is 0. With a softcap, scores are softcap * tanh(score / softcap).");
   bind_packed(m);
   bind_draft(m);
   m.def("gumbel", &bind_gumbel, "seed"_a, "choice"_a, "position"_a, nb::arg("tokens").noconvert(),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from helpers.cases import CASES, DEMO, LLAMA3, Case, demo_tokens, random_tokens
 from helpers.checkpoints import as_dtype, random_tensors, tiny_config, to_bf16, to_float32, write_checkpoint
-from helpers.reference import F32, Reference, inverse_frequencies, read_weights, round_kv
+from helpers.family_reading import rope_frequencies
+from helpers.reference import F32, Reference, read_weights, round_kv
 from helpers.rounding_noise import expected_logits
 from penstock import LLM
 from penstock.checkpoints.checkpoint import open_checkpoint
@@ -97,14 +98,15 @@ def test_matrices_may_differ_in_type(tmp_path: Path) -> None:
 def test_both_sides_agree_on_the_inverse_frequencies(tmp_path: Path, name: str) -> None:
     path = CASES[name].write(tmp_path)
     config, reference = open_checkpoint(path).config, Reference(path)
-    assert penstock_inverse_frequencies(config.rope, config.head_dim).tolist() == reference.inv_freq.tolist()
+    for rope, settings in config.for_context(config.usual_context).ropes.items():
+        inv_freq, factor = reference.frequencies[rope]
+        assert penstock_inverse_frequencies(settings, config.head_dim).tolist() == inv_freq.tolist()
+        assert np.float32(settings.attention_factor) == np.float32(factor)
 
 
 def test_inverse_frequencies_of_llama_3_1() -> None:
     """As published for the 8B: short wavelengths untouched, the longest eight times as long."""
-    plain, scaled = (
-        inverse_frequencies({"rope_theta": 500000.0, "rope_scaling": scaling}, 128) for scaling in (None, LLAMA3)
-    )
+    plain, scaled = (rope_frequencies(scaling, {"rope_theta": 500000.0}, 128)[0] for scaling in ({}, LLAMA3))
     ratio, wavelength = plain / scaled, 2 * np.pi / plain
     assert (ratio[wavelength < 2048] == 1).all()
     assert (ratio[wavelength > 8192] == 8).all()

@@ -95,19 +95,41 @@ struct RmsNormArgs {
   Rows<float> out;
 };
 
-// out = (gate / (1 + exp(-gate))) * up; out may be gate or up.
-struct SiluMulArgs {
+// kGeluTanh: GELU with tanh for the error function, x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)) (arXiv 1606.08415).
+enum class Activation { kSilu, kGeluTanh };
+
+// out = (gate / (1 + exp(-z))) * up with z = gate, or of kGeluTanh gate * fma(gate * gate, 0.07135482, 1.5957691); out
+// may be gate or up.
+struct GatedArgs {
   Rows<const float> gate;
   Rows<const float> up;
+  Activation activation;
   Rows<float> out;
 };
 
-// Rotates each of `heads` heads of x in place: row r, head h starts at x.data + r * x.stride + h * dim.
-// cos and sin are [rows][dim / 2].
+// x *= times; x /= divisor; x = cap * tanh(x / cap), unless cap is 0.
+struct ScaleArgs {
+  Rows<float> x;
+  float times;
+  float divisor;
+  float cap;
+};
+
+// out[at[r]] += factors[r] * x[r], the product rounded before the sum, r ascending. Without `at`, row r is for row r.
+struct AddRowsArgs {
+  Rows<const float> x;
+  const std::int32_t* at;  // or null
+  const float* factors;
+  Rows<float> out;
+};
+
+// Rotates the first `rotary` dimensions of each of `heads` heads of x in place: row r, head h starts at
+// x.data + r * x.stride + h * dim. cos and sin are [rows][rotary / 2].
 struct RopeArgs {
   Rows<float> x;  // cols = heads * dim
   std::int64_t heads;
   std::int64_t dim;
+  std::int64_t rotary;
   const float* cos;
   const float* sin;
 };
@@ -147,7 +169,8 @@ struct StoreKvArgs {
 };
 
 // Row r sees slots 0 .. prefix[r] - 1, then tail_slots[tail_offsets[r] .. tail_offsets[r + 1]), in this order: these
-// are its logical positions 0, 1, 2, ... Query head h reads kv head h / (heads / kv_heads).
+// are its logical positions 0, 1, 2, ... Query head h reads kv head h / (heads / kv_heads). With a window, it sees only
+// the last `window` of its positions. With a softcap, scores are softcap * tanh(score / softcap).
 struct AttentionArgs {
   Rows<const float> q;  // cols = heads * head_dim
   std::int64_t heads;
@@ -155,6 +178,8 @@ struct AttentionArgs {
   const std::int32_t* tail_offsets;
   const std::int32_t* tail_slots;
   float scale;
+  float softcap;        // or 0
+  std::int64_t window;  // or 0
   KvLayer kv;
   Rows<float> out;
 };
@@ -174,7 +199,9 @@ struct Kernels {
   bool emulates_fma;
   void (*matmul)(const MatmulArgs&, std::int64_t begin, std::int64_t end, Scratch);        // outputs (rows of w)
   void (*rms_norm)(const RmsNormArgs&, std::int64_t begin, std::int64_t end, Scratch);     // rows
-  void (*silu_mul)(const SiluMulArgs&, std::int64_t begin, std::int64_t end, Scratch);     // columns, each for all rows
+  void (*gated)(const GatedArgs&, std::int64_t begin, std::int64_t end, Scratch);          // columns, each for all rows
+  void (*scale)(const ScaleArgs&, std::int64_t begin, std::int64_t end, Scratch);          // columns, each for all rows
+  void (*add_rows)(const AddRowsArgs&, std::int64_t begin, std::int64_t end, Scratch);     // columns, each for all rows
   void (*rope)(const RopeArgs&, std::int64_t begin, std::int64_t end, Scratch);            // rows
   void (*widen)(const WidenArgs&, std::int64_t begin, std::int64_t end, Scratch);          // elements
   void (*exp)(const ExpArgs&, std::int64_t begin, std::int64_t end, Scratch);              // elements

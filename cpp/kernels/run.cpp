@@ -36,6 +36,13 @@ std::int64_t grain_of(const ThreadPool& pool, std::int64_t units, std::int64_t f
   return std::max(least, units / (4 * pool.threads()) + 1);
 }
 
+// Runs the kernel for columns [0, columns), each of which costs about `floats`. Acquires the pool.
+template <typename Args>
+void split_columns(ThreadPool& pool, Kernel<Args> kernel, const Args& args, std::int64_t columns, std::int64_t floats) {
+  const auto lock = pool.acquire();
+  split(pool, kernel, args, columns, (grain_of(pool, columns, floats) + 15) / 16 * 16);
+}
+
 // Outputs for a task of a matrix product with so many rows of x: adjacent rows of weights, the more the steadier their
 // stream, in multiples of 4; even shares matter where there are few.
 std::int64_t product_grain(const ThreadPool& pool, std::int64_t rows, std::int64_t cols, std::int64_t outputs,
@@ -140,11 +147,16 @@ void rms_norm(ThreadPool& pool, const RmsNormArgs& args) {
   split(pool, active_kernels().rms_norm, args, args.x.rows, grain_of(pool, args.x.rows, args.x.cols));
 }
 
-void silu_mul(ThreadPool& pool, const SiluMulArgs& args) {
-  const auto lock = pool.acquire();
-  const std::int64_t columns = args.out.cols;
-  const std::int64_t grain = grain_of(pool, columns, args.out.rows * 8);
-  split(pool, active_kernels().silu_mul, args, columns, (grain + 15) / 16 * 16);
+void gated(ThreadPool& pool, const GatedArgs& args) {
+  split_columns(pool, active_kernels().gated, args, args.out.cols, args.out.rows * 8);
+}
+
+void scale(ThreadPool& pool, const ScaleArgs& args) {
+  split_columns(pool, active_kernels().scale, args, args.x.cols, args.x.rows * (args.cap == 0.0f ? 1 : 8));
+}
+
+void add_rows(ThreadPool& pool, const AddRowsArgs& args) {
+  split_columns(pool, active_kernels().add_rows, args, args.x.cols, args.x.rows);
 }
 
 void rope(ThreadPool& pool, const RopeArgs& args) {

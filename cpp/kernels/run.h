@@ -21,7 +21,9 @@ void matmul_nibbles(ThreadPool& pool, const Rows<const float>& x, std::uint8_t* 
 void count_classes(ThreadPool& pool, const CountClassesArgs& args);
 void quantize_nibbles(ThreadPool& pool, const QuantizeNibblesArgs& args);
 void rms_norm(ThreadPool& pool, const RmsNormArgs& args);
-void silu_mul(ThreadPool& pool, const SiluMulArgs& args);
+void gated(ThreadPool& pool, const GatedArgs& args);
+void scale(ThreadPool& pool, const ScaleArgs& args);
+void add_rows(ThreadPool& pool, const AddRowsArgs& args);
 void rope(ThreadPool& pool, const RopeArgs& args);
 void widen(ThreadPool& pool, const WidenArgs& args);
 void exp(ThreadPool& pool, const ExpArgs& args);

@@ -54,8 +54,8 @@ class LLM:
         machine.trim_heap()
         runtime = Runtime(checkpoint, options, available, self.defaults)
         self._runtime, self.engine = runtime, runtime.engine
-        self.path, self.files, self.config = checkpoint.path, checkpoint.files, checkpoint.config
-        self.architecture = checkpoint.architecture
+        self.path, self.files, self.config = checkpoint.path, checkpoint.files, runtime.config
+        self.architecture = runtime.architecture
         self.context, self.kernels, self.events = runtime.context, runtime.kernels, runtime.events
         self.weights, self.model = runtime.weights[0], runtime.stages[0].decoder
         self.tensors, self.memory = checkpoint.tensors, runtime.memory

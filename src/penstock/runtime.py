@@ -56,8 +56,9 @@ class Runtime:
     ) -> None:
         """`available`: bytes that the machine had free, the ceiling where `options` give none. What else the process
         needs is in memory by now. Raises as `LLM.open` does."""
+        self.context = check_context(options.context, checkpoint.config)
+        checkpoint = checkpoint.for_context(self.context)
         self.config, self.architecture = checkpoint.config, checkpoint.architecture
-        self.context = check_context(options.context, self.config.max_position_embeddings)
         self.kernels = Kernels(options.threads)
         self.ceiling = available + machine.footprint().anonymous if options.ceiling is None else options.ceiling
         self.events = Events()
@@ -81,7 +82,7 @@ class Runtime:
             budgets[0] = replace(budgets[0], draft=working_bytes(self.architecture, coarse))
         drafters = []
         if options.draft_model is not None:
-            self.draft = DraftModel(find_model(options.draft_model), self.kernels, options.kv_dtype)
+            self.draft = DraftModel(find_model(options.draft_model), self.kernels, options.kv_dtype, self.context)
             drafters.append(self._load_draft(self.draft, checkpoint, budgets[0]))
             budgets[0] = replace(budgets[0], draft=budgets[0].draft + self.draft.nbytes)
         rooms = self._rooms(opened, budgets, options.max_resident)
@@ -136,7 +137,7 @@ class Runtime:
         """A draft model as it is where all of both models stays in memory, else in 4 bits a weight."""
         draft.check_tokens_of(checkpoint.path, self.config)
         with_whole = replace(budget, draft=budget.draft + draft.likely_bytes("whole"))
-        return draft_drafter(draft, "whole" if with_whole.holds_all() else "4 bits")
+        return draft_drafter(draft, "whole" if with_whole.holds_all() else "4 bits", self.config.vocab_size)
 
     def drop_draft(self) -> None:
         """The draft model does not pay: give its memory back to the weights."""

@@ -57,7 +57,7 @@ class Fields:
         self.source = source
         self.prefix = prefix
         self.asked: set[str] = set()
-        self.parts: list[Fields] = []
+        self.parts: dict[str, Fields] = {}
 
     def get(self, key: str, default: object = None) -> object:
         self.asked.add(key)
@@ -69,17 +69,18 @@ class Fields:
 
     def part(self, key: str) -> Fields:
         """The fields of an object within this one; none where it is null or missing."""
+        if key in self.parts:
+            return self.parts[key]
         value = self.get(key)
         if value is not None and not isinstance(value, dict):
             self.fail(key, "an object or null")
-        part = Fields(value or {}, self.source, f"{self.prefix}{key}.")
-        self.parts.append(part)
+        part = self.parts[key] = Fields(value or {}, self.source, f"{self.prefix}{key}.")
         return part
 
     def unknown(self, ignored: frozenset[str]) -> list[str]:
         """The keys that nobody asked for, those in `ignored` left out."""
         own = [self.prefix + key for key in self.mapping if key not in self.asked | ignored]
-        return own + [key for part in self.parts for key in part.unknown(ignored)]
+        return own + [key for part in self.parts.values() for key in part.unknown(ignored)]
 
     def size(self, key: str, default: int | None = None) -> int:
         value = self.get(key, default)
@@ -96,6 +97,13 @@ class Fields:
         if not _is_number(value) or value <= 0:
             self.fail(key, "a positive number")
         return float(value)
+
+    def positives(self, key: str, count: int) -> tuple[float, ...]:
+        """So many finite numbers above 0."""
+        values = self.get(key)
+        if not isinstance(values, list) or len(values) != count or not all(_is_number(v) and v > 0 for v in values):
+            self.fail(key, f"a list of {count} positive numbers")
+        return tuple(map(float, values))
 
     def optional_number(self, key: str, holds: Callable[[float], bool], expected: str) -> float | None:
         """A finite number that `holds` accepts, or None where it is null or missing."""

@@ -158,7 +158,8 @@ def test_llama3_rope_was_trained_for_all_positions_unless_it_says_less() -> None
 
 
 UNSUPPORTED = {
-    "mistral": ({"architectures": ["MistralForCausalLM"]}, "the architecture is ['MistralForCausalLM']"),
+    "mixtral": ({"architectures": ["MixtralForCausalLM"]}, "the architecture is ['MixtralForCausalLM']"),
+    "another family's type": ({"architectures": ["MistralForCausalLM"]}, "the model_type is 'llama'"),
     "two": ({"architectures": ["LlamaForCausalLM", "X"]}, "the architecture is ['LlamaForCausalLM', 'X']"),
     "classifier": ({"architectures": ["LlamaForSequenceClassification"]}, "['LlamaForSequenceClassification']"),
     "type": ({"model_type": "qwen2"}, "the model_type is 'qwen2'"),
@@ -173,9 +174,7 @@ UNSUPPORTED = {
     "encoder": ({"is_encoder_decoder": True}, "is_encoder_decoder is True"),
     "interleaved": ({"rope_interleaved": True}, "rope_interleaved is True"),
     "layers differ": ({"per_layer_config": {"1": {"head_dim": 4}}}, "per_layer_config is {'1': {'head_dim': 4}}"),
-    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "rope_scaling.rope_type is 'yarn'"),
     "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_scaling.rope_type is 'dynamic'"),
-    "longrope": ({"rope_parameters": {"rope_type": "longrope"}}, "rope_parameters.rope_type is 'longrope'"),
     "rope type a list": ({"rope_scaling": {"rope_type": []}}, "rope_scaling.rope_type is []"),
     "rope type null": ({"rope_scaling": {"rope_type": None}}, "rope_scaling.rope_type is None"),
     "gptq": (
@@ -200,12 +199,12 @@ def test_unsupported_models_are_named(case: str) -> None:
 
 
 def test_unsupported_models_are_told_what_is_supported() -> None:
-    with pytest.raises(UnsupportedError, match="Penstock runs LlamaForCausalLM"):
-        parse(architectures=["MistralForCausalLM"])
+    with pytest.raises(UnsupportedError, match="Penstock runs Llama 2, Llama 3 and their fine-tunes; Qwen2"):
+        parse(architectures=["StableLmForCausalLM"])
     with pytest.raises(UnsupportedError, match="Penstock runs only models with hidden_act 'silu'"):
         parse(hidden_act="gelu")
-    with pytest.raises(UnsupportedError, match="rope types 'default', 'linear' and 'llama3'"):
-        parse(rope_scaling={"type": "yarn"})
+    with pytest.raises(UnsupportedError, match="rope types 'default', 'linear', 'llama3', 'yarn' and 'longrope'"):
+        parse(rope_scaling={"type": "dynamic"})
 
 
 SIZES = [
@@ -243,6 +242,16 @@ MALFORMED = {
     ),
     "no factor": ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing, not a positive number"),
     "factor": ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_scaling.factor is 0, not a positive number"),
+    "layers": ({"num_hidden_layers": 65537}, "num_hidden_layers is 65537, not a number up to 65,536"),
+    "yarn without factor": ({"rope_scaling": {"type": "yarn"}}, "rope_scaling.factor is missing, not a positive"),
+    "longrope without factors": (
+        {"rope_scaling": {"type": "longrope", "long_factor": [1.0] * 4}},
+        "rope_scaling.short_factor is missing, not a list of 4 positive numbers",
+    ),
+    "longrope of another length": (
+        {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0] * 3}},
+        "rope_scaling.long_factor is [1.0, 1.0, 1.0], not a list of 4 positive numbers",
+    ),
     "no ramp": (
         {"rope_scaling": {"type": "llama3", **LLAMA3, "high_freq_factor": 1}},
         "rope_scaling.high_freq_factor is 1, not above low_freq_factor, 1.0",

@@ -27,7 +27,8 @@ from rich.console import Console
 from show_results import COLUMNS, cells, plot, show
 
 from helpers.cases import DEMO
-from helpers.reference import inverse_frequencies, read_weights
+from helpers.family_reading import rope_frequencies
+from helpers.reference import read_weights
 from helpers.reference import rotate as rotate_halves
 from penstock.errors import UsageError
 
@@ -365,7 +366,8 @@ class TestGguf:
         plain = config["rope_theta"] ** (-np.arange(0, config["head_dim"], 2) / config["head_dim"])
         divisors = rope_divisors(config)
         assert divisors is not None
-        np.testing.assert_allclose(plain / divisors, inverse_frequencies(config, config["head_dim"]), rtol=1e-5)
+        scaled, _ = rope_frequencies(config["rope_scaling"], config, config["head_dim"])
+        np.testing.assert_allclose(plain / divisors, scaled, rtol=1e-5)
         assert rope_divisors({**config, "rope_scaling": None}) is None
 
     def test_values_are_the_checkpoints(self) -> None:

@@ -42,6 +42,8 @@ class Problem:
     dtype: str = "bf16"
     block_slots: int = 32
     scale: float = 0.3
+    window: int = 0
+    softcap: float = 0
 
     @classmethod
     def random(
@@ -75,7 +77,8 @@ class Problem:
         out = np.full_like(q, np.nan)
         cache = self.cache()
         pool = _core.ThreadPool(threads, scratch)
-        _core.attention(pool, q, i32(self.prefix[rows]), offsets, flat, self.scale, cache.layer, out)
+        paths = i32(self.prefix[rows]), offsets, flat
+        _core.attention(pool, q, *paths, self.scale, cache.layer, out, self.window, self.softcap)
         return out
 
     def expected(self) -> F32:
@@ -85,13 +88,23 @@ class Problem:
         out = np.empty_like(self.q)
         for row, head in np.ndindex(*self.q.shape[:2]):
             path = self.path(row)
-            out[row, head] = attend(self.q[row, head], k[path, head // group], v[path, head // group], self.scale)
+            keys, values = k[path, head // group], v[path, head // group]
+            out[row, head] = attend(self.q[row, head], keys, values, self.scale, self.window, self.softcap)
         return out
 
 
 problems = st.builds(
-    lambda seed, rows, group, kv_heads, half, slots, dtype, log_slots: Problem.random(
-        seed, rows, group * kv_heads, kv_heads, 2 * half, slots, dtype, block_slots=2**log_slots
+    lambda seed, rows, group, kv_heads, half, slots, dtype, log_slots, window, softcap: Problem.random(
+        seed,
+        rows,
+        group * kv_heads,
+        kv_heads,
+        2 * half,
+        slots,
+        dtype,
+        block_slots=2**log_slots,
+        window=window,
+        softcap=softcap,
     ),
     st.integers(0, 2**32 - 1),
     st.integers(1, 6),
@@ -101,6 +114,8 @@ problems = st.builds(
     st.integers(1, 100),
     st.sampled_from(sorted(BITS)),
     st.integers(4, 7),
+    st.just(0) | st.integers(1, 120),
+    st.sampled_from([0, 0, 1.5, 50]),
 )
 
 
@@ -112,9 +127,10 @@ def test_bits_are_those_of_the_contract(problem: Problem, isa: str, threads: int
 
 @pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize("dtype", sorted(BITS))
-def test_bits_depend_on_no_grouping(dim: int, dtype: str) -> None:
+@pytest.mark.parametrize("window", [0, 1, 77, 699])
+def test_bits_depend_on_no_grouping(dim: int, dtype: str, window: int) -> None:
     """Instruction set, threads, scratch (so query vectors a block) and rows a call."""
-    problem = Problem.random(dim, rows=40, heads=12, kv_heads=3, dim=dim, slots=700, dtype=dtype)
+    problem = Problem.random(dim, rows=40, heads=12, kv_heads=3, dim=dim, slots=700, dtype=dtype, window=window)
     expected = problem.run()
     for isa in ISAS:
         with instruction_set(isa):
@@ -151,6 +167,23 @@ def test_a_chunk_of_a_prompt_is_causal(isa: str) -> None:
         assert same_bits(together[:5], problem.expected()[:5])
         problem.k[40:], problem.v[40:] = np.nan, np.inf
         assert same_bits(problem.run(2)[:40], together[:40])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("window", [1, 15, 16, 17, 40, 99, 100, 101, 1000])
+def test_what_a_window_has_passed_changes_nothing(isa: str, window: int) -> None:
+    """Be it NaN; and a window that holds every key is none."""
+    problem = Problem.random(11, rows=5, heads=4, kv_heads=2, dim=32, slots=150)
+    problem.prefix, problem.tails = [100, 100, 100, 90, 61], [[], [], [], list(range(110, 120)), list(range(110, 149))]
+    with instruction_set(isa):
+        everything = problem.run()
+        problem.window = window
+        inside = problem.run()
+        assert same_bits(inside, everything) == (window >= 100)
+        problem.k[: max(0, 61 + 39 - window)], problem.v[: max(0, 61 + 39 - window)] = np.nan, np.inf
+        problem.k[110 : max(110, 110 + 39 - window)] = np.nan
+        same = problem.run()
+    assert same_bits(same[[0, 1, 2, 4]], inside[[0, 1, 2, 4]])
 
 
 def float64_attention(problem: Problem) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -274,6 +307,8 @@ def run_with(**changes: Any) -> None:
         ({"q": np.zeros((2, 3, 16), np.float32)}, "heads of q must be a multiple of kv_heads"),
         ({"q": np.zeros((2, 4, 18), np.float32)}, "head dimension of q is 18, expected 16"),
         ({"out": np.zeros((3, 4, 16), np.float32)}, "q and out differ in shape"),
+        ({"window": -1}, "window must not be negative"),
+        ({"softcap": -1.0}, "softcap must not be negative"),
     ],
 )
 def test_wrong_arguments_are_named(changes: dict[str, Any], message: str) -> None:

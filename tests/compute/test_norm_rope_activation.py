@@ -1,4 +1,4 @@
-"""rms_norm, rope, silu_mul, widen and store_kv against the contract's own steps, on every instruction set."""
+"""The small kernels against the contract's own steps, on every instruction set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.numerics_oracles import F32, dot, exp32, f32, i32, instruction_set, same_bits
+from helpers.numerics_oracles import F32, capped, dot, f32, gated, i32, instruction_set, same_bits, tanh32
 from penstock import _core
 
 ISAS = _core.isas()
@@ -62,37 +62,121 @@ def test_rms_norm_is_accurate(isa: str) -> None:
     assert (np.abs(out - exact) <= ((4096 / 16 + 7) / 2 + 4) * 2**-24 * np.abs(exact)).all()
 
 
+ACTIVATIONS = ["silu", "gelu_tanh"]
+
+
 @given(
-    seeds, isas, threads, st.integers(1, 4), st.integers(1, 70), st.integers(0, 9), st.sampled_from(["gate", "up", ""])
+    seeds,
+    isas,
+    threads,
+    st.integers(1, 4),
+    st.integers(1, 70),
+    st.integers(0, 9),
+    st.sampled_from(["gate", "up", ""]),
+    st.sampled_from(ACTIVATIONS),
 )
-def test_silu_mul(seed: int, isa: str, threads: int, rows: int, n: int, gap: int, alias: str) -> None:
+def test_gated(seed: int, isa: str, threads: int, rows: int, n: int, gap: int, alias: str, activation: str) -> None:
     rng = np.random.default_rng(seed)
     gate, up = strided(normal(rng, rows, n) * 10, gap), strided(normal(rng, rows, n), gap)
-    with np.errstate(over="ignore"):
-        expected = gate / (1 + exp32(-gate)) * up
+    expected = gated(gate, up, activation)
     out = {"gate": gate, "up": up}.get(alias, strided(np.zeros((rows, n), np.float32), gap))
     with instruction_set(isa):
-        _core.silu_mul(POOLS[threads], gate, up, out)
+        _core.gated(POOLS[threads], gate, up, activation, out)
     assert same_bits(out, expected)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_silu_mul_at_the_edges(isa: str) -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gated_at_the_edges(isa: str, activation: str) -> None:
     gate = f32([[0, -0.0, 100, -100, 1e30, -1e30, np.inf, np.nan]])
     out = np.empty_like(gate)
     with instruction_set(isa):
-        _core.silu_mul(POOLS[1], gate, np.ones_like(gate), out)
+        _core.gated(POOLS[1], gate, np.ones_like(gate), activation, out)
     assert same_bits(out, f32([[0, -0.0, 100, -0.0, 1e30, -0.0, np.inf, np.nan]]))
 
 
-@given(seeds, isas, threads, st.integers(1, 4), st.integers(1, 3), st.integers(1, 40), st.integers(0, 9))
-def test_rope(seed: int, isa: str, threads: int, rows: int, heads: int, half: int, gap: int) -> None:
+def test_gelu_is_accurate() -> None:
+    """The formula's own value in float64. Roundings of z count times its size, as those of exp's argument do; where
+    exp is beyond its range, the result is 0 in place of something as small."""
+    x = np.linspace(-12, 12, 100_001, dtype=np.float32)[None]
+    out = np.empty_like(x)
+    _core.gated(POOLS[3], x, np.ones_like(x), "gelu_tanh", out)
+    wide = x.astype(np.float64)
+    z = 2 * np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)
+    exact = wide / (1 + np.exp(-z))
+    assert (np.abs(out - exact) <= (6 + 4 * np.abs(z)) * 2**-24 * np.abs(exact) + 4e-38).all()
+
+
+def test_tanh_is_accurate() -> None:
+    """Within 4 units in the last place, over all magnitudes; and where a cap's two sides meet."""
+    x = f32(np.concatenate([np.linspace(-11, 11, 100_001), np.geomspace(1e-44, 700, 5001)]))[None]
+    out = x.copy()
+    _core.scale(POOLS[3], out, 1.0, 1.0, 1.0)
+    exact = np.tanh(x.astype(np.float64))
+    assert same_bits(out, tanh32(x))
+    assert (np.abs(out - exact) <= 4 * 2**-24 * np.abs(exact) + 1e-45).all()
+
+
+@given(
+    seeds,
+    isas,
+    threads,
+    st.integers(1, 4),
+    st.integers(1, 70),
+    st.integers(0, 9),
+    st.sampled_from([1.0, 12.0, 59.75]),
+    st.sampled_from([1.0, 8.0, 13.0]),
+    st.sampled_from([0.0, 1.0, 30.0]),
+)
+def test_scale(
+    seed: int, isa: str, threads: int, rows: int, n: int, gap: int, times: float, divisor: float, cap: float
+) -> None:
+    x = strided(normal(np.random.default_rng(seed), rows, n) * 10, gap)
+    expected = capped(f32(x * np.float32(times) / np.float32(divisor)), cap)
+    with instruction_set(isa):
+        _core.scale(POOLS[threads], x, times, divisor, cap)
+    assert same_bits(x, expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_scale_at_the_edges(isa: str) -> None:
+    x = f32([[0, -0.0, 1e30, -1e30, np.inf, -np.inf, np.nan, 1e-45]])
+    with instruction_set(isa):
+        _core.scale(POOLS[1], x, cap=30.0)
+    assert same_bits(x, f32([[0, 0, 30, -30, 30, -30, np.nan, 0]]))
+
+
+@given(seeds, isas, threads, st.integers(1, 5), st.integers(1, 70), st.integers(0, 9), st.booleans())
+def test_add_rows(seed: int, isa: str, threads: int, rows: int, n: int, gap: int, spread: bool) -> None:
     rng = np.random.default_rng(seed)
-    x = normal(rng, rows, heads, 2 * half)
+    x, out, factors = strided(normal(rng, rows, n), gap), strided(normal(rng, rows, n), gap), normal(rng, rows)
+    at = rng.integers(0, rows, rows).astype(np.int32) if spread else np.arange(rows, dtype=np.int32)
+    expected = out.copy()
+    for row, target in enumerate(at):
+        expected[target] += x[row] * factors[row]
+    with instruction_set(isa):
+        _core.add_rows(POOLS[threads], x, factors, out, at if spread else None)
+    assert same_bits(out, expected)
+
+
+@given(
+    seeds,
+    isas,
+    threads,
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.integers(0, 9),
+    st.just(0) | st.integers(0, 33),
+)
+def test_rope(seed: int, isa: str, threads: int, rows: int, heads: int, half: int, gap: int, rest: int) -> None:
+    """The first 2 * half dimensions of a head; `rest` more stay as they are."""
+    rng = np.random.default_rng(seed)
+    x = normal(rng, rows, heads, 2 * half + rest)
     cos, sin = normal(rng, rows, half), normal(rng, rows, half)
     c, s = cos[:, None], sin[:, None]
-    first, second = x[..., :half], x[..., half:]
-    expected = np.concatenate([first * c - second * s, second * c + first * s], -1)
+    first, second = x[..., :half], x[..., half : 2 * half]
+    expected = np.concatenate([first * c - second * s, second * c + first * s, x[..., 2 * half :]], -1)
     rotated = strided(x, gap)
     with instruction_set(isa):
         _core.rope(POOLS[threads], rotated, cos, sin)
@@ -197,9 +281,23 @@ def zeros(*shape: int) -> F32:
     [
         (call("rms_norm", zeros(2, 8), zeros(7), 1e-5, zeros(2, 8)), "length of weight is 7, expected 8"),
         (call("rms_norm", zeros(2, 8), zeros(8), 1e-5, zeros(3, 8)), "x and out differ in shape"),
-        (call("silu_mul", zeros(2, 8), zeros(2, 7), zeros(2, 8)), "up and out differ in shape"),
-        (call("rope", zeros(2, 1, 7), zeros(2, 3), zeros(2, 3)), "the head dimension must be even"),
-        (call("rope", zeros(2, 1, 8), zeros(2, 3), zeros(2, 3)), "columns of cos is 3, expected 4"),
+        (call("gated", zeros(2, 8), zeros(2, 7), "silu", zeros(2, 8)), "up and out differ in shape"),
+        (
+            call("gated", zeros(2, 8), zeros(2, 8), "relu", zeros(2, 8)),
+            "unknown activation 'relu', expected silu or gelu_tanh",
+        ),
+        (call("scale", zeros(2, 8), 1.0, 1.0, -1.0), "cap must not be negative"),
+        (call("add_rows", zeros(2, 8), zeros(2), zeros(2, 7)), "columns of x is 8, expected 7"),
+        (call("add_rows", zeros(2, 8), zeros(3), zeros(2, 8)), "length of factors is 3, expected 2"),
+        (call("add_rows", zeros(2, 8), zeros(2), zeros(3, 8)), "rows of x is 2, expected 3"),
+        (call("add_rows", zeros(2, 8), zeros(2), zeros(3, 8), i32([0])), "length of at is 1, expected 2"),
+        (call("add_rows", zeros(2, 8), zeros(2), zeros(3, 8), i32([0, 3])), "at: out has no row 3"),
+        (call("add_rows", zeros(2, 8), zeros(2), zeros(3, 8), i32([-1, 0])), "at: out has no row -1"),
+        (call("rope", zeros(2, 1, 8), zeros(2, 3), zeros(2, 4)), "cos and sin differ in shape"),
+        (
+            call("rope", zeros(2, 1, 7), zeros(2, 4), zeros(2, 4)),
+            "columns of cos are more than half the head dimension",
+        ),
         (call("widen", np.zeros(9, np.uint8), "BF16", zeros(4)), "bytes of src is 9, expected 8"),
         (call("widen", np.zeros(8, np.uint8), "I8", zeros(4)), "unknown weight dtype 'I8', expected BF16, F16 or F32"),
     ],

@@ -30,9 +30,12 @@ class Case:
     config: dict[str, Any]
     dtype: str = "BF16"
     files: dict[str, Any] = field(default_factory=dict)
+    nulls: tuple[str, ...] = ()
+    """Keys that are there, with null."""
 
     def write(self, path: Path, seed: int = 0) -> Path:
         config = {key: value for key, value in tiny_config(**self.config).items() if value is not None}
+        config |= dict.fromkeys(self.nulls)
         write_checkpoint(path, config, dtype=self.dtype, seed=seed, **self.files)
         return path
 
@@ -41,16 +44,162 @@ def _attention(heads: int, kv_heads: int, head_dim: int = 8) -> dict[str, int]:
     return {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
 
 
-QWEN2: dict[str, Any] = {
-    "model_type": "qwen2",
-    "architectures": ["Qwen2ForCausalLM"],
-    "attention_bias": None,
-    "mlp_bias": None,
-    "rope_scaling": None,
-    "use_sliding_window": False,
-    "sliding_window": 128,
-    "max_window_layers": 1,
+def _family(model_type: str, architecture: str, **config: Any) -> dict[str, Any]:
+    """Changes that make another family of a Llama; keys with None are left out of the file."""
+    without = {"attention_bias": None, "mlp_bias": None}
+    return without | {"model_type": model_type, "architectures": [architecture]} | config
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+GRANITE = {
+    "attention_bias": True,
+    "mlp_bias": True,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.3,
+    "logits_scaling": 6.0,
 }
+GEMMA2 = _family(
+    "gemma2",
+    "Gemma2ForCausalLM",
+    hidden_act=None,
+    hidden_activation="gelu_pytorch_tanh",
+    query_pre_attn_scalar=24,
+    sliding_window=16,
+    layer_types=[SLIDING, FULL],
+    attn_logit_softcapping=2.0,
+    final_logit_softcapping=1.5,
+    tie_word_embeddings=True,
+)
+GEMMA3 = GEMMA2 | _family(
+    "gemma3_text",
+    "Gemma3ForCausalLM",
+    rope_theta=1e6,
+    rope_local_base_freq=1e4,
+    rope_scaling={"rope_type": "linear", "factor": 8.0},
+    attn_logit_softcapping=None,
+    final_logit_softcapping=None,
+)
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.5, 2.5],
+    "long_factor": [1.0, 2.0, 9.0, 30.0],
+}
+PHI3 = _family("phi3", "Phi3ForCausalLM", sliding_window=None, pad_token_id=0)
+
+QWEN2: dict[str, Any] = _family(
+    "qwen2", "Qwen2ForCausalLM", use_sliding_window=False, sliding_window=128, max_window_layers=1
+)
+QWEN3 = _family("qwen3", "Qwen3ForCausalLM", attention_bias=False, use_sliding_window=False)
+
+FAMILY_CASES = {
+    "qwen2-window": Case(
+        QWEN2 | {"use_sliding_window": True, "sliding_window": 20, "layer_types": [FULL, SLIDING]} | _attention(4, 2)
+    ),
+    "qwen3": Case(QWEN3 | _attention(4, 2, 16)),
+    "qwen3-biases": Case(QWEN3 | {"attention_bias": True, "tie_word_embeddings": True}),
+    "qwen3-yarn": Case(QWEN3 | {"rope_scaling": YARN, "rope_theta": 1e6}),
+    "mistral-v1": Case(_family("mistral", "MistralForCausalLM", sliding_window=17)),
+    "mistral-nemo": Case(_family("mistral", "MistralForCausalLM") | _attention(4, 1, 12), nulls=("sliding_window",)),
+    "smollm3": Case(
+        _family(
+            "smollm3",
+            "SmolLM3ForCausalLM",
+            num_hidden_layers=3,
+            no_rope_layers=[1, 0, 1],
+            pad_token_id=0,
+            tie_word_embeddings=True,
+        )
+    ),
+    "smollm3-window": Case(
+        _family(
+            "smollm3",
+            "SmolLM3ForCausalLM",
+            attention_bias=True,
+            no_rope_layers=[1, 0],
+            use_sliding_window=True,
+            sliding_window=16,
+            layer_types=[FULL, SLIDING],
+            pad_token_id=0,
+        )
+    ),
+    "olmo2": Case(_family("olmo2", "Olmo2ForCausalLM", pad_token_id=0) | _attention(4, 2, 8)),
+    "olmo2-biases": Case(_family("olmo2", "Olmo2ForCausalLM", attention_bias=True, pad_token_id=0)),
+    "olmo3": Case(
+        _family(
+            "olmo3",
+            "Olmo3ForCausalLM",
+            num_hidden_layers=3,
+            sliding_window=16,
+            layer_types=[SLIDING, FULL, SLIDING],
+            rope_theta=5e5,
+            rope_scaling=YARN | {"attention_factor": 1.2},
+            pad_token_id=0,
+        )
+    ),
+    "granite": Case(_family("granite", "GraniteForCausalLM", **GRANITE)),
+    "granite-4": Case(
+        _family(
+            "granitemoehybrid",
+            "GraniteMoeHybridForCausalLM",
+            **GRANITE | {"mlp_bias": None, "attention_bias": False},
+            layer_types=["attention", "attention"],
+            num_local_experts=0,
+            mamba_n_heads=4,
+            shared_intermediate_size=40,
+            position_embedding_type="rope",
+            tie_word_embeddings=True,
+        )
+    ),
+    "granite-4-no-rope": Case(
+        _family(
+            "granitemoehybrid",
+            "GraniteMoeHybridForCausalLM",
+            **GRANITE | {"mlp_bias": None, "attention_bias": None, "residual_multiplier": 1.0},
+            layer_types=["attention", "attention"],
+            num_local_experts=0,
+            mamba_n_heads=4,
+            shared_intermediate_size=48,
+        )
+    ),
+    "exaone4": Case(_family("exaone4", "Exaone4ForCausalLM", layer_types=[FULL, FULL]), nulls=("sliding_window",)),
+    "exaone4-window": Case(
+        _family("exaone4", "Exaone4ForCausalLM", sliding_window=16, layer_types=[SLIDING, FULL], rope_scaling=LLAMA3)
+    ),
+    "gemma2": Case(GEMMA2),
+    "gemma2-no-caps": Case(
+        GEMMA2 | {"attention_bias": True, "tie_word_embeddings": False} | _attention(4, 1, 16),
+        nulls=("attn_logit_softcapping", "final_logit_softcapping"),
+    ),
+    "gemma3": Case(GEMMA3 | {"num_hidden_layers": 3, "layer_types": [SLIDING, FULL, SLIDING]}),
+    "gemma3-rope-parameters": Case(
+        GEMMA3
+        | {
+            "rope_theta": None,
+            "rope_local_base_freq": None,
+            "rope_scaling": None,
+            "rope_parameters": {
+                FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+            },
+        }
+    ),
+    "phi3": Case(PHI3),
+    "phi3-window": Case(PHI3 | {"sliding_window": 15, "tie_word_embeddings": True}),
+    "phi3-longrope": Case(
+        PHI3
+        | {"rope_scaling": LONGROPE, "original_max_position_embeddings": 96, "max_position_embeddings": 512}
+        | _attention(4, 2, 8)
+    ),
+    "phi4-mini": Case(
+        PHI3
+        | {"rope_scaling": LONGROPE, "original_max_position_embeddings": 96, "max_position_embeddings": 512}
+        | {"partial_rotary_factor": 0.5, "hidden_size": 64}
+        | _attention(4, 2, 16)
+    ),
+}
+"""What sets the families apart from a Llama; windows are shorter than the tests' texts."""
 
 CASES = {
     "gqa-1": Case(_attention(4, 4)),
@@ -82,6 +231,7 @@ CASES = {
     "indexed": Case({"tie_word_embeddings": True}, files={"layout": "indexed", "shards": 5}),
     "split": Case({"num_hidden_layers": 3}, files={"layout": "split"}),
     "split-bare": Case({"attention_bias": True}, files={"layout": "split", "names": "bare"}),
+    **FAMILY_CASES,
 }
 
 

@@ -1,4 +1,4 @@
-"""Writes small Llama checkpoints for tests: any shape, dtype and layout, with NumPy alone.
+"""Writes small checkpoints for tests: any shape, dtype and layout, with NumPy alone.
 
 Arrays stand for tensors by their dtype: uint16 is BF16, float16 F16, float32 F32; others as `DTYPE_NAMES` says.
 """
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from helpers.family_reading import read, tensor_shapes
 
 DTYPE_NAMES = {
     "uint16": "BF16",
@@ -58,54 +60,20 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
     return config | changes
 
 
-def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor's shape; `config` as `tiny_config` returns it."""
-    hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    queries = config["num_attention_heads"] * config["head_dim"]
-    keys = config["num_key_value_heads"] * config["head_dim"]
-    linear = {
-        "self_attn.q_proj": (queries, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, queries),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}."
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            shapes[f"{prefix}{norm}.weight"] = (hidden,)
-        for name, shape in linear.items():
-            shapes[f"{prefix}{name}.weight"] = shape
-            if has_bias(config, name):
-                shapes[f"{prefix}{name}.bias"] = shape[:1]
-    shapes["model.norm.weight"] = (hidden,)
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (vocab, hidden)
-    return shapes
-
-
-def has_bias(config: Mapping[str, Any], name: str) -> bool:
-    """Whether a matrix of a layer has one."""
-    if config["model_type"] == "qwen2":
-        return name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    return bool(config.get("attention_bias" if "attn" in name else "mlp_bias"))
-
-
 def random_tensors(config: Mapping[str, Any], dtype: str = "BF16", seed: int = 0) -> Tensors:
-    """Random weights that keep activations near 1: norms about 1, matrices scaled by 1 / sqrt(columns)."""
-    rng = np.random.default_rng(seed)
+    """Random weights that keep activations near 1: norms multiply by about 1, matrices by 1 / sqrt(columns)."""
+    rng, reading = np.random.default_rng(seed), read(config)
     tensors = {}
     for name, shape in tensor_shapes(config).items():
         values = rng.standard_normal(shape, dtype=np.float32)
         if name.endswith("norm.weight"):
-            values = 1 + 0.1 * values
+            values = (0 if reading.one_more else 1) + 0.1 * values
         elif name.endswith("bias"):
             values = 0.1 * values
         elif "embed_tokens" not in name:
             values = values / np.sqrt(np.float32(shape[1]))
+        else:
+            values = values / np.float32(reading.embedding)
         tensors[name] = as_dtype(values.astype(np.float32), dtype)
     return tensors
 

@@ -82,14 +82,43 @@ def exp32(x: npt.ArrayLike) -> F32:
         return f32(np.ldexp(np.ldexp(p, half.astype(int)), (k - half).astype(int)))
 
 
-def attend(q: F32, keys: F32, values: F32, scale: float) -> F32:
-    """Attention of one query vector q[d] over its path: keys, values [n, d]."""
+def tanh32(x: npt.ArrayLike) -> F32:
+    """tanh, step by step as in cpp/kernels/generic/tanh.h."""
+    f = np.float32
     with np.errstate(all="ignore"):
-        scores = dot(q, keys) * np.float32(scale)
+        x = np.asarray(x, f)
+        square = x * x
+        p = f(-5.70498872745e-3)
+        for coefficient in (2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1):
+            p = fma32(square, p, f(coefficient))
+        near = fma32(p * square, x, x)
+        size = np.abs(x)
+        beyond = f(1) - f(2) / (f(1) + exp32(size + size))
+        return f32(np.where(size < f(0.625), near, np.where(x < 0, -beyond, beyond)))
+
+
+def capped(x: F32, cap: float) -> F32:
+    """cap * tanh(x / cap); x where cap is 0."""
+    with np.errstate(all="ignore"):
+        return f32(tanh32(x / np.float32(cap)) * np.float32(cap)) if cap else x
+
+
+def gated(gate: F32, up: F32, activation: str) -> F32:
+    """activation(gate) * up, of "silu" or "gelu_tanh"."""
+    with np.errstate(all="ignore"):
+        z = gate * fma32(gate * gate, np.float32(0.07135482), np.float32(1.5957691))
+        return f32(gate / (1 + exp32(-(gate if activation == "silu" else z))) * up)
+
+
+def attend(q: F32, keys: F32, values: F32, scale: float, window: int = 0, softcap: float = 0) -> F32:
+    """Attention of one query vector q[d] over its path: keys, values [n, d]; of a window its last positions only."""
+    first = max(0, len(keys) - window) if window else 0
+    with np.errstate(all="ignore"):
+        scores = capped(dot(q, keys) * np.float32(scale), softcap)[first:]
         weights = exp32(scores - scores.max())
         lanes = np.zeros(16, np.float32)
         out = np.zeros_like(q)
-        for position, weight in enumerate(weights):
+        for position, weight in enumerate(weights, first):
             lanes[position % 16] += weight
             out = fma32(weight, values[position], out)
         return out / tree(lanes)

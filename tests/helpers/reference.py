@@ -1,4 +1,4 @@
-"""The reference: a Llama's forward pass in float64, by the textbook, from the files of a checkpoint.
+"""The reference: a decoder's forward pass in float64, by the textbook, from the files of a checkpoint.
 
 Only RoPE's angles are formed in float32, as `transformers` forms them, and keys and values are rounded to BF16 where
 that is asked. `forward` takes its operations from a namespace: this module's are exact; those of error_bounds.py
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from helpers.family_reading import frequencies, read, text_side
+
 F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -25,49 +27,89 @@ I64 = npt.NDArray[np.int64]
 class Reference:
     """A checkpoint in float64."""
 
-    def __init__(self, path: Path) -> None:
-        self.config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    def __init__(self, path: Path, context: int = 0) -> None:
+        """`context`: positions that a sequence may have, where they are more than is usual."""
+        whole: dict[str, Any] = json.loads((path / "config.json").read_text())
+        self.reading, self.config = read(whole), dict(text_side(whole))
         self.weights = read_weights(path)
-        heads = self.config["num_attention_heads"]
-        self.head_dim: int = self.config.get("head_dim") or self.config["hidden_size"] // heads
-        self.inv_freq = inverse_frequencies(self.config, self.head_dim)
+        self.frequencies = frequencies(whole, context)
 
     def forward(
         self, tokens: Sequence[int], *, first: int = 0, rows: slice = slice(None), kv: str = "f32", ops: Any = None
     ) -> Any:
         """Logits [rows, vocab_size] of tokens at positions `first` and after, for the rows that are wanted."""
         ops = ops or sys.modules[__name__]
-        layers = self.config["num_hidden_layers"]
+        layers, reading = self.config["num_hidden_layers"], self.reading
         positions = np.arange(first, first + len(tokens))
-        angles = (positions.astype(np.float32)[:, None] * self.inv_freq).astype(np.float64)
+        angles = {
+            rope: ((positions.astype(np.float32)[:, None] * inv_freq).astype(np.float64), float(np.float32(factor)))
+            for rope, (inv_freq, factor) in self.frequencies.items()
+        }
         every, wanted = np.arange(len(tokens)), np.arange(len(tokens))[rows]
         x = ops.embed(self.weights["model.embed_tokens.weight"], tokens)
+        if reading.embedding != 1:
+            x = ops.scale(x, times=float(np.float32(reading.embedding)))
         for layer in range(layers):
             # In the last layer only the rows that are wanted need anything but keys and values.
-            x = self._layer(f"model.layers.{layer}", x, angles, wanted if layer == layers - 1 else every, kv, ops)
-        x = ops.rms_norm(x, self.weights["model.norm.weight"], self.config["rms_norm_eps"])
+            x = self._layer(layer, x, angles, wanted if layer == layers - 1 else every, kv, ops)
+        x = ops.rms_norm(x, self._norm("model.norm"), self.config["rms_norm_eps"])
         tied = self.config["tie_word_embeddings"]
-        return ops.linear(x, self.weights["model.embed_tokens.weight" if tied else "lm_head.weight"], None)
+        logits = ops.linear(x, self.weights["model.embed_tokens.weight" if tied else "lm_head.weight"], None)
+        if reading.logits_over != 1 or reading.logits_cap:
+            logits = ops.scale(logits, over=reading.logits_over, cap=reading.logits_cap)
+        return logits
 
-    def _layer(self, name: str, x: Any, angles: F64, rows: I64, kv: str, ops: Any) -> Any:
-        eps, head_dim = self.config["rms_norm_eps"], self.head_dim
+    def _norm(self, name: str) -> F64:
+        return self.weights[f"{name}.weight"] + (1 if self.reading.one_more else 0)
+
+    def _layer(self, index: int, x: Any, angles: Any, rows: I64, kv: str, ops: Any) -> Any:
+        eps, reading, name = self.config["rms_norm_eps"], self.reading, f"model.layers.{index}"
+        before, after, before_mlp, after_mlp = reading.norms
+        rope = reading.ropes[index]
 
         def linear(part: str, x: Any) -> Any:
             return ops.linear(x, self.weights[f"{name}.{part}.weight"], self.weights.get(f"{name}.{part}.bias"))
 
-        def heads(part: str, x: Any) -> Any:
-            out = linear(f"self_attn.{part}", x)
-            return out.reshape(out.shape[0], -1, head_dim)
+        def normed(norm: str | None, x: Any) -> Any:
+            return x if norm is None else ops.rms_norm(x, self._norm(f"{name}.{norm}"), eps)
 
-        h = ops.rms_norm(x, self.weights[f"{name}.input_layernorm.weight"], eps)
-        k = ops.round_kv(ops.rotate(heads("k_proj", h), angles), kv)
-        v = ops.round_kv(heads("v_proj", h), kv)
-        q = ops.rotate(heads("q_proj", h[rows]), angles[rows])
-        attended = ops.attention(q, k, v, rows)
-        x = ops.add(x[rows], linear("self_attn.o_proj", attended.reshape(len(rows), -1)))
-        h = ops.rms_norm(x, self.weights[f"{name}.post_attention_layernorm.weight"], eps)
-        gated = ops.silu_mul(linear("mlp.gate_proj", h), linear("mlp.up_proj", h))
-        return ops.add(x, linear("mlp.down_proj", gated))
+        def added(x: Any, y: Any) -> Any:
+            return ops.add(x, y if reading.residual == 1 else ops.scale(y, times=float(np.float32(reading.residual))))
+
+        def turned(x: Any, rows: I64) -> Any:
+            if rope == "none":
+                return x
+            turns, factor = angles[rope]
+            return ops.rotate(x, turns[rows], factor)
+
+        every = np.arange(len(x))
+        q, k, v = self._queries_keys_values(linear, normed(before, x))
+        if reading.qk_norm:
+            q, k = (self._normed_heads(f"{name}.self_attn.{part}_norm", y, ops) for part, y in (("q", q), ("k", k)))
+        k, v = ops.round_kv(turned(k, every), kv), ops.round_kv(v, kv)
+        q = turned(q[rows], rows)
+        cap, window = reading.score_cap, reading.windows[index]
+        attended = ops.attention(q, k, v, rows, float(np.float32(reading.scale)), window, cap)
+        x = added(x[rows], normed(after, linear("self_attn.o_proj", attended.reshape(len(rows), -1))))
+        h = normed(before_mlp, x)
+        gate, up, gate_up, down = reading.mlp
+        parts = np.split(linear(gate_up, h), 2, axis=-1) if reading.fused_gate_up else (linear(gate, h), linear(up, h))
+        return added(x, normed(after_mlp, linear(down, ops.gated(*parts, reading.gelu))))
+
+    def _queries_keys_values(self, linear: Any, h: Any) -> list[Any]:
+        """Each [n, heads, head_dim]."""
+        heads, kv_heads = self.config["num_attention_heads"], self.config["num_key_value_heads"]
+        d = self.reading.head_dim
+        if self.reading.fused_qkv:
+            parts = np.split(linear("self_attn.qkv_proj", h), [heads * d, (heads + kv_heads) * d], axis=-1)
+        else:
+            parts = [linear(f"self_attn.{part}_proj", h) for part in "qkv"]
+        return [part.reshape(len(h), -1, d) for part in parts]
+
+    def _normed_heads(self, name: str, x: Any, ops: Any) -> Any:
+        """x[n, heads, d] normalised head by head, or all of a row's together."""
+        flat = x.reshape(len(x), -1) if self.reading.qk_norm == "all" else x.reshape(-1, x.shape[-1])
+        return ops.rms_norm(flat, self._norm(name), self.config["rms_norm_eps"]).reshape(x.shape)
 
 
 def embed(table: F64, tokens: Sequence[int]) -> F64:
@@ -87,11 +129,13 @@ def rms_norm(x: F64, weight: F64, eps: float) -> F64:
     return weight * x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps)
 
 
-def rotate(x: F64, angles: F64) -> F64:
-    """RoPE on x[n, heads, d], angles [n, d / 2]; dimension i turns with i + d / 2 (arXiv 2104.09864)."""
-    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-    a, b = np.split(x, 2, axis=-1)
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+def rotate(x: F64, angles: F64, factor: float = 1.0) -> F64:
+    """RoPE on the first dimensions of x[n, heads, d], angles [n, half]; dimension i turns with i + half (arXiv
+    2104.09864); what turns is multiplied by `factor`."""
+    cos, sin = np.cos(angles)[:, None] * factor, np.sin(angles)[:, None] * factor
+    half = angles.shape[-1]
+    a, b = x[..., :half], x[..., half : 2 * half]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., 2 * half :]], axis=-1)
 
 
 def round_kv(x: F64, kv: str) -> F64:
@@ -103,12 +147,17 @@ def round_kv(x: F64, kv: str) -> F64:
     return rounded.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
-def scores(q: F64, k: F64, rows: I64) -> F64:
-    """[heads, queries, keys] of q[queries, heads, d], k[keys, kv_heads, d]; -inf for keys ahead of their query."""
+def scores(q: F64, k: F64, scale: float) -> F64:
+    """[heads, queries, keys] of q[queries, heads, d], k[keys, kv_heads, d]."""
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
-    out = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[2])
-    out[:, np.arange(len(k)) > rows[:, None]] = -np.inf
+    out: F64 = np.einsum("qhd,khd->hqk", q, k) * scale
     return out
+
+
+def unseen(rows: I64, keys: int, window: int) -> npt.NDArray[np.bool_]:
+    """[queries, keys]: keys ahead of their query, and those that its window has passed."""
+    key, query = np.arange(keys), rows[:, None]
+    return (key > query) | (key <= query - window) if window else key > query
 
 
 def softmax(x: F64) -> F64:
@@ -116,53 +165,40 @@ def softmax(x: F64) -> F64:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def attention(q: F64, k: F64, v: F64, rows: I64) -> F64:
+def attention(q: F64, k: F64, v: F64, rows: I64, scale: float, window: int = 0, cap: float = 0) -> F64:
     """Causal grouped-query attention [queries, heads, d]; query i stands in row rows[i] of the keys."""
     v = np.repeat(v, q.shape[1] // v.shape[1], axis=1)
-    return np.einsum("hqk,khd->qhd", softmax(scores(q, k, rows)), v)
+    s = capped(scores(q, k, scale), cap)
+    s[:, unseen(rows, len(k), window)] = -np.inf
+    return np.einsum("hqk,khd->qhd", softmax(s), v)
+
+
+def capped(x: F64, cap: float) -> F64:
+    return cap * np.tanh(x / cap) if cap else x
+
+
+def scale(x: F64, times: float = 1.0, over: float = 1.0, cap: float = 0.0) -> F64:
+    return capped(x * times / over, cap)
 
 
 def silu(x: F64) -> F64:
     return x / (1 + np.exp(-x))
 
 
-def silu_mul(gate: F64, up: F64) -> F64:
-    return silu(gate) * up
+def gelu(x: F64) -> F64:
+    """With tanh (arXiv 1606.08415)."""
+    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def inverse_frequencies(config: dict[str, Any], head_dim: int) -> F32:
-    """float32 [head_dim / 2]; every step in float32, as `transformers` takes it, powers correctly rounded."""
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-    exponents = (np.arange(0, head_dim, 2) / head_dim).astype(np.float32)
-    inv_freq = np.float32(1) / np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "linear":
-        return inv_freq / np.float32(rope["factor"])
-    if kind == "llama3":
-        return np.array([_llama3(f, rope) for f in inv_freq], np.float32)
-    return inv_freq
-
-
-def _llama3(frequency: np.float32, rope: dict[str, Any]) -> np.float32:
-    """One inverse frequency after Llama 3.1's scaling."""
-    one, factor = np.float32(1), np.float32(rope["factor"])
-    low, high = np.float32(rope["low_freq_factor"]), np.float32(rope["high_freq_factor"])
-    context = np.float32(rope["original_max_position_embeddings"])
-    wavelength = one / frequency * np.float32(2 * math.pi)
-    if wavelength < context / high:
-        return frequency
-    if wavelength > context / low:
-        return np.float32(frequency / factor)
-    smooth = (one / wavelength * context - low) / (high - low)
-    return np.float32((one - smooth) * frequency / factor + smooth * frequency)
+def gated(gate: F64, up: F64, with_gelu: bool) -> F64:
+    return (gelu(gate) if with_gelu else silu(gate)) * up
 
 
 def read_weights(path: Path) -> dict[str, F64]:
     """All tensors of a checkpoint by their canonical names."""
     weights: dict[str, F64] = {}
     for file in path.glob("*.safetensors"):
-        weights |= read_safetensors(file)
+        weights |= {name.removeprefix("language_model."): tensor for name, tensor in read_safetensors(file).items()}
     for file in path.glob("separated_weights/*.safetensors"):
         weights |= {_canonical(name, file.stem): tensor for name, tensor in read_safetensors(file).items()}
     return weights

@@ -22,6 +22,7 @@ from helpers.reference import F32, F64, I64, Reference
 UNIT = 2.0**-24
 EXP_ROUNDINGS = 2
 """The core's exp errs by less than a unit in the last place."""
+TANH_ROUNDINGS = 4
 
 
 def gamma(roundings: Any) -> Any:
@@ -54,20 +55,31 @@ class RoundingNoise:
         factor = self._rounded(np.ones((len(x), 1)), lanes(x.shape[-1]) + 5)
         return self._rounded(exact.rms_norm(x, weight, eps) * factor, 2)
 
-    def rotate(self, x: F64, angles: F64) -> F64:
-        size = np.abs(x * np.cos(np.tile(angles, 2))[:, None])
-        size += np.abs(np.roll(x, x.shape[-1] // 2, axis=-1) * np.sin(np.tile(angles, 2))[:, None])
-        return self._moved(exact.rotate(x, angles), gamma(3) * size)
+    def rotate(self, x: F64, angles: F64, factor: float = 1.0) -> F64:
+        half = angles.shape[-1]
+        turning = x[..., : 2 * half]
+        size = np.zeros_like(x)
+        size[..., : 2 * half] = np.abs(turning * np.cos(np.tile(angles, 2))[:, None])
+        size[..., : 2 * half] += np.abs(np.roll(turning, half, axis=-1) * np.sin(np.tile(angles, 2))[:, None])
+        return self._moved(exact.rotate(x, angles, factor), gamma(3 + (factor != 1)) * factor * size)
+
+    def scale(self, x: F64, times: float = 1.0, over: float = 1.0, cap: float = 0.0) -> F64:
+        return self._capped(self._rounded(x * times / over, (times != 1) + (over != 1)), cap)
+
+    def _capped(self, x: F64, cap: float) -> F64:
+        return self._rounded(exact.capped(self._rounded(x, 1), cap), TANH_ROUNDINGS + 1) if cap else x
 
     def round_kv(self, x: F64, kv: str) -> F64:
         return exact.round_kv(x, kv)
 
-    def attention(self, q: F64, k: F64, v: F64, rows: I64) -> F64:
-        scores = exact.scores(q, k, rows)
+    def attention(self, q: F64, k: F64, v: F64, rows: I64, scale: float, window: int = 0, cap: float = 0) -> F64:
+        sizes = exact.scores(np.abs(q), np.abs(k), scale)
+        scores = self._moved(exact.scores(q, k, scale), gamma(lanes(q.shape[-1]) + 2) * sizes)
+        scores = self._capped(scores, cap)
+        scores[:, exact.unseen(rows, len(k), window)] = -np.inf
         seen = np.isfinite(scores)
-        sizes = np.where(seen, exact.scores(np.abs(q), np.abs(k), rows), 0)
         below = np.where(seen, scores.max(axis=-1, keepdims=True) - np.where(seen, scores, 0), 0)
-        scores = self._moved(scores, gamma(lanes(q.shape[-1]) + 2) * sizes + UNIT * below)
+        scores = self._moved(scores, UNIT * below)
         weights = self._rounded(np.exp(scores - scores.max(axis=-1, keepdims=True)), EXP_ROUNDINGS)
         values = np.repeat(v, q.shape[1] // v.shape[1], axis=1)
         keys = (rows + 1)[:, None]
@@ -76,8 +88,10 @@ class RoundingNoise:
         out = self._moved(np.einsum("hqk,khd->qhd", weights, values), gamma(keys[..., None]) * size)
         return self._rounded(out / total, 1)
 
-    def silu_mul(self, gate: F64, up: F64) -> F64:
-        return self._rounded(exact.silu_mul(gate, up), EXP_ROUNDINGS + 3)
+    def gated(self, gate: F64, up: F64, with_gelu: bool) -> F64:
+        # Of GELU, roundings of exp's argument count times its size.
+        extra = 4 * np.abs(gate * (1.6 + 0.0714 * gate**2)) if with_gelu else 0
+        return self._rounded(exact.gated(gate, up, with_gelu), EXP_ROUNDINGS + 3 + extra)
 
     def _rounded(self, x: F64, roundings: Any) -> F64:
         return self._moved(x, gamma(roundings) * np.abs(x))

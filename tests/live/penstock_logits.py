@@ -1,8 +1,8 @@
 """Penstock's side of the comparison, in a process without torch: `python penstock_logits.py JOBS.json`.
 
-A job is {"path", "kv", "tokens", "prompt", "first", "keep", "greedy", "out"}. Written to `out`: `whole`, the logits of
-the last `keep` tokens, at positions from `first` on, computed in one go; `steps`, the same with the `prompt` first
-tokens at once and then one token at a time (where `first` is 0); `greedy`, as many tokens as asked for.
+A job is {"path", "kv", "tokens", "prompt", "first", "keep", "greedy", "context", "out"}. Written to `out`: `whole`,
+the logits of the last `keep` tokens, at positions from `first` on, computed in one go; `steps`, the same with the
+`prompt` first tokens at once and then one token at a time (where `first` is 0); `greedy`, as many tokens as asked for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from penstock.models.rows import Rows, SequenceRows
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
     tokens, keep = job["tokens"], job["keep"]
-    with LLM.open(job["path"], kv_dtype=job["kv"], threads=2) as llm:
+    with LLM.open(job["path"], kv_dtype=job["kv"], threads=2, context=job["context"] or None) as llm:
         if job["first"]:
             return {"whole": far_logits(llm, tokens, job["first"])[-keep:]}
         results: dict[str, Any] = {

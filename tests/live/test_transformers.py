@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers.cases import CASES, DEMO, LLAMA3, Case, demo_tokens, random_tokens
+from helpers.cases import CASES, DEMO, FAMILY_CASES, LLAMA3, Case, demo_tokens, random_tokens
 from helpers.reference import F32, F64, Reference
 from penstock.architectures.config import RopeConfig
 from penstock.checkpoints.checkpoint import open_checkpoint
@@ -27,6 +27,8 @@ from penstock.models.rope import inverse_frequencies
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+
+pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")
 
 GREEDY = 40
 LONG = Case(
@@ -53,6 +55,8 @@ class Run:
     keep: int = 1000
     """Logits of the last so many tokens are compared."""
     greedy: int = 0
+    context: int = 0
+    """Positions that a sequence may have, where they are more than is usual."""
 
     def job(self, path: Path, kv: str, out: Path) -> dict[str, Any]:
         return self.__dict__ | {"path": str(path), "kv": kv, "out": str(out)}
@@ -64,6 +68,8 @@ def runs() -> dict[str, tuple[Case | None, Run]]:
     }
     for name in ("rope-llama3", "rope-parameters", "rope-linear", "gqa-4"):
         everything[f"{name}, far"] = (CASES[name], Run(random_tokens(48, 61), prompt=48, first=100_000))
+    for name in ("phi3-longrope", "phi4-mini"):
+        everything[f"{name}, long"] = (CASES[name], Run(random_tokens(120, 61), prompt=110, context=512))
     everything["long"] = (LONG, Run(random_tokens(9_000, 96), prompt=8_990, keep=100))
     everything["demo"] = (None, Run(demo_tokens(80), prompt=60, greedy=GREEDY))
     return everything
@@ -109,7 +115,12 @@ class Transformers:
 
     def __init__(self, path: Path, dtype: Any) -> None:
         torch.set_num_threads(2)
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation="eager", output_loading_info=True
+        )
+        assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        self.model = model.eval()
+        _round_embedding_scale(self.model)
 
     def whole(self, run: Run) -> F32:
         positions = torch.arange(run.first, run.first + len(run.tokens))[None]
@@ -142,6 +153,13 @@ class Transformers:
             tokens = [token]
 
 
+def _round_embedding_scale(model: Any) -> None:
+    """As the models that were published have it: in BF16."""
+    embedding = model.model.embed_tokens
+    if hasattr(embedding, "embed_scale"):
+        embedding.embed_scale = embedding.embed_scale.to(torch.bfloat16).to(embedding.weight.dtype)
+
+
 def _float32(logits: Any) -> F32:
     array: F32 = logits[0].float().numpy()
     return array
@@ -162,7 +180,8 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def expected(checkpoints: Checkpoints, name: str) -> F64:
     run = RUNS[name][1]
-    logits: F64 = Reference(checkpoints.path(name)).forward(run.tokens, first=run.first, rows=slice(-run.keep, None))
+    reference = Reference(checkpoints.path(name), run.context)
+    logits: F64 = reference.forward(run.tokens, first=run.first, rows=slice(-run.keep, None))
     return logits
 
 
@@ -203,15 +222,22 @@ def test_greedy_tokens(checkpoints: Checkpoints, penstock: Any, model: str, kv: 
     assert compared >= GREEDY // 2 or kv == "bf16"
 
 
-@pytest.mark.parametrize("name", ["gqa-4", "rope-linear", "rope-llama3", "rope-parameters", "demo"])
+@pytest.mark.parametrize("name", ["gqa-4", "rope-linear", "rope-llama3", "rope-parameters", "demo", *FAMILY_CASES])
 def test_inverse_frequencies(checkpoints: Checkpoints, name: str) -> None:
     """Those of `transformers`, but for its powers, which may be off by a unit in the last place."""
     config = open_checkpoint(checkpoints.path(name)).config
-    ours = inverse_frequencies(config.rope, config.head_dim)
-    model = Transformers(checkpoints.path(name, single=True), torch.float32).model
-    theirs = model.model.rotary_emb.inv_freq.numpy()
-    assert ours.dtype == theirs.dtype == np.float32
-    assert (np.abs(ours - theirs) <= np.spacing(theirs)).all()
+    rotary = Transformers(checkpoints.path(name, single=True), torch.float32).model.model.rotary_emb
+    if rotary is None:
+        assert not config.ropes
+        return
+    layers = {"main": "full_attention_", "local": "sliding_attention_"} if config.local_rope is not None else {}
+    for which, rope in config.for_context(config.usual_context).ropes.items():
+        ours = inverse_frequencies(rope, config.head_dim)
+        theirs = getattr(rotary, f"{layers.get(which, '')}inv_freq").numpy()
+        assert ours.dtype == theirs.dtype == np.float32
+        assert (np.abs(ours - theirs) <= 2 * np.spacing(theirs)).all()
+        factor = getattr(rotary, f"{layers[which]}attention_scaling" if layers else "attention_scaling")
+        assert np.float32(factor) == np.float32(rope.attention_factor)
 
 
 def test_inverse_frequencies_of_llama_3_1_8b() -> None:

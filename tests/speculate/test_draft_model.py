@@ -19,6 +19,7 @@ from penstock.errors import CheckpointError, ChecksumError, UsageError
 from penstock.memory.budget import Budget
 from penstock.options import OpenOptions
 from penstock.packed_format.tensor import PackedTensor
+from penstock.safetensors_header import read_header
 from penstock.speculate.draft_model import DraftModel, Form
 from penstock.speculate.drafters import draft_drafter
 
@@ -153,6 +154,51 @@ class TestTokens:
             assert llm.draft is not None
 
 
+class TestOtherVocabularies:
+    """Models of a family that fill up their vocabularies to other sizes."""
+
+    def padded(self, path: Path, rows: int) -> Path:
+        """The demo model with `rows` more tokens, which its tokenizer does not have, or with fewer."""
+        header = read_header(DEMO / "model.safetensors")
+        whole = np.fromfile(DEMO / "model.safetensors", np.uint8)
+        tensors = {
+            name: whole[tensor.begin : tensor.end].view(np.uint16).reshape(tensor.shape).copy()
+            for name, tensor in header.tensors.items()
+        }
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            if name in tensors:
+                table = tensors[name]
+                tensors[name] = np.vstack([table, table[:rows]]) if rows > 0 else table[:rows]
+        config = json.loads((DEMO / "config.json").read_text())
+        config["vocab_size"] += rows
+        write_checkpoint(path, config, tensors=tensors)
+        for file in DEMO.glob("tokenizer*"):
+            shutil.copy(file, path)
+        return path
+
+    @pytest.mark.parametrize(("target", "draft"), [(0, 64), (64, 0), (0, -100)])
+    @pytest.mark.parametrize("temperature", [0, 0.9])
+    def test_guess_for_each_other(self, tmp_path: Path, target: int, draft: int, temperature: float) -> None:
+        """Tokens that the draft does not have are there in prompts, too."""
+        own, other = self.padded(tmp_path / "own", target), self.padded(tmp_path / "other", draft)
+        last = json.loads((own / "config.json").read_text())["vocab_size"] - 1
+        prompts = [PROMPT[:9], [*PROMPT[:5], last, *PROMPT[5:9]]]
+        params = SamplingParams(temperature=temperature, max_tokens=24, ignore_eos=True, seed=3)
+        with LLM.open(own, draft="none", threads=1) as llm:
+            expected = llm.generate(prompts, params)
+        with LLM.open(own, draft=str(other), threads=1, draft_nodes=8) as llm:
+            llm.engine.speculator.drafters = [d for d in llm.engine.speculator.drafters if d.name == "draft"]
+            guessed = llm.generate(prompts, params)
+        assert [output.token_ids for output in guessed] == [output.token_ids for output in expected]
+        assert guessed[0].stats.passes < expected[0].stats.passes
+
+    def test_ids_past_either_are_not_guessed(self, tmp_path: Path) -> None:
+        other = self.padded(tmp_path / "other", 64)  # a copy of each of the first rows: as likely as those
+        vocab = json.loads((DEMO / "config.json").read_text())["vocab_size"]
+        drafter = draft_drafter(DraftModel(other, Kernels(1), "bf16"), "whole", vocab)
+        assert drafter._vocab == vocab
+
+
 class TestBadDrafts:
     def test_there_is_none(self, pair: tuple[Path, Path], tmp_path: Path) -> None:
         with pytest.raises(CheckpointError) as caught:
@@ -210,7 +256,7 @@ class TestInTheModel:
         with LLM(pair[0], OpenOptions(threads=1, draft="none")) as llm:
             [expected] = llm.generate([PROMPT], PARAMS)
         draft = DraftModel(pair[1], Kernels(1), "bf16")
-        drafter = draft_drafter(draft, form)
+        drafter = draft_drafter(draft, form, 700)
         with LLM(pair[0], OpenOptions(threads=1, draft_nodes=8)) as llm:
             llm.engine.speculator.drafters = [drafter]
             [output] = llm.generate([PROMPT], PARAMS)

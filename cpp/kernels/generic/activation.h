@@ -1,32 +1,35 @@
-// The gated activation of SwiGLU (arXiv 2002.05202).
+// The gated activations of SwiGLU and GEGLU (arXiv 2002.05202).
 #pragma once
 
 #include "kernels/generic/backend.h"
+#include "kernels/generic/columns.h"
 #include "kernels/generic/exp.h"
 #include "kernels/kernels.h"
 
 namespace penstock {
 namespace {
 
-template <VectorBackend V>
-V silu_mul_lanes(V gate, V up) {
-  const V denominator = V::add(V::broadcast(1.0f), exp_lanes(V::neg(gate)));
-  return V::mul(V::div(gate, denominator), up);
+// What the sigmoid is taken of. For GELU the coefficients are 2 sqrt(2 / pi) and 0.044715 times that.
+template <VectorBackend V, Activation kActivation>
+V gate_argument(V gate) {
+  if constexpr (kActivation == Activation::kSilu) return gate;
+  return V::mul(gate, V::fma(V::mul(gate, gate), V::broadcast(0.07135482f), V::broadcast(1.5957691f)));
+}
+
+template <VectorBackend V, Activation kActivation>
+void gated_columns(const GatedArgs& a, std::int64_t begin, std::int64_t end) {
+  for_columns(a.out, begin, end, [&](std::int64_t row, std::int64_t column, auto... count) {
+    const V gate = V::load(row_of(a.gate, row) + column, count...);
+    const V denominator = V::add(V::broadcast(1.0f), exp_lanes(V::neg(gate_argument<V, kActivation>(gate))));
+    const V up = V::load(row_of(a.up, row) + column, count...);
+    V::store(row_of(a.out, row) + column, V::mul(V::div(gate, denominator), up), count...);
+  });
 }
 
 template <VectorBackend V>
-void silu_mul(const SiluMulArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
-  for (std::int64_t row = 0; row < a.out.rows; ++row) {
-    const float* gate = a.gate.data + row * a.gate.stride;
-    const float* up = a.up.data + row * a.up.stride;
-    float* out = a.out.data + row * a.out.stride;
-    std::int64_t i = begin;
-    for (; i + 16 <= end; i += 16) V::store(out + i, silu_mul_lanes(V::load(gate + i), V::load(up + i)));
-    if (i < end) {
-      const int rest = static_cast<int>(end - i);
-      V::store(out + i, silu_mul_lanes(V::load(gate + i, rest), V::load(up + i, rest)), rest);
-    }
-  }
+void gated(const GatedArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
+  if (a.activation == Activation::kSilu) return gated_columns<V, Activation::kSilu>(a, begin, end);
+  return gated_columns<V, Activation::kGeluTanh>(a, begin, end);
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "kernels/generic/attention_tiles.h"
 #include "kernels/generic/backend.h"
 #include "kernels/generic/exp.h"
+#include "kernels/generic/scale.h"
 #include "kernels/kernels.h"
 
 namespace penstock {
@@ -18,6 +19,10 @@ namespace {
 constexpr int kMaxQueries = 64;
 // With fewer query vectors than this, each tile widens BF16 for itself; with more, widening once is faster.
 constexpr int kWidenFirst = 32;
+
+constexpr std::int64_t clamp(std::int64_t value, std::int64_t least, std::int64_t most) {
+  return value < least ? least : value < most ? value : most;
+}
 
 // Query vectors of one kv head, ordered by rows.
 struct QueryBlock {
@@ -32,11 +37,18 @@ struct QueryBlock {
   std::int64_t prefix(int i) const { return a.prefix[row[i]]; }
   std::int64_t tail(int i) const { return a.tail_offsets[row[i] + 1] - a.tail_offsets[row[i]]; }
   const std::int32_t* tail_slots(int i) const { return a.tail_slots + a.tail_offsets[row[i]]; }
+  std::int64_t keys(int i) const { return prefix(i) + tail(i); }
+  // The first position that i sees.
+  std::int64_t first(int i) const { return a.window == 0 || keys(i) < a.window ? 0 : keys(i) - a.window; }
 
   // How many of the slots at .. at + length the prefix of i has.
-  std::int64_t visible(int i, std::int64_t at, std::int64_t length) const {
-    const std::int64_t slots = prefix(i) - at;
-    return slots < 0 ? 0 : slots < length ? slots : length;
+  std::int64_t visible(int i, std::int64_t at, std::int64_t length) const { return clamp(prefix(i) - at, 0, length); }
+  // How many of them lie before what i sees.
+  std::int64_t passed(int i, std::int64_t at, std::int64_t length) const { return clamp(first(i) - at, 0, length); }
+  std::int64_t least_first() const {
+    std::int64_t least = first(0);
+    for (int i = 1; i < count; ++i) least = first(i) < least ? first(i) : least;
+    return least;
   }
   std::int64_t longest_prefix() const {
     std::int64_t longest = 0;
@@ -82,7 +94,7 @@ void score_run(const QueryBlock& block, int i, std::int64_t at, std::int64_t len
 
 template <VectorBackend V>
 void score(const QueryBlock& block, const Plane<V>& keys) {
-  keys.for_prefix(block.longest_prefix(), [&](std::int64_t at, std::int64_t length, Run run) {
+  keys.for_prefix(block.least_first(), block.longest_prefix(), [&](std::int64_t at, std::int64_t length, Run run) {
     for_tiles(0, block.count, [&](auto width, int i) {
       std::int64_t longest = 0;
       for (int t = i; t < i + width.value; ++t) {
@@ -102,20 +114,34 @@ void score(const QueryBlock& block, const Plane<V>& keys) {
   });
 }
 
-// scores[p] = exp(scores[p] - maximum); returns their sum.
+// Scores of positions first .. keys, as the softmax takes them: capped, and -inf, of which exp makes zeros, in the
+// other lanes of their vectors.
 template <VectorBackend V>
-float exponentiate(float* scores, std::int64_t keys) {
+void prepare(float* scores, std::int64_t first, std::int64_t keys, float softcap) {
   const V minus_infinity = V::broadcast(-__builtin_inff());
-  const std::int64_t padded = (keys + 15) / 16 * 16;
-  if (keys < padded) {  // exp makes zeros of these
+  const std::int64_t start = first / 16 * 16, padded = (keys + 15) / 16 * 16;
+  if (softcap != 0.0f) {
+    for (std::int64_t p = start; p < padded; p += 16) V::store(scores + p, capped(V::load(scores + p), softcap));
+  }
+  if (keys < padded) {
     float* last = scores + padded - 16;
     V::store(last, V::select(V::first(static_cast<int>(keys % 16)), V::load(last), minus_infinity));
   }
-  V maximum = minus_infinity;
-  for (std::int64_t p = 0; p < padded; p += 16) maximum = V::max(V::load(scores + p), maximum);
+  if (start < first) {
+    V::store(scores + start,
+             V::select(V::first(static_cast<int>(first % 16)), minus_infinity, V::load(scores + start)));
+  }
+}
+
+// scores[p] = exp(scores[p] - maximum) for p from `first` on; returns their sum.
+template <VectorBackend V>
+float exponentiate(float* scores, std::int64_t first, std::int64_t keys) {
+  const std::int64_t start = first / 16 * 16, padded = (keys + 15) / 16 * 16;
+  V maximum = V::broadcast(-__builtin_inff());
+  for (std::int64_t p = start; p < padded; p += 16) maximum = V::max(V::load(scores + p), maximum);
   maximum = V::broadcast(V::reduce_max(maximum));
   V sums = V::zero();
-  for (std::int64_t p = 0; p < padded; p += 16) {
+  for (std::int64_t p = start; p < padded; p += 16) {
     const V weights = exp_lanes(V::sub(V::load(scores + p), maximum));
     V::store(scores + p, weights);
     sums = V::add(sums, weights);
@@ -147,17 +173,23 @@ void value_run(const QueryBlock& block, int i, std::int64_t at, std::int64_t beg
 
 template <VectorBackend V>
 void add_values(const QueryBlock& block, const Plane<V>& values) {
-  values.for_prefix(block.longest_prefix(), [&](std::int64_t at, std::int64_t length, Run run) {
+  values.for_prefix(block.least_first(), block.longest_prefix(), [&](std::int64_t at, std::int64_t length, Run run) {
     for_tiles(0, block.count, [&](auto width, int i) {
-      std::int64_t common = length;
+      std::int64_t begin = 0, end = length;  // what all of them see
       for (int t = i; t < i + width.value; ++t) {
-        const std::int64_t visible = block.visible(t, at, length);
-        common = visible < common ? visible : common;
+        const std::int64_t passed = block.passed(t, at, length), visible = block.visible(t, at, length);
+        begin = passed > begin ? passed : begin;
+        end = visible < end ? visible : end;
       }
-      value_run<V, width.value>(block, i, at, 0, common, run);
+      if (begin > end) begin = end;
+      for (int t = i; t < i + width.value; ++t) {
+        value_run<V, 1>(block, t, at, block.passed(t, at, length), clamp(block.visible(t, at, length), 0, begin), run);
+      }
+      value_run<V, width.value>(block, i, at, begin, end, run);
       run.ahead = 0;
       for (int t = i; t < i + width.value; ++t) {
-        value_run<V, 1>(block, t, at, common, block.visible(t, at, length), run);
+        const std::int64_t passed = block.passed(t, at, length);
+        value_run<V, 1>(block, t, at, passed > end ? passed : end, block.visible(t, at, length), run);
       }
     });
   });
@@ -165,7 +197,9 @@ void add_values(const QueryBlock& block, const Plane<V>& values) {
     values.for_tail(block.tail_slots(begin), block.tail(begin),
                     [&](std::int64_t at, std::int64_t length, const Run& run) {
                       for_tiles(begin, end, [&](auto width, int i) {
-                        value_run<V, width.value>(block, i, block.prefix(i) + at, 0, length, run);
+                        const std::int64_t position = block.prefix(i) + at;
+                        const std::int64_t passed = block.passed(i, position, length);
+                        value_run<V, width.value>(block, i, position, passed, length, run);
                       });
                     });
   });
@@ -186,7 +220,8 @@ void attend(const QueryBlock& block, float* wide) {
   float sums[kMaxQueries];
   score<V>(block, {kv, kv.key_offset, block.kv_head, widen_first, wide});
   for (int i = 0; i < block.count; ++i) {
-    sums[i] = exponentiate<V>(block.scores[i], block.prefix(i) + block.tail(i));
+    prepare<V>(block.scores[i], block.first(i), block.keys(i), block.a.softcap);
+    sums[i] = exponentiate<V>(block.scores[i], block.first(i), block.keys(i));
     for (std::int64_t d = 0; d < kv.head_dim; ++d) block.out[i][d] = 0.0f;
   }
   add_values<V>(block, {kv, kv.value_offset, block.kv_head, widen_first, wide});

@@ -61,10 +61,10 @@ struct Plane {
     return widened();
   }
 
-  // Calls f(position, length, run) for each run of the first `slots` slots.
+  // Calls f(position, length, run) for each run of the first `slots` slots, but those that end before `first`.
   template <class F>
-  void for_prefix(std::int64_t slots, F f) const {
-    for (std::int64_t at = 0; at < slots; at += run_length()) {
+  void for_prefix(std::int64_t first, std::int64_t slots, F f) const {
+    for (std::int64_t at = first / run_length() * run_length(); at < slots; at += run_length()) {
       const bool last = slots - at <= run_length();
       const std::int64_t length = last ? slots - at : run_length();
       f(at, length, prefix_run(at, length, last));

@@ -1,4 +1,4 @@
-// Rotary position embedding (arXiv 2104.09864), a head's first half paired with its second.
+// Rotary position embedding (arXiv 2104.09864), the first half of what is rotated of a head paired with its second.
 #pragma once
 
 #include "kernels/generic/backend.h"
@@ -23,7 +23,7 @@ void rotate_head(float* x, const float* cos, const float* sin, std::int64_t half
 
 template <VectorBackend V>
 void rope(const RopeArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
-  const std::int64_t half = a.dim / 2;
+  const std::int64_t half = a.rotary / 2;
   for (std::int64_t row = begin; row < end; ++row) {
     float* x = a.x.data + row * a.x.stride;
     for (std::int64_t head = 0; head < a.heads; ++head) {

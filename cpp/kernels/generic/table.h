@@ -15,6 +15,7 @@
 #include "kernels/generic/norm.h"
 #include "kernels/generic/quantize_rows.h"
 #include "kernels/generic/rope.h"
+#include "kernels/generic/scale.h"
 #include "kernels/generic/unpack.h"
 #include "kernels/generic/widen.h"
 
@@ -41,7 +42,9 @@ constexpr Kernels make_kernels(const char* name) {
       .emulates_fma = V::kEmulatesFma,
       .matmul = matmul<V>,
       .rms_norm = rms_norm<V>,
-      .silu_mul = silu_mul<V>,
+      .gated = gated<V>,
+      .scale = scale<V>,
+      .add_rows = add_rows<V>,
       .rope = rope<V>,
       .widen = widen<V>,
       .exp = exp<V>,

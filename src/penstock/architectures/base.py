@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
 from penstock.architectures import names
-from penstock.architectures.names import EMBEDDING, FINAL_NORM, HEAD, LAYER_MATRICES, bias_of, in_layer
+from penstock.architectures.names import EMBEDDING, FINAL_NORM, HEAD, bias_of, in_layer
 
 if TYPE_CHECKING:
     from penstock.architectures.config import ModelConfig
@@ -29,7 +30,7 @@ class Architecture:
 
     def layer_matrices(self, layer: int) -> list[str]:
         """All matrices of a layer, in the order in which a pass needs them."""
-        return [in_layer(layer, part) for part in LAYER_MATRICES]
+        return [in_layer(layer, part) for part in self._layer_shapes()]
 
     def matrices_of(self, layers: Iterable[int], *, head: bool) -> list[str]:
         """Those that a pass through some layers needs whole, in its order."""
@@ -46,6 +47,12 @@ class Architecture:
         tensors = [EMBEDDING] if embedding else []
         tensors += [name for layer in layers for name, _ in self._iter_layer(layer)]
         return list(dict.fromkeys([*tensors, FINAL_NORM, self.head] if head else tensors))
+
+    @property
+    def sums_apart(self) -> bool:
+        """Whether what attention and MLP give is there as a whole before it is added to the hidden rows."""
+        norms = self.config.norms
+        return self.config.residual_multiplier != 1 or bool(norms.post_attention or norms.post_mlp)
 
     @property
     def pass_matrices(self) -> dict[str, Shape]:
@@ -85,9 +92,10 @@ class Architecture:
         """Floating-point operations of a pass of `rows` rows, the last of a sequence of `positions`, one logit row."""
         config = self.config
         layer_weights = sum(prod(shape) for shape in self._layer_shapes().values())
-        seen = rows * (positions - rows) + rows * (rows + 1) // 2  # keys that the rows attend to, summed
-        layer = 2 * rows * layer_weights + 4 * seen * config.num_attention_heads * config.head_dim
-        return config.num_hidden_layers * layer + self.head_flops(1)
+        windows = Counter(config.layer_kind(layer).window for layer in range(config.num_hidden_layers))
+        seen = sum(layers * _keys_seen(rows, positions, window) for window, layers in windows.items())
+        products = 2 * rows * layer_weights * config.num_hidden_layers
+        return products + 4 * seen * config.num_attention_heads * config.head_dim + self.head_flops(1)
 
     def head_flops(self, rows: int) -> int:
         """Of them, those of the logits of `rows` rows."""
@@ -101,8 +109,12 @@ class Architecture:
         config = self.config
         heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
         piece_rows = min(config.intermediate_size, max(1, int(piece_bytes / (weight_bytes * config.hidden_size))))
+        if config.fused_gate_up:
+            piece_rows = config.intermediate_size
         widest = max(heads, config.intermediate_size + piece_rows, config.hidden_size)
-        hidden = rows * (2 * config.hidden_size + widest + config.head_dim)
+        if self.sums_apart:
+            widest += config.hidden_size
+        hidden = rows * (2 * config.hidden_size + widest + len(config.ropes) * config.head_dim)
         logits = 0 if logit_rows is None else (logit_rows + 5) * config.vocab_size
         return 4 * (hidden + logits)
 
@@ -117,16 +129,44 @@ class Architecture:
             yield HEAD, (vocab, hidden)
 
     def _iter_layer(self, layer: int) -> Iterator[tuple[str, Shape]]:
+        for part, shape in self._layer_parts():
+            yield in_layer(layer, part), shape
+            if len(shape) == 2 and self._has_bias(part):
+                yield bias_of(in_layer(layer, part)), shape[:1]
+
+    def _layer_parts(self) -> Iterator[tuple[str, Shape]]:
+        """Matrices and norms of a layer, in the order of a pass."""
         config, hidden = self.config, (self.config.hidden_size,)
-        biases = dict.fromkeys(("q_proj", "k_proj", "v_proj"), config.qkv_bias) | {"o_proj": config.o_bias}
-        norms = {"self_attn.q_proj": names.ATTENTION_NORM, "mlp.gate_proj": names.MLP_NORM}
-        for part, shape in self._layer_shapes().items():
-            weight = in_layer(layer, part)
-            if part in norms:
-                yield in_layer(layer, norms[part]), hidden
-            yield weight, shape
-            if biases.get(part.split(".")[-1], config.mlp_bias):
-                yield bias_of(weight), shape[:1]
+        norms, shapes = config.norms, self._layer_shapes()
+        around = {
+            names.Q: (norms.pre_attention, None),
+            names.QKV: (norms.pre_attention, None),
+            names.OUT: (None, norms.post_attention),
+            names.GATE: (norms.pre_mlp, None),
+            names.GATE_UP: (norms.pre_mlp, None),
+            names.DOWN: (None, norms.post_mlp),
+        }
+        for part, shape in shapes.items():
+            before, after = around.get(part, (None, None))
+            if part == names.OUT:
+                yield from self._qk_norms()
+            if before is not None:
+                yield before, hidden
+            yield part, shape
+            if after is not None:
+                yield after, hidden
+
+    def _qk_norms(self) -> Iterator[tuple[str, Shape]]:
+        config = self.config
+        if config.qk_norm != "none":
+            whole = config.qk_norm == "all"
+            yield names.Q_NORM, (config.head_dim * (config.num_attention_heads if whole else 1),)
+            yield names.K_NORM, (config.head_dim * (config.num_key_value_heads if whole else 1),)
+
+    def _has_bias(self, part: str) -> bool:
+        if part.startswith("mlp."):
+            return self.config.mlp_bias
+        return self.config.o_bias if part == names.OUT else self.config.qkv_bias
 
     def _layer_shapes(self) -> dict[str, Shape]:
         """Of a layer's matrices, in the order of a pass."""
@@ -134,12 +174,19 @@ class Architecture:
         hidden, inner = config.hidden_size, config.intermediate_size
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
-        return {
-            "self_attn.q_proj": (queries, hidden),
-            "self_attn.k_proj": (keys, hidden),
-            "self_attn.v_proj": (keys, hidden),
-            "self_attn.o_proj": (hidden, queries),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
-        }
+        attention = {names.Q: (queries, hidden), names.K: (keys, hidden), names.V: (keys, hidden)}
+        if config.fused_qkv:
+            attention = {names.QKV: (queries + 2 * keys, hidden)}
+        gate_up = {names.GATE: (inner, hidden), names.UP: (inner, hidden)}
+        if config.fused_gate_up:
+            gate_up = {names.GATE_UP: (2 * inner, hidden)}
+        return {**attention, names.OUT: (hidden, queries), **gate_up, names.DOWN: (hidden, inner)}
+
+
+def _keys_seen(rows: int, positions: int, window: int) -> int:
+    """Keys that the last `rows` of so many positions attend to, summed."""
+    first = positions - rows
+    if not window or positions <= window:
+        return rows * first + rows * (rows + 1) // 2
+    growing = max(0, window - first)  # rows that see less than a window
+    return growing * first + growing * (growing + 1) // 2 + (rows - growing) * window

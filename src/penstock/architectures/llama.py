@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from penstock.architectures.family import Biases, Family
+from penstock.architectures.family import Family
 
 if TYPE_CHECKING:
+    from penstock.architectures.config import ModelConfig
     from penstock.strict_json import Fields
 
 
-def _biases(fields: Fields) -> Biases:
+def with_biases(fields: Fields, config: ModelConfig) -> ModelConfig:
+    """Biases by `attention_bias`, for all four products, and `mlp_bias`."""
     attention = fields.flag("attention_bias", False)
-    return Biases(qkv=attention, o=attention, mlp=fields.flag("mlp_bias", False))
+    return replace(config, qkv_bias=attention, o_bias=attention, mlp_bias=fields.flag("mlp_bias", False))
 
 
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
     known_as="Llama 2, Llama 3 and their fine-tunes",
-    biases=_biases,
     sizes={
         "vocab_size": 32000,
         "hidden_size": 4096,
@@ -31,5 +33,6 @@ LLAMA = Family(
     },
     bos_token_id=1,
     eos_token_id=2,
+    finish=with_biases,
     only_values={"sliding_window": (None,)},
 )

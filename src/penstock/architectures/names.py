@@ -8,17 +8,9 @@ EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 
-ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
-LAYER_MATRICES = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-"""Those of a layer in the order in which a pass needs them."""
+Q, K, V, QKV, OUT = (f"self_attn.{part}_proj" for part in ("q", "k", "v", "qkv", "o"))
+GATE, UP, GATE_UP, DOWN = (f"mlp.{part}_proj" for part in ("gate", "up", "gate_up", "down"))
+Q_NORM, K_NORM = "self_attn.q_norm", "self_attn.k_norm"
 
 EMBEDDING_PART, FINAL_NORM_PART, HEAD_PART = "embed_tokens", "norm", "lm_head"
 
@@ -26,6 +18,11 @@ EMBEDDING_PART, FINAL_NORM_PART, HEAD_PART = "embed_tokens", "norm", "lm_head"
 def in_layer(layer: int, part: str) -> str:
     """The weight of a part of a layer."""
     return f"model.layers.{layer}.{part}.weight"
+
+
+def is_norm(name: str) -> bool:
+    """Whether a vector is the weight of a norm."""
+    return name.endswith("norm.weight")
 
 
 def bias_of(weight: str) -> str:
@@ -51,13 +48,36 @@ def is_embedding(name: str) -> bool:
     return name.endswith(f"{EMBEDDING_PART}.weight")
 
 
+_TEXT_SIDE = ("model.language_model.", "language_model.")
+"""How names begin in checkpoints of models that see pictures, too."""
+_OTHER_NAMES = {"shared_mlp.input_linear.": f"{GATE_UP}.", "shared_mlp.output_linear.": f"{DOWN}."}
+"""Parts that some families (Granite 4) call otherwise."""
+
+
 def canonical_name(name: str, prefix: str) -> str:
-    """The whole name of a tensor in a file whose names may lack `prefix`, or only its leading "model."."""
+    """The name that a tensor has here, of one in a file whose names may lack `prefix`, or only its leading "model."."""
+    name = _text_side_name(name)
+    for other, own in _OTHER_NAMES.items():
+        name = name.replace(other, own)
     if not prefix or name.startswith(("model.", "lm_head.")):
         return name
     if name.startswith(("layers.", "embed_tokens.", "norm.")):
         return f"model.{name}"
     return prefix + name
+
+
+def _text_side_name(name: str) -> str:
+    """Without what tells the text side of a model from its other sides."""
+    for side in _TEXT_SIDE:
+        if name.startswith(side):
+            rest = name.removeprefix(side)
+            return rest if rest.startswith(("model.", "lm_head.")) else f"model.{rest}"
+    return name
+
+
+def is_of_another_side(name: str) -> bool:
+    """Whether a tensor belongs to what sees pictures."""
+    return name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector.", "vision_model."))
 
 
 def is_derived(name: str) -> bool:

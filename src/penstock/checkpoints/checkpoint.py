@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from penstock.architectures.base import Architecture
 from penstock.architectures.config import ModelConfig
-from penstock.architectures.names import canonical_name, is_derived
+from penstock.architectures.names import canonical_name, is_derived, is_of_another_side
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.generation_config import GenerationDefaults, parse_generation_defaults
 from penstock.checkpoints.layout import (
@@ -74,6 +74,10 @@ class Checkpoint:
     @property
     def architecture(self) -> Architecture:
         return Architecture(self.config)
+
+    def for_context(self, context: int) -> Checkpoint:
+        """As it is where sequences have up to so many positions."""
+        return replace(self, config=self.config.for_context(context))
 
 
 def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
@@ -189,6 +193,11 @@ def _warn_unexpected(found: Mapping[str, Tensor], config: ModelConfig, path: Pat
     architecture = Architecture(config)
     expected = architecture.tensors | architecture.copies
     names = [name for name in found if name not in expected and not is_derived(name)]
+    others = [name for name in names if is_of_another_side(name)]
+    if others:
+        message = f"{path}: passing over what sees pictures: {len(others)} tensors"
+        warnings.warn(message, CheckpointWarning, stacklevel=4)
+    names = [name for name in names if name not in set(others)]
     if names:
         message = f"{path}: passing over tensors that are not part of the model: {listed(names)}"
         warnings.warn(message, CheckpointWarning, stacklevel=4)

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from penstock.cli import options as opt
-from penstock.synth.shapes import SHAPES, shape_config
+from penstock.synth.shapes import shape_config, shape_names
 from penstock.synth.synth import synthesize
 
 
 def synth(
     out: Annotated[Path, typer.Argument(help="Directory to write the checkpoint to: a new or an empty one.")],
-    shape: Annotated[str, typer.Option(help=f"Shape of the model: {', '.join(SHAPES)}.")] = "llama-3.1-8b",
+    shape: Annotated[str, typer.Option(help=f"Shape of the model: {shape_names()}.")] = "llama-3.1-8b",
     layers: Annotated[int | None, typer.Option(help="Only so many layers; all of them by default.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     no_tokenizer: Annotated[bool, typer.Option("--no-tokenizer", help="Leave the tokenizer out.")] = False,

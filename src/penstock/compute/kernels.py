@@ -152,12 +152,22 @@ class Kernels:
         """Root-mean-square normalisation over the last axis of x[rows, n] (arXiv 1910.07467)."""
         _core.rms_norm(self._pool, x, weight, eps, out)
 
-    def silu_mul(self, gate: F32, up: F32, out: F32) -> None:
-        """out = silu(gate) * up, elementwise on [rows, n]; may alias (SwiGLU, arXiv 2002.05202)."""
-        _core.silu_mul(self._pool, gate, up, out)
+    def gated(self, gate: F32, up: F32, activation: str, out: F32) -> None:
+        """out = activation(gate) * up, elementwise on [rows, n], of "silu" or "gelu_tanh"; may alias (SwiGLU, GEGLU,
+        arXiv 2002.05202)."""
+        _core.gated(self._pool, gate, up, activation, out)
+
+    def scale(self, x: F32, *, times: float = 1.0, divisor: float = 1.0, cap: float = 0.0) -> None:
+        """x[rows, n] * times / divisor in place, each rounded; then cap * tanh(x / cap), unless cap is 0."""
+        _core.scale(self._pool, x, times, divisor, cap)
+
+    def add_rows(self, x: F32, factors: F32, out: F32, at: I32 | None = None) -> None:
+        """out[at[r]] += factors[r] * x[r] for the rows of x[rows, n]; without `at`, row by row."""
+        _core.add_rows(self._pool, x, factors, out, at)
 
     def rope(self, x: F32, cos: F32, sin: F32) -> None:
-        """Rotate x[rows, heads, d] in place by the angles of cos, sin [rows, d / 2] (arXiv 2104.09864)."""
+        """Rotate the first 2 n dimensions of x[rows, heads, d] in place by the angles of cos, sin [rows, n] (arXiv
+        2104.09864)."""
         _core.rope(self._pool, x, cos, sin)
 
     def rope_table(self, positions: I64, inv_freq: F32) -> tuple[F32, F32]:
@@ -175,10 +185,21 @@ class Kernels:
         _core.store_kv(self._pool, k, v, slots, layer)
 
     def attention(
-        self, q: F32, prefix: I32, tail_offsets: I32, tail_slots: I32, scale: float, layer: KvLayer, out: F32
+        self,
+        q: F32,
+        prefix: I32,
+        tail_offsets: I32,
+        tail_slots: I32,
+        scale: float,
+        layer: KvLayer,
+        out: F32,
+        *,
+        window: int = 0,
+        softcap: float = 0.0,
     ) -> None:
-        """Grouped-query attention of q[rows, heads, d] over each row's path (rows.py) in one sequence's cache."""
-        _core.attention(self._pool, q, prefix, tail_offsets, tail_slots, scale, layer, out)
+        """Grouped-query attention of q[rows, heads, d] over each row's path (rows.py) in one sequence's cache, or over
+        the last `window` positions of it; scores capped as softcap * tanh(score / softcap). 0: neither."""
+        _core.attention(self._pool, q, prefix, tail_offsets, tail_slots, scale, layer, out, window, softcap)
 
     def exp(self, x: F32) -> F32:
         """exp of x[n], by the same sequence of operations as attention's."""

@@ -41,7 +41,7 @@ from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.models.kv_planes import KvShape
 from penstock.options import OpenOptions
 from penstock.strict_json import shown
-from penstock.synth.shapes import SHAPES, shape_config
+from penstock.synth.shapes import SHAPES, shape_config, shape_names
 from penstock.system import machine
 from penstock.system.machine import Footprint
 
@@ -217,7 +217,7 @@ def _find(model: str) -> Path | _Described:
     except CheckpointError as error:
         if is_repo_id(model):
             return _on_hub(model)
-        known = f"Shapes are known by name too: {', '.join(SHAPES)}."
+        known = f"Shapes are known by name too: {shape_names()}."
         raise CheckpointError(error.problem, f"{error.remedy} {known}") from error
     in_hub_cache = is_repo_id(model) and not Path(model).exists()
     return _on_hub(model) if in_hub_cache and not any(path.glob("*.safetensors")) else path
@@ -339,9 +339,9 @@ def _contexts(budget: Budget, settings: PlanSettings) -> tuple[int, int]:
 
     Raises ContextError for a context that the model was not trained for, MemoryCeilingError where it does not fit.
     """
-    trained, shape = budget.architecture.config.max_position_embeddings, _kv_shape(budget, settings)
-    check_context(settings.context, trained)
-    most = min(trained, max(1, budget.most_kv(1) // shape.block_bytes) * BLOCK_SLOTS)
+    config, shape = budget.architecture.config, _kv_shape(budget, settings)
+    check_context(settings.context, config)
+    most = min(config.max_position_embeddings, max(1, budget.most_kv(1) // shape.block_bytes) * BLOCK_SLOTS)
     context = settings.context or min(CONTEXT, most)
     budget.plan(Demand(kv=shape.bytes_for(context)))
     return context, most

@@ -15,6 +15,7 @@ from penstock.system.sizes import MIB, format_bytes
 
 if TYPE_CHECKING:
     from penstock.architectures.base import Architecture
+    from penstock.architectures.config import ModelConfig
 
 ALLOWANCE_BYTES = 24 * MIB
 """For what is not counted one by one: the Python heap as it grows, malloc's slack, thread stacks, the kernel's own."""
@@ -208,10 +209,11 @@ def choose_ring(ceiling: int, chunk: int = 0) -> Ring:
     return Ring(RING_DEPTH, piece_bytes, RING_READS)
 
 
-def check_context(wanted: int | None, trained: int) -> int:
-    """The context that was asked for, or the one that a model was trained for. Raises ContextError."""
+def check_context(wanted: int | None, config: ModelConfig) -> int:
+    """The context that was asked for, or the one that is usual for a model. Raises ContextError."""
+    trained = config.max_position_embeddings
     if wanted is None:
-        return trained
+        return config.usual_context
     if not isinstance(wanted, int) or not 1 < wanted <= trained:
         raise ContextError(
             f"A context of {wanted} is out of range: the model was trained for {trained} positions.",

@@ -6,7 +6,6 @@ the next one is asked for, so a pass costs one walk over the weights however man
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import closing, nullcontext
 from copy import copy
@@ -16,7 +15,24 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from penstock.architectures.base import Architecture
-from penstock.architectures.names import ATTENTION_NORM, EMBEDDING, FINAL_NORM, MLP_NORM, bias_of, in_layer
+from penstock.architectures.names import (
+    DOWN,
+    EMBEDDING,
+    FINAL_NORM,
+    GATE,
+    GATE_UP,
+    K_NORM,
+    OUT,
+    Q_NORM,
+    QKV,
+    UP,
+    K,
+    Q,
+    V,
+    bias_of,
+    in_layer,
+    is_norm,
+)
 from penstock.errors import UsageError
 from penstock.models.rope import inverse_frequencies
 from penstock.models.rows import Rows, SequenceRows
@@ -26,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from penstock.architectures.config import ModelConfig
+    from penstock.architectures.config import ModelConfig, WhichRope
     from penstock.checkpoints.checkpoint import Tensor
     from penstock.compute.kernels import F32, I64, Kernels
     from penstock.events import Events
@@ -50,9 +66,8 @@ class Matrices(Protocol):
 class Places:
     """Where the rows of a pass are, the same for every layer."""
 
-    cosines: F32
-    sines: F32
-    """Of the angles of the rows' positions, float32 [n, head_dim / 2]."""
+    angles: Mapping[WhichRope, tuple[F32, F32]]
+    """Cosines and sines of the rows' positions, each float32 [n, rotary_dim / 2], for each rope of the model."""
     addresses: Sequence[U64]
     """Of the blocks of each sequence."""
 
@@ -75,8 +90,11 @@ class Decoder:
         self.weights = weights
         self.kernels = kernels
         self.planes = planes
-        self._inv_freq = inverse_frequencies(config.rope, config.head_dim)
+        self._frequencies = {name: inverse_frequencies(rope, config.head_dim) for name, rope in config.ropes.items()}
         self._vectors = vectors
+        if config.norm_offset:
+            offset = np.float32(config.norm_offset)
+            self._vectors = {name: vector + offset if is_norm(name) else vector for name, vector in vectors.items()}
 
     def over(self, weights: Matrices) -> Decoder:
         """The same model with its matrices from elsewhere."""
@@ -125,12 +143,23 @@ class Decoder:
 
     def embed(self, rows: Rows) -> F32:
         """Hidden rows [n, hidden_size] of the rows' tokens."""
-        return self.weights.rows(EMBEDDING, rows.tokens)
+        x = self.weights.rows(EMBEDDING, rows.tokens)
+        if self.config.embedding_multiplier != 1:
+            self.kernels.scale(x, times=self.config.embedding_multiplier)
+        return x
 
     def places(self, rows: Rows) -> Places:
         """What all layers need to know of where the rows are."""
-        angles = self.kernels.rope_table(rows.positions, self._inv_freq)
-        return Places(*angles, [self.planes.addresses(s.blocks) for s in rows.sequences])
+        angles = {name: self._angles(name, rows) for name in self._frequencies}
+        return Places(angles, [self.planes.addresses(s.blocks) for s in rows.sequences])
+
+    def _angles(self, rope: WhichRope, rows: Rows) -> tuple[F32, F32]:
+        cosines, sines = self.kernels.rope_table(rows.positions, self._frequencies[rope])
+        factor = self.config.ropes[rope].attention_factor
+        if factor != 1:
+            self.kernels.scale(cosines, times=factor)
+            self.kernels.scale(sines, times=factor)
+        return cosines, sines
 
     def layer(self, index: int, x: F32, rows: Rows, places: Places) -> None:
         """Add attention and MLP of one layer to x[n, hidden_size], in place."""
@@ -139,45 +168,98 @@ class Decoder:
 
     def final_norm(self, x: F32) -> F32:
         """Normalised rows [n, hidden_size]."""
-        return self._norm(FINAL_NORM, x)
+        return self._norm(FINAL_NORM, x, np.empty_like(x))
 
     def head(self, x: F32) -> F32:
         """Logits [n, vocab_size] of normalised rows."""
-        return self._linear(self.architecture.head, x)
+        logits = self._linear(self.architecture.head, x)
+        self.scale_logits(logits)
+        return logits
+
+    def scale_logits(self, logits: F32) -> None:
+        """From the head's products [n, m] to logits, in place."""
+        config = self.config
+        if config.logits_divisor != 1 or config.logits_softcap:
+            self.kernels.scale(logits, divisor=config.logits_divisor, cap=config.logits_softcap)
 
     def _attention(self, index: int, x: F32, rows: Rows, places: Places) -> None:
-        head_dim = self.config.head_dim
-        h = self._norm(in_layer(index, ATTENTION_NORM), x)
-        matrices = (in_layer(index, f"self_attn.{part}_proj") for part in "qkv")
-        q, k, v = (self._linear(name, h).reshape(len(x), -1, head_dim) for name in matrices)
-        self.kernels.rope(q, places.cosines, places.sines)
-        self.kernels.rope(k, places.cosines, places.sines)
-        out, scale = np.empty_like(q), 1 / math.sqrt(head_dim)
+        config, kind = self.config, self.config.layer_kind(index)
+        q, k, v = self._queries_keys_values(index, self._normed(index, config.norms.pre_attention, x))
+        if kind.rope != "none":
+            self.kernels.rope(q, *places.angles[kind.rope])
+            self.kernels.rope(k, *places.angles[kind.rope])
+        out = np.empty(q.shape, np.float32)
         for s, span, addresses in zip(rows.sequences, rows.spans, places.addresses, strict=True):
             layer = self.planes.layer(index, addresses)
             self.kernels.store_kv(k[span], v[span], s.slots, layer)
-            self.kernels.attention(q[span], s.prefix, s.tail_offsets, s.tail_slots, scale, layer, out[span])
-        self._linear(in_layer(index, "self_attn.o_proj"), out.reshape(len(x), -1), add_to=x)
+            self.kernels.attention(
+                q[span],
+                s.prefix,
+                s.tail_offsets,
+                s.tail_slots,
+                config.score_scale,
+                layer,
+                out[span],
+                window=kind.window,
+                softcap=config.attention_softcap,
+            )
+        self._add(index, OUT, config.norms.post_attention, out.reshape(len(x), -1), x)
+
+    def _queries_keys_values(self, index: int, h: F32) -> tuple[F32, F32, F32]:
+        """Each float32 [n, heads, head_dim], before rope."""
+        config = self.config
+        if config.fused_qkv:
+            heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+            both = self._linear(in_layer(index, QKV), h).reshape(len(h), heads + 2 * kv_heads, config.head_dim)
+            q, k, v = both[:, :heads], both[:, heads : heads + kv_heads], both[:, heads + kv_heads :]
+        else:
+            q, k, v = (
+                self._linear(in_layer(index, part), h).reshape(len(h), -1, config.head_dim) for part in (Q, K, V)
+            )
+        if config.qk_norm != "none":
+            for part, x in ((Q_NORM, q), (K_NORM, k)):
+                vectors = x.reshape(-1, config.head_dim) if config.qk_norm == "head" else x.reshape(len(h), -1)
+                self._norm(in_layer(index, part), vectors, vectors)
+        return q, k, v
 
     def _mlp(self, index: int, x: F32) -> None:
-        h = self._norm(in_layer(index, MLP_NORM), x)
-        self._linear(in_layer(index, "mlp.down_proj"), self._gated(index, h), add_to=x)
+        norms = self.config.norms
+        gated = self._gated(index, self._normed(index, norms.pre_mlp, x))
+        self._add(index, DOWN, norms.post_mlp, gated, x)
+
+    def _add(self, index: int, matrix: str, norm: str | None, h: F32, x: F32) -> None:
+        """Add h @ matrix.T, normalised and multiplied as the family has it, to x[n, hidden_size]; the product is
+        there as a whole before anything is done with it."""
+        name = in_layer(index, matrix)
+        if not self.architecture.sums_apart:
+            self._linear(name, h, add_to=x)
+            return
+        y = self._linear(name, h)
+        if norm is not None:
+            self._norm(in_layer(index, norm), y, y)
+        self.kernels.add_rows(y, np.full(len(y), self.config.residual_multiplier, np.float32), x)
 
     def _gated(self, index: int, x: F32) -> F32:
-        """silu(gate(x)) * up(x), [n, intermediate_size]; of up(x) only one piece is held at a time.
+        """activation(gate(x)) * up(x), [n, intermediate_size]; of up(x) only one piece is held at a time.
 
         Each matrix by itself: the two need not be cut alike.
         """
-        out, up = self._linear(in_layer(index, "mlp.gate_proj"), x), in_layer(index, "mlp.up_proj")
+        config = self.config
+        if config.fused_gate_up:
+            both = self._linear(in_layer(index, GATE_UP), x)
+            gate = both[:, : config.intermediate_size]
+            self.kernels.gated(gate, both[:, config.intermediate_size :], config.activation, gate)
+            return gate
+        out, up = self._linear(in_layer(index, GATE), x), in_layer(index, UP)
         room = np.empty((len(x), 0), np.float32)
         with self._pieces(up) as pieces:
             for piece in pieces:
-                gated, width = out[:, piece.rows], piece.rows.stop - piece.rows.start
+                gate, width = out[:, piece.rows], piece.rows.stop - piece.rows.start
                 if width > room.shape[1]:  # the first piece is the longest
                     room = np.empty((len(x), width), np.float32)
                 upward = room[:, :width]
                 self._apply(piece, up, x, upward)
-                self.kernels.silu_mul(gated, upward, gated)
+                self.kernels.gated(gate, upward, config.activation, gate)
         return out
 
     def _linear(self, name: str, x: F32, add_to: F32 | None = None) -> F32:
@@ -200,7 +282,9 @@ class Decoder:
         piece.matmul(self.kernels, x, out, bias, accumulate)
         self.weights.events.tell("compute", name, begin, time.perf_counter(), piece.nbytes)
 
-    def _norm(self, name: str, x: F32) -> F32:
-        out = np.empty_like(x)
+    def _normed(self, index: int, norm: str | None, x: F32) -> F32:
+        return x if norm is None else self._norm(in_layer(index, norm), x, np.empty_like(x))
+
+    def _norm(self, name: str, x: F32, out: F32) -> F32:
         self.kernels.rms_norm(x, self._vectors[name], self.config.rms_norm_eps, out)
         return out

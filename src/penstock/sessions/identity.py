@@ -6,7 +6,8 @@ original bytes of some rows. Training changes all rows of the matrices that it c
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from dataclasses import MISSING, asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from penstock.disk.files import Files
 from penstock.weights.stored_rows import row_reader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from penstock.architectures.config import ModelConfig
     from penstock.checkpoints.checkpoint import Tensor
@@ -30,6 +31,8 @@ EMBEDDING_ROWS = 64
 
 _LEFT_OUT = {"max_position_embeddings", "bos_token_id", "eos_token_ids"}
 """Parts of a config that change no logit."""
+_ROPE = {"kind", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+"""Parts of a rope that the first sessions have, whatever they are."""
 
 
 def model_identity(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -60,10 +63,24 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
 def _essential(config: ModelConfig) -> dict[str, Any]:
     """As the first sessions have it: one word for the biases of all four products of attention, and more only where
     they differ. What a later version adds to a config counts where it is not as it was in every model before."""
-    essential = {key: value for key, value in asdict(config).items() if key not in _LEFT_OUT}
+    essential = {key: value for key, value in _telling(config).items() if key not in _LEFT_OUT}
+    for rope in ("rope", "local_rope"):
+        if rope in essential:
+            essential[rope] = _telling(getattr(config, rope), _ROPE)
     qkv_bias = essential.pop("qkv_bias")
     essential["attention_bias"] = essential.pop("o_bias")
-    return essential if qkv_bias == config.o_bias else essential | {"qkv_bias": qkv_bias}
+    essential = essential if qkv_bias == config.o_bias else essential | {"qkv_bias": qkv_bias}
+    return dict(json.loads(json.dumps(essential)))
+
+
+def _telling(config: Any, always: Collection[str] = ()) -> dict[str, Any]:
+    """The parts that have no default, or not that; and those in `always`."""
+    parts = {part.name: part for part in fields(config)}
+    return {
+        name: value
+        for name, value in asdict(config).items()
+        if name in always or parts[name].default is MISSING or getattr(config, name) != parts[name].default
+    }
 
 
 def _sample(tensor: Tensor, count: int, files: Files) -> U8:

@@ -124,7 +124,7 @@ class CoarseDrafter(ModelDrafter):
         self._architecture = last.decoder.architecture
         self._layers = layers = list[int]()
         """Those that it guesses with."""
-        refine = exact_rows(last.weights, self._architecture.head, last.decoder.kernels)
+        refine = exact_rows(last.weights, self._architecture.head, last.decoder.kernels, last.decoder.scale_logits)
         super().__init__(
             "coarse",
             last.decoder.over(self._head),

@@ -85,9 +85,11 @@ class NibbleWeights:
 class DraftModel:
     """An open draft model."""
 
-    def __init__(self, path: Path, kernels: Kernels, kv_dtype: str) -> None:
-        """Opens the checkpoint and reads its headers; `load` reads the rest. Raises CheckpointError and its kin."""
+    def __init__(self, path: Path, kernels: Kernels, kv_dtype: str, context: int | None = None) -> None:
+        """Opens the checkpoint and reads its headers, for sequences of so many positions; `load` reads the
+        rest. Raises CheckpointError and its kin."""
         checkpoint = open_checkpoint(path)
+        checkpoint = checkpoint.for_context(context or checkpoint.config.usual_context)
         self.path, self.config = checkpoint.path, checkpoint.config
         self.architecture = Architecture(self.config)
         self._order = self.architecture.pass_order
@@ -102,19 +104,21 @@ class DraftModel:
         """What it takes in memory, once it is loaded."""
 
     def check_tokens_of(self, path: Path, config: ModelConfig) -> None:
-        """Raise UsageError unless this model has the tokens of the one at `path`."""
+        """Raise UsageError unless this model has the tokens of the one at `path`, as far as both have any: models of
+        one family may fill up their vocabularies to other sizes."""
         remedy = "A draft has to have the target's tokenizer: give a smaller model of the same family."
-        if self.config.vocab_size != config.vocab_size:
-            sizes = f"{self.config.vocab_size} tokens, and the model has {config.vocab_size}"
-            raise UsageError(f"The draft {self.path} has a vocabulary of {sizes}.", remedy)
+        sizes = self.config.vocab_size, config.vocab_size
         files = [folder / "tokenizer.json" for folder in (self.path, path)]
         there = [file.exists() for file in files]
+        if not all(is_there or gguf_files(file.parent) for is_there, file in zip(there, files, strict=True)):
+            if sizes[0] != sizes[1]:
+                told = f"{sizes[0]} tokens, and the model has {sizes[1]}"
+                raise UsageError(f"The draft {self.path} has a vocabulary of {told}.", remedy)
+            return
         if all(there) and read_file(files[0]) == read_file(files[1]):
             return
-        if not all(is_there or gguf_files(file.parent) for is_there, file in zip(there, files, strict=True)):
-            return
         own, other = (Tokenizer.open(folder) for folder in (self.path, path))
-        if own is None or other is None or not own.has_same_tokens(other):
+        if own is None or other is None or not own.has_same_tokens(other, min(sizes)):
             raise UsageError(f"The draft {self.path} has another tokenizer than the model.", remedy)
 
     def likely_bytes(self, form: Form) -> int:

@@ -31,10 +31,10 @@ def free_drafters(chain: Chain, stages: Sequence[Stage]) -> list[Drafter]:
     return drafters
 
 
-def draft_drafter(draft: DraftModel, form: Form) -> ModelDrafter:
-    """Load a draft model, and ask it."""
+def draft_drafter(draft: DraftModel, form: Form, vocab_size: int) -> ModelDrafter:
+    """Load a draft model, and ask it for tokens below `vocab_size`, the target's."""
     model = draft.load(form)
-    return ModelDrafter("draft", model, model.hidden, new_cache=lambda: KvCache(draft.blocks))
+    return ModelDrafter("draft", model, model.hidden, new_cache=lambda: KvCache(draft.blocks), target_vocab=vocab_size)
 
 
 def working_bytes(architecture: Architecture, coarse: bool) -> int:

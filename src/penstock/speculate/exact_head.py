@@ -17,6 +17,8 @@ from penstock.disk.files import Extent
 from penstock.packed_format.tensor import PackedTensor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from penstock.compute.kernels import F32, I64, U8, Kernels
     from penstock.weights.pieces import CoarseBytes
     from penstock.weights.weights import Weights
@@ -26,22 +28,24 @@ READS = 8
 KEPT_BYTES = 8 << 20
 
 
-def exact_rows(weights: Weights, name: str, kernels: Kernels) -> ExactRows | None:
+def exact_rows(weights: Weights, name: str, kernels: Kernels, finish: Callable[[F32], None]) -> ExactRows | None:
     """The exact rows of a matrix; None where it is not packed in two tiers."""
     tensor = weights.tensors[name]
-    return ExactRows(weights, name, kernels) if tensor.in_tiers else None
+    return ExactRows(weights, name, kernels, finish) if tensor.in_tiers else None
 
 
 class ExactRows:
     """Exact rows of a packed matrix whose coarse tier is in memory."""
 
-    def __init__(self, weights: Weights, name: str, kernels: Kernels) -> None:
+    def __init__(self, weights: Weights, name: str, kernels: Kernels, finish: Callable[[F32], None]) -> None:
+        """`finish` makes logits of products, in place."""
         tensor = weights.tensors[name]
         if not isinstance(tensor, PackedTensor) or not tensor.in_tiers:
             raise ValueError(f"{name} is not packed in two tiers")
         self._weights = weights
         self._tensor = tensor
         self._kernels = kernels
+        self._finish = finish
         self._threads = ThreadPoolExecutor(READS, thread_name_prefix="penstock-row")
         self._offsets: dict[int, U8] = {}
         self._kept: OrderedDict[int, F32] = OrderedDict()
@@ -55,6 +59,7 @@ class ExactRows:
         if not there:
             return
         exact = x @ np.stack([self._kept[token] for token in there]).T
+        self._finish(exact)
         column = {token: i for i, token in enumerate(there)}
         for row, own in enumerate(tokens.tolist()):
             for i, token in enumerate(own):

@@ -77,15 +77,19 @@ class ModelDrafter:
         new_cache: Callable[[], KvCache] | None = None,
         refine: Refine | None = None,
         sharpness: float = DRAFT_SHARPNESS,
+        target_vocab: int | None = None,
     ) -> None:
         """`model`: its norm and head; `through`: hidden rows [n, hidden_size] after its layers; `new_cache`: for a
-        model that cannot use the target's cache;
-        `refine`: a second stage of the head, for tokens on the shortlist; `sharpness`: typical for the model."""
+        model that cannot use the target's cache; `refine`: a second stage of the head, for tokens on the shortlist;
+        `sharpness`: typical for the model; `target_vocab`: tokens of the target, where those are others."""
         self.name = name
         self._model = model
         self._through = through
         self._new_cache = new_cache
         self._refine = refine
+        own = model.config.vocab_size
+        self._vocab = own if target_vocab is None else min(own, target_vocab)
+        """Tokens that both models have: no other is guessed, and in a text the model reads its last one for them."""
         self._sharpness = {sampled: Sharpness(sharpness) for sampled in (False, True)}
         """For greedy and for sampled text."""
         self._drafts: dict[object, _Draft] = {}
@@ -101,7 +105,7 @@ class ModelDrafter:
         drafts = [self._drafts[tree.key] for tree, _ in nodes]
         self._run(list(zip(drafts, (node for _, node in nodes), strict=True)))
         x = np.stack([draft.hidden[node] for draft, (_, node) in zip(drafts, nodes, strict=True)])
-        logits = self._model.head(x)
+        logits = self._model.head(x)[:, : self._vocab]
         lists = [_shortlist(*spot, row) for spot, row in zip(nodes, logits, strict=True)]
         count = min(map(len, lists))
         tokens = np.sort(np.stack([tokens[:count] for tokens in lists]), axis=1)
@@ -153,7 +157,7 @@ class ModelDrafter:
             return
         rows = Rows(
             [
-                SequenceRows.nodes(d.cache, [d.tree.tokens[n] for n in new], [d.path(n) for n in new])
+                SequenceRows.nodes(d.cache, self._known([d.tree.tokens[n] for n in new]), [d.path(n) for n in new])
                 for d, new in entering.items()
             ]
         )
@@ -173,10 +177,13 @@ class ModelDrafter:
             self._drafts[tree.key] = _Draft(tree, cache)  # what was kept is not kept again if a read fails below
         begin, end = cache.length, len(tree.context) - 1
         for start in range(begin, end, CHUNK_ROWS):
-            tokens = tree.context[start : min(start + CHUNK_ROWS, end)]
+            tokens = self._known(tree.context[start : min(start + CHUNK_ROWS, end)])
             self._through(Rows([SequenceRows.plain(cache, tokens)]))
             cache.truncate(start + len(tokens))
         return cache
+
+    def _known(self, tokens: Sequence[int]) -> list[int]:
+        return [min(token, self._vocab - 1) for token in tokens]
 
 
 def _shortlist(tree: Tree, node: int, logits: F32) -> I64:

@@ -1,4 +1,4 @@
-"""Shapes of published Llamas: their config.json, by name.
+"""Shapes of published models: their config.json, by name; here those of Llamas.
 
 Sources, as stored in public copies: config.json of meta-llama/Llama-3.1-{8B,70B,405B}-Instruct (the 405B in its later
 form with 8 key-value heads), meta-llama/Llama-3.2-{1B,3B}-Instruct and HuggingFaceTB/SmolLM2-{135M,360M,1.7B}-Instruct.
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from penstock.errors import UsageError
+from penstock.synth.family_shapes import FAMILY_SHAPES
 
 
 def _llama(**sizes: Any) -> dict[str, Any]:
@@ -88,6 +89,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "smollm2-135m": _smollm2(576, 1536, 30, 9, 3),
         "smollm2-360m": _smollm2(960, 2560, 32, 15, 5),
         "smollm2-1.7b": _smollm2(2048, 8192, 24, 32, 32, rope_theta=130000.0),
+        **FAMILY_SHAPES,
     }
 )
 """The content of each shape's config.json, by the name that commands know it by."""
@@ -100,8 +102,13 @@ def shape_config(name: str, layers: int | None = None) -> dict[str, Any]:
     """
     shape = SHAPES.get(name.lower())
     if shape is None:
-        raise UsageError(f"there is no shape named {name!r}", f"Choose one of {', '.join(SHAPES)}.")
+        raise UsageError(f"there is no shape named {name!r}", f"Choose one of {shape_names()}.")
     most = shape["num_hidden_layers"]
     if layers is not None and not 1 <= layers <= most:
         raise UsageError(f"{name} cannot be cut to {layers} layers", f"Choose a number from 1 to {most}.")
     return {**shape, "num_hidden_layers": layers or most}
+
+
+def shape_names() -> str:
+    """All of them, for messages and help."""
+    return ", ".join(SHAPES)

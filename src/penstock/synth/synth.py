@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from penstock.architectures.base import Architecture
 from penstock.architectures.config import ModelConfig
+from penstock.architectures.names import is_embedding, is_norm
 from penstock.architectures.registry import parse_config
 from penstock.compute.kernels import default_threads
 from penstock.disk.in_order import in_order
@@ -61,6 +62,8 @@ _GAINS = {
     "gate_proj": 0.9,
     "up_proj": 0.85,
     "down_proj": 1.6,
+    "qkv_proj": 1.05,
+    "gate_up_proj": 0.87,
     "lm_head": 0.9,
 }
 
@@ -181,20 +184,22 @@ def _iter_blocks(config: ModelConfig, seed: int, shard: Shard) -> Iterator[Calla
     """The shard's data as functions that draw it, block by block."""
     for name, shape in shard.tensors.items():
         if len(shape) == 1:
-            yield partial(draw_vector, name, shape[0], seed)
+            yield partial(draw_vector, name, shape[0], seed, 1 - config.norm_offset if is_norm(name) else 0.0)
             continue
         n_rows, n_columns = shape
         columns = _column_scales(name, n_columns, seed)
-        n_used = first_unused_id(config) if "embed_tokens" in name else n_rows
+        if is_embedding(name):
+            columns /= np.float32(config.embedding_multiplier)
+        n_used = first_unused_id(config) if is_embedding(name) else n_rows
         step = max(1, _BLOCK_WEIGHTS // n_columns)
         for begin in range(0, n_rows, step):
             yield partial(draw_rows, name, range(begin, min(begin + step, n_rows)), columns, n_used, seed)
 
 
-def draw_vector(name: str, length: int, seed: int) -> U16:
-    """A norm's weights, near 1, or a bias, near 0: BF16 bits [length]."""
+def draw_vector(name: str, length: int, seed: int, center: float) -> U16:
+    """A norm's weights or a bias, near `center`: BF16 bits [length]."""
     values = _generator(name, "", seed).standard_normal(length, dtype=np.float32) * np.float32(_NORM_SPREAD)
-    return to_bf16(values + np.float32("norm" in name))
+    return to_bf16(values + np.float32(center))
 
 
 def draw_rows(name: str, rows: range, column_scales: F32, n_used: int, seed: int) -> U16:

@@ -123,9 +123,10 @@ class Tokenizer:
         """The number of tokens, added ones included. The model's vocabulary may be larger, and rarely is smaller."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
-    def has_same_tokens(self, other: Tokenizer) -> bool:
-        """Whether every id stands for the same token in both."""
-        return self._backend.get_vocab(with_added_tokens=True) == other._backend.get_vocab(with_added_tokens=True)
+    def has_same_tokens(self, other: Tokenizer, below: int) -> bool:
+        """Whether every id below that stands for the same token in both."""
+        own, others = (one._backend.get_vocab(with_added_tokens=True).items() for one in (self, other))
+        return {token for token in own if token[1] < below} == {token for token in others if token[1] < below}
 
     def token_id(self, token: str) -> int | None:
         """The id of the token that is written exactly so, like "<|eot_id|>"."""

@@ -1,0 +1,60 @@
+"""OLMo 2 (arXiv 2501.00656) and OLMo 3 (Ai2, 2025), with the defaults of their configuration classes.
+
+Norms come after attention and MLP, and queries and keys are normalised whole. OLMo 3 has windows in three layers of
+four, and scales the rope of the others only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from penstock.architectures.config import POST_NORMS, RopeConfig
+from penstock.architectures.family import Family, kinds_of, layer_types, window_of
+from penstock.architectures.rope_config import FULL, SLIDING, RopeDefaults
+
+if TYPE_CHECKING:
+    from penstock.architectures.config import ModelConfig
+    from penstock.strict_json import Fields
+
+
+def _olmo2(fields: Fields, config: ModelConfig) -> ModelConfig:
+    bias = fields.flag("attention_bias", False)
+    return replace(config, norms=POST_NORMS, qk_norm="all", qkv_bias=bias, o_bias=bias)
+
+
+def _olmo3(fields: Fields, config: ModelConfig) -> ModelConfig:
+    types = layer_types(fields, config.num_hidden_layers, lambda layer: FULL if (layer + 1) % 4 == 0 else SLIDING)
+    kinds = kinds_of(types, window_of(fields, 4096), sliding="local")
+    return replace(_olmo2(fields, config), layer_kinds=kinds, local_rope=RopeConfig(config.rope.theta))
+
+
+OLMO2 = Family(
+    model_type="olmo2",
+    architecture="Olmo2ForCausalLM",
+    known_as="OLMo 2",
+    sizes={
+        "vocab_size": 50304,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 0,
+        "max_position_embeddings": 2048,
+    },
+    bos_token_id=None,
+    eos_token_id=50279,
+    rms_norm_eps=1e-5,
+    finish=_olmo2,
+)
+OLMO3 = Family(
+    model_type="olmo3",
+    architecture="Olmo3ForCausalLM",
+    known_as="OLMo 3",
+    sizes=OLMO2.sizes,
+    bos_token_id=None,
+    eos_token_id=50279,
+    rms_norm_eps=1e-5,
+    rope=RopeDefaults(500_000.0),
+    finish=_olmo3,
+)
