@@ -36,6 +36,15 @@ _PARTS = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 
+_NUMBERS = {
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+
 
 class Typed(NamedTuple):
     """A value of the metadata whose type Python's own does not tell."""
@@ -101,8 +110,17 @@ def metadata_of(config: Mapping[str, Any]) -> dict[str, Any]:
         own |= {"rope.scaling.type": rope.get("rope_type", rope.get("type")), "rope.scaling.factor": rope["factor"]}
     if config["hidden_size"] // heads != config["head_dim"]:
         own |= {"attention.key_length": config["head_dim"], "attention.value_length": config["head_dim"]}
-    if name.startswith("gemma"):
-        own |= {"attention.sliding_window": config["sliding_window"]}
+        if original := rope.get("original_max_position_embeddings"):
+            own["rope.scaling.original_context_length"] = original
+    if original := config.get("original_max_position_embeddings"):
+        own |= {"rope.scaling.original_context_length": original, "rope.scaling.attn_factor": 1.19}
+    if "partial_rotary_factor" in config:
+        own["rope.dimension_count"] = int(config["head_dim"] * config["partial_rotary_factor"])
+    if name in (*RAISED, "phi3", "exaone4"):
+        own["attention.sliding_window"] = config.get("sliding_window") or 0
+    if name in (*RAISED, "exaone4") and "layer_types" in config:
+        own["attention.sliding_window_pattern"] = [kind == "sliding_attention" for kind in config["layer_types"]]
+    own |= {theirs: float(config[ours]) for ours, theirs in _NUMBERS.items() if config.get(ours) is not None}
     ids = {f"tokenizer.ggml.{kind}_token_id": config.get(f"{kind}_token_id") for kind in ("bos", "eos")}
     said = {key: value for key, value in ids.items() if value is not None}
     return {"general.architecture": name, **{f"{name}.{key}": value for key, value in own.items()}, **said}
@@ -124,6 +142,9 @@ def converted(config: Mapping[str, Any], tensors: Tensors) -> Tensors:
         stored[f"{_stored_name(weight, name)}.{kind}"] = values
     if (factors := llama3_factors(config)) is not None:
         stored["rope_freqs.weight"] = factors
+    for length in ("long", "short"):
+        if longrope := (config.get("rope_scaling") or {}).get(f"{length}_factor"):
+            stored[f"rope_factors_{length}.weight"] = np.array(longrope, np.float32)
     return stored
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penstock.errors import CheckpointWarning, UnsupportedError
+from penstock.errors import CheckpointError, CheckpointWarning, UnsupportedError
 from penstock.gguf.families import FAMILIES, LONG_FACTORS, ROPE_FREQS, SHORT_FACTORS, GgufFamily
 from penstock.gguf.llama3_factors import llama3_scaling
 from penstock.strict_json import Fields, listed, shown
@@ -85,6 +85,7 @@ def config_json(
     own = {key.removeprefix(f"{name}."): value for key, value in metadata.items() if key.startswith(f"{name}.")}
     fields = Fields(own, source, f"{name}.")
     _check_values(fields, family)
+    _check_layers(fields, tensors)
     heads = fields.size("attention.head_count")
     config = {
         "architectures": [family.architecture],
@@ -142,6 +143,16 @@ def _check_values(fields: Fields, family: GgufFamily) -> None:
             raise UnsupportedError(problem, f"Penstock runs no {family.model_type} that has this.")
 
 
+def _check_layers(fields: Fields, tensors: Mapping[str, GgufTensor]) -> None:
+    """Raise CheckpointError where the file has fewer layers than it says: nothing is made for any of those."""
+    layers, said = {name.split(".")[1] for name in tensors if name.startswith("blk.")}, fields.size("block_count")
+    if len(layers) < said:
+        problem = (
+            f"{fields.source}: {fields.prefix}block_count is {said:,}, but there are tensors of {len(layers)} layers"
+        )
+        raise CheckpointError(problem, "Complete the download, or copy the files again.")
+
+
 def _vocab_size(tensors: Mapping[str, GgufTensor], fields: Fields) -> int:
     embedding = tensors.get("token_embd.weight")
     return fields.size("vocab_size") if embedding is None else embedding.shape[0]
@@ -159,13 +170,9 @@ def _same_in_all(fields: Fields, key: str, default: int | None = None) -> int:
 
 
 def _biases(family: GgufFamily, tensors: Mapping[str, GgufTensor]) -> dict[str, bool]:
-    """Told by the tensors, in families whose config.json tells them."""
-    if family.model_type not in ("llama", "granite", "smollm3"):
-        return {}
-    return {
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
-        "mlp_bias": "blk.0.ffn_down.bias" in tensors,
-    }
+    """Told by the tensors, in families that have them in some models only."""
+    of_parts = {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_down.bias"}
+    return {key: True for key, name in of_parts.items() if name in tensors and not family.always_biased}
 
 
 def _rope(fields: Fields, heads: int, factors: Mapping[str, F32]) -> dict[str, Any]:

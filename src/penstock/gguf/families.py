@@ -47,6 +47,8 @@ class GgufFamily:
     """Whether the rows of queries and keys lie interleaved within each head (stored.py)."""
     norm_shift: float = 0.0
     """What the weights of norms have been raised by."""
+    always_biased: bool = False
+    """Whether all models have biases, of which a config.json does not tell."""
     parts: Mapping[str, str] = field(default_factory=dict)
     """Parts of a layer that are called otherwise than in other families."""
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -69,7 +71,7 @@ _SOFTCAPS = {"final_logit_softcapping": "final_logit_softcapping"}
 FAMILIES: Mapping[str, GgufFamily] = MappingProxyType(
     {
         "llama": GgufFamily(model_type="llama", architecture="LlamaForCausalLM", in_pairs=True),
-        "qwen2": GgufFamily(model_type="qwen2", architecture="Qwen2ForCausalLM"),
+        "qwen2": GgufFamily(model_type="qwen2", architecture="Qwen2ForCausalLM", always_biased=True),
         "qwen3": GgufFamily(model_type="qwen3", architecture="Qwen3ForCausalLM"),
         "smollm3": GgufFamily(model_type="smollm3", architecture="SmolLM3ForCausalLM", in_pairs=True),
         "granite": GgufFamily(
