@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from helpers.checkpoints import random_tensors, tiny_config
 from helpers.gguf import Info, Typed, converted, gguf_bytes, header_bytes, metadata_of, string_bytes
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.errors import CheckpointError, FormatError, PenstockError, UnsupportedError
+from penstock.errors import CheckpointError, CheckpointWarning, FormatError, PenstockError, UnsupportedError
 from penstock.gguf.reader import SHORT_ARRAY, read_gguf
 from penstock.safetensors_header import DType
 
@@ -104,7 +105,7 @@ class TestMalformed:
     @pytest.mark.parametrize(
         ("value", "message"),
         [
-            (struct.pack("<IQ", 8, 2**62), "takes 4,611,686,018,427,387,904 bytes, but the file ends after"),
+            (struct.pack("<IQ", 8, 2**62), "has a length of 4,611,686,018,427,387,904 bytes, above the limit"),
             (struct.pack("<IQ", 8, 1) + b"\xff", "the value of 'k' is not UTF-8 (at its byte 0)"),
             (struct.pack("<I", 13), "the value of 'k' has the unknown type 13"),
             (struct.pack("<IIQ", 9, 9, 1), "is an array of the type 9, which is not one of numbers or strings"),
@@ -179,12 +180,19 @@ class TestHostile:
         path = tmp_path / "m.gguf"
         path.write_bytes(content)
         tracemalloc.start()
-        try:
-            open_checkpoint(path)
-        except PenstockError as error:
-            assert error.problem
-            assert "\n" not in error.problem + error.remedy
-        finally:
-            _, peak = tracemalloc.get_traced_memory()
-            tracemalloc.stop()
+        said = refusal_of(path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert "\n" not in said
         assert peak < MEMORY
+
+
+def refusal_of(path: Path) -> str:
+    """What is said of the file; nothing where it opens."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CheckpointWarning)
+            open_checkpoint(path)
+    except PenstockError as error:
+        return error.problem + error.remedy
+    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from penstock.gguf.tokenizer import tokenizer_config_json, tokenizer_json
 from penstock.packing.pack import pack
 from penstock.text.tokenizer import Tokenizer
 
+MESSAGES = [{"role": "user", "content": "hi"}]
 TEXTS = [
     "def add(a, b):\n    return a + b\n\n\nclass Stack:\n\tdef push(self, x):\r\n        self.items.append(x)\n",
     "Penstock runs large models. It's WE'LL don't, 'Tis O'Brien's 12345 3.14 1,000,000 half ½ Ⅻ ٣",
-    "Привет мир! 你好，世界。こんにちは 안녕하세요 مرحبا שלום नमस्ते สวัสดี",
+    "Привет мир! 你好世界。こんにちは 안녕하세요 مرحبا שלום नमस्ते สวัสดี",
     "😀👩‍👩‍👧‍👦🇩🇪 é vs e\u0301, ﬁ \u200b ▁ \ufeff",
     "  two   three    four\n\n\n\n",
     "CamelCaseHTTPServer snake_case http://a.b/c?d=e&f=g#h",
@@ -80,7 +82,7 @@ class TestByteLevel:
         assert ours.special_ids == original.special_ids
         assert ours.vocab_size == original.vocab_size
         assert ours.special_tokens["eos_token"] == "<|eot_id|>"
-        assert ours.chat_template().render([]) == "<|begin_of_text|>hi"
+        assert ours.chat_template().render(MESSAGES) == "<|begin_of_text|>hi"
 
     def test_packed_beside_the_weights(self, demo: dict[str, Any], tmp_path: Path) -> None:
         metadata = metadata_of(demo, "llama-bpe", "<|begin_of_text|>", "<|eot_id|>")
@@ -91,11 +93,11 @@ class TestByteLevel:
         raw, packed = Tokenizer.open(tmp_path / "m.gguf"), Tokenizer.open(tmp_path / "packed")
         assert raw is not None
         assert packed is not None
-        assert raw.has_same_tokens(packed)
+        assert raw.has_same_tokens(packed, raw.vocab_size)
         assert [raw.encode(text) for text in TEXTS] == [packed.encode(text) for text in TEXTS]
         assert raw.special_tokens == packed.special_tokens
         for name in ("default", "tool_use"):
-            assert raw.chat_template(name).render([]) == packed.chat_template(name).render([])
+            assert raw.chat_template(name).render(MESSAGES) == packed.chat_template(name).render(MESSAGES)
 
     @pytest.mark.parametrize("name", DIVISIONS)
     def test_divisions_lose_nothing(self, name: str, demo: dict[str, Any]) -> None:
@@ -140,7 +142,7 @@ class TestByteLevel:
 
 
 class TestSentencePiece:
-    """Beside a plain implementation: the neighbours merge that make the token with the highest score, again and again."""
+    """Beside a plain implementation: what merges is what makes the token with the highest score, again and again."""
 
     PIECES = ("▁", *"abcdehimnorstu.,", "th", "he", "▁t", "the", "▁the", "in", "er", "▁th", "an", "and", "▁a", "▁and")
 
@@ -164,7 +166,7 @@ class TestSentencePiece:
         ids = {token: index for index, token in enumerate(metadata["tokenizer.ggml.tokens"])}
         scores, pieces = metadata["tokenizer.ggml.scores"], list(text)
         while True:
-            pairs = [(ids.get(a + b), at) for at, (a, b) in enumerate(zip(pieces, pieces[1:], strict=False))]
+            pairs = [(ids.get(a + b), at) for at, (a, b) in enumerate(pairwise(pieces))]
             made = [(-scores[token], at) for token, at in pairs if token is not None]
             if not made:
                 break
@@ -194,9 +196,9 @@ class TestSentencePiece:
         assert backend.encode("a  the<tag>t<unk>").tokens == ["<s>", "a", "▁▁", "the", "<tag>", "t", "<unk>"]
 
     def test_no_scores(self) -> None:
+        metadata = self.metadata()
+        del metadata["tokenizer.ggml.scores"]
         with pytest.raises(FormatError, match=r"tokenizer.ggml.scores is None, not a list of numbers"):
-            metadata = self.metadata()
-            del metadata["tokenizer.ggml.scores"]
             tokenizer_json(metadata, "m.gguf")
 
 
@@ -215,16 +217,15 @@ class TestSentencePiece:
 )
 def test_what_cannot_be(changes: dict[str, Any], message: str) -> None:
     metadata = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b", "c"], "merges": [], **changes}
+    whole = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
     with pytest.raises(FormatError) as caught:
-        whole = {f"tokenizer.ggml.{key}": value for key, value in metadata.items()}
-        tokenizer_json(whole, "m.gguf")
-        tokenizer_config_json(whole, "m.gguf")
+        (tokenizer_json(whole, "m.gguf"), tokenizer_config_json(whole, "m.gguf"))
     assert message in caught.value.problem
 
 
 def test_kinds_and_templates_that_are_not_known() -> None:
     metadata = {"tokenizer.ggml.model": "bert", "tokenizer.ggml.tokens": ["a"]}
-    with pytest.raises(UnsupportedError, match="tokenizer.ggml.model is 'bert'"):
+    with pytest.raises(UnsupportedError, match=r"tokenizer.ggml.model is 'bert'"):
         tokenizer_json(metadata, "m.gguf")
     with pytest.raises(FormatError, match="the chat template 'default' is 1, not a text"):
         tokenizer_config_json(metadata | {"tokenizer.chat_template": 1}, "m.gguf")

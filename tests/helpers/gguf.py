@@ -110,8 +110,8 @@ def metadata_of(config: Mapping[str, Any]) -> dict[str, Any]:
         own |= {"rope.scaling.type": rope.get("rope_type", rope.get("type")), "rope.scaling.factor": rope["factor"]}
     if config["hidden_size"] // heads != config["head_dim"]:
         own |= {"attention.key_length": config["head_dim"], "attention.value_length": config["head_dim"]}
-        if original := rope.get("original_max_position_embeddings"):
-            own["rope.scaling.original_context_length"] = original
+    if rope.get("rope_type") == "yarn":
+        own["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
     if original := config.get("original_max_position_embeddings"):
         own |= {"rope.scaling.original_context_length": original, "rope.scaling.attn_factor": 1.19}
     if "partial_rotary_factor" in config:

@@ -147,9 +147,7 @@ def _check_layers(fields: Fields, tensors: Mapping[str, GgufTensor]) -> None:
     """Raise CheckpointError where the file has fewer layers than it says: nothing is made for any of those."""
     layers, said = {name.split(".")[1] for name in tensors if name.startswith("blk.")}, fields.size("block_count")
     if len(layers) < said:
-        problem = (
-            f"{fields.source}: {fields.prefix}block_count is {said:,}, but there are tensors of {len(layers)} layers"
-        )
+        problem = f"{fields.source}: {fields.prefix}block_count is {said:,}, but {len(layers)} layers are there"
         raise CheckpointError(problem, "Complete the download, or copy the files again.")
 
 
@@ -182,9 +180,7 @@ def _rope(fields: Fields, heads: int, factors: Mapping[str, F32]) -> dict[str, A
         fields.fail("attention.value_length", f"the length of a key, {head_dim}")
     turning = fields.optional_size("rope.dimension_count") or head_dim
     theta = _decimal(fields.positive("rope.freq_base", 10000.0))
-    rope: dict[str, Any] = {"rope_theta": theta}
-    if key_length is not None or turning != hidden // heads:
-        rope["head_dim"] = head_dim
+    rope: dict[str, Any] = {"rope_theta": theta, "head_dim": head_dim}
     if turning != head_dim:
         rope["partial_rotary_factor"] = turning / head_dim
     scaling = _scaling(fields, turning, theta, factors)
