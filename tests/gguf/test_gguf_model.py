@@ -15,6 +15,7 @@ from helpers.checkpoint_checks import check_refused, warnings_of
 from helpers.checkpoints import random_tensors, tiny_config, write_checkpoint
 from helpers.gguf import Info, converted, gguf_bytes, header_bytes, metadata_of, write_gguf_of
 from penstock import LLM, SamplingParams
+from penstock.batch.opening import _model_digest as model_digest
 from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint
 from penstock.errors import CheckpointError, CheckpointWarning, FormatError, UnsupportedError, UsageError
 from penstock.packed_format.reader import read_packed
@@ -283,3 +284,13 @@ class TestDefaults:
         pack(gguf, tmp_path / "packed")
         assert generation_defaults(tmp_path / "packed") == defaults
         assert json.loads((tmp_path / "packed" / "config.json").read_text())["rms_norm_eps"] == 1e-5
+
+
+def test_a_batch_depends_on_its_tokenizer(tmp_path: Path) -> None:
+    config = tiny_config()
+    tensors, digests = random_tensors(config), []
+    for token in ("a", "a", "b"):
+        more = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": [token]}
+        write_gguf_of(tmp_path / "m.gguf", config, tensors, more)
+        digests.append(model_digest(tmp_path / "m.gguf"))
+    assert digests[0] == digests[1] != digests[2]

@@ -141,6 +141,11 @@ class TestMalformed:
         head = header_bytes({"general.architecture": "llama"}, infos)
         check_malformed(tmp_path, head + bytes(-len(head) % 32 + 256), message)
 
+    def test_tensors_of_integers(self, tmp_path: Path) -> None:
+        content = header_bytes({"general.architecture": "llama"}, [Info("a", (4,), 26, 0)]) + bytes(64)
+        with pytest.raises(UnsupportedError, match=r"1 tensors as I32 \('a' is one\), not BF16, F16 or F32"):
+            read(tmp_path, content)
+
     @pytest.mark.parametrize("alignment", [0, 7, 2**31, "x"])
     def test_alignments(self, alignment: Any, tmp_path: Path) -> None:
         check_malformed(tmp_path, gguf_bytes({"general.alignment": alignment}, {}), "general.alignment is")

@@ -52,6 +52,7 @@ _OTHER_TYPES = {
     **dict(zip(range(21, 30), ("IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32", "I64", "F64", "IQ1_M"), strict=True)),
     **dict(zip((34, 35, 39, 40, 41), ("TQ1_0", "TQ2_0", "MXFP4", "NVFP4", "Q1_0"), strict=True)),
 }
+_UNQUANTIZED = ("I8", "I16", "I32", "I64", "F64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +265,8 @@ def _check_full_precision(cursor: _Cursor, infos: Sequence[_TensorInfo]) -> None
     if kind not in _OTHER_TYPES:
         cursor.fail(f"tensor {shown(name)} has the unknown type {kind}")
     problem = f"{cursor.path} holds {count} tensors as {_OTHER_TYPES[kind]} ({shown(name)} is one)"
+    if _OTHER_TYPES[kind] in _UNQUANTIZED:
+        raise UnsupportedError(f"{problem}, not BF16, F16 or F32", USE_FULL)
     raise UnsupportedError(f"{problem}: quantized, not the full-precision weights", USE_FULL)
 
 
