@@ -10,6 +10,7 @@ import pytest
 
 from helpers.checkpoint_checks import INDEX, Q_PROJ, SHARD_2, check_refused, check_same, edit_index, warnings_of
 from helpers.checkpoints import safetensors_bytes, tiny_config, write_checkpoint
+from helpers.gguf import Info, header_bytes
 from penstock.errors import CheckpointError, FormatError, UnsupportedError
 
 LAYOUTS = [("single", "whole"), ("indexed", "whole"), ("numbered", "whole")]
@@ -75,19 +76,20 @@ def test_pipe_instead_of_a_directory(tmp_path: Path) -> None:
     check_refused(tmp_path / "x", FormatError, "x is a device, pipe or socket, not a file")
 
 
-@pytest.mark.parametrize(("name", "content"), [("model.gguf", b""), ("model", b"GGUF\x03\x00")])
-def test_gguf_file(name: str, content: bytes, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    message = f"{name} is in GGUF format, not the full-precision weights"
-    check_refused(tmp_path / name, UnsupportedError, message, "Use the original checkpoint")
+@pytest.mark.parametrize("name", ["model-Q4_K_M.gguf", "model"])
+def test_quantized_gguf_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(header_bytes({"general.architecture": "llama"}, [Info("a", (256,), 12, 0)]))
+    message = f"{name} holds 1 tensors as Q4_K ('a' is one): quantized, not the full-precision weights"
+    check_refused(tmp_path / name, UnsupportedError, message, "Use a BF16, F16 or F32 GGUF of the model")
 
 
 @pytest.mark.parametrize("config", [False, True])
-def test_directory_with_gguf_only(config: bool, tmp_path: Path) -> None:
-    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+def test_directory_with_quantized_gguf_only(config: bool, tmp_path: Path) -> None:
+    content = header_bytes({"general.architecture": "llama"}, [Info("a", (256,), 12, 0)])
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(content)
     if config:
         (tmp_path / "config.json").write_text(json.dumps(tiny_config()))
-    check_refused(tmp_path, UnsupportedError, "is in GGUF format, not the full-precision weights")
+    check_refused(tmp_path, UnsupportedError, "quantized, not the full-precision weights")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import safetensors
 
 from helpers.checkpoint_checks import INDEX
 from helpers.checkpoints import Tensors, random_tensors, write_checkpoint
+from helpers.gguf import Info, header_bytes
 from helpers.packed_files import contents, flip, packable_config
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.layout import UNFINISHED
@@ -348,10 +349,11 @@ class TestRefusals:
         with pytest.raises(UnsupportedError, match="quantized, not the full-precision weights"):
             pack(tmp_path / "src", tmp_path / "out")
 
-    def test_gguf(self, tmp_path: Path) -> None:
+    def test_quantized_gguf(self, tmp_path: Path) -> None:
         (tmp_path / "src").mkdir()
-        (tmp_path / "src" / "model.gguf").write_bytes(b"GGUF")
-        with pytest.raises(UnsupportedError, match="GGUF"):
+        content = header_bytes({"general.architecture": "llama"}, [Info("a", (256,), 12, 0)])
+        (tmp_path / "src" / "model.gguf").write_bytes(content)
+        with pytest.raises(UnsupportedError, match="quantized, not the full-precision weights"):
             pack(tmp_path / "src", tmp_path / "out")
 
     def test_a_broken_source(self, src: Path, tmp_path: Path) -> None:

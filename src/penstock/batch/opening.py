@@ -17,6 +17,8 @@ from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint
 from penstock.checkpoints.store import find_model
 from penstock.disk.files import read_file
 from penstock.errors import UsageError
+from penstock.gguf.model import gguf_files
+from penstock.gguf.reader import read_gguf
 from penstock.sessions.identity import model_identity
 
 if TYPE_CHECKING:
@@ -72,6 +74,10 @@ def _model_digest(path: Path) -> str:
         config.max_position_embeddings,
     ]
     digest.update(json.dumps(said, sort_keys=True).encode())
+    if (files := gguf_files(path)) is not None:
+        metadata = read_gguf(files[0], arrays=True).metadata
+        text_side = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
+        digest.update(json.dumps(text_side, sort_keys=True).encode())
     for name in TEXT_FILES:
         if (path / name).is_file():
             digest.update(name.encode() + xxhash.xxh3_128_digest(read_file(path / name)))

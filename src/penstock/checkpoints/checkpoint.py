@@ -29,6 +29,9 @@ from penstock.checkpoints.layout import (
     find_layout,
 )
 from penstock.errors import CheckpointError, CheckpointWarning, FormatError, UnsupportedError
+from penstock.gguf.config import generation_json
+from penstock.gguf.model import gguf_files, read_model
+from penstock.gguf.reader import read_gguf
 from penstock.packed_format.reader import is_packed_file, read_packed
 from penstock.packed_format.tensor import PackedTensor
 from penstock.safetensors_header import DType, Header, TensorInfo, read_header
@@ -78,7 +81,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
-    """Open the checkpoint in the directory `path`.
+    """Open the checkpoint in the directory `path`, or in the GGUF file of that name.
 
     Raises CheckpointError where there is none or it is incomplete or contradicts its config, FormatError for broken
     files, UnsupportedError for models, dtypes and formats that Penstock does not run. Warns once
@@ -86,6 +89,8 @@ def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     try:
+        if (files := gguf_files(path)) is not None:
+            return _open_gguf(path, files)
         check_directory(path)
         config = parse_config(read_json_object(path / "config.json"), str(path / "config.json"))
         layout = find_layout(LocalFolder(path), config)
@@ -100,17 +105,29 @@ def assemble(path: Path, config: ModelConfig, layout: Layout, stored: Mapping[Pa
     """The checkpoint of these files, wherever they are; `path` is what messages call it. Raises as open_checkpoint."""
     found = _by_name(layout, stored)
     _check_full_precision(found)
+    return _of_tensors(path, config, found, tuple(layout.prefixes))
+
+
+def _open_gguf(path: Path, files: tuple[Path, ...]) -> Checkpoint:
+    model = read_model(files)
+    return _of_tensors(path, parse_config(model.config, str(files[0])), model.tensors, files)
+
+
+def _of_tensors(path: Path, config: ModelConfig, found: Mapping[str, Tensor], files: tuple[Path, ...]) -> Checkpoint:
+    """Those that the config asks for, checked; `found` are all that there are, by canonical name."""
     tensors = _expected_of(found, config, path)
     _warn_unexpected(found, config, path)
-    return Checkpoint(path, config, MappingProxyType(tensors), tuple(layout.prefixes))
+    return Checkpoint(path, config, MappingProxyType(tensors), files)
 
 
 def generation_defaults(path: str | PathLike[str]) -> GenerationDefaults:
-    """How the checkpoint in the directory `path` wants its tokens drawn: its generation_config.json, if it has one.
+    """How the checkpoint at `path` wants its tokens drawn: its generation_config.json, if it has one.
 
     Stop tokens that this does not name are config.json's. Raises FormatError for malformed files.
     """
     path = Path(path)
+    if (files := gguf_files(path)) is not None:
+        return parse_generation_defaults(generation_json(read_gguf(files[0]).metadata), str(files[0]))
     config, generation = path / "config.json", path / "generation_config.json"
     eos = Fields(read_json_object(config), str(config)).token_ids("eos_token_id", 2)
     mapping = read_json_object(generation) if generation.exists() else {}

@@ -96,7 +96,8 @@ def check_folder(folder: Folder) -> None:
     names = folder.names()
     if not (any(name.endswith(".safetensors") for name in names) or INDEX in names or SPLIT in names):
         if any(name.endswith(".gguf") for name in names):
-            _fail_gguf(folder.path)
+            problem = f"{folder.path} is in GGUF format, not the full-precision weights in safetensors"
+            raise UnsupportedError(problem, USE_ORIGINAL)
         _check_not_pickled(folder)
     if "config.json" not in names:
         remedy = "Give a directory that has config.json beside the *.safetensors files, as on the Hugging Face Hub."
@@ -107,12 +108,8 @@ def _fail_not_directory(path: Path) -> NoReturn:
     with open_regular(path) as file:
         magic = file.read(4)
     if magic == b"GGUF" or path.suffix == ".gguf":
-        _fail_gguf(path)
+        raise UnsupportedError(f"{path} is in GGUF format, not in safetensors", USE_ORIGINAL)
     raise CheckpointError(f"{path} is a file, not a directory", f"Give the checkpoint's directory: {path.parent}")
-
-
-def _fail_gguf(path: Path) -> NoReturn:
-    raise UnsupportedError(f"{path} is in GGUF format, not the full-precision weights in safetensors", USE_ORIGINAL)
 
 
 def _check_not_pickled(folder: Folder) -> None:

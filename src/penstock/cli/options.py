@@ -9,7 +9,8 @@ import typer
 from penstock.cli.opening import of_opening
 
 # typer reads annotations at run time, so these are plain aliases (and Optional, for Python 3.10).
-Model = Annotated[str, typer.Argument(help="A checkpoint's directory, the name of a model on this machine, or `demo`.")]
+_MODEL = "A checkpoint's directory, a GGUF file, the name of a model on this machine, or `demo`."
+Model = Annotated[str, typer.Argument(help=_MODEL)]
 Memory = Annotated[str | None, of_opening("memory")]
 Threads = Annotated[int | None, of_opening("threads")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.")]

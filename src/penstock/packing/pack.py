@@ -23,15 +23,17 @@ from penstock.checkpoints.layout import COMPLETE, INDEX, SINGLE, LocalFolder, fi
 from penstock.compute.kernels import default_threads
 from penstock.disk.files import Files, read_file
 from penstock.errors import CheckpointError, CheckpointWarning, UsageError
+from penstock.gguf.model import gguf_files
 from penstock.packed_format.layout import cut
 from penstock.packed_format.reader import is_packed_file, read_packed
 from penstock.packed_format.runs import PassOrder
 from penstock.packed_format.sources import READ_THREADS, LocalSource
 from penstock.packing.free_original import check_may_free, free_original
+from penstock.packing.gguf_original import GgufOriginal
 from penstock.packing.pack_file import pack_file
 from penstock.packing.pack_folder import Original, PackFolder, open_pack_folder, packed_files
 from penstock.packing.side_files import CONFIG, ORIGINAL_INDEX, packed_index, side_files
-from penstock.safetensors_header import read_header
+from penstock.safetensors_header import parse_header, read_header
 from penstock.strict_json import read_json_object
 from penstock.system.machine import return_large_arrays
 
@@ -69,7 +71,7 @@ def pack(
     threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> PackResult:
-    """Pack the checkpoint in the directory `src` into the directory `out`.
+    """Pack the checkpoint in the directory `src`, or the GGUF model there, into the directory `out`.
 
     `replace`: delete each original file once its packed copy has been read back from the disk and compared.
     `threads`: None for every CPU. `on_progress` gets the original's bytes that are done, and all of them.
@@ -80,6 +82,10 @@ def pack(
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads cannot do anything", "Give at least 1, or leave the number out.")
     _check_places(src, out)
+    gguf = gguf_files(src)
+    if gguf is not None and replace:
+        problem = f"{src} is a GGUF model, which --replace does not delete"
+        raise UsageError(problem, "Leave --replace out, and delete it yourself once `penstock verify` has compared.")
     return_large_arrays()
     with open_pack_folder(out) as folder, ThreadPoolExecutor(threads or default_threads()) as pool:
         if folder.originals is None and (out / CONFIG).exists():
@@ -87,6 +93,8 @@ def pack(
             encoded = 0
             for original in originals:
                 _free(src / original.name, folder, original, pool)
+        elif gguf is not None:
+            originals, encoded = _pack_gguf(GgufOriginal(src, gguf), folder, pool, on_progress)
         else:
             originals = _begin(src, folder, replace)
             packing = _Packing(src, folder, _config(src), pool, replace)
@@ -99,6 +107,31 @@ def pack(
         encoded_bytes=encoded,
         seconds=time.perf_counter() - begin,
     )
+
+
+def _pack_gguf(
+    gguf: GgufOriginal, folder: PackFolder, pool: ThreadPoolExecutor, on_progress: Progress | None
+) -> tuple[Sequence[Original], int]:
+    """Its only file, and how many bytes of that were encoded."""
+    original, sides = gguf.original, gguf.side_files()
+    folder.check([original])
+    need = packed_size(parse_header(gguf.header, folder.path, original.size)) + sum(map(len, sides.values()))
+    folder.check_room(need + _SPARE_BYTES - folder.bytes_written(), "Free some space or choose another disk.")
+    folder.begin([original])
+    meter, encoded, files = _Meter(original.size, on_progress), 0, Files()
+    try:
+        if folder.finished(original) is None:
+            target, partial = folder.target(original.name), folder.partial(original.name)
+            with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="penstock-read") as readers:
+                source, order = gguf.source(files, readers), PassOrder("", pass_ranks(gguf.config))
+                encoded = original.size - pack_file(source, gguf.header, target, partial, order, pool, meter.add)
+    finally:
+        files.close()
+    for name, content in sides.items():
+        with folder.new_file(name) as file:
+            file.write(content)
+    folder.finish()
+    return [original], encoded
 
 
 def pass_ranks(config: ModelConfig) -> dict[str, int]:

@@ -13,9 +13,11 @@ from penstock.architectures.names import canonical_name
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.layout import LocalFolder, check_directory, find_layout
 from penstock.compute.kernels import default_threads
-from penstock.disk.files import Extent, Files, aligned_buffer, read_file
+from penstock.disk.files import Files, read_file
 from penstock.disk.in_order import in_order
 from penstock.errors import ChecksumError, FormatError, ReadError, UsageError
+from penstock.gguf.model import gguf_files, read_model
+from penstock.gguf.stored import read_original
 from penstock.packed_format.chunks import RUN_BYTES, RUNS_AHEAD, Run, RunData, read_run, runs, same_bytes
 from penstock.packed_format.reader import PackedFile, is_packed_file, read_packed
 from penstock.packed_format.sources import READ_THREADS, READS_AHEAD
@@ -96,7 +98,7 @@ class _Check:
         if against is not None:
             self._compare_lists(against)
             for file in self._packed:
-                self._compare_header(file, against / file.path.relative_to(model))
+                self._compare_header(file, against, model)
 
     def run(self, pool: ThreadPoolExecutor, on_progress: Callable[[int, int], None] | None) -> None:
         """Go through all tensors."""
@@ -124,6 +126,8 @@ class _Check:
 
     def _open(self, model: Path) -> Tensors:
         """The tensors of all files by canonical name, as far as their files can be opened."""
+        if (files := gguf_files(model)) is not None:
+            return dict(read_model(files).tensors)
         tensors: Tensors = {}
         for path, prefix in self._paths.items():
             try:
@@ -158,7 +162,10 @@ class _Check:
                 is_, was = (f"{t.dtype.value} {list(t.shape)}" for t in (tensor, original))
                 self._differences.append(f"{tensor.path}: {shown(name)} is {is_}, but {was} in {original.path}")
 
-    def _compare_header(self, file: PackedFile, original: Path) -> None:
+    def _compare_header(self, file: PackedFile, against: Path, model: Path) -> None:
+        if gguf_files(against) is not None:
+            return  # whose header is made up (gguf_original.py)
+        original = against / file.path.relative_to(model)
         if not original.exists():
             self._differences.append(f"{original} is missing, which {file.path} was made from")
             return
@@ -200,7 +207,7 @@ class _PackedPiece:
     def read(self, files: Files) -> Callable[[], _Found]:
         """What checks the bytes that this reads."""
         original = self.original
-        expected = None if original is None else _read(files, original, self.begin, self.run.original_nbytes)
+        expected = None if original is None else read_original(original, self.begin, self.run.original_nbytes, files)
         try:
             return partial(self._check, read_run(files, self.run), expected)
         except ReadError as error:  # a disk that has lost a block may still have the others
@@ -232,7 +239,7 @@ class _PlainPiece:
     def read(self, files: Files) -> Callable[[], _Found]:
         """What checks the bytes that this reads."""
         places = (self.tensor, self.original)
-        return partial(self._check, *(_read(files, tensor, self.begin, self.nbytes) for tensor in places))
+        return partial(self._check, *(read_original(tensor, self.begin, self.nbytes, files) for tensor in places))
 
     def _check(self, data: U8, expected: U8) -> _Found:
         return [], _difference(self.tensor, self.original, self.begin, data, expected)
@@ -246,18 +253,18 @@ def _difference(tensor: Tensor, original: TensorInfo, begin: int, data: U8, expe
     return [f"{tensor.path}: {shown(tensor.name)} is not that of {original.path} (within its {place})"]
 
 
-def _read(files: Files, tensor: TensorInfo, begin: int, nbytes: int) -> U8:
-    return files.read(Extent(tensor.path, tensor.begin + begin, nbytes), aligned_buffer(nbytes))
-
-
 def _weight_files(model: Path) -> Mapping[Path, str]:
     """The weight files of a model, each with the prefix that its tensors' names may lack."""
+    if (files := gguf_files(model)) is not None:
+        return dict.fromkeys(files, "")
     check_directory(model)
     config = parse_config(read_json_object(model / CONFIG), str(model / CONFIG))
     return find_layout(LocalFolder(model), config).prefixes
 
 
 def _original_tensors(against: Path) -> dict[str, TensorInfo]:
+    if (files := gguf_files(against)) is not None:
+        return dict(read_model(files).tensors)
     tensors: dict[str, TensorInfo] = {}
     for path, prefix in _weight_files(against).items():
         header = read_header(path)

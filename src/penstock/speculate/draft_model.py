@@ -17,6 +17,7 @@ from penstock.disk.files import read_file
 from penstock.disk.reader import Ring
 from penstock.errors import UsageError
 from penstock.events import Events
+from penstock.gguf.model import gguf_files
 from penstock.models.decoder import Decoder
 from penstock.models.kv_cache import Blocks
 from penstock.models.kv_planes import KvPlanes, KvShape
@@ -108,15 +109,17 @@ class DraftModel:
         remedy = "A draft has to have the target's tokenizer: give a smaller model of the same family."
         sizes = self.config.vocab_size, config.vocab_size
         files = [folder / "tokenizer.json" for folder in (self.path, path)]
-        if not all(file.exists() for file in files):
+        there = [file.exists() for file in files]
+        if all(there) and read_file(files[0]) == read_file(files[1]):
+            return
+        may_have = all(is_there or gguf_files(file.parent) for is_there, file in zip(there, files, strict=True))
+        own, other = (Tokenizer.open(file.parent) if may_have else None for file in files)
+        if own is None or other is None:
             if sizes[0] != sizes[1]:
                 told = f"{sizes[0]} tokens, and the model has {sizes[1]}"
                 raise UsageError(f"The draft {self.path} has a vocabulary of {told}.", remedy)
             return
-        if read_file(files[0]) == read_file(files[1]):
-            return
-        own, other = (Tokenizer.open(folder) for folder in (self.path, path))
-        if own is None or other is None or not own.has_same_tokens(other, min(sizes)):
+        if not own.has_same_tokens(other, min(sizes)):
             raise UsageError(f"The draft {self.path} has another tokenizer than the model.", remedy)
 
     def likely_bytes(self, form: Form) -> int:

@@ -7,6 +7,8 @@ beside a tokenizer.json; in `transformers` they do not either.)
 
 from __future__ import annotations
 
+import json
+import warnings
 from contextlib import nullcontext
 from datetime import datetime
 from functools import cached_property
@@ -15,7 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
-from penstock.errors import ChatTemplateError, ContextError, FormatError, TokenizerError, UsageError
+from penstock.errors import (
+    ChatTemplateError,
+    CheckpointWarning,
+    ContextError,
+    FormatError,
+    TokenizerError,
+    UnsupportedError,
+    UsageError,
+)
+from penstock.gguf.model import gguf_files
+from penstock.gguf.reader import read_gguf
+from penstock.gguf.tokenizer import has_tokenizer, tokenizer_config_json, tokenizer_json
 from penstock.strict_json import GET_AGAIN, LFS_POINTER, fail_lfs_pointer, listed, open_regular, shown
 from penstock.text.spelling import most_characters_a_token
 from penstock.text.tokenizer_config import TokenizerConfig
@@ -70,21 +83,40 @@ class Tokenizer:
 
     @classmethod
     def open(cls, model_dir: str | os.PathLike[str]) -> Tokenizer | None:
-        """The tokenizer of a model directory, or None where the directory has none at all.
+        """The tokenizer of a model directory or of a GGUF file, or None where there is none at all.
 
-        Raises TokenizerError where one of its files is malformed, or where there is a tokenizer in another form only.
+        None, too, with a CheckpointWarning, where a GGUF file has one of a kind that is not known. Raises
+        TokenizerError where one of its files is malformed, or where there is a tokenizer in another form only.
         """
         model_dir = Path(model_dir)
         path = model_dir / "tokenizer.json"
-        if not path.exists():
-            _refuse_other_forms(model_dir)
-            return None
         try:
+            if (files := gguf_files(model_dir)) is not None:
+                return cls._of_gguf(files[0])
+            if not path.exists():
+                _refuse_other_forms(model_dir)
+                return None
             backend = _load(path)
             config = TokenizerConfig(model_dir)
             return cls(backend, _add_tokens(backend, config), config.template_sources(), str(model_dir))
         except FormatError as error:
             raise TokenizerError(error.problem, error.remedy) from error
+
+    @classmethod
+    def _of_gguf(cls, path: Path) -> Tokenizer | None:
+        metadata = read_gguf(path, arrays=True).metadata
+        if not has_tokenizer(metadata):
+            return None
+        try:
+            content = tokenizer_json(metadata, str(path))
+        except UnsupportedError as error:
+            message = f"{error.problem}, so that token ids work and text does not. {error.remedy}"
+            warnings.warn(message, CheckpointWarning, stacklevel=4)
+            return None
+        config = TokenizerConfig(path, tokenizer_config_json(metadata, str(path)))
+        del metadata  # of tens of megabytes
+        backend = _checked(lambda: tokenizers.Tokenizer.from_str(json.dumps(content)), path)
+        return cls(backend, _add_tokens(backend, config), config.template_sources(), str(path))
 
     @property
     def vocab_size(self) -> int:
@@ -225,9 +257,14 @@ def _load(path: Path) -> tokenizers.Tokenizer:
     with open_regular(path) as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             fail_lfs_pointer(path)
+    # The library reads the file itself: neither its text nor its JSON becomes a Python object.
+    return _checked(lambda: tokenizers.Tokenizer.from_file(str(path)), path)
+
+
+def _checked(load: Callable[[], tokenizers.Tokenizer], path: Path) -> tokenizers.Tokenizer:
+    """What `load` gives. Raises TokenizerError where it gives none."""
     try:
-        # The library reads the file itself: neither its text nor its JSON becomes a Python object.
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend = load()
         backend.encode("a")  # some faults show only here
     except (KeyboardInterrupt, SystemExit):
         raise

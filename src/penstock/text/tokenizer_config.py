@@ -25,8 +25,12 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 class TokenizerConfig:
     """What the small files of a model directory say. Raises FormatError or TokenizerError where they are malformed."""
 
-    def __init__(self, model_dir: Path) -> None:
+    def __init__(self, model_dir: Path, settings: Mapping[str, Any] | None = None) -> None:
+        """`settings`: the content of tokenizer_config.json, where that is no file."""
         self._dir = model_dir
+        if settings is not None:
+            self._settings = dict(settings)
+            return
         path, older = model_dir / "tokenizer_config.json", model_dir / "special_tokens_map.json"
         self._settings = read_json_object(path) if path.exists() else {}
         if "added_tokens_decoder" not in self._settings and older.exists():

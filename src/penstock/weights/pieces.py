@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from penstock.compute.codec import MalformedRow, PackedRows, decode
 from penstock.compute.indexed import IndexedRows, likely_bytes
 from penstock.disk.files import Extent
 from penstock.errors import FormatError
+from penstock.gguf.stored import RestoredTensor, halves_of_pairs, pairs_of_halves
 from penstock.packed_format.tensor import PackedTensor
 from penstock.system.pages import page_array
 
@@ -90,6 +93,31 @@ class PlainData:
 
     def plain(self) -> tuple[U8, str]:
         return self.bytes, self.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class PairedData:
+    """Whole heads of a matrix whose rows lie in pairs: what a product gives is put in order, not they."""
+
+    rows: slice
+    bytes: U8
+    dtype: str
+    tensor: RestoredTensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.bytes.nbytes
+
+    def matmul(self, kernels: Kernels, x: F32, out: F32, bias: F32 | None, accumulate: bool) -> None:
+        head_rows = self.tensor.head_rows
+        paired = pairs_of_halves(out.T, head_rows).T if accumulate else np.empty_like(out)
+        paired = np.ascontiguousarray(paired)
+        bias = None if bias is None else pairs_of_halves(bias, head_rows)
+        kernels.matmul(x, self.bytes, self.dtype, paired, bias=bias, accumulate=accumulate)
+        out[:] = halves_of_pairs(paired.T, head_rows).T
+
+    def plain(self) -> tuple[U8, str]:
+        return self.tensor.restored(self.bytes), self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +205,16 @@ class PlainPiece:
 
     def indexed(self, parts: Sequence[U8], kernels: Kernels) -> PlainData:
         return self.loaded(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class PairedPiece(PlainPiece):
+    """Whole heads of a matrix whose rows lie in pairs (gguf/stored.py)."""
+
+    tensor: RestoredTensor
+
+    def loaded(self, parts: Sequence[U8]) -> PairedData:  # type: ignore[override]
+        return PairedData(self.rows, parts[0], self.tensor.dtype.value, self.tensor)
 
 
 @dataclass(frozen=True)
@@ -300,6 +338,10 @@ def malformed(tensor: PackedTensor, row: int) -> FormatError:
 
 def split(tensor: Tensor, piece_bytes: int) -> list[Piece]:
     """The pieces of a matrix, in order. A part has at most `piece_bytes`, where a row or a chunk allows it."""
+    if isinstance(tensor, RestoredTensor) and tensor.head_rows:
+        heads = _row_runs(tensor.shape[0] // tensor.head_rows, tensor.nbytes, piece_bytes)
+        rows = tensor.head_rows
+        return [PairedPiece(tensor, slice(run.start * rows, run.stop * rows)) for run in heads]
     if not isinstance(tensor, PackedTensor):
         return [PlainPiece(tensor, rows) for rows in _row_runs(tensor.shape[0], tensor.nbytes, piece_bytes)]
     if tensor.in_tiers:
@@ -308,11 +350,16 @@ def split(tensor: Tensor, piece_bytes: int) -> list[Piece]:
 
 
 def largest_chunk(tensors: Sequence[Tensor]) -> int:
-    """Bytes of the largest part that a piece cannot be smaller than, in packed tensors; 0 where none is packed."""
-    return max((_largest_part(tensor) for tensor in tensors if isinstance(tensor, PackedTensor)), default=0)
+    """Bytes of the largest part that a piece cannot be smaller than, where that is more than a row: in packed tensors,
+    and in those whose rows lie in pairs; else 0."""
+    return max(map(_largest_part, tensors), default=0)
 
 
-def _largest_part(tensor: PackedTensor) -> int:
+def _largest_part(tensor: Tensor) -> int:
+    if isinstance(tensor, RestoredTensor):
+        return tensor.head_rows * (tensor.nbytes // tensor.shape[0])
+    if not isinstance(tensor, PackedTensor):
+        return 0
     if not tensor.in_tiers:
         return max((piece.extents[0].nbytes for piece in split(tensor, 1)), default=0)
     fine = int((tensor.fine_offsets[1:] - tensor.fine_offsets[:-1]).max())

@@ -12,6 +12,7 @@ import numpy as np
 
 from penstock.compute.codec import MalformedRow, decode
 from penstock.disk.files import Extent, Files, aligned_buffer
+from penstock.gguf.stored import RestoredTensor, read_original
 from penstock.packed_format.tensor import PackedTensor
 from penstock.weights.pieces import malformed
 
@@ -35,6 +36,8 @@ class RowReader(Protocol):
 
 def row_reader(tensor: Tensor, files: Files) -> RowReader:
     """A vector counts as one row."""
+    if isinstance(tensor, RestoredTensor):
+        return _RestoredRows(tensor, files)
     if not isinstance(tensor, PackedTensor):
         return _PlainRows(tensor, files)
     return _PackedRows(tensor, files) if tensor.in_tiers else _RawRows(tensor, files)
@@ -58,6 +61,17 @@ class _PlainRows:
         for i in range(batch.start, batch.stop):
             begin = self.tensor.begin + int(rows[i]) * nbytes
             out[i] = self.files.read(Extent(self.tensor.path, begin, nbytes), buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class _RestoredRows(_PlainRows):
+    """Rows of a tensor that a GGUF file stores otherwise than the checkpoint has it."""
+
+    tensor: RestoredTensor
+
+    def read(self, rows: I64, batch: slice, out: U8) -> None:
+        for i in range(batch.start, batch.stop):
+            out[i] = read_original(self.tensor, int(rows[i]) * self.row_bytes, self.row_bytes, self.files)
 
 
 @dataclass(frozen=True, slots=True)
