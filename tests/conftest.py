@@ -9,8 +9,38 @@ from hypothesis import settings
 
 from penstock import _core
 
-settings.register_profile("shared machine", deadline=None)
-settings.load_profile("shared machine")
+settings.register_profile("quick", deadline=None, max_examples=25)
+settings.register_profile("thorough", deadline=None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="run the long tests, too: those marked as thorough")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("thorough" if config.getoption("--thorough") else "quick")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Thorough tests are left out, but where they are asked for, all of them or by name."""
+    if config.getoption("--thorough"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("thorough") and not _is_named(item, config)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(left_out)
+        items[:] = [item for item in items if item not in gone]
+
+
+def _is_named(item: pytest.Item, config: pytest.Config) -> bool:
+    """Whether the command line has the test itself, or its function or class: `PATH::NAME`."""
+    for argument in config.args:
+        path, separator, name = argument.partition("::")
+        if separator and (config.invocation_params.dir / path).resolve() == item.path:
+            test = item.nodeid.partition("::")[2]
+            if test == name or test.startswith((f"{name}[", f"{name}::")):
+                return True
+    return False
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,7 @@ import pytest
 
 from helpers.cases import DEMO
 from helpers.guessing import Scripted, knowing
+from helpers.thorough import quick
 from penstock import LLM, SamplingParams
 from penstock.completion import Output, Piece
 from penstock.errors import ChatTemplateError
@@ -64,7 +65,7 @@ def test_all_in_one_pass(plain: LLM, llm: LLM, temperature: float) -> None:
     assert stats.tokens_per_pass == stats.tokens / 2
 
 
-@pytest.mark.parametrize("max_tokens", [1, 2, 3, 7, 20])
+@pytest.mark.parametrize("max_tokens", quick([1, 7], [1, 2, 3, 7, 20]))
 def test_max_tokens_within_a_run(plain: LLM, llm: LLM, temperature: float, max_tokens: int) -> None:
     [long] = plain.generate([PROMPT], params(temperature))
     [expected] = plain.generate([PROMPT], params(temperature, max_tokens=max_tokens))
@@ -75,7 +76,7 @@ def test_max_tokens_within_a_run(plain: LLM, llm: LLM, temperature: float, max_t
     assert output.stats.passes == (1 if max_tokens == 1 else 2)
 
 
-@pytest.mark.parametrize("index", range(0, 30, 2))
+@pytest.mark.parametrize("index", quick([4, 18], range(0, 30, 2)))
 def test_a_stop_string_within_a_run(plain: LLM, llm: LLM, temperature: float, index: int) -> None:
     """Anywhere in the text, token's edge or not; what a pass drew beyond it never was."""
     [long] = plain.generate([PROMPT], params(temperature))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from helpers.batches import Ending, ask, by_id, mixed, records, run_batch, write_requests
+from helpers.thorough import quick
 from penstock import LLM
 from penstock.batch import results, run, worker
 from penstock.batch.progress import Progress
@@ -57,7 +59,7 @@ def check_finished(path: Path, out: Path, expected: tuple[bytes, int, int]) -> N
 
 
 class TestGoingOn:
-    @pytest.mark.parametrize("every", [7, 30])
+    @pytest.mark.parametrize("every", quick([30], [7, 30]))
     def test_nothing_is_done_twice(self, path: Path, out: Path, expected: tuple[bytes, int, int], every: int) -> None:
         """Ended after every so many passes, over and over: no pass and no token more than without."""
         ends, passes, drawn = 0, 0, 0
@@ -87,6 +89,7 @@ class TestGoingOn:
         assert ends == pytest.approx(expected[1] / every, abs=2)
         assert counts == sorted(counts)
 
+    @pytest.mark.thorough
     def test_with_guesses_other_memory_threads_and_width(
         self, path: Path, out: Path, expected: tuple[bytes, int, int]
     ) -> None:
@@ -131,25 +134,28 @@ def crash_before(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: i
 class TestCrashes:
     @pytest.mark.parametrize(
         ("owner", "name", "call"),
-        [
-            (State, "begin", 1),
-            (State, "_add", 7),
-            (run, "_open", 1),
-            (State, "commit", 1),
-            (State, "commit", 2),
-            (State, "_take", 3),
-            (ResultFile, "append", 4),
-            (ResultFile, "append", 9),
-            (worker.Worker, "_pass", 6),
-            (run, "_finish", 1),
-            (run, "write_in_order", 1),
-            (results, "write_through", 5),
-            (results, "settle", 1),
-            (State, "set_phase", 1),
-            (run, "put_in_order", 1),
-            (results, "give_name", 1),
-            (State, "remove", 1),
-        ],
+        quick(
+            5,
+            [
+                (State, "commit", 1),
+                (ResultFile, "append", 4),
+                (worker.Worker, "_pass", 6),
+                (results, "write_through", 5),
+                (State, "remove", 1),
+                (State, "begin", 1),
+                (State, "_add", 7),
+                (run, "_open", 1),
+                (State, "commit", 2),
+                (State, "_take", 3),
+                (ResultFile, "append", 9),
+                (run, "_finish", 1),
+                (run, "write_in_order", 1),
+                (results, "settle", 1),
+                (State, "set_phase", 1),
+                (run, "put_in_order", 1),
+                (results, "give_name", 1),
+            ],
+        ),
     )
     def test_between_any_two_steps(
         self, owner: Any, name: str, call: int, path: Path, out: Path, expected: tuple[bytes, int, int]
@@ -161,7 +167,7 @@ class TestCrashes:
         run_batch(path, out, at_once=AT_ONCE)
         check_finished(path, out, expected)
 
-    @pytest.mark.parametrize("kept", [0.0, 0.3, 1.0])
+    @pytest.mark.parametrize("kept", quick([0.3], [0.0, 0.3, 1.0]))
     def test_amid_a_result(self, path: Path, out: Path, expected: tuple[bytes, int, int], kept: float) -> None:
         write, calls = os.write, [0]
 
@@ -190,6 +196,7 @@ class TestCrashes:
         run_batch(path, out, at_once=AT_ONCE)
         check_finished(path, out, expected)
 
+    @pytest.mark.thorough
     @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
     def test_kill_9(self, path: Path, out: Path, expected: tuple[bytes, int, int]) -> None:
         """Six at random moments of one batch; what they did not reach is done by the last call."""
@@ -269,10 +276,24 @@ class TestFullDisk:
 
 
 class TestRefusals:
-    @pytest.fixture(autouse=True)
-    def interrupted(self, path: Path, out: Path) -> None:
+    @pytest.fixture(scope="class")
+    def stopped(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """The results of a batch that was interrupted, beside its state."""
+        folder = tmp_path_factory.mktemp("stopped")
         with pytest.raises(Crash):
-            run_batch(path, out, Ending(16, Crash), at_once=AT_ONCE)
+            run_batch(
+                write_requests(folder / "in.jsonl", mixed()),
+                folder / "out.jsonl",
+                Ending(16, Crash),
+                at_once=AT_ONCE,
+            )
+        return folder / "out.jsonl"
+
+    @pytest.fixture(autouse=True)
+    def interrupted(self, stopped: Path, path: Path, out: Path) -> None:
+        """That batch, for a test of its own."""
+        shutil.copy(stopped, out)
+        shutil.copy(state_path(stopped), state_path(out))
 
     @pytest.fixture
     def refused(self, path: Path, out: Path, expected: tuple[bytes, int, int]) -> Callable[..., str]:
@@ -307,8 +328,6 @@ class TestRefusals:
         assert len(records(out)) == 20
 
     def test_another_model(self, refused: Callable[..., str], tmp_path: Path, path: Path) -> None:
-        import shutil
-
         with LLM.open("demo") as llm:
             shutil.copytree(llm.path, tmp_path / "other")
         (tmp_path / "other" / "generation_config.json").write_text('{"temperature": 0.5, "do_sample": true}')

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import in_process
 from helpers.cases import CASES
 from penstock import LLM, SamplingParams
 
@@ -90,7 +91,7 @@ class TestErrors:
         ],
     )
     def test_one_message_no_traceback(self, arguments: tuple[str, ...], code: int, words: str) -> None:
-        result = penstock(*arguments)
+        result = in_process.penstock(*arguments)
         assert result.returncode == code
         assert words in result.stderr
         assert "Traceback" not in result.stderr

@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 
+from helpers import in_process
 from helpers.batches import CREATED, ask, mixed, records, write_requests
+from helpers.thorough import quick
 from penstock.batch.progress import Progress, Unfinished
 from penstock.batch.results import state_path
 from penstock.batch.state import Counts
@@ -89,7 +91,7 @@ class TestExitCode:
             result = batch(path, out, "--quiet")
             assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
-    @pytest.mark.parametrize("options", [("--quiet",), ("--json", "--quiet")])
+    @pytest.mark.parametrize("options", quick(1, [("--json", "--quiet"), ("--quiet",)]))
     def test_nothing_answered(self, tmp_path: Path, out: Path, options: tuple[str, ...]) -> None:
         path = write_requests(tmp_path / "in.jsonl", [{"question": "Why?"}] * 20)
         for _ in range(2):
@@ -101,7 +103,7 @@ class TestExitCode:
             assert len(records(out)) == 20
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-    @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGKILL])
+    @pytest.mark.parametrize("signal_number", quick([signal.SIGKILL], [signal.SIGINT, signal.SIGKILL]))
     def test_interrupted_and_gone_on_with(self, tmp_path: Path, out: Path, signal_number: signal.Signals) -> None:
         requests = [ask("hot", temperature=9), ask("long", max_tokens=300, ignore_eos=True)]
         path = write_requests(tmp_path / "in.jsonl", requests)
@@ -131,7 +133,8 @@ class TestExitCode:
 def test_one_message_no_traceback(
     arguments: tuple[str, ...], code: int, words: str, path: Path, out: Path, tmp_path: Path
 ) -> None:
-    result = batch(*(argument.format(path=path, out=out) for argument in arguments))
+    asked = (argument.format(path=path, out=out) for argument in arguments)
+    result = in_process.penstock("batch", "demo", *asked)
     assert (result.returncode, result.stdout) == (code, "")
     assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
@@ -139,7 +142,7 @@ def test_one_message_no_traceback(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", quick([1], [1, 2]))
 def test_ctrl_c_keeps_what_there_is(tmp_path: Path, out: Path, times: int) -> None:
     requests = [ask(f"{number}", max_tokens=150, ignore_eos=True) for number in range(3)]
     path = write_requests(tmp_path / "in.jsonl", requests)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import in_process
 from helpers.checkpoints import write_checkpoint
 from helpers.packed_files import contents, flip, packable_config
 from penstock.checkpoints.layout import UNFINISHED
@@ -46,7 +47,7 @@ class TestUnpack:
         assert (result.stderr, result.returncode) == ("", 0)
         assert re.fullmatch(rf"{tmp_path / 'out'}: \d\.\d MB written, {TIME_AND_RATE}\n", result.stdout)
         assert contents(tmp_path / "out") == contents(src)
-        again = penstock("unpack", packed, tmp_path / "out")
+        again = in_process.penstock("unpack", packed, tmp_path / "out")
         assert "0.0 MB written, the rest was there already" in again.stdout
 
     def test_one_file(self, packed: Path, src: Path, tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_one_message_no_traceback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    result = penstock(*(argument.format(src=src, packed=packed) for argument in arguments))
+    result = in_process.penstock(*(argument.format(src=src, packed=packed) for argument in arguments))
     assert result.returncode == code
     assert words in result.stderr
     assert "Traceback" not in result.stderr
@@ -121,8 +122,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
         out, errors = process.communicate()
     assert (process.returncode, out) == (130, "")
     assert errors == "interrupted; the same command goes on from here\n"
-    assert penstock("pack", tmp_path / "src", tmp_path / "out").returncode == 0
-    assert penstock("verify", tmp_path / "out", "--against", tmp_path / "src").returncode == 0
+    assert in_process.penstock("pack", tmp_path / "src", tmp_path / "out").returncode == 0
+    assert in_process.penstock("verify", tmp_path / "out", "--against", tmp_path / "src").returncode == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")

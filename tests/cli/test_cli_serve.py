@@ -92,6 +92,7 @@ def test_a_port_in_use() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+@pytest.mark.thorough
 def test_a_hundred_long_prompts_wait_under_the_ceiling() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from helpers.on_terminal import OnTerminal
 from helpers.terminals import Terminal
+from helpers.thorough import quick
 from penstock import LLM, SamplingParams
 from penstock.architectures.base import Architecture
 from penstock.checkpoints.store import find_model
@@ -25,6 +27,7 @@ RUN = ("run", "demo", "--raw", "def add(a, b):", "--temperature", "0", "--max-to
 STATUS = re.compile(r"layer \d/6|head|reading|first token")
 
 
+@functools.cache
 def text() -> str:
     with LLM.open("demo") as llm:
         return llm.generate(["def add(a, b):"], SamplingParams(temperature=0, max_tokens=60))[0].text
@@ -36,7 +39,7 @@ def rows_of(text: str, columns: int) -> list[str]:
     return terminal.rows
 
 
-@pytest.mark.parametrize("columns", [20, 30, 80, 200])
+@pytest.mark.parametrize("columns", quick([30], [20, 30, 80, 200]))
 def test_the_text_is_left_alone(columns: int) -> None:
     with OnTerminal(*RUN, columns=columns) as terminal:
         assert terminal.end() == 0
@@ -45,7 +48,8 @@ def test_the_text_is_left_alone(columns: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment"), [(("--quiet",), {}), (("--json",), {}), ((), {"TERM": "dumb"}), ((), {"TERM": ""})]
+    ("arguments", "environment"),
+    quick(2, [(("--quiet",), {}), ((), {"TERM": "dumb"}), (("--json",), {}), ((), {"TERM": ""})]),
 )
 def test_no_line(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
     with OnTerminal(*RUN, *arguments, environment=environment) as terminal:

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from helpers.cases import DEMO
 from helpers.checkpoints import tiny_config
-from penstock import LLM
+from helpers.thorough import quick
+from penstock import LLM, SamplingParams
 from penstock.cli import app
 from penstock.demo import layers as demo_layers
 from penstock.demo import steps as demo
@@ -79,7 +80,7 @@ class TestDamage:
         assert caught.value.problem == "No temporary directory can be made: No such file or directory."
         assert caught.value.remedy == "Let TMPDIR name a directory that you may write to."
 
-    @pytest.mark.parametrize("seed", range(8))
+    @pytest.mark.parametrize("seed", quick(3, range(8)))
     def test_one_bit(self, sound_copy: Path, copy: Path, seed: int) -> None:
         flipped = demo.flip_a_bit(copy, Random(seed))
         assert flipped.file == copy / "model.safetensors"
@@ -138,6 +139,7 @@ COMPUTE = ComputeSpeed(20e9, 100e9, 13e9, 90e9, 15e9)
 
 
 class TestCommand:
+    @pytest.mark.thorough
     def test_all_of_it(self, home: Path) -> None:
         said = invoke()
         assert [point in said for point in ("1. A small model", "2. In the packed copy", "3. Layers")] == [True] * 3
@@ -185,6 +187,7 @@ class TestCommand:
 
     @pytest.mark.usefixtures("home")
     def test_different_bits_are_a_defect(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(demo, "PARAMS", SamplingParams(temperature=0, max_tokens=8))
         monkeypatch.setattr(demo.Run, "same_bits", lambda self, other: False)
         result = CliRunner().invoke(app, ["demo"])
         assert result.exit_code == 1

@@ -10,6 +10,7 @@ import pytest
 from helpers.assembled import GREEDY, limited, open_engine
 from helpers.cases import CASES, demo_tokens, random_tokens
 from helpers.guessing import speculate
+from helpers.thorough import quick
 from penstock import LLM, SamplingParams
 from penstock.completion import Completion
 from penstock.engine.engine import Engine
@@ -43,7 +44,7 @@ def least_ceiling(**options: str) -> int:
     return int(found[1]) << 20
 
 
-@pytest.mark.parametrize("blocks", range(12, 30, 3))
+@pytest.mark.parametrize("blocks", quick([15, 24], range(12, 30, 3)))
 def test_guesses_beside_a_prompt_that_fills_the_room(path: Path, blocks: int) -> None:
     with open_engine(path) as plain, limited(plain, blocks=blocks) as engine:
         speculate(engine, [Lookup(), Recycling(VOCAB)], fixed=4)
@@ -110,7 +111,7 @@ def test_one_that_what_was_drawn_had_ended_while_it_waits() -> None:
             assert completion.output().token_ids == cut.token_ids
 
 
-@pytest.mark.parametrize("more", [6, 12])
+@pytest.mark.parametrize("more", quick(1, [6, 12]))
 def test_the_longest_prompt_that_is_accepted_fits_beside_a_draft_models_keys(more: int) -> None:
     memory = least_ceiling(draft="demo") + (more << 20)
     text = demo_tokens(8000)
@@ -140,7 +141,7 @@ def test_logits_after_a_generation_whose_keys_were_kept() -> None:
         assert len(llm.logits(text[:length])) == length
 
 
-@pytest.mark.parametrize("failing", [1, 2, 9, 24])
+@pytest.mark.parametrize("failing", quick([2], [1, 2, 9, 24]))
 def test_a_read_that_fails_while_a_draft_model_catches_up(failing: int) -> None:
     """The same pass may be tried again."""
     params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)

@@ -11,6 +11,7 @@ import pytest
 from helpers.assembled import GREEDY, limited, open_engine
 from helpers.cases import CASES, random_tokens
 from helpers.guessing import Scripted, finish, speculate
+from helpers.thorough import quick
 from penstock import LLM, SamplingParams
 from penstock.engine import sequence as sequences
 from penstock.engine.engine import Engine
@@ -171,7 +172,7 @@ def run_beside(engine: Engine, alone: list[list[int]], fault: Fault, patch: pyte
     assert (engine.scheduler.active, list(engine.scheduler.waiting), engine.busy) == ([], [], False)
 
 
-@pytest.mark.parametrize("after", [0, 2])
+@pytest.mark.parametrize("after", quick([2], [0, 2]))
 @pytest.mark.parametrize("guesses", [False, True])
 @pytest.mark.parametrize("step", STEPS)
 def test_wherever_it_comes(plain: Engine, alone: list[list[int]], step: str, guesses: bool, after: int) -> None:

@@ -109,7 +109,7 @@ class TestDisk:
         assert {size for _, size, _ in reads} == {buffer_bytes(LEAST_READ_BYTES)}
 
     def test_no_read_begins_when_the_time_is_up(self, tmp_path: Path, reads: list[Any]) -> None:
-        assert measure_disk([sparse(tmp_path / "a", 100)], 10**9, seconds=0).nbytes == 0
+        assert measure_disk([sparse(tmp_path / "a", MIB)], 10**9, seconds=0).nbytes == 0
         assert reads == []
 
     @pytest.mark.filterwarnings("ignore::penstock.disk.files.DirectReadWarning")
@@ -261,7 +261,7 @@ class TestCompute:
     ) -> None:
         kernels = CountingKernels()
         monkeypatch.setattr(probe, "time", kernels)
-        speed = measure_compute(cast("Kernels", kernels), seconds=10, memory=memory)
+        speed = measure_compute(cast("Kernels", kernels), seconds=1, memory=memory)
         assert speed.row_bytes_per_second == pytest.approx(kernels.BANDWIDTH)
         assert speed.flops_per_second == pytest.approx(kernels.FLOPS)
         assert speed.packed_row_bytes_per_second == pytest.approx(kernels.BANDWIDTH / 2)

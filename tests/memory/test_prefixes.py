@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from helpers.assembled import GREEDY, Recorder, limited, open_engine
 from helpers.cases import CASES, random_tokens
 from helpers.numerics_oracles import same_bits
+from helpers.thorough import quick
 from penstock import SamplingParams
 from penstock.compute.kernels import F32
 from penstock.engine.engine import Engine
@@ -96,7 +97,7 @@ class TestWithinAPass:
         for sequence, recorder in asked:
             require_as_alone(path, sequence, recorder)
 
-    @pytest.mark.parametrize("max_rows", [1, 20, BLOCK_SLOTS + 1, 100])
+    @pytest.mark.parametrize("max_rows", quick([20], [1, 20, BLOCK_SLOTS + 1, 100]))
     def test_in_passes_of_few_rows(self, path: Path, max_rows: int) -> None:
         with open_engine(path, max_rows=max_rows) as engine:
             asked = [add(engine, SYSTEM + question) for question in QUESTIONS]

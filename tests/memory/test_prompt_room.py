@@ -37,7 +37,7 @@ def passes_and_tokens(llm: LLM, prompts: list[list[int]]) -> tuple[int, list[lis
 
 
 def test_fewer_share_the_passes_and_fewer_are_needed(memory: int) -> None:
-    prompts = [random_tokens(450, 2000, seed=seed) for seed in range(12)]
+    prompts = [random_tokens(450, 2000, seed=seed) for seed in range(8)]
     with LLM.open("demo", memory=memory, draft="none") as llm:
         plain, tokens = passes_and_tokens(llm, prompts)
     with LLM.open("demo", memory=memory, draft="none") as llm:
@@ -47,6 +47,7 @@ def test_fewer_share_the_passes_and_fewer_are_needed(memory: int) -> None:
     assert 3 * passes < 2 * plain
 
 
+@pytest.mark.thorough
 def test_whoever_is_alone_waits_for_nobody(memory: int) -> None:
     with LLM.open("demo", memory=memory, draft="none") as llm:
         llm.favour_prompts()

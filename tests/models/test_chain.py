@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from helpers.assembled import commit, generate, new_cache, open_engine
 from helpers.cases import DEMO, random_tokens
 from helpers.checkpoints import random_tensors, tiny_config, write_checkpoint
+from helpers.thorough import quick
 from penstock import LLM, SamplingParams, Session, _core
 from penstock.errors import MemoryCeilingError, UsageError
 from penstock.models.kv_cache import BLOCK_SLOTS
@@ -128,7 +129,7 @@ class TestOpenModels:
     PARAMS = SamplingParams(temperature=0.7, seed=3, max_tokens=24, ignore_eos=True)
     TEXT = "def add(a, b):\n    return a + b\n\n\ndef mul("
 
-    @pytest.mark.parametrize("draft_nodes", [0, 12])
+    @pytest.mark.parametrize("draft_nodes", quick([12], [0, 12]))
     def test_the_same_answers(self, packed: Path, shares: tuple[Share, ...], draft_nodes: int) -> None:
         answers = []
         for cut in ((), shares):

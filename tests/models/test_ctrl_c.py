@@ -11,6 +11,7 @@ from helpers.assembled import commit, new_cache, open_engine
 from helpers.cases import CASES, random_tokens
 from helpers.interrupts import CtrlC, ctrl_c, each_once
 from helpers.numerics_oracles import same_bits
+from helpers.thorough import quick
 from penstock.compute.kernels import F32
 from penstock.engine.engine import Engine
 from penstock.models import chain, kv_cache, kv_planes, stage
@@ -82,7 +83,10 @@ def held_bytes(engine: Engine) -> int:
     return sum(stage.decoder.planes.nbytes for stage in engine.chain.stages)  # type: ignore[attr-defined]
 
 
-def test_at_every_line(engine: Engine) -> None:
+@pytest.mark.parametrize("every", quick([8], [8, 1]))
+def test_at_every_line(engine: Engine, every: int) -> None:
+    """Or every so many lines."""
+
     def interrupted(at: int | None) -> tuple[CtrlC, list[F32]]:
         caches = Caches(engine)
         with ctrl_c(FILES, at) as tracer:
@@ -96,7 +100,7 @@ def test_at_every_line(engine: Engine) -> None:
     for last in (False, True):
         numbers = each_once(tracer.lines, last)
         assert len(numbers) > 80
-        for at in numbers:
+        for at in numbers[::every]:
             came, found = interrupted(at)
             assert came.came
             for logits, others in zip(found, expected, strict=True):

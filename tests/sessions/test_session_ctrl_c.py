@@ -10,6 +10,7 @@ import pytest
 
 from helpers.cases import CASES
 from helpers.interrupts import CtrlC, ctrl_c, each_once
+from helpers.thorough import quick
 from penstock import LLM, SamplingParams, Session
 from penstock.sessions import log as session_log
 from penstock.sessions import session
@@ -21,7 +22,7 @@ FILES = {module.__file__ for module in (session, session_log, session_state)}
 
 
 @pytest.fixture(autouse=True)
-def quick(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def unplugged(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody pulls the plug here, and there is one model."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     identity = session.model_identity(llm.config, llm.tensors)
@@ -54,8 +55,12 @@ def rest(talk: Session) -> list[int]:
     return talk.tokens
 
 
+@pytest.mark.parametrize("every", quick([8], [8, 1]))
 @pytest.mark.parametrize("anew", [False, True], ids=["appended", "written anew"])
-def test_at_every_line_of_an_answer(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: bool) -> None:
+def test_at_every_line_of_an_answer(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: bool, every: int
+) -> None:
+    """Or every so many lines."""
     if anew:
         monkeypatch.setattr("penstock.sessions.session.SLACK_BYTES", -(1 << 30))
     path, killed = tmp_path / "talk", tmp_path / "killed"
@@ -82,7 +87,7 @@ def test_at_every_line_of_an_answer(llm: LLM, tmp_path: Path, monkeypatch: pytes
         expected = rest(talk)
     numbers = each_once(interrupted(None).lines, last=not anew)
     assert len(numbers) > 90
-    for at in numbers:
+    for at in numbers[::every]:
         assert interrupted(at).came
 
 

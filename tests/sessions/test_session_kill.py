@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from penstock import LLM, SamplingParams, Session
 
 TOOL = Path(__file__).parents[2] / "tools" / "kill_sessions.py"
@@ -22,6 +24,7 @@ def penstock(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[st
     return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=120)
 
 
+@pytest.mark.thorough
 def test_answers_are_those_of_a_run_that_was_left_in_peace(tmp_path: Path) -> None:
     tool: dict[str, Any] = runpy.run_path(str(TOOL))
     options = ["--temperature", "0.8", "--max-tokens", "80"]
