@@ -6,6 +6,7 @@ import contextlib
 import math
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -277,3 +278,20 @@ def test_any_change_of_a_config_is_read_or_refused(name: str, data: st.DataObjec
         parsed = parse_config(config, "config.json")
         assert parsed.layer_kind(parsed.num_hidden_layers - 1) in {*parsed.layer_kinds, LayerKind()}
         assert next(Architecture(parsed).iter_tensors())
+
+
+@given(st.integers(1, 60), st.integers(0, 60), st.integers(0, 70))
+def test_operations_of_windows_are_those_of_the_keys_that_are_seen(rows: int, before: int, window: int) -> None:
+    whole = parse(QWEN2, num_hidden_layers=1)
+    config = replace(whole, layer_kinds=(LayerKind(window),))
+    seen = sum(min(position + 1, window or position + 1) for position in range(before, before + rows))
+    none = sum(position + 1 for position in range(before, before + rows))
+    less = Architecture(whole).flops(rows, before + rows) - Architecture(config).flops(rows, before + rows)
+    assert less == 4 * (none - seen) * config.num_attention_heads * config.head_dim
+
+
+def test_the_share_of_keys_that_windows_have_passed() -> None:
+    config = of_type("gemma3_text", num_hidden_layers=6, sliding_window=1024)
+    assert Architecture(config).share_past_windows(1024) == 0
+    assert Architecture(config).share_past_windows(2048) == pytest.approx(5 / 6 / 2)
+    assert Architecture(of_type("llama")).share_past_windows(2048) == 0

@@ -97,6 +97,12 @@ class Architecture:
         products = 2 * rows * layer_weights * config.num_hidden_layers
         return products + 4 * seen * config.num_attention_heads * config.head_dim + self.head_flops(1)
 
+    def share_past_windows(self, positions: int) -> float:
+        """Of the keys and values of so many positions, those that lie before their layers' windows."""
+        layers = self.config.num_hidden_layers
+        windows = (self.config.layer_kind(layer).window for layer in range(layers))
+        return sum(max(0, positions - window) for window in windows if window) / (layers * positions)
+
     def head_flops(self, rows: int) -> int:
         """Of them, those of the logits of `rows` rows."""
         return 2 * rows * self.config.hidden_size * self.config.vocab_size

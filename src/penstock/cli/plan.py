@@ -82,7 +82,7 @@ def plan(
 def memory_table(outlook: Outlook) -> Group:
     """How the ceiling is shared out, with the model as it is."""
     shares, tokenizer = outlook.own.plan, outlook.subject.tokenizer
-    weights = shares.weights
+    weights, past = shares.weights, outlook.kv_past_windows
     used = shares.process + shares.ring + shares.scratch + shares.allowance + shares.kv + shares.activations
     table = plain_table(left(), right("MiB"), left(style="dim"))
     for name, nbytes, note in (
@@ -91,6 +91,7 @@ def memory_table(outlook: Outlook) -> Group:
         ("read-ahead buffers", shares.ring, ""),
         ("working memory of the kernels", shares.scratch, ""),
         (f"keys and values of {outlook.context:,} positions", shares.kv, f"room for {outlook.most_context:,} at most"),
+        *([("  of them, what windows have passed", past, "kept all the same")] if past else []),
         ("activations", shares.activations, ""),
         ("allowance for everything else", shares.allowance, ""),
         ("weights that stay in memory", shares.resident, _percent(weights - shares.streamed, weights)),

@@ -161,6 +161,11 @@ class Outlook:
     drafting: DraftSpeed
 
     @property
+    def kv_past_windows(self) -> int:
+        """Bytes of keys and values that are kept although no query sees them any more."""
+        return int(self.own.plan.kv * self.subject.budget.architecture.share_past_windows(self.context))
+
+    @property
     def forms(self) -> dict[Form, Prospect | None]:
         """The model raw and packed."""
         raw, packed = (self.other, self.own) if self.subject.form == "packed" else (self.own, self.other)
@@ -174,7 +179,7 @@ class Outlook:
             "basis": subject.basis,
             "form": subject.form,
             "weight_bytes": subject.weight_bytes,
-            "memory": asdict(self.own.plan) | {"tokenizer": subject.tokenizer},
+            "memory": asdict(self.own.plan) | {"tokenizer": subject.tokenizer, "kv_past_windows": self.kv_past_windows},
             "context": self.context,
             "most_context": self.most_context,
             "disk_bytes_per_second": self.disk.bytes_per_second,
