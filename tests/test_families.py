@@ -3,6 +3,7 @@ company, packed weights, guesses, stages, shared prefixes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,15 @@ import pytest
 
 from helpers.assembled import commit, new_cache, open_engine
 from helpers.cases import FAMILY_CASES, random_tokens
+from helpers.checkpoints import safetensors_bytes
 from helpers.numerics_oracles import same_bits
 from penstock import LLM, SamplingParams, _core
 from penstock.compute.kernels import F32
+from penstock.errors import CheckpointWarning
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.stage import Share
 from penstock.packing.pack import pack
+from penstock.safetensors_header import read_header
 
 LENGTH = 70
 TOKENS = random_tokens(LENGTH, 61)
@@ -146,3 +150,40 @@ def test_guesses_company_and_shared_prefixes(pair: tuple[Path, Path], temperatur
         again = list(answers(llm, prompts[:1], temperature))
     assert together == alone
     assert again == alone[:1]
+
+
+class TestTextSide:
+    """A checkpoint of a model that sees pictures: the text side's tensors lie under other names, beside the rest."""
+
+    @pytest.mark.parametrize("prefix", ["language_model.", "model.language_model."])
+    def test_is_the_model(self, tmp_path: Path, prefix: str) -> None:
+        case = FAMILY_CASES["gemma3"]
+        plain = case.write(tmp_path / "plain")
+        whole = self.write(tmp_path / "whole", plain, prefix)
+        with pytest.warns(CheckpointWarning, match="passing over what sees pictures: 2 tensors"):
+            assert same_bits(logits(whole), logits(plain))
+        pack(whole, tmp_path / "packed")
+        with pytest.warns(CheckpointWarning):
+            assert same_bits(logits(tmp_path / "packed"), logits(plain))
+
+    def write(self, path: Path, plain: Path, prefix: str) -> Path:
+        text = json.loads((plain / "config.json").read_text())
+        header = read_header(plain / "model.safetensors")
+        data = np.fromfile(plain / "model.safetensors", np.uint8)
+        tensors = {}
+        for name, tensor in header.tensors.items():
+            other = prefix + (name.removeprefix("model.") if prefix.startswith("model.") else name)
+            tensors[other] = data[tensor.begin : tensor.end].view(np.uint16).reshape(tensor.shape)
+        side = "model." if prefix.startswith("model.") else ""
+        tensors[f"{side}vision_tower.encoder.weight"] = np.zeros((4, 4), np.uint16)
+        tensors[f"{side}multi_modal_projector.weight"] = np.zeros((4, 4), np.uint16)
+        path.mkdir()
+        (path / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+        config = {
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "model_type": "gemma3",
+            "text_config": text,
+            "vision_config": {},
+        }
+        (path / "config.json").write_text(json.dumps(config))
+        return path
