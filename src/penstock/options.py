@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from penstock.adapters.named import adapter_places
 from penstock.errors import UsageError
 from penstock.memory.text_room import BYTES_TO_TOKENIZE
 from penstock.models.kv_planes import check_kv_dtype
@@ -49,6 +50,14 @@ class OpenOptions:
         default=None, metadata=_told("Guesses a sequence and pass; 0 for none. (default: as many as pay)", "K")
     )
     """None: as many as pay, by what passes and guesses are seen to take."""
+    adapters: tuple[str, ...] = field(
+        default=(),
+        metadata=_told(
+            "A LoRA adapter as PEFT saves it, to answer with; it goes by its directory's name, or by NAME.",
+            "[NAME=]DIR",
+        ),
+    )
+    """What sequences may go through, each by the name that they choose it by."""
     reserve: int = 0
     """Bytes under the ceiling that are left to the caller."""
     longest_text: int | None = None
@@ -63,6 +72,7 @@ class OpenOptions:
         if self.memory is not None:
             parse_bytes(self.memory)
         check_kv_dtype(self.kv_dtype)
+        adapter_places(self.adapters)
         nodes = self.draft_nodes
         if nodes is not None and not (type(nodes) is int and 0 <= nodes <= MOST_FIXED_NODES):
             raise UsageError(
