@@ -108,7 +108,7 @@ class LLM:
             draft=draft,
             draft_nodes=draft_nodes,
             kv_dtype=kv_dtype,
-            adapters=tuple(map(os.fspath, adapters)),
+            adapters=tuple(os.fspath(one) for one in adapters),
             reserve=reserve,
             longest_text=longest_text,
         )
@@ -296,9 +296,8 @@ class LLM:
         drawn: tokens that an earlier run of the same prompt and parameters drew; it goes on as that one would have.
         choice: several answers to a prompt, of one seed, differ by it. most_tokens: a bound for parameters that have
         none. cache: of this model's `new_cache`, with the keys and values of some of the first tokens; it comes to have
-        those of the others, and stays the caller's. adapter: the name of the one to go through; a cache has its own. The
-        caller takes `pieces`, looks at `error`, and calls `cancel`
-        when it has lost interest.
+        those of the others, and stays the caller's. adapter: the name of the one to go through; a cache has its own.
+        The caller takes `pieces`, looks at `error`, and calls `cancel` when it has lost interest.
 
         Raises UsageError, ContextError, TokenizerError; MemoryCeilingError where it would not fit even by itself.
         """
@@ -309,9 +308,7 @@ class LLM:
             raise UsageError("The cache leaves no token to compute.", "Truncate it, or give it more tokens.")
         if cache is not None and adapter not in (None, cache.adapter):
             raise UsageError("The cache is of another adapter.", "Take it from new_cache(adapter).")
-        sequence = self.engine.add(
-            tokens, params, most, drawn=drawn, choice=choice, cache=cache, adapter=adapter
-        )
+        sequence = self.engine.add(tokens, params, most, drawn=drawn, choice=choice, cache=cache, adapter=adapter)
         try:
             return Completion(sequence, self.tokenizer, params.stops)
         except BaseException:  # nobody has it, so nobody would ever cancel it
@@ -355,9 +352,7 @@ class LLM:
         wanted = params.max_tokens or most_tokens
         return tokens, self.memory.most_tokens([len(tokens)], wanted, self.context, beside_others=False)
 
-    def _start(
-        self, prompts: Sequence[Prompt], params: SamplingParams | None, adapter: str | None
-    ) -> list[Completion]:
+    def _start(self, prompts: Sequence[Prompt], params: SamplingParams | None, adapter: str | None) -> list[Completion]:
         params = params or SamplingParams()
         check_adapter(adapter, [*self.adapters])
         if any(isinstance(p, (int, np.integer)) for p in prompts):

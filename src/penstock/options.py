@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def _told(text: str, metavar: str | None = None) -> dict[str, Any]:
-    """What commands say of an option that they have too."""
-    return {"help": text, "metavar": metavar}
+def _told(text: str, metavar: str | None = None, flag: str | None = None) -> dict[str, Any]:
+    """What commands say of an option that they have too; `flag` is its name there, where that is another."""
+    return {"help": text, "metavar": metavar, "flag": flag}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +55,7 @@ class OpenOptions:
         metadata=_told(
             "A LoRA adapter as PEFT saves it, to answer with; it goes by its directory's name, or by NAME.",
             "[NAME=]DIR",
+            "--adapter",
         ),
     )
     """What sequences may go through, each by the name that they choose it by."""
@@ -85,6 +86,14 @@ class OpenOptions:
         return None if self.memory is None else parse_bytes(self.memory)
 
     @property
+    def sole_adapter(self) -> str | None:
+        """The name of the one adapter, where there is one. Raises UsageError for several."""
+        names = list(adapter_places(self.adapters))
+        if len(names) > 1:
+            raise UsageError("Only one adapter can be used here.", "Leave one --adapter; batch and serve take several.")
+        return names[0] if names else None
+
+    @property
     def all_reserved(self) -> int:
         """`reserve`, and what the longest text takes."""
         return self.reserve + BYTES_TO_TOKENIZE * (self.longest_text or 0)
@@ -100,10 +109,7 @@ class OpenOptions:
         return self.draft if self.guesses else None
 
 
-def command_options() -> Mapping[str, tuple[Any, str, str | None]]:
-    """The options that commands have: by name the default, what it does, and a word for its value."""
-    return {
-        option.name: (option.default, option.metadata["help"], option.metadata["metavar"])
-        for option in fields(OpenOptions)
-        if option.metadata
-    }
+def command_options() -> Mapping[str, tuple[Any, Mapping[str, Any]]]:
+    """The options that commands have: by name the default, and what it does (`help`), a word for its value (`metavar`)
+    and what it is called there (`flag`)."""
+    return {option.name: (option.default, option.metadata) for option in fields(OpenOptions) if option.metadata}

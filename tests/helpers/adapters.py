@@ -38,7 +38,7 @@ class LoraCase:
     rank: int = 4
     alpha: float = 12
     ranks: Mapping[str, int] = field(default_factory=dict)
-    """By the end of a module's name, as rank_pattern has it."""
+    """By the end of a module's name, from a dot on, as rank_pattern has it."""
     alphas: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False
     parts: tuple[str, ...] = ()
@@ -47,10 +47,10 @@ class LoraCase:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def rank_of(self, module: str) -> int:
-        return next((rank for end, rank in self.ranks.items() if module.endswith(end)), self.rank)
+        return next((rank for end, rank in self.ranks.items() if module.endswith(f".{end}")), self.rank)
 
     def scale_of(self, module: str) -> float:
-        alpha = next((alpha for end, alpha in self.alphas.items() if module.endswith(end)), self.alpha)
+        alpha = next((alpha for end, alpha in self.alphas.items() if module.endswith(f".{end}")), self.alpha)
         rank = self.rank_of(module)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 

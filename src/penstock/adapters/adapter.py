@@ -1,7 +1,7 @@
 """A LoRA adapter (arXiv 2106.09685) in PEFT's format, read and checked: what is added to the products of a model.
 
-Beside a product y = W x + b, an adapter has s B (A x), with A [r, in] and B [out, r]. All of it is in memory; what it is
-added to is not touched.
+Beside a product y = W x + b, an adapter has s B (A x), with A [r, in] and B [out, r]. All of it is in memory; W is not
+touched.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import xxhash
@@ -46,7 +46,8 @@ class LowRank:
     b: U8
     b_dtype: str
     """[out, rank]"""
-    scale: np.float32
+    scale: float
+    """A float32 value."""
     outputs: int
 
     def rows_of_b(self, rows: slice) -> U8:
@@ -90,7 +91,7 @@ def open_adapter(name: str, path: Path, architecture: Architecture) -> Adapter:
     pairs = _pairs(header, architecture)
     data = _read(header)
     matrices = {
-        weight: _low_rank(config, module, *pair, data, header.data_begin) for weight, (module, *pair) in pairs.items()
+        weight: _low_rank(config, module, a, b, data, header.data_begin) for weight, (module, a, b) in pairs.items()
     }
     return Adapter(name, path, MappingProxyType(matrices), data.nbytes, _digest(matrices))
 
@@ -124,7 +125,7 @@ def _pairs(header: Header, architecture: Architecture) -> dict[str, tuple[str, T
     return {weight: (modules[weight], *_pair(weight, pair, matrices)) for weight, pair in found.items()}
 
 
-def _refuse_key(tensor: TensorInfo) -> None:
+def _refuse_key(tensor: TensorInfo) -> NoReturn:
     problem = f"{tensor.path} has the tensor {shown(tensor.name)}, which is no lora_A or lora_B of a module"
     raise UnsupportedError(problem, "Use a plain LoRA adapter, as PEFT saves it.")
 
@@ -182,6 +183,6 @@ def _digest(matrices: Mapping[str, LowRank]) -> str:
     digest = xxhash.xxh3_128()
     for name, one in sorted(matrices.items()):
         digest.update(f"{name} {one.rank} {one.outputs} {one.a_dtype} {one.b_dtype}\n".encode())
-        for part in (one.a, one.b, np.array(one.scale, "<f4").tobytes()):
-            digest.update(part)
+        for part in (one.a, one.b, np.full(1, one.scale, "<f4")):
+            digest.update(part.data)
     return digest.hexdigest()

@@ -23,15 +23,46 @@ DEFAULT_RANK = DEFAULT_ALPHA = 8
 MERGE = "Let PEFT merge it into the model (merge_and_unload), and run the merged checkpoint."
 
 _WITHOUT_EFFECT = frozenset(
-    "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode target_modules "
-    "exclude_modules lora_dropout layers_to_transform layers_pattern megatron_config megatron_core loftq_config "
-    "eva_config corda_config lora_ga_config velora_config runtime_config qalora_group_size ensure_weight_tying".split()
+    {
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "target_modules",
+        "exclude_modules",
+        "lora_dropout",
+        "layers_to_transform",
+        "layers_pattern",
+        "megatron_config",
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "velora_config",
+        "runtime_config",
+        "qalora_group_size",
+        "ensure_weight_tying",
+    }
 )
 """Of training, or told by the tensors anyway."""
 _ONLY_OFF = (
-    "use_dora fan_in_fan_out modules_to_save lora_bias target_parameters layer_replication trainable_token_indices "
-    "alora_invocation_tokens use_qalora use_bdlora arrow_config kasa_config monteclora_config"
-).split()
+    "use_dora",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "lora_bias",
+    "target_parameters",
+    "layer_replication",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
 """What would change the arithmetic, or other tensors of the model."""
 _PLAIN_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Ways to begin that leave the model's own weights alone; others change them."""
@@ -57,14 +88,14 @@ class LoraConfig:
         """`module`: as the base model names it."""
         return next((rank for pattern, rank in self.ranks if pattern.match(module)), self.rank)
 
-    def scale_of(self, module: str) -> np.float32:
+    def scale_of(self, module: str) -> float:
         """alpha / rank, rounded once to float32. Raises FormatError where that is not finite."""
         alpha = next((alpha for pattern, alpha in self.alphas if pattern.match(module)), self.alpha)
         rank = self.rank_of(module)
         scale = alpha / (math.sqrt(rank) if self.root else rank)
         if not abs(scale) <= float(np.finfo(np.float32).max):
             raise FormatError(f"{self.source}: lora_alpha {alpha:g} is out of range", "Correct it, or get it again.")
-        return np.float32(scale)
+        return float(np.float32(scale))
 
 
 def parse_config(content: Mapping[str, object], source: str) -> LoraConfig:

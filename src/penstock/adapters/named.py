@@ -50,6 +50,12 @@ def open_adapters(given: Sequence[str | os.PathLike[str]], architecture: Archite
     return {name: open_adapter(name, path, architecture) for name, path in adapter_places(given).items()}
 
 
+def check_names(adapters: Sequence[str | os.PathLike[str]], model: str) -> None:
+    """Raise UsageError where an adapter has the name that requests know the model by."""
+    if model in adapter_places(adapters):
+        raise UsageError(f"An adapter is called {shown(model)}, as the model is.", "Give it another name: NAME=DIR.")
+
+
 def check_adapter(name: str | None, known: Sequence[str]) -> None:
     """Raise UsageError unless a model has this adapter; None stands for the model without any."""
     if name is not None and name not in known:

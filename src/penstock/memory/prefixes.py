@@ -43,9 +43,7 @@ def _block(tokens: Sequence[int], index: int) -> list[int]:
     return list(tokens[index * BLOCK_SLOTS : (index + 1) * BLOCK_SLOTS])
 
 
-def longest(
-    prefixes: Iterable[Prefix], tokens: Sequence[int], adapter: str | None = None
-) -> tuple[Prefix | None, int]:
+def longest(prefixes: Iterable[Prefix], tokens: Sequence[int], adapter: str | None = None) -> tuple[Prefix | None, int]:
     """The prefix that has most of `tokens` through the same adapter, and how many blocks of them it has by the end of
     the pass."""
     best, most = None, 0

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from penstock.models.rows import RowIndex, Rows
 
 
-
 @dataclass(frozen=True, slots=True)
 class Addend:
     """What one adapter adds to one product, as far as it is computed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from penstock.compute.kernels import I32, I64
     from penstock.models.kv_cache import KvCache
 
-    RowIndex = slice | I32
+    RowIndex: TypeAlias = slice | I32
     """Rows of a pass: beside each other, or one by one, ascending."""
 
 
