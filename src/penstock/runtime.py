@@ -66,7 +66,7 @@ class Runtime:
         self.events = Events()
         self.blocks = Blocks()
         self.draft: DraftModel | None = None
-        self.adapters: dict[str, Adapter] = open_adapters(options.adapters, self.architecture)
+        self.adapters: dict[str, Adapter] = open_adapters(options.adapters, self.architecture, self.ceiling)
         self.weights: list[Weights] = []
         try:
             self._open(checkpoint, options, defaults)

@@ -18,10 +18,18 @@ from helpers.adapters import CONFIG, LoraCase, key, write_adapter
 from helpers.cases import CASES
 from penstock.adapters.adapter import Adapter, open_adapter
 from penstock.adapters.config import parse_config
-from penstock.adapters.named import adapter_places, check_names
+from penstock.adapters.named import adapter_places, check_names, open_adapters
 from penstock.architectures.base import Architecture
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.errors import CheckpointError, CheckpointWarning, FormatError, PenstockError, UnsupportedError, UsageError
+from penstock.errors import (
+    CheckpointError,
+    CheckpointWarning,
+    FormatError,
+    MemoryCeilingError,
+    PenstockError,
+    UnsupportedError,
+    UsageError,
+)
 
 Q = "model.layers.0.self_attn.q_proj"
 LAYER = "model.layers.1.mlp.down_proj"
@@ -203,8 +211,8 @@ TENSORS: dict[str, tuple[type[PenstockError], Callable[[dict[str, Any]], object]
             {key(Q, "A"): np.zeros((3, 32), np.float32), key(Q, "B"): np.zeros((128, 3), np.float32)}
         ),
     ),
-    "adapts lm_head.weight: only matrices of layers": (UnsupportedError, _move(Q, "lm_head")),
-    "adapts model.embed_tokens.weight: only matrices of layers": (UnsupportedError, _move(Q, "model.embed_tokens")),
+    "adapts 'lm_head.weight': only matrices of layers": (UnsupportedError, _move(Q, "lm_head")),
+    "adapts 'model.embed_tokens.weight': only matrices of layers": (UnsupportedError, _move(Q, "model.embed_tokens")),
     "adapts 'model.layers.2.self_attn.q_proj.weight', which the model does not have": (
         CheckpointError,
         _move(Q, "model.layers.2.self_attn.q_proj"),
@@ -316,6 +324,19 @@ def test_any_bytes_are_read_or_refused(
             require_told(error)
 
 
+def test_more_than_there_is_room_for(path: Path, architecture: Architecture) -> None:
+    nbytes = opened(path, architecture).nbytes
+    open_adapter("style", path, architecture, nbytes)
+    with pytest.raises(MemoryCeilingError, match="more than there is"):
+        open_adapter("style", path, architecture, nbytes - 1)
+
+
+def test_names_that_no_disk_has(architecture: Architecture) -> None:
+    for name in ("x" * 5000, "~nobody-of-this-name/x"):
+        with pytest.raises(CheckpointError, match="is no directory"):
+            open_adapters([f"a={name}"], architecture)
+
+
 class TestNames:
     def test_a_directory_gives_its_own(self, path: Path) -> None:
         assert adapter_places([str(path), f"other={path}"]) == {"style": path, "other": path}
@@ -325,7 +346,7 @@ class TestNames:
         (tmp_path / "a=b").mkdir()
         assert adapter_places([str(tmp_path / "a=b")]) == {"a=b": tmp_path / "a=b"}
 
-    @pytest.mark.parametrize("given", ["=dir", "a\nb=dir", "/", f"{'x' * 201}=dir"])
+    @pytest.mark.parametrize("given", ["=dir", "a=", "a=\0", "a\nb=dir", "/", f"{'x' * 201}=dir"])
     def test_names_that_cannot_be(self, given: str) -> None:
         with pytest.raises(UsageError, match="no name that can be used"):
             adapter_places([given])

@@ -18,9 +18,11 @@ import xxhash
 from penstock.adapters.config import parse_config
 from penstock.architectures.names import canonical_name, is_embedding
 from penstock.disk.files import Extent, Files, aligned_buffer
-from penstock.errors import CheckpointError, FormatError, UnsupportedError
+from penstock.errors import CheckpointError, FormatError, MemoryCeilingError, UnsupportedError
 from penstock.safetensors_header import DType, read_header
 from penstock.strict_json import read_json_object, shown
+from penstock.system import machine
+from penstock.system.sizes import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from penstock.safetensors_header import Header, TensorInfo
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PICKLED = "adapter_model.bin"
 DTYPES = (DType.BF16, DType.F16, DType.F32)
 ITS_OWN_MODEL = "Use it with the model that it was trained for."
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -79,31 +82,41 @@ class Adapter:
         return {name: self.matrices[name] for name in names if name in self.matrices}
 
 
-def open_adapter(name: str, path: Path, architecture: Architecture) -> Adapter:
+def open_adapter(name: str, path: Path, architecture: Architecture, most_bytes: int | None = None) -> Adapter:
     """The adapter in the directory `path`, for a model of this architecture, called `name` from now on.
 
-    Raises CheckpointError where there is none or it is another model's, FormatError for broken files, UnsupportedError
+    `most_bytes`: what it may take; None for what the machine has free. Raises MemoryCeilingError where it takes more,
+    CheckpointError where there is none or it is another model's, FormatError for broken files, UnsupportedError
     for what is not plain LoRA of the layers' matrices, ReadError. Warns (CheckpointWarning) of unknown keys.
     """
     _check_there(path)
     config = parse_config(read_json_object(path / CONFIG), str(path / CONFIG))
     header = read_header(path / WEIGHTS)
     pairs = _pairs(header, architecture)
-    data = _read(header)
+    data = _read(header, machine.available_bytes() if most_bytes is None else most_bytes)
     matrices = {
         weight: _low_rank(config, module, a, b, data, header.data_begin) for weight, (module, a, b) in pairs.items()
     }
     return Adapter(name, path, MappingProxyType(matrices), data.nbytes, _digest(matrices))
 
 
+def is_there(path: Path) -> bool:
+    """Whether a path leads anywhere; False, too, for one that no disk can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _check_there(path: Path) -> None:
-    if not path.is_dir():
+    if not is_there(path) or not path.is_dir():
         raise CheckpointError(f"{path} is no directory", f"Give the one that holds {CONFIG} and {WEIGHTS}.")
-    if (path / CONFIG).exists() and not (path / WEIGHTS).exists() and (path / "adapter_model.bin").exists():
-        problem = f"{path} has its weights in adapter_model.bin, which is a program as much as it is data"
+    here = {name for name in (CONFIG, WEIGHTS, _PICKLED) if is_there(path / name)}
+    if here == {CONFIG, _PICKLED}:
+        problem = f"{path} has its weights in {_PICKLED}, which is a program as much as it is data"
         raise UnsupportedError(problem, f"Have PEFT save it as {WEIGHTS} (safe_serialization=True).")
     for name in (CONFIG, WEIGHTS):
-        if not (path / name).exists():
+        if name not in here:
             raise CheckpointError(f"{path} has no {name}", "Give the directory of an adapter as PEFT saves it.")
 
 
@@ -117,7 +130,7 @@ def _pairs(header: Header, architecture: Architecture) -> dict[str, tuple[str, T
             _refuse_key(tensor)
         weight = canonical_name(f"{key[1]}.weight", "")
         if modules.setdefault(weight, key[1]) != key[1]:
-            raise FormatError(f"{header.path} has {weight} under two names", "Get the adapter again.")
+            raise FormatError(f"{header.path} has {shown(weight)} under two names", "Get the adapter again.")
         found.setdefault(weight, {})[key[2]] = tensor
     if not found:
         raise FormatError(f"{header.path} has no tensors", "Get the adapter again.")
@@ -142,7 +155,9 @@ def _pair(
 ) -> tuple[TensorInfo, TensorInfo]:
     one = next(iter(pair.values()))
     if is_embedding(weight) or weight == "lm_head.weight":
-        raise UnsupportedError(f"{one.path} adapts {weight}: only matrices of layers may be", "Train it without.")
+        raise UnsupportedError(
+            f"{one.path} adapts {shown(weight)}: only matrices of layers may be", "Train it without."
+        )
     if weight not in matrices:
         raise CheckpointError(f"{one.path} adapts {shown(weight)}, which the model does not have", ITS_OWN_MODEL)
     if len(pair) < 2:
@@ -161,9 +176,12 @@ def _pair(
     return a, b
 
 
-def _read(header: Header) -> U8:
+def _read(header: Header, most_bytes: int) -> U8:
     """The data of all tensors, uint8 [file_size - data_begin]."""
     nbytes, files = header.file_size - header.data_begin, Files()
+    if nbytes > most_bytes:
+        problem = f"{header.path} has {format_bytes(nbytes)}, which has to be in memory: more than there is."
+        raise MemoryCeilingError(problem, "Raise --memory, or use an adapter of lower rank.")
     try:
         return files.read(Extent(header.path, header.data_begin, nbytes), aligned_buffer(nbytes))
     finally:

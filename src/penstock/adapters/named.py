@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.adapters.adapter import open_adapter
+from penstock.adapters.adapter import is_there, open_adapter
 from penstock.errors import UsageError
 from penstock.strict_json import listed, shown
 
@@ -35,19 +35,25 @@ def adapter_places(given: Sequence[str | os.PathLike[str]]) -> dict[str, Path]:
 
 def _place(text: str) -> tuple[str, Path]:
     name, equals, rest = text.partition("=")
-    if not equals or Path(text).expanduser().is_dir():
-        path = Path(text).expanduser()
-        name = path.resolve().name
-    else:
-        path = Path(rest).expanduser()
-    if not 0 < len(name) <= MOST_NAME or not name.isprintable() or not str(path):
+    if not equals or is_there(_path(text)):
+        rest, name = text, _path(text).absolute().name
+    if not 0 < len(name) <= MOST_NAME or not name.isprintable() or not rest or "\0" in rest:
         raise UsageError(f"{shown(text)} gives an adapter no name that can be used.", "Give it one: NAME=DIR.")
-    return name, path
+    return name, _path(rest)
 
 
-def open_adapters(given: Sequence[str | os.PathLike[str]], architecture: Architecture) -> dict[str, Adapter]:
-    """The adapters of a model by name. Raises as `adapter_places` and `open_adapter`."""
-    return {name: open_adapter(name, path, architecture) for name, path in adapter_places(given).items()}
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # the home of nobody
+        return Path(text)
+
+
+def open_adapters(
+    given: Sequence[str | os.PathLike[str]], architecture: Architecture, most_bytes: int | None = None
+) -> dict[str, Adapter]:
+    """The adapters of a model by name, each of `most_bytes` at most. Raises as `adapter_places` and `open_adapter`."""
+    return {name: open_adapter(name, path, architecture, most_bytes) for name, path in adapter_places(given).items()}
 
 
 def check_names(adapters: Sequence[str | os.PathLike[str]], model: str) -> None:
