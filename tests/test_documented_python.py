@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from helpers.adapters import LoraCase
+from helpers.cases import DEMO
 from penstock import LLM
 
 ROOT = Path(__file__).parents[1]
+ADAPTERS = ("path/to/style", "path/to/another")
 LARGE, SERVER = "path/to/Llama-3.1-8B-Instruct", "http://127.0.0.1:8000"
 QUESTION = [{"role": "user", "content": "Why is the sky blue?"}]
 
@@ -45,6 +48,8 @@ def test_examples_run_and_print_something(
     page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(ADAPTERS):
+        LoraCase(parts=("q_proj",)).write(tmp_path / name, DEMO, seed, size=0.01)
     with LLM.open("demo") if SERVER in "".join(examples(page)) else nullcontext() as llm:
         if llm is None:
             printed = run(page, lambda: capsys.readouterr().out)
@@ -66,9 +71,9 @@ def test_a_question_goes_through_the_template(
     prompts: list[Any] = []
     stream = LLM.stream
 
-    def watched(llm: LLM, prompt: Any, *arguments: Any) -> Any:
+    def watched(llm: LLM, prompt: Any, *arguments: Any, **options: Any) -> Any:
         prompts.append(prompt)
-        return stream(llm, prompt, *arguments)
+        return stream(llm, prompt, *arguments, **options)
 
     monkeypatch.setattr(LLM, "stream", watched)
     exec(examples(page)[0].replace(LARGE, "demo"), {})

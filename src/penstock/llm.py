@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from penstock.adapters.named import check_adapter
 from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint
 from penstock.checkpoints.store import find_model
 from penstock.completion import Completion, Output, Piece
@@ -24,11 +26,11 @@ from penstock.system import machine
 from penstock.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
+    from penstock.adapters.adapter import Adapter
     from penstock.compute.kernels import F32
     from penstock.engine import sequence as engine
     from penstock.memory.budget import Plan
@@ -85,13 +87,15 @@ class LLM:
         draft: str | None = None,
         draft_nodes: int | None = None,
         kv_dtype: str = "bf16",
+        adapters: Sequence[str | os.PathLike[str]] = (),
         on_layer: OnLayer | None = None,
         reserve: int = 0,
         longest_text: int | None = None,
     ) -> LLM:
         """Open MODEL: a directory in the Hugging Face layout, a name that this machine knows, or "demo".
 
-        `OpenOptions` (options.py) says what each option means. on_layer: called as (layer, read_seconds, wait_seconds,
+        `OpenOptions` (options.py) says what each option means. adapters: directories of LoRA adapters, each "DIR" or
+        "NAME=DIR"; a prompt goes through one where it says so. on_layer: called as (layer, read_seconds, wait_seconds,
         compute_seconds) after each layer of each pass; what it raises ends the pass, and the next one computes the same
         again.
 
@@ -104,6 +108,7 @@ class LLM:
             draft=draft,
             draft_nodes=draft_nodes,
             kv_dtype=kv_dtype,
+            adapters=tuple(os.fspath(one) for one in adapters),
             reserve=reserve,
             longest_text=longest_text,
         )
@@ -114,36 +119,54 @@ class LLM:
         """As `open`, with options that were put together before."""
         return cls(find_model(model), options, on_layer)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
-        """Complete one prompt (text, or token ids), a piece after every pass that drew something.
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Iterator[Piece]:
+        """Complete one prompt (text, or token ids), through an adapter or none, a piece after every pass that drew
+        something.
 
         Closing the iterator ends the sequence. Raises UsageError, ContextError, ReadError, TokenizerError.
         """
-        yield from self.drive(self._start([prompt], params))
+        yield from self.drive(self._start([prompt], params, adapter))
 
-    def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[Output]:
-        """Complete a list of prompts, in one run of passes that all of them share. Raises as `stream` does."""
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> list[Output]:
+        """Complete a list of prompts, in one run of passes that all of them share, through an adapter or none. Raises
+        as `stream` does."""
         if isinstance(prompts, str):
             raise UsageError(
                 "generate() takes a list of prompts.", "For one prompt: generate([prompt]), or stream(prompt)."
             )
-        completions = self._start(prompts, params)
+        completions = self._start(prompts, params, adapter)
         for _ in self.drive(completions):
             pass
         return [completion.output() for completion in completions]
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any) -> Output:
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **template: Any,
+    ) -> Output:
         """The answer to a conversation, [{"role": ..., "content": ...}, ...], through the model's chat template.
 
         `template` goes to the template (tools, documents, its own variables). Raises ChatTemplateError besides.
         """
-        return self.generate([self.chat_prompt(messages, **template)], params)[0]
+        return self.generate([self.chat_prompt(messages, **template)], params, adapter=adapter)[0]
 
     def chat_stream(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **template: Any,
     ) -> Iterator[Piece]:
         """As `chat`, the answer a piece after every pass that drew something. Raises as `chat` does."""
-        return self.stream(self.chat_prompt(messages, **template), params)
+        return self.stream(self.chat_prompt(messages, **template), params, adapter=adapter)
 
     @property
     def has_chat_template(self) -> bool:
@@ -168,15 +191,17 @@ class LLM:
         """Tokens of the longest prompt that the context has room for, beside one token of an answer."""
         return self.context - 1
 
-    def logits(self, tokens: Sequence[int]) -> F32:
-        """Logits after every token, float32 [n_tokens, vocab_size]. Raises UsageError, ContextError, ReadError."""
+    def logits(self, tokens: Sequence[int], *, adapter: str | None = None) -> F32:
+        """Logits after every token, through an adapter or none, float32 [n_tokens, vocab_size]. Raises UsageError,
+        ContextError, ReadError."""
         tokens = list(tokens)
+        check_adapter(adapter, [*self.adapters])
         check_tokens(tokens, self.config.vocab_size)
         if len(tokens) > self.context:
             raise ContextError(
                 f"{len(tokens)} tokens are more than the context of {self.context}.", "Give fewer, or raise `context`."
             )
-        cache = self.memory.new_cache(len(tokens))
+        cache = self.memory.new_cache(len(tokens), adapter)
         try:
             return self._all_logits(cache, tokens)
         finally:
@@ -212,9 +237,15 @@ class LLM:
         """What a position's keys and values take, in all layers."""
         return KvShape.of(self.config, self.memory.rooms[0].share.kv.dtype)
 
-    def new_cache(self) -> KvCache:
-        """An empty KV cache for `model.forward`."""
-        return self.memory.new_cache()
+    @property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """What prompts may go through, by name."""
+        return self._runtime.adapters
+
+    def new_cache(self, adapter: str | None = None) -> KvCache:
+        """An empty KV cache for `model.forward`, or for `submit`; its tokens go through an adapter or none."""
+        check_adapter(adapter, [*self.adapters])
+        return self.memory.new_cache(adapter=adapter)
 
     def plan_pass(self, rows: int = 1, logit_rows: int = 1, slots: int = 1) -> Plan:
         """How the ceiling is shared out in a pass of so many rows, with one sequence of `slots` positions.
@@ -258,22 +289,26 @@ class LLM:
         choice: int = 0,
         most_tokens: int | None = None,
         cache: KvCache | None = None,
+        adapter: str | None = None,
     ) -> Completion:
         """Let a prompt take part in the passes that `step` runs from now on, or as soon as memory has room for it.
 
         drawn: tokens that an earlier run of the same prompt and parameters drew; it goes on as that one would have.
         choice: several answers to a prompt, of one seed, differ by it. most_tokens: a bound for parameters that have
         none. cache: of this model's `new_cache`, with the keys and values of some of the first tokens; it comes to have
-        those of the others, and stays the caller's. The caller takes `pieces`, looks at `error`, and calls `cancel`
-        when it has lost interest.
+        those of the others, and stays the caller's. adapter: the name of the one to go through; a cache has its own.
+        The caller takes `pieces`, looks at `error`, and calls `cancel` when it has lost interest.
 
         Raises UsageError, ContextError, TokenizerError; MemoryCeilingError where it would not fit even by itself.
         """
         params = params or SamplingParams()
+        check_adapter(adapter, [*self.adapters])
         tokens, most = self._admissible(prompt, params, most_tokens)
         if cache is not None and cache.length >= len(tokens) + len(drawn):
             raise UsageError("The cache leaves no token to compute.", "Truncate it, or give it more tokens.")
-        sequence = self.engine.add(tokens, params, most, drawn=drawn, choice=choice, cache=cache)
+        if cache is not None and adapter not in (None, cache.adapter):
+            raise UsageError("The cache is of another adapter.", "Take it from new_cache(adapter).")
+        sequence = self.engine.add(tokens, params, most, drawn=drawn, choice=choice, cache=cache, adapter=adapter)
         try:
             return Completion(sequence, self.tokenizer, params.stops)
         except BaseException:  # nobody has it, so nobody would ever cancel it
@@ -317,8 +352,9 @@ class LLM:
         wanted = params.max_tokens or most_tokens
         return tokens, self.memory.most_tokens([len(tokens)], wanted, self.context, beside_others=False)
 
-    def _start(self, prompts: Sequence[Prompt], params: SamplingParams | None) -> list[Completion]:
+    def _start(self, prompts: Sequence[Prompt], params: SamplingParams | None, adapter: str | None) -> list[Completion]:
         params = params or SamplingParams()
+        check_adapter(adapter, [*self.adapters])
         if any(isinstance(p, (int, np.integer)) for p in prompts):
             raise UsageError(
                 "A list of token ids is one prompt.", "For one prompt: generate([prompt]), or stream(prompt)."
@@ -328,7 +364,7 @@ class LLM:
         sequences: list[engine.Sequence] = []
         try:
             for prompt in tokens:
-                sequences.append(self.engine.add(prompt, params, most_tokens))
+                sequences.append(self.engine.add(prompt, params, most_tokens, adapter=adapter))
             return [Completion(sequence, self.tokenizer, params.stops) for sequence in sequences]
         except BaseException:  # Ctrl-C among them: none is left to compute for nobody
             for sequence in sequences:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from penstock.adapters.named import adapter_places
 from penstock.errors import UsageError
 from penstock.memory.text_room import BYTES_TO_TOKENIZE
 from penstock.models.kv_planes import check_kv_dtype
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def _told(text: str, metavar: str | None = None) -> dict[str, Any]:
-    """What commands say of an option that they have too."""
-    return {"help": text, "metavar": metavar}
+def _told(text: str, metavar: str | None = None, flag: str | None = None) -> dict[str, Any]:
+    """What commands say of an option that they have too; `flag` is its name there, where that is another."""
+    return {"help": text, "metavar": metavar, "flag": flag}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,15 @@ class OpenOptions:
         default=None, metadata=_told("Guesses a sequence and pass; 0 for none. (default: as many as pay)", "K")
     )
     """None: as many as pay, by what passes and guesses are seen to take."""
+    adapters: tuple[str, ...] = field(
+        default=(),
+        metadata=_told(
+            "A LoRA adapter as PEFT saves it, to answer with; it goes by its directory's name, or by NAME.",
+            "[NAME=]DIR",
+            "--adapter",
+        ),
+    )
+    """What sequences may go through, each by the name that they choose it by."""
     reserve: int = 0
     """Bytes under the ceiling that are left to the caller."""
     longest_text: int | None = None
@@ -63,6 +73,7 @@ class OpenOptions:
         if self.memory is not None:
             parse_bytes(self.memory)
         check_kv_dtype(self.kv_dtype)
+        adapter_places(self.adapters)
         nodes = self.draft_nodes
         if nodes is not None and not (type(nodes) is int and 0 <= nodes <= MOST_FIXED_NODES):
             raise UsageError(
@@ -73,6 +84,14 @@ class OpenOptions:
     def ceiling(self) -> int | None:
         """Bytes that the process may take; None for what the machine has free."""
         return None if self.memory is None else parse_bytes(self.memory)
+
+    @property
+    def sole_adapter(self) -> str | None:
+        """The name of the one adapter, where there is one. Raises UsageError for several."""
+        names = list(adapter_places(self.adapters))
+        if len(names) > 1:
+            raise UsageError("Only one adapter can be used here.", "Leave one --adapter; batch and serve take several.")
+        return names[0] if names else None
 
     @property
     def all_reserved(self) -> int:
@@ -90,10 +109,7 @@ class OpenOptions:
         return self.draft if self.guesses else None
 
 
-def command_options() -> Mapping[str, tuple[Any, str, str | None]]:
-    """The options that commands have: by name the default, what it does, and a word for its value."""
-    return {
-        option.name: (option.default, option.metadata["help"], option.metadata["metavar"])
-        for option in fields(OpenOptions)
-        if option.metadata
-    }
+def command_options() -> Mapping[str, tuple[Any, Mapping[str, Any]]]:
+    """The options that commands have: by name the default, and what it does (`help`), a word for its value (`metavar`)
+    and what it is called there (`flag`)."""
+    return {option.name: (option.default, option.metadata) for option in fields(OpenOptions) if option.metadata}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from penstock.adapters.named import open_adapters
 from penstock.checkpoints.store import find_model
 from penstock.compute.kernels import Kernels
 from penstock.disk.reader import Ring
@@ -33,6 +34,7 @@ from penstock.weights.weights import Weights
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from penstock.adapters.adapter import Adapter
     from penstock.checkpoints.checkpoint import Checkpoint
     from penstock.checkpoints.generation_config import GenerationDefaults
     from penstock.speculate.drafter import Drafter
@@ -64,6 +66,7 @@ class Runtime:
         self.events = Events()
         self.blocks = Blocks()
         self.draft: DraftModel | None = None
+        self.adapters: dict[str, Adapter] = open_adapters(options.adapters, self.architecture, self.ceiling)
         self.weights: list[Weights] = []
         try:
             self._open(checkpoint, options, defaults)
@@ -75,7 +78,7 @@ class Runtime:
         """Stages, what keeps them to their ceilings, drafters, and the engine."""
         opened = self._open_shares(checkpoint, options)
         # Measured now, since the vectors are a part of the process.
-        process = machine.footprint().nbytes + options.all_reserved
+        process = machine.footprint().nbytes - self._adapter_bytes + options.all_reserved
         budgets = [self._budget(one, process if one is opened[0] else 0) for one in opened]
         if options.guesses:
             coarse = any(one.weights.draft_bytes for one in opened)
@@ -106,12 +109,20 @@ class Runtime:
         for share, ceiling in zip(shares, _ceilings(checkpoint, shares, self.ceiling), strict=True):
             weights = open_weights(checkpoint, share, self.kernels, ceiling, self.events, options.guesses)
             self.weights.append(weights)
-            decoder = decoder_of(checkpoint, share, weights, self.kernels, self.blocks, options.kv_dtype)
+            adapters = list(self.adapters.values())
+            decoder = decoder_of(checkpoint, share, weights, self.kernels, self.blocks, options.kv_dtype, adapters)
             opened.append(_Opened(share, weights, decoder, ceiling))
         return opened
 
+    @property
+    def _adapter_bytes(self) -> int:
+        return sum(adapter.nbytes for adapter in self.adapters.values())
+
     def _budget(self, one: _Opened, process: int) -> Budget:
+        """The first stage counts the adapters, which all stages here share."""
         return Budget(
+            adapters=self._adapter_bytes if process else 0,
+            adapter_rank=max((adapter.rank for adapter in self.adapters.values()), default=0),
             architecture=self.architecture,
             weights=one.weights.pass_bytes,
             ceiling=one.ceiling,
@@ -198,9 +209,17 @@ def open_weights(
 
 
 def decoder_of(
-    checkpoint: Checkpoint, share: Share, weights: Weights, kernels: Kernels, blocks: Blocks, kv_dtype: str
+    checkpoint: Checkpoint,
+    share: Share,
+    weights: Weights,
+    kernels: Kernels,
+    blocks: Blocks,
+    kv_dtype: str,
+    adapters: Sequence[Adapter] = (),
 ) -> Decoder:
-    """What computes a share of a model, with room of its own for keys and values. Raises ReadError, UsageError."""
+    """What computes a share of a model, with room of its own for keys and values, and what `adapters` have for it.
+    Raises ReadError, UsageError."""
     shape = KvShape.of(checkpoint.config, kv_dtype, len(share.layers))
     planes = KvPlanes(shape, share.layers, blocks.outbox())
-    return Decoder(checkpoint.config, weights, kernels, weights.vectors(), planes)
+    own = {adapter.name: adapter.only(weights.tensors) for adapter in adapters}
+    return Decoder(checkpoint.config, weights, kernels, weights.vectors(), planes, own)

@@ -331,7 +331,7 @@ class TestRefusals:
         with LLM.open("demo") as llm:
             shutil.copytree(llm.path, tmp_path / "other")
         (tmp_path / "other" / "generation_config.json").write_text('{"temperature": 0.5, "do_sample": true}')
-        assert "was begun with another model (demo)" in refused(model=str(tmp_path / "other"))
+        assert "was begun with another model, or other adapters (demo)" in refused(model=str(tmp_path / "other"))
 
     def test_a_packed_copy_is_no_other_model(
         self, path: Path, out: Path, expected: tuple[bytes, int, int], tmp_path: Path

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,12 @@ I64 = npt.NDArray[np.int64]
 class Reference:
     """A checkpoint in float64."""
 
-    def __init__(self, path: Path, context: int = 0) -> None:
-        """`context`: positions that a sequence may have, where they are more than is usual."""
+    def __init__(
+        self, path: Path, context: int = 0, adapter: Mapping[str, tuple[F64, F64, float]] | None = None
+    ) -> None:
+        """`context`: positions that a sequence may have, where they are more than is usual; `adapter`: A, B and the
+        factor of what is added to a module's product, by the module's name."""
+        self.adapter = adapter or {}
         whole: dict[str, Any] = json.loads((path / "config.json").read_text())
         self.reading, self.config = read(whole), dict(text_side(whole))
         self.weights = read_weights(path)
@@ -68,7 +72,11 @@ class Reference:
         rope = reading.ropes[index]
 
         def linear(part: str, x: Any) -> Any:
-            return ops.linear(x, self.weights[f"{name}.{part}.weight"], self.weights.get(f"{name}.{part}.bias"))
+            y = ops.linear(x, self.weights[f"{name}.{part}.weight"], self.weights.get(f"{name}.{part}.bias"))
+            if f"{name}.{part}" not in self.adapter:
+                return y
+            a, b, factor = self.adapter[f"{name}.{part}"]
+            return ops.add(y, ops.scale(ops.linear(ops.linear(x, a, None), b, None), times=factor))
 
         def normed(norm: str | None, x: Any) -> Any:
             return x if norm is None else ops.rms_norm(x, self._norm(f"{name}.{norm}"), eps)

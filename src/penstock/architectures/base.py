@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
+GATHERED = 256
+"""Rows that go through an adapter and are not beside each other are copied together, so many at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
@@ -123,6 +126,16 @@ class Architecture:
         hidden = rows * (2 * config.hidden_size + widest + len(config.ropes) * config.head_dim)
         logits = 0 if logit_rows is None else (logit_rows + 5) * config.vocab_size
         return 4 * (hidden + logits)
+
+    def adapter_bytes(self, rows: int, rank: int, piece_bytes: int, weight_bytes: float = 2.0) -> int:
+        """Peak float32 bytes besides, where rows go through adapters of such a rank: what the first product gives, and
+        what the second one and the matrix's own give for a piece."""
+        widest = max(
+            min(outputs, max(1, int(piece_bytes / (weight_bytes * inputs))))
+            for outputs, inputs in self._layer_shapes().values()
+        )
+        longest = max(inputs for _, inputs in self._layer_shapes().values())
+        return 4 * (rows * (rank + 2 * widest + 1) + min(rows, GATHERED) * longest)
 
     def iter_tensors(self) -> Iterator[tuple[str, Shape]]:
         """As `tensors`, one by one: a config may name more layers than there is memory for."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from penstock.adapters.named import open_adapters
 from penstock.batch.disk_errors import reading
 from penstock.batch.records import Names, read_record
 from penstock.batch.requests import custom_id_of
@@ -22,7 +23,7 @@ from penstock.gguf.reader import read_gguf
 from penstock.sessions.identity import model_identity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from penstock.batch.requests import Line, RequestFile
@@ -55,17 +56,26 @@ class Labels:
     model: str
 
 
-def describe(requests: RequestFile, model: str, kv_dtype: str, context: int | None, max_tokens: int) -> tuple[Job, int]:
+def describe(
+    requests: RequestFile,
+    model: str,
+    kv_dtype: str,
+    context: int | None,
+    max_tokens: int,
+    adapters: Sequence[str] = (),
+) -> tuple[Job, int]:
     """The batch that is asked for, and when its requests were last changed, in seconds since 1970.
 
     Raises CheckpointError, ReadError and PenstockError.
     """
     contents = requests.contents()
-    return Job(contents.digest, _model_digest(find_model(model)), kv_dtype, context, max_tokens), contents.modified
+    digest = _model_digest(find_model(model), adapters)
+    return Job(contents.digest, digest, kv_dtype, context, max_tokens), contents.modified
 
 
-def _model_digest(path: Path) -> str:
-    """Of the weights, and of what makes tokens of a text and says how to draw them."""
+def _model_digest(path: Path, adapters: Sequence[str]) -> str:
+    """Of the weights, those of adapters by their names, and of what makes tokens of a text and says how to draw
+    them."""
     checkpoint, digest = open_checkpoint(path), xxhash.xxh3_128()
     config = checkpoint.config
     said = [
@@ -73,6 +83,8 @@ def _model_digest(path: Path) -> str:
         asdict(generation_defaults(path)),
         config.max_position_embeddings,
     ]
+    if adapters:
+        said.append({name: one.digest for name, one in open_adapters(adapters, checkpoint.architecture).items()})
     digest.update(json.dumps(said, sort_keys=True).encode())
     if (files := gguf_files(path)) is not None:
         metadata = read_gguf(files[0], arrays=True).metadata
@@ -154,7 +166,7 @@ def _other_batch(state: State, name: str, held: Any, asked: Any) -> UsageError:
     option = f"--{name.replace('_', '-')}"
     problem = {
         "input_digest": f"The requests are not those that the interrupted batch began with ({source}).",
-        "model_digest": f"The interrupted batch was begun with another model ({model}).",
+        "model_digest": f"The interrupted batch was begun with another model, or other adapters ({model}).",
     }.get(name, f"The interrupted batch was begun with {_with(option, held)}, not {_with(option, asked)}.")
     return UsageError(
         problem, "Go on with what it was begun with, write to another OUT, or let --overwrite begin anew."

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penstock.adapters.named import check_names
 from penstock.batch.opening import Labels, begin_or_resume, check_paths, counts_if_complete, describe
 from penstock.batch.progress import Progress
 from penstock.batch.requests import MOST_LINE_BYTES, RequestFile
@@ -103,9 +104,11 @@ def run(settings: BatchSettings, watcher: Watcher | None = None) -> Summary:
     watcher = watcher or Watcher()
     out = settings.out.resolve()
     check_paths(settings.source, out)
+    check_names(settings.adapters, _model_name(settings.model))
     with RequestFile(settings.source) as requests, State(state_path(out)) as state:
         with _removed_if_in_vain(state):
-            job, modified = describe(requests, settings.model, settings.kv_dtype, settings.context, settings.max_tokens)
+            depends = (settings.kv_dtype, settings.context, settings.max_tokens, settings.adapters)
+            job, modified = describe(requests, settings.model, *depends)
             if state.job is None and out.exists() and not settings.overwrite:
                 counts = counts_if_complete(out, requests, job.names)
                 state.remove()

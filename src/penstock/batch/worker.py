@@ -139,9 +139,12 @@ class Worker:
             raise RequestError("stream has no meaning in a batch: leave it out.", param="stream", code=UNSUPPORTED)
         if asked.token_limit is None:  # else it would depend on memory
             asked = asked.model_copy(update={"max_tokens": self.max_tokens})
+        # Without adapters a name says nothing: files are often written for other services.
+        adapter = asked.adapter(self.labels.model, self.llm.adapters) if self.llm.adapters else None
         drawn = [self._before(parts) for parts in self.state.drawn(line.number)]
         try:
-            answers = submit(self.llm, asked, default_seed=line.seed, drawn=[before.tokens for before in drawn])
+            tokens = [before.tokens for before in drawn]
+            answers = submit(self.llm, asked, default_seed=line.seed, drawn=tokens, adapter=adapter)
         except RequestError as error:
             if isinstance(error.__cause__, MemoryCeilingError) and any(before.tokens for before in drawn):
                 raise error.__cause__ from None
@@ -204,7 +207,8 @@ class Worker:
             self._refuse(running, answers.error)
             return
         name = names.answer(line, running.url)
-        body = answers.response(id=name, created=self.labels.created, model=self.labels.model)
+        model = answers.request.adapter or self.labels.model
+        body = answers.response(id=name, created=self.labels.created, model=model)
         record = names.answered(line, running.custom_id, body)
         answers.cancel()
         self._end(line, record, failed=False, tokens=running.tokens)

@@ -118,6 +118,7 @@ def run(
     """
     tell("opening")
     begin = time.perf_counter()
+    settings.sole_adapter  # noqa: B018  raises for several, before anything is opened
     with LLM.open_with(model, replace(settings, draft="none"), _layer_teller(settings.passes, tell)) as llm:
         open_seconds = time.perf_counter() - begin
         if settings.prompt_tokens + settings.passes > llm.context:
@@ -155,7 +156,7 @@ def _generate(llm: LLM, settings: BenchSettings) -> list[Stats]:
     # Those that do not fit beside the others would wait, and the passes not be all sequences'.
     llm.memory.most_tokens([settings.prompt_tokens] * settings.batch, most, llm.context)
     params = SamplingParams(temperature=0, max_tokens=most, ignore_eos=True)
-    completions = [llm.submit(prompt, params) for prompt in prompts]
+    completions = [llm.submit(prompt, params, adapter=settings.sole_adapter) for prompt in prompts]
     for _ in llm.drive(completions):  # which would go on until all have drawn `most`
         enough = all(completion.stats.tokens >= settings.passes for completion in completions)
         if enough or not all(completion.runs for completion in completions):

@@ -33,6 +33,7 @@ def bench(
     memory: opt.Memory = None,
     threads: opt.Threads = None,
     kv_dtype: opt.KvDtype = "bf16",
+    adapter: opt.Adapters = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the last pass's reads and compute into this .png, .svg or .pdf file.")
     ] = None,
@@ -66,11 +67,12 @@ def bench(
     # By name, since both kinds of measurements take some of these options and refuse the others.
     given = {name: value for name, value in locals().items() if value not in (None, []) and value is not False}
     if speculate:
-        refuse(given, ("passes", "batch"), "It measures plain passes: leave out --speculate.")
+        refuse(given, ("passes", "batch", "adapter"), "It measures plain passes: leave out --speculate.")
         return bench_speculate(model, given, as_json)
     refuse(given, OF_GUESSES, "It measures guesses: give --speculate too.")
     names = ("passes", "prompt_tokens", "batch", "memory", "threads", "kv_dtype")
-    return _bench(model, BenchSettings(**picked(given, *names)), plot, as_json)
+    settings = BenchSettings(**picked(given, *names), adapters=tuple(adapter or ()))
+    return _bench(model, settings, plot, as_json)
 
 
 def _bench(model: str, settings: BenchSettings, plot: Path | None, as_json: bool) -> None:

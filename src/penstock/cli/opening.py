@@ -14,8 +14,9 @@ from penstock.options import OpenOptions, command_options
 
 def of_opening(name: str) -> Any:
     """What typer is to know of an option of opening."""
-    _, text, metavar = command_options()[name]
-    return typer.Option(help=text, metavar=metavar)
+    _, told = command_options()[name]
+    flags = () if told["flag"] is None else (told["flag"],)
+    return typer.Option(*flags, help=told["help"], metavar=told["metavar"])
 
 
 def opens_model(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -29,7 +30,7 @@ def opens_model(*names: str) -> Callable[[Callable[..., None]], Callable[..., No
         @wraps(command)
         def run(**given: Any) -> None:
             options = {name: given.pop(name) for name in [p.name for p in _parameters(names)]}
-            command(**given, options=OpenOptions(**options))
+            command(**given, options=OpenOptions(**options | {"adapters": tuple(options.get("adapters") or ())}))
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -39,15 +40,16 @@ def opens_model(*names: str) -> Callable[[Callable[..., None]], Callable[..., No
 
 
 def _parameters(names: tuple[str, ...]) -> list[inspect.Parameter]:
-    kinds = get_type_hints(OpenOptions) | {"memory": str | None}  # as text: a number has a unit
+    # As the command line has them: a number with a unit is text.
+    kinds = get_type_hints(OpenOptions) | {"memory": str | None, "adapters": list[str] | None}
     return [
         inspect.Parameter(
             name,
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=default,
+            default=default or None if name == "adapters" else default,
             annotation=Annotated[kinds[name], of_opening(name)],
         )
-        for name, (default, _, _) in command_options().items()
+        for name, (default, _) in command_options().items()
         if not names or name in names
     ]
 

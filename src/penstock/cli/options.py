@@ -26,3 +26,4 @@ Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the output;
 Draft = Annotated[str | None, of_opening("draft")]
 DraftNodes = Annotated[int | None, of_opening("draft_nodes")]
 KvDtype = Annotated[str, of_opening("kv_dtype")]
+Adapters = Annotated[list[str] | None, of_opening("adapters")]

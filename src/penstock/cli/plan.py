@@ -52,12 +52,19 @@ def plan(
             metavar="MODEL|none",
         ),
     ] = None,
+    adapter: opt.Adapters = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Tell what fits in memory, what streams, and how long a token will take; before any weight is downloaded."""
     prompts = tuple(prompt_tokens or PROMPTS)
     settings = PlanSettings(
-        memory=memory, context=context, prompts=prompts, threads=threads, kv_dtype=kv_dtype, draft=draft
+        memory=memory,
+        context=context,
+        prompts=prompts,
+        threads=threads,
+        kv_dtype=kv_dtype,
+        draft=draft,
+        adapters=tuple(adapter or ()),
     )
     with Console(stderr=True).status("measuring the disk and the CPU"):
         outlook = look(model, settings)
@@ -84,10 +91,13 @@ def memory_table(outlook: Outlook) -> Group:
     shares, tokenizer = outlook.own.plan, outlook.subject.tokenizer
     weights, past = shares.weights, outlook.kv_past_windows
     used = shares.process + shares.ring + shares.scratch + shares.allowance + shares.kv + shares.activations
+    used += shares.adapters
+    adapters = [("adapters", shares.adapters, "")] if shares.adapters else []
     table = plain_table(left(), right("MiB"), left(style="dim"))
     for name, nbytes, note in (
         ("interpreter and libraries", shares.process - tokenizer, ""),
         ("tokenizer and small tensors", tokenizer, ""),
+        *adapters,
         ("read-ahead buffers", shares.ring, ""),
         ("working memory of the kernels", shares.scratch, ""),
         (f"keys and values of {outlook.context:,} positions", shares.kv, f"room for {outlook.most_context:,} at most"),

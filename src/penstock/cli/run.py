@@ -88,7 +88,7 @@ def run(
             f"{'--raw' if raw else '--json'} needs a prompt.",
             "Give the text to complete, or `-` to read it from standard input.",
         )
-    display = choose_display(as_json, quiet)
+    display, adapter = choose_display(as_json, quiet), options.sole_adapter
 
     def report(pieces: list[Piece]) -> None:
         if pieces and pieces[-1].stats.log and (stats or stats_layers):
@@ -107,19 +107,21 @@ def run(
         if listener:
             llm.events.listeners.append(listener)
         if chats:
-            Chat(llm, stack.enter_context(Session(llm, session)), params, display, report).run(typed.prompt)
+            kept = stack.enter_context(Session(llm, session, adapter))
+            Chat(llm, kept, params, display, report).run(typed.prompt)
             return
         text = asked_text(prompt, stdin, llm.check_length, optional=session is not None)
         raw = raw or not llm.has_chat_template
         if session is not None:
-            kept = last.enter_context(Session(llm, session))
+            kept = last.enter_context(Session(llm, session, adapter))
             coming = session_answer(kept, session, text or None, params, raw)
             if display == "live" and not kept.unfinished:  # no pass is to come
                 display = "text"
             pieces, interrupted = show(llm, coming, kept.rows_to_come, display)
         else:
             tokens = llm.text_prompt(text) if raw else llm.chat_prompt([{"role": "user", "content": text}])
-            pieces, interrupted = show(llm, llm.stream(tokens, params), len(tokens), display)
+            coming = llm.stream(tokens, params, adapter=adapter)
+            pieces, interrupted = show(llm, coming, len(tokens), display)
         if as_json:
             print(json.dumps(as_object(llm, pieces, stats_layers)), flush=True)
         report(pieces)

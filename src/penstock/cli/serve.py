@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from penstock.adapters.named import check_names
 from penstock.cli import options as opt
 from penstock.cli.opening import opens_model
 from penstock.errors import UsageError
@@ -59,6 +60,7 @@ def serve(
         api_key=api_key,
         loopback=is_loopback(host),
     )
+    check_names(options.adapters, settings.model)
     with (
         listen(host, port) as listening,
         LLM.open_with(model, replace(options, reserve=settings.reserve, longest_text=settings.max_body)) as llm,

@@ -68,12 +68,14 @@ class Engine:
         drawn: List[int] = (),
         choice: int = 0,
         cache: KvCache | None = None,
+        adapter: str | None = None,
     ) -> Sequence:
         """Let a sequence take part in the passes from now on, or as soon as there is room for it.
 
         `most_tokens` limits it beside its parameters. `drawn`: tokens that an earlier run of it drew already; it goes
         on with those that it would have drawn next. `choice`: several answers to a prompt differ by it. `cache`: has
-        keys and values of the first tokens, comes to have those of the others, and stays the caller's.
+        keys and values of the first tokens, comes to have those of the others, and stays the caller's. `adapter`: the
+        one to go through, by name, where there is no cache, which has its own.
 
         Raises UsageError for an empty prompt or a token that the model does not have, ContextError where the context
         has no room for the prompt and one token.
@@ -91,7 +93,7 @@ class Engine:
             sampler=Sampler(params.rule(self._defaults), seed, self._kernels, choice),
             max_tokens=min(limit for limit in limits if limit is not None),
             stop_ids=frozenset(() if params.ignore_eos else self._defaults.eos_token_ids),
-            cache=self.memory.new_cache() if cache is None else cache,
+            cache=self.memory.new_cache(adapter=adapter) if cache is None else cache,
             lent=cache is not None,
             token_ids=drawn,
             top_logprobs=params.logprobs,

@@ -199,7 +199,7 @@ class Scheduler:
         cache = sequence.cache
         if sequence.lent and cache.length:
             return True
-        prefix, blocks = longest(self._prefixes(sequence, chunks), sequence.tokens)
+        prefix, blocks = longest(self._prefixes(sequence, chunks), sequence.tokens, cache.adapter)
         amid = [s for s, count in pending.items() if s.cache.own_blocks and count > 1]
         if sequence.expected_blocks(amid) > max(blocks, cache.adopted):
             return False

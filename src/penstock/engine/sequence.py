@@ -80,7 +80,8 @@ class Sequence:
         """Blocks that it is going to share with one of them, computed or not."""
         tokens = self.tokens
         # The last token of the other may stay its last.
-        return max((common_blocks(other.tokens[:-1], tokens) for other in others if not other.lent), default=0)
+        alike = (s for s in others if not s.lent and s.cache.adapter == self.cache.adapter)
+        return max((common_blocks(other.tokens[:-1], tokens) for other in alike), default=0)
 
     def root(self) -> Tree:
         """A tree of no guesses yet, after the last token."""

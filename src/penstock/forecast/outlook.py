@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from penstock.adapters.named import open_adapters
 from penstock.architectures.base import Architecture
 from penstock.architectures.config import ModelConfig
 from penstock.architectures.registry import parse_config
@@ -260,6 +261,7 @@ def _look_ahead(model: str, described: _Described, settings: PlanSettings, proce
     size = raw_size(matrices)
     tokenizer = config.vocab_size * TOKENIZER_BYTES_PER_ENTRY + architecture.vector_bytes
     free = machine.available_bytes() + process.anonymous
+    adapters = open_adapters(settings.adapters, architecture).values()
     subject = Subject(
         name=model,
         place=described.place,
@@ -272,6 +274,8 @@ def _look_ahead(model: str, described: _Described, settings: PlanSettings, proce
             ceiling=free if settings.ceiling is None else settings.ceiling,
             process=process.nbytes + tokenizer,
             scratch=kernels.scratch_bytes * kernels.threads,
+            adapters=sum(adapter.nbytes for adapter in adapters),
+            adapter_rank=max((adapter.rank for adapter in adapters), default=0),
         ),
         tokenizer=tokenizer,
         kernels=kernels,

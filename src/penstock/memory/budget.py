@@ -67,6 +67,10 @@ class Budget:
     """What guessing takes: a draft model, tables, and the rows that go through it."""
     head: bool = True
     """Whether logits are computed here."""
+    adapters: int = 0
+    """Adapters, which are in memory whole."""
+    adapter_rank: int = 0
+    """The highest; 0 where there are none."""
 
     @property
     def ring(self) -> Ring:
@@ -78,7 +82,7 @@ class Budget:
         Raises MemoryCeilingError, naming the least ceiling that works, where the rest alone is more than the ceiling.
         """
         activations = self._activations(demand.rows, demand.logit_rows)
-        needs = self.process + self.scratch + self.draft + demand.kv + activations
+        needs = self._fixed + demand.kv + activations
         if needs > self._usable:
             least = format_bytes(self._least_ceiling(needs))
             raise MemoryCeilingError(
@@ -94,6 +98,7 @@ class Budget:
             process=self.process,
             scratch=self.scratch,
             draft=self.draft,
+            adapters=self.adapters,
             ring=self.ring.nbytes,
             allowance=allowance(self.ceiling),
             kv=demand.kv,
@@ -117,7 +122,7 @@ class Budget:
     def most_rows(self, kv: int, logit_rows: int, all_logits: bool = False) -> int:
         """The longest chunk, in rows, that fits beside `kv` bytes and the logits of `logit_rows` rows, and with its own
         logits where `all_logits`; 0 or less where none does."""
-        without = self.process + self.scratch + self.draft + kv + self._activations(0, logit_rows)
+        without = self._fixed + kv + self._activations(0, logit_rows)
         row = self._activations(1, int(all_logits)) - self._activations(0, 0)
         return (self._usable - without) // row
 
@@ -132,7 +137,7 @@ class Budget:
         Of the ceiling they may take GUESS_SHARE; and more than ENOUGH_GUESSES do not displace what guesses are made
         with, `wanted` bytes, where that fits without.
         """
-        room = self._usable - self.process - self.scratch - self.draft - kv - self._activations(rows, logit_rows)
+        room = self._usable - self._fixed - kv - self._activations(rows, logit_rows)
         each = self._activations(1, 1) - self._activations(0, 0) + slot_bytes
         beside = (room - wanted) // each
         most = min(room, int(self.ceiling * GUESS_SHARE)) // each
@@ -141,12 +146,20 @@ class Budget:
     def most_kv(self, sequences: int) -> int:
         """Bytes of KV that fit beside a chunk of LEAST_CHUNK_ROWS and the logits of so many sequences."""
         activations = self._activations(max(LEAST_CHUNK_ROWS, sequences), sequences)
-        return max(0, self._usable - self.process - self.scratch - self.draft - activations)
+        return max(0, self._usable - self._fixed - activations)
 
     def _activations(self, rows: int, logit_rows: int) -> int:
         weight_bytes = FINE_WEIGHT_BYTES if self.chunk else RAW_WEIGHT_BYTES
         logits = logit_rows if self.head else None
-        return self.architecture.activation_bytes(rows, logits, self.ring.piece_bytes, weight_bytes)
+        nbytes = self.architecture.activation_bytes(rows, logits, self.ring.piece_bytes, weight_bytes)
+        if not self.adapter_rank:
+            return nbytes
+        return nbytes + self.architecture.adapter_bytes(rows, self.adapter_rank, self.ring.piece_bytes, weight_bytes)
+
+    @property
+    def _fixed(self) -> int:
+        """What every pass leaves as it is."""
+        return self.process + self.scratch + self.draft + self.adapters
 
     @property
     def _usable(self) -> int:
@@ -179,6 +192,7 @@ class Plan:
     resident: int
     streamed: int
     draft: int = 0
+    adapters: int = 0
     indexed: int = 0
     """What the weights take as stored, where they are resident in the form quickest to multiply with; else 0."""
 
@@ -188,8 +202,9 @@ class Plan:
         return self.indexed or self.resident + self.streamed
 
     def __str__(self) -> str:
-        parts = ("process", "scratch", "draft", "ring", "allowance", "kv", "activations", "resident")
-        shares = "\n".join(f"{name:>12} {format_bytes(getattr(self, name)):>11}" for name in parts)
+        parts = ("process", "scratch", "draft", "adapters", "ring", "allowance", "kv", "activations", "resident")
+        told = [name for name in parts if name != "adapters" or self.adapters]
+        shares = "\n".join(f"{name:>12} {format_bytes(getattr(self, name)):>11}" for name in told)
         whole, streamed = format_bytes(self.ceiling), format_bytes(self.streamed)
         return f"{shares}\n{'of':>12} {whole:>11}\n{'streamed':>12} {streamed:>11}"
 

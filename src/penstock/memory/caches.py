@@ -47,9 +47,9 @@ class Caches:
         self._blocks = blocks
         self._promises: WeakKeyDictionary[KvCache, Promise] = WeakKeyDictionary()
 
-    def new(self, most_slots: int = 0) -> KvCache:
-        """An empty cache that counts from now on."""
-        cache = KvCache(self._blocks)
+    def new(self, most_slots: int = 0, adapter: str | None = None) -> KvCache:
+        """An empty cache that counts from now on; its keys and values are to come through an adapter."""
+        cache = KvCache(self._blocks, adapter)
         self.promise(cache, most_slots)
         return cache
 

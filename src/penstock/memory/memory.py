@@ -61,9 +61,10 @@ class Memory:
         """Whether other programs need memory."""
         return any(room.pressed for room in self.rooms)
 
-    def new_cache(self, most_slots: int = 0) -> KvCache:
-        """An empty KV cache that counts from now on; sequences that come later leave it room for `most_slots`."""
-        return self.caches.new(most_slots)
+    def new_cache(self, most_slots: int = 0, adapter: str | None = None) -> KvCache:
+        """An empty KV cache that counts from now on; sequences that come later leave it room for `most_slots`. What it
+        comes to hold goes through `adapter`."""
+        return self.caches.new(most_slots, adapter)
 
     def admits(self, most_slots: int, adopted_blocks: int = 0, rows: int = 0, told: int = 0) -> bool:
         """Whether one sequence more, which may come to have so many slots, and so many bytes to tell, fits beside all

@@ -43,10 +43,13 @@ def _block(tokens: Sequence[int], index: int) -> list[int]:
     return list(tokens[index * BLOCK_SLOTS : (index + 1) * BLOCK_SLOTS])
 
 
-def longest(prefixes: Iterable[Prefix], tokens: Sequence[int]) -> tuple[Prefix | None, int]:
-    """The prefix that has most of `tokens`, and how many blocks of them it has by the end of the pass."""
+def longest(prefixes: Iterable[Prefix], tokens: Sequence[int], adapter: str | None = None) -> tuple[Prefix | None, int]:
+    """The prefix that has most of `tokens` through the same adapter, and how many blocks of them it has by the end of
+    the pass."""
     best, most = None, 0
     for prefix in prefixes:
+        if prefix.cache.adapter != adapter:
+            continue
         blocks = min(prefix.blocks, common_blocks(prefix.tokens, tokens))
         if blocks > most:
             best, most = prefix, blocks
@@ -73,15 +76,16 @@ class KeptPrefixes:
         length = min(cache.length // BLOCK_SLOTS, len(tokens) // BLOCK_SLOTS, self.most_blocks) * BLOCK_SLOTS
         if not length:
             return
-        longer = next((kept for kept in self._kept if kept.tokens[:length] == tuple(tokens[:length])), None)
+        alike = [kept for kept in self._kept if kept.cache.adapter == cache.adapter]
+        longer = next((kept for kept in alike if kept.tokens[:length] == tuple(tokens[:length])), None)
         if longer is not None:
             self.touch(longer)
             return
-        copy = KvCache(self._blocks)
+        copy = KvCache(self._blocks, cache.adapter)
         copy.adopt(cache, length // BLOCK_SLOTS)
         new = Prefix(tuple(tokens[:length]), copy, length)
-        self._kept = [kept for kept in self._kept if kept.tokens != new.tokens[: kept.length]]
-        self._kept.append(new)
+        shorter = {id(kept) for kept in alike if kept.tokens == new.tokens[: kept.length]}
+        self._kept = [*(kept for kept in self._kept if id(kept) not in shorter), new]
         while len(self.block_names()) > self.most_blocks:
             self.drop_oldest()
 

@@ -34,6 +34,7 @@ from penstock.architectures.names import (
     is_norm,
 )
 from penstock.errors import UsageError
+from penstock.models.adapted import AdaptedRows
 from penstock.models.rope import inverse_frequencies
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.tokens import check_tokens
@@ -42,10 +43,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from penstock.adapters.adapter import LowRank
     from penstock.architectures.config import ModelConfig, WhichRope
     from penstock.checkpoints.checkpoint import Tensor
     from penstock.compute.kernels import F32, I64, Kernels
     from penstock.events import Events
+    from penstock.models.adapted import Addend
     from penstock.models.kv_cache import KvCache
     from penstock.models.kv_planes import U64, KvPlanes
     from penstock.weights.pieces import PieceData
@@ -70,6 +73,8 @@ class Places:
     """Cosines and sines of the rows' positions, each float32 [n, rotary_dim / 2], for each rope of the model."""
     addresses: Sequence[U64]
     """Of the blocks of each sequence."""
+    adapted: AdaptedRows
+    """Those that go through adapters."""
 
 
 class Decoder:
@@ -82,9 +87,10 @@ class Decoder:
         kernels: Kernels,
         vectors: Mapping[str, F32],
         planes: KvPlanes,
+        adapters: Mapping[str, Mapping[str, LowRank]] | None = None,
     ) -> None:
         """`vectors`: the tensors of one dimension (norms, biases), each float32 [n]; `planes`: keys and values of the
-        layers that it is asked for."""
+        layers that it is asked for; `adapters`: what those that rows name add to which matrix."""
         self.config = config
         self.architecture = Architecture(config)
         self.weights = weights
@@ -92,6 +98,7 @@ class Decoder:
         self.planes = planes
         self._frequencies = {name: inverse_frequencies(rope, config.head_dim) for name, rope in config.ropes.items()}
         self._vectors = vectors
+        self._adapters = adapters or {}
         if config.norm_offset:
             offset = np.float32(config.norm_offset)
             self._vectors = {name: vector + offset if is_norm(name) else vector for name, vector in vectors.items()}
@@ -151,7 +158,8 @@ class Decoder:
     def places(self, rows: Rows) -> Places:
         """What all layers need to know of where the rows are."""
         angles = {name: self._angles(name, rows) for name in self._frequencies}
-        return Places(angles, [self.planes.addresses(s.blocks) for s in rows.sequences])
+        addresses = [self.planes.addresses(s.blocks) for s in rows.sequences]
+        return Places(angles, addresses, AdaptedRows(rows, self._adapters, self.kernels))
 
     def _angles(self, rope: WhichRope, rows: Rows) -> tuple[F32, F32]:
         cosines, sines = self.kernels.rope_table(rows.positions, self._frequencies[rope])
@@ -164,7 +172,7 @@ class Decoder:
     def layer(self, index: int, x: F32, rows: Rows, places: Places) -> None:
         """Add attention and MLP of one layer to x[n, hidden_size], in place."""
         self._attention(index, x, rows, places)
-        self._mlp(index, x)
+        self._mlp(index, x, places.adapted)
 
     def final_norm(self, x: F32) -> F32:
         """Normalised rows [n, hidden_size]."""
@@ -184,7 +192,8 @@ class Decoder:
 
     def _attention(self, index: int, x: F32, rows: Rows, places: Places) -> None:
         config, kind = self.config, self.config.layer_kind(index)
-        q, k, v = self._queries_keys_values(index, self._normed(index, config.norms.pre_attention, x))
+        h = self._normed(index, config.norms.pre_attention, x)
+        q, k, v = self._queries_keys_values(index, h, places.adapted)
         if kind.rope != "none":
             self.kernels.rope(q, *places.angles[kind.rope])
             self.kernels.rope(k, *places.angles[kind.rope])
@@ -203,18 +212,20 @@ class Decoder:
                 window=kind.window,
                 softcap=config.attention_softcap,
             )
-        self._add(index, OUT, config.norms.post_attention, out.reshape(len(x), -1), x)
+        self._add(index, OUT, config.norms.post_attention, out.reshape(len(x), -1), x, places.adapted)
 
-    def _queries_keys_values(self, index: int, h: F32) -> tuple[F32, F32, F32]:
+    def _queries_keys_values(self, index: int, h: F32, adapted: AdaptedRows) -> tuple[F32, F32, F32]:
         """Each float32 [n, heads, head_dim], before rope."""
         config = self.config
         if config.fused_qkv:
             heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-            both = self._linear(in_layer(index, QKV), h).reshape(len(h), heads + 2 * kv_heads, config.head_dim)
+            both = self._linear(in_layer(index, QKV), h, adapted)
+            both = both.reshape(len(h), heads + 2 * kv_heads, config.head_dim)
             q, k, v = both[:, :heads], both[:, heads : heads + kv_heads], both[:, heads + kv_heads :]
         else:
             q, k, v = (
-                self._linear(in_layer(index, part), h).reshape(len(h), -1, config.head_dim) for part in (Q, K, V)
+                self._linear(in_layer(index, part), h, adapted).reshape(len(h), -1, config.head_dim)
+                for part in (Q, K, V)
             )
         if config.qk_norm != "none":
             for part, x in ((Q_NORM, q), (K_NORM, k)):
@@ -222,35 +233,36 @@ class Decoder:
                 self._norm(in_layer(index, part), vectors, vectors)
         return q, k, v
 
-    def _mlp(self, index: int, x: F32) -> None:
+    def _mlp(self, index: int, x: F32, adapted: AdaptedRows) -> None:
         norms = self.config.norms
-        gated = self._gated(index, self._normed(index, norms.pre_mlp, x))
-        self._add(index, DOWN, norms.post_mlp, gated, x)
+        gated = self._gated(index, self._normed(index, norms.pre_mlp, x), adapted)
+        self._add(index, DOWN, norms.post_mlp, gated, x, adapted)
 
-    def _add(self, index: int, matrix: str, norm: str | None, h: F32, x: F32) -> None:
+    def _add(self, index: int, matrix: str, norm: str | None, h: F32, x: F32, adapted: AdaptedRows) -> None:
         """Add h @ matrix.T, normalised and multiplied as the family has it, to x[n, hidden_size]; the product is
         there as a whole before anything is done with it."""
         name = in_layer(index, matrix)
         if not self.architecture.sums_apart:
-            self._linear(name, h, add_to=x)
+            self._linear(name, h, adapted, add_to=x)
             return
-        y = self._linear(name, h)
+        y = self._linear(name, h, adapted)
         if norm is not None:
             self._norm(in_layer(index, norm), y, y)
         self.kernels.add_rows(y, np.full(len(y), self.config.residual_multiplier, np.float32), x)
 
-    def _gated(self, index: int, x: F32) -> F32:
+    def _gated(self, index: int, x: F32, adapted: AdaptedRows) -> F32:
         """activation(gate(x)) * up(x), [n, intermediate_size]; of up(x) only one piece is held at a time.
 
         Each matrix by itself: the two need not be cut alike.
         """
         config = self.config
         if config.fused_gate_up:
-            both = self._linear(in_layer(index, GATE_UP), x)
+            both = self._linear(in_layer(index, GATE_UP), x, adapted)
             gate = both[:, : config.intermediate_size]
             self.kernels.gated(gate, both[:, config.intermediate_size :], config.activation, gate)
             return gate
-        out, up = self._linear(in_layer(index, GATE), x), in_layer(index, UP)
+        out, up = self._linear(in_layer(index, GATE), x, adapted), in_layer(index, UP)
+        addends = adapted.addends(up, x)
         room = np.empty((len(x), 0), np.float32)
         with self._pieces(up) as pieces:
             for piece in pieces:
@@ -258,28 +270,45 @@ class Decoder:
                 if width > room.shape[1]:  # the first piece is the longest
                     room = np.empty((len(x), width), np.float32)
                 upward = room[:, :width]
-                self._apply(piece, up, x, upward)
+                self._apply(piece, up, x, upward, addends)
                 self.kernels.gated(gate, upward, config.activation, gate)
         return out
 
-    def _linear(self, name: str, x: F32, add_to: F32 | None = None) -> F32:
-        """x @ weight.T + bias, [n, rows of the weight], into a new array or added to `add_to`."""
+    def _linear(self, name: str, x: F32, adapted: AdaptedRows | None = None, add_to: F32 | None = None) -> F32:
+        """x @ weight.T + bias, and what adapters have besides, [n, rows of the weight], into a new array or added to
+        `add_to`."""
         n_out = self.weights.tensors[name].shape[0]
         out = np.empty((len(x), n_out), np.float32) if add_to is None else add_to
+        addends = adapted.addends(name, x) if adapted is not None else ()
         with self._pieces(name) as pieces:
             for piece in pieces:
-                self._apply(piece, name, x, out[:, piece.rows], accumulate=add_to is not None)
+                self._apply(piece, name, x, out[:, piece.rows], addends, accumulate=add_to is not None)
         return out
 
     def _pieces(self, name: str) -> closing[Generator[PieceData]]:
         """The pieces of a matrix; whatever happens among them, their buffers go back at once."""
         return closing(self.weights.pieces(name))
 
-    def _apply(self, piece: PieceData, name: str, x: F32, out: F32, accumulate: bool = False) -> None:
+    def _apply(
+        self,
+        piece: PieceData,
+        name: str,
+        x: F32,
+        out: F32,
+        addends: Sequence[Addend],
+        accumulate: bool = False,
+    ) -> None:
+        """One piece's part of `_linear`. What is added to comes last, so a row that goes through no adapter has the
+        same bits whatever goes through one beside it."""
         bias = self._vectors.get(bias_of(name))
         bias = bias if bias is None else bias[piece.rows]
         begin = time.perf_counter()
-        piece.matmul(self.kernels, x, out, bias, accumulate)
+        y = np.empty(out.shape, np.float32) if accumulate and addends else out
+        piece.matmul(self.kernels, x, y, bias, accumulate and not addends)
+        for addend in addends:
+            addend.add_to(self.kernels, y, piece.rows)
+        if y is not out:
+            self.kernels.add_rows(y, np.ones(len(y), np.float32), out)
         self.weights.events.tell("compute", name, begin, time.perf_counter(), piece.nbytes)
 
     def _normed(self, index: int, norm: str | None, x: F32) -> F32:

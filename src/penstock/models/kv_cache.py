@@ -132,7 +132,9 @@ class Outbox:
 class KvCache:
     """One sequence's cache; grows by blocks, never moves them."""
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks, adapter: str | None = None) -> None:
+        """`adapter`: the one that its keys and values come through, by name."""
+        self.adapter = adapter
         self.length = 0
         self.adopted = 0
         """How many of the first blocks came from another cache."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from penstock.compute.kernels import I32, I64
     from penstock.models.kv_cache import KvCache
+
+    RowIndex: TypeAlias = slice | I32
+    """Rows of a pass: beside each other, or one by one, ascending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class SequenceRows:
     tail_slots: I32
     wanted: I64
     """Indices of the rows whose logits are wanted, ascending."""
+    adapter: str | None = None
+    """The adapter that they go through, by name: that of the cache."""
 
     @classmethod
     def plain(cls, cache: KvCache, tokens: Sequence[int], wanted: Sequence[int] = (-1,)) -> SequenceRows:
@@ -51,6 +56,7 @@ class SequenceRows:
             tail_offsets=np.zeros(n + 1, np.int32),
             tail_slots=np.empty(0, np.int32),
             wanted=np.arange(n)[list(wanted)],
+            adapter=cache.adapter,
         )
 
     @classmethod
@@ -81,6 +87,7 @@ class SequenceRows:
             tail_offsets=np.cumsum([0, *map(len, paths)], dtype=np.int32),
             tail_slots=np.array([slot for path in paths for slot in path], np.int32),
             wanted=np.arange(n),
+            adapter=cache.adapter,
         )
 
     def __len__(self) -> int:
@@ -102,3 +109,18 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def by_adapter(self) -> dict[str, RowIndex]:
+        """Which rows go through which adapter; those that go through none are left out."""
+        spans: dict[str, list[slice]] = {}
+        for sequence, span in zip(self.sequences, self.spans, strict=True):
+            if sequence.adapter is not None and len(sequence):
+                spans.setdefault(sequence.adapter, []).append(span)
+        return {name: _joined(own) for name, own in spans.items()}
+
+
+def _joined(spans: Sequence[slice]) -> RowIndex:
+    """All rows of some spans, which ascend."""
+    if all(first.stop == second.start for first, second in pairwise(spans)):
+        return slice(spans[0].start, spans[-1].stop)
+    return np.concatenate([np.arange(span.start, span.stop, dtype=np.int32) for span in spans])

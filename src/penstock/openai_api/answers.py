@@ -43,6 +43,8 @@ class Prepared:
     """With a seed."""
     most_tokens: int
     """Where the request names no limit."""
+    adapter: str | None = None
+    """What its prompts go through."""
 
     @property
     def tokens(self) -> int:
@@ -51,11 +53,16 @@ class Prepared:
 
 
 def prepare(
-    llm: LLM, request: Request, *, default_max_tokens: int = DEFAULT_MAX_TOKENS, default_seed: int | None = None
+    llm: LLM,
+    request: Request,
+    *,
+    default_max_tokens: int = DEFAULT_MAX_TOKENS,
+    default_seed: int | None = None,
+    adapter: str | None = None,
 ) -> Prepared:
     """Tokenize a request's prompts and check that they can be answered. Threads beside the engine's may call this.
 
-    Raises RequestError.
+    `adapter`: one of the model's, or none. Raises RequestError.
     """
     chat = isinstance(request, ChatCompletionRequest)
     seed = secrets.randbits(SEED_BITS) if default_seed is None else default_seed
@@ -69,7 +76,7 @@ def prepare(
         tokens = tuple(_checked(llm, prompt, params, default_max_tokens) for prompt in prompts)
     except PenstockError as error:
         raise RequestError.of(error, "messages" if chat else "prompt") from error
-    return Prepared(chat, tokens, request.choices, params, default_max_tokens)
+    return Prepared(chat, tokens, request.choices, params, default_max_tokens, adapter)
 
 
 def submit(
@@ -79,15 +86,19 @@ def submit(
     default_max_tokens: int = DEFAULT_MAX_TOKENS,
     default_seed: int | None = None,
     drawn: Sequence[Sequence[int]] = (),
+    adapter: str | None = None,
 ) -> Answers:
     """Let all completions of a request take part in the engine's passes.
 
     default_max_tokens: for requests without a limit, as far as memory and context allow; default_seed: for those
     without a seed, instead of a fresh one. drawn: for each completion, in the order of `Answers.token_ids`, the tokens
-    that an earlier run drew. Raises RequestError, and then nothing was submitted.
+    that an earlier run drew. adapter: of a request that is not prepared. Raises RequestError, and then nothing was
+    submitted.
     """
     if not isinstance(request, Prepared):
-        request = prepare(llm, request, default_max_tokens=default_max_tokens, default_seed=default_seed)
+        request = prepare(
+            llm, request, default_max_tokens=default_max_tokens, default_seed=default_seed, adapter=adapter
+        )
     completions: list[Completion] = []
     try:
         for prompt in request.prompts:
@@ -187,9 +198,10 @@ def _checked(llm: LLM, prompt: str | Sequence[int], params: SamplingParams, most
 
 def _submit_one(llm: LLM, request: Prepared, prompt: array[int], choice: int, drawn: Sequence[int]) -> Completion:
     """Without a limit of the request's own, memory may set one below the default."""
+    asked: dict[str, Any] = {"drawn": drawn, "choice": choice, "adapter": request.adapter}
     try:
-        return llm.submit(prompt, request.params, drawn=drawn, choice=choice, most_tokens=request.most_tokens)
+        return llm.submit(prompt, request.params, most_tokens=request.most_tokens, **asked)
     except MemoryCeilingError:
         if request.params.max_tokens is not None:
             raise
-        return llm.submit(prompt, request.params, drawn=drawn, choice=choice)
+        return llm.submit(prompt, request.params, **asked)

@@ -26,9 +26,10 @@ from penstock.openai_api.fields import (
     only,
 )
 from penstock.sampling import MOST_LOGPROBS, MOST_WHOLE, SamplingParams
+from penstock.strict_json import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 STRICT = ConfigDict(strict=True, extra="ignore")
 
@@ -125,11 +126,17 @@ class GenerationRequest(BaseModel):
         if self.model is not None and self.model not in names:
             raise RequestError(
                 f"The model {self.model[:200]!r} is not served here.",
-                f"Ask for {names[0]!r}, or leave `model` out.",
+                f"Ask for {listed(names)}, or leave `model` out.",
                 status=404,
                 param="model",
                 code="model_not_found",
             )
+
+    def adapter(self, model: str, adapters: Collection[str]) -> str | None:
+        """The adapter that the request names; None where it names the model itself, or nothing. Raises RequestError
+        for any other name."""
+        self.check_model(model, *adapters)
+        return self.model if self.model in adapters else None
 
 
 class ChatCompletionRequest(GenerationRequest):

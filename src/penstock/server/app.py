@@ -31,6 +31,8 @@ from penstock.server.replies import StreamReply, WholeReply
 from penstock.system import machine
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from penstock.openai_api.answers import Prepared
     from penstock.openai_api.requests import StreamOptions
     from penstock.openai_api.responses import Completion
@@ -79,7 +81,7 @@ class Gateway:
         identity = {
             "id": f"{'chatcmpl' if prepared.chat else 'cmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
-            "model": self.settings.model,
+            "model": prepared.adapter or self.settings.model,
         }
         if stream:
             return StreamReply(job, self.worker, self.settings, self.metrics, identity, options)
@@ -93,27 +95,29 @@ class Gateway:
             raise RequestError(f"The body is not JSON: {error}.") from None
         request = parse(url, value)
         del value
-        request.check_model(self.settings.model)
+        llm, most = self.worker.llm, self.settings.max_tokens
+        adapter = request.adapter(self.settings.model, llm.adapters)
         try:
-            prepared = prepare(self.worker.llm, request, default_max_tokens=self.settings.max_tokens)
+            prepared = prepare(llm, request, default_max_tokens=most, adapter=adapter)
         finally:
             if len(body) > LONG_TEXT:
                 machine.trim_heap()
         return prepared, bool(request.stream), request.stream_options
 
-    def model(self) -> Model:
-        """What is served."""
+    def models(self) -> dict[str, Model]:
+        """What is served, by name: the model, and with each of its adapters."""
+        llm = self.worker.llm
+        places = {self.settings.model: llm.path} | {name: adapter.path for name, adapter in llm.adapters.items()}
+        return {name: self._model(name, path) for name, path in places.items()}
+
+    def _model(self, name: str, path: Path) -> Model:
         return Model(
-            id=self.settings.model,
+            id=name,
             object="model",
-            created=int(self._created),
+            created=int(path.stat().st_mtime),
             owned_by="penstock",
             context_length=self.worker.llm.context,
         )
-
-    @property
-    def _created(self) -> float:
-        return self.worker.llm.path.stat().st_mtime
 
     def health(self) -> Health:
         """How it is."""
@@ -172,18 +176,18 @@ def _add_completions(app: FastAPI) -> None:
 def _add_models(app: FastAPI) -> None:
     @app.get("/v1/models", responses=errors(400, 401, 403))
     async def models(request: Request) -> ModelList:
-        """The one model that is served."""
-        return ModelList(object="list", data=[_gateway(request).model()])
+        """The model that is served, and what it is with each of its adapters."""
+        return ModelList(object="list", data=[*_gateway(request).models().values()])
 
     @app.get("/v1/models/{model_id:path}", responses=errors(400, 401, 403, 404))
     async def model(request: Request, model_id: str) -> Model:
-        """It, by its name."""
-        gateway = _gateway(request)
-        if model_id != gateway.settings.model:
+        """One of them, by its name."""
+        models = _gateway(request).models()
+        if model_id not in models:
             raise RequestError(
                 f"The model {model_id[:200]!r} is not served here.", status=404, param="model", code="model_not_found"
             )
-        return gateway.model()
+        return models[model_id]
 
 
 def _add_state(app: FastAPI) -> None:

@@ -23,7 +23,7 @@ from penstock.models.kv_planes import KV_ITEM_BYTES
 from penstock.sampling import SamplingParams
 from penstock.sessions.fields import RecordFields
 from penstock.sessions.follow_up import appended, common_length, extended
-from penstock.sessions.identity import difference, model_identity
+from penstock.sessions.identity import adapter_difference, difference, identity_fields, model_identity
 from penstock.sessions.log import NewRecord, SessionLog
 from penstock.sessions.state import MODEL, PASS, TOLD, TURN, Turn, read_log
 
@@ -43,16 +43,18 @@ SLACK_BYTES = 1 << 20
 class Session:
     """One conversation, or one text, with a model. A context manager that closes itself."""
 
-    def __init__(self, llm: LLM, path: str | os.PathLike[str] | None = None) -> None:
-        """Begin a session, or go on with the one in the file `path`; without a path it ends with the process.
+    def __init__(self, llm: LLM, path: str | os.PathLike[str] | None = None, adapter: str | None = None) -> None:
+        """Begin a session, or go on with the one in the file `path`; without a path it ends with the process. All of it
+        goes through `adapter`, one of the model's.
 
-        Raises SessionError where the file is damaged, in use, or of another model, KV type or version;
+        Raises SessionError where the file is damaged, in use, or of another model, adapter, KV type or version;
         MemoryCeilingError where its keys and values do not fit; UsageError where `path` is not a file's.
         """
         self.turn: Turn | None = None
         """The latest prompt and its answer."""
         self._llm = llm
-        self._cache = llm.new_cache()
+        self._cache = llm.new_cache(adapter)
+        self._adapter = None if adapter is None else llm.adapters[adapter]
         self._running: Completion | None = None
         self._closed = False
         self._saved_turn: Turn | None = None
@@ -317,11 +319,14 @@ class Session:
         return NewRecord(PASS, meta, slots, (end - begin) * self._llm.kv_shape.slot_bytes)
 
     def _model_record(self) -> NewRecord:
-        return NewRecord(MODEL, {**self._identity, "model": str(self._llm.path)})
+        through = "" if self._adapter is None else f" and the adapter {self._adapter.path}"
+        return NewRecord(MODEL, {**self._identity, "model": f"{self._llm.path}{through}"})
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
         identity = model_identity(self._llm.config, self._llm.tensors)
+        if self._adapter is not None:
+            identity["adapter"] = self._adapter.digest
         return {"identity": identity, "kv": asdict(self._llm.kv_shape)}
 
     def _open(self, log: SessionLog) -> None:
@@ -345,7 +350,8 @@ class Session:
         """Raise SessionError unless the file is of this model and KV type, ValueError where it tells no model."""
         here = self._identity
         said = RecordFields(meta, (*here, "model"))
-        identity, kv = said.part("identity", here["identity"]), said.part("kv", here["kv"])
+        identity = said.part("identity", identity_fields(said["identity"]))
+        kv = said.part("kv", here["kv"])
         dtype, own = kv["dtype"], here["kv"]["dtype"]
         if not isinstance(identity["config"], dict) or dtype not in list(KV_ITEM_BYTES):
             raise ValueError
@@ -354,6 +360,12 @@ class Session:
             raise SessionError(
                 f"{self._name} was made with another model than {self._llm.path}, with {said['model']}: {differs}.",
                 "Open it with the model that made it, or begin another session.",
+            )
+        adapter_differs = adapter_difference(identity.all, here["identity"])
+        if adapter_differs is not None:
+            raise SessionError(
+                f"{self._name} was made {adapter_differs}, by {said['model']}; its keys and values are of no use here.",
+                "Open it with what made it (--adapter), or begin another session.",
             )
         if dtype != own:
             raise SessionError(
