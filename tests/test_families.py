@@ -15,6 +15,7 @@ from helpers.assembled import commit, new_cache, open_engine
 from helpers.cases import FAMILY_CASES, random_tokens
 from helpers.checkpoints import safetensors_bytes
 from helpers.numerics_oracles import same_bits
+from helpers.thorough import quick
 from penstock import LLM, SamplingParams, _core
 from penstock.compute.kernels import F32
 from penstock.errors import CheckpointWarning
@@ -30,12 +31,16 @@ PARENTS = [-1, 0, 1, 1, 3, -1, 5, 6, 7, 4, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18
 PACKABLE = {"hidden_size": 280, "intermediate_size": 500, "vocab_size": 700, "shared_intermediate_size": 500}
 
 
-@pytest.fixture(scope="module", params=FAMILY_CASES)
+QUICK = ("qwen3", "olmo3", "gemma2", "gemma3", "phi4-mini", "granite", "smollm3-window")
+"""Between them they have every flag."""
+
+
+@pytest.fixture(scope="module", params=quick(QUICK, FAMILY_CASES))
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return FAMILY_CASES[request.param].write(tmp_path_factory.mktemp("family") / "model")
 
 
-@pytest.fixture(scope="module", params=FAMILY_CASES)
+@pytest.fixture(scope="module", params=quick(QUICK, FAMILY_CASES))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model that is worth packing, and the same, packed."""
     case, folder = FAMILY_CASES[request.param], tmp_path_factory.mktemp("pair")
@@ -55,7 +60,7 @@ def expected(model: Path) -> F32:
     return logits(model)
 
 
-@pytest.mark.parametrize("chunk", [33, 7, 1])
+@pytest.mark.parametrize("chunk", quick(1, [7, 33, 1]))
 def test_chunks_threads_residency_and_pieces(model: Path, expected: F32, chunk: int) -> None:
     assert same_bits(logits(model, chunk, threads=2, resident=0.5, piece_bytes=700), expected)
 
@@ -85,7 +90,7 @@ def tree_logits(path: Path, prefix: int, tokens: list[int]) -> F32:
         return out
 
 
-@pytest.mark.parametrize("prefix", [1, 32, 41])
+@pytest.mark.parametrize("prefix", quick(1, [32, 1, 41]))
 def test_trees_are_plain_sequences(model: Path, prefix: int) -> None:
     """Beside another sequence in the pass; and the cache goes on from the path that is kept."""
     tokens, following = random_tokens(len(PARENTS), 61, seed=1), random_tokens(3, 61, seed=2)
@@ -121,7 +126,7 @@ def test_what_memory_held_before(model: Path, monkeypatch: pytest.MonkeyPatch) -
     assert same_bits(tree_logits(model, 40, TOKENS[: len(PARENTS)]), tree)
 
 
-@pytest.mark.parametrize("resident", [0, 0.4, 1])
+@pytest.mark.parametrize("resident", quick(1, [0.4, 0, 1]))
 def test_packed_weights(pair: tuple[Path, Path], resident: float) -> None:
     raw, small = pair
     assert same_bits(logits(small, 40, resident=resident, piece_bytes=200_000), logits(raw))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.thorough import examples
 from penstock import SamplingParams, _core
 from penstock.checkpoints.generation_config import GenerationDefaults
 from penstock.compute.kernels import Kernels, gumbel
@@ -54,7 +55,7 @@ def literal_draw(logits: Sequence[float], rule: SamplingRule, seed: int, positio
     return max(kept, key=lambda token: (scores[token] + gumbel(seed, 0, position, [token])[0], -token))
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(LOGITS, RULES, st.integers(0, 2**64 - 1), st.integers(0, 2**31), st.data())
 def test_a_draw_is_what_the_definition_says(
     logits: list[float], rule: SamplingRule, seed: int, position: int, data: Any

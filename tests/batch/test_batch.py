@@ -9,6 +9,7 @@ import pytest
 
 from helpers.batches import CHAT, CREATED, TEXT, ask, by_id, mixed, records, run_batch, write_requests
 from helpers.packed_files import contents
+from helpers.thorough import quick
 from penstock import LLM
 from penstock.batch import worker
 from penstock.batch.run import BatchSettings
@@ -160,24 +161,27 @@ class TestFailures:
 
     @pytest.mark.parametrize(
         ("line", "code", "words"),
-        [
-            (b"[1]", "invalid_json_line", "is [1], not a JSON object"),
-            (b'"text"', "invalid_json_line", "not a JSON object"),
-            (b"\xff\xfe", "invalid_json_line", "is not UTF-8"),
-            (b'{"a": 1, "a": 2}', "invalid_json_line", "has the key 'a' twice"),
-            (b'{"a": NaN}', "invalid_json_line", "NaN is not a JSON value"),
-            (b"{}", "missing_custom_id", '"custom_id" is missing'),
-            (b'{"custom_id": 7}', "missing_custom_id", '"custom_id" is 7, not'),
-            (b'{"custom_id": ""}', "missing_custom_id", '"custom_id" is "", not'),
-            (b'{"custom_id": "a"}', "invalid_method", '"method" is missing, not "POST".'),
-            (b'{"custom_id": "a", "method": "GET"}', "invalid_method", '"method" is "GET", not "POST".'),
-            (b'{"custom_id": "a", "method": "POST", "url": []}', "invalid_url", '"url" is [], not'),
-            (
-                b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": "x"}',
-                "invalid_body",
-                '"body" is "x", not a JSON object.',
-            ),
-        ],
+        quick(
+            4,
+            [
+                (b'{"custom_id": "a"}', "invalid_method", '"method" is missing, not "POST".'),
+                (b"[1]", "invalid_json_line", "is [1], not a JSON object"),
+                (b'"text"', "invalid_json_line", "not a JSON object"),
+                (b"\xff\xfe", "invalid_json_line", "is not UTF-8"),
+                (b'{"a": 1, "a": 2}', "invalid_json_line", "has the key 'a' twice"),
+                (b'{"a": NaN}', "invalid_json_line", "NaN is not a JSON value"),
+                (b"{}", "missing_custom_id", '"custom_id" is missing'),
+                (b'{"custom_id": 7}', "missing_custom_id", '"custom_id" is 7, not'),
+                (b'{"custom_id": ""}', "missing_custom_id", '"custom_id" is "", not'),
+                (b'{"custom_id": "a", "method": "GET"}', "invalid_method", '"method" is "GET", not "POST".'),
+                (b'{"custom_id": "a", "method": "POST", "url": []}', "invalid_url", '"url" is [], not'),
+                (
+                    b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": "x"}',
+                    "invalid_body",
+                    '"body" is "x", not a JSON object.',
+                ),
+            ],
+        ),
     )
     def test_lines_that_are_no_requests(self, tmp_path: Path, line: bytes, code: str, words: str) -> None:
         path = write_requests(tmp_path / "in.jsonl", [line, ask("sound", max_tokens=1)])

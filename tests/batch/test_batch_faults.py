@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from helpers.batches import ask, by_id, run_batch, write_requests
+from helpers.thorough import quick
 from penstock import LLM
 from penstock.batch import worker
 from penstock.batch.records import Names
@@ -38,7 +39,7 @@ STEPS: dict[str, tuple[object, str, Callable[..., bool]]] = {
 }
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", quick(["parsed", "drawn later", "kept"], STEPS))
 def test_of_one_line(tmp_path: Path, expected: dict[str, Any], step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, name, meets = STEPS[step]
     real, met = getattr(owner, name), []

@@ -135,7 +135,7 @@ class TestCrashes:
     @pytest.mark.parametrize(
         ("owner", "name", "call"),
         quick(
-            5,
+            3,
             [
                 (State, "commit", 1),
                 (ResultFile, "append", 4),

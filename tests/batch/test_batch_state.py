@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.thorough import quick
 from penstock.batch.requests import Line
 from penstock.batch.state import Counts, Drawn, Result, State, check_of
 from penstock.errors import PenstockError, UsageError
@@ -51,15 +52,16 @@ class TestLines:
         assert [one.line.number for one in state.to_do(0, 9)] == [1, 3, 4, 6]
         assert state.counts() == Counts(total=6, done=2, failed=1, tokens=7)
 
-    def test_memory_does_not_grow_with_their_number(self, path: Path) -> None:
+    @pytest.mark.parametrize("count", quick([6_000], [6_000, 30_000]))
+    def test_memory_does_not_grow_with_their_number(self, path: Path, count: int) -> None:
         with State(path) as state:
             tracemalloc.start()
             try:
-                state.begin({}, lines(30_000))
+                state.begin({}, lines(count))
                 _, peak = tracemalloc.get_traced_memory()
             finally:
                 tracemalloc.stop()
-            for begin in range(1, 30_001, 1000):
+            for begin in range(1, count + 1, 1000):
                 state.commit([], [Result(number, b"", False, 0) for number in range(begin, begin + 1000)])
             tracemalloc.start()
             try:
@@ -67,7 +69,7 @@ class TestLines:
                 peak = max(peak, tracemalloc.get_traced_memory()[1])
             finally:
                 tracemalloc.stop()
-            assert places == state.counts().total == 30_000
+            assert places == state.counts().total == count
         assert peak < 1 << 20
 
 

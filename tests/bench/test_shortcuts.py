@@ -77,6 +77,7 @@ class TestModel:
             assert [len(run) for run in runs] == [256] * 4
             assert len(sequences(llm, "x", 1024)) == 1
 
+    @pytest.mark.thorough
     def test_effects(self) -> None:
         with LLM.open(str(DEMO)) as llm:
             found = effects(DEMO, llm, [list(range(100, 140))])

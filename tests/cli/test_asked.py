@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.thorough import quick
 from penstock import LLM, SamplingParams
 from penstock.cli import asked
 from penstock.cli.asked import StandardInputWarning, asked_text
@@ -208,7 +209,7 @@ class TestTheCommand:
         assert self.run("Explain.", "--session", path, stdin="x = 1\n")["token_ids"] == chat.token_ids
 
     @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
-    @pytest.mark.parametrize(("closed", "code"), [("Explain. <&-", 0), ("- <&-", 2), ("- </dev/null", 2)])
+    @pytest.mark.parametrize(("closed", "code"), quick(2, [("Explain. <&-", 0), ("- <&-", 2), ("- </dev/null", 2)]))
     def test_nothing_to_read(self, closed: str, code: int) -> None:
         command = f"'{sys.executable}' -m penstock run demo --max-tokens 1 {closed}"
         result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=120)

@@ -153,6 +153,7 @@ class TestModelsThatAreNot:
         assert code == 2
         assert "The least that works is" in err
 
+    @pytest.mark.thorough
     def test_the_hub(self, store: Path) -> None:
         with serve({"owner/model": dict(SHAPES["llama-3.2-1b"])}) as hub:
             command = [sys.executable, "-m", "penstock", "plan", "owner/model", "--memory", "1GiB", "--json"]

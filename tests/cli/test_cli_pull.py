@@ -56,7 +56,7 @@ def test_into_the_store(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_interrupted(hub: Hub, model: Path, tmp_path: Path) -> None:
-    hub.faults.bytes_per_second = 200_000
+    hub.faults.bytes_per_second = 1_000_000
     process = start(hub, "--out", tmp_path / "out")
     while hub.sent < 500_000:
         time.sleep(0.02)

@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from helpers.serving import eventually
+from helpers.thorough import quick
 from penstock.cli import app
 from penstock.errors import UsageError
 
@@ -50,7 +51,7 @@ def unboxed(output: str) -> str:
     return " ".join(output.replace("│", " ").split())
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(("sent", "code"), quick(1, [(signal.SIGINT, 130), (signal.SIGTERM, 0)]))
 def test_a_signal_ends_streams_and_then_the_server(sent: signal.Signals, code: int) -> None:
     body = {"prompt": "x", "stream": True, "max_tokens": 100000, "ignore_eos": True}
     with served("--memory", "1GiB") as (process, url):

@@ -49,7 +49,7 @@ def test_the_text_is_left_alone(columns: int) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "environment"),
-    quick(2, [(("--quiet",), {}), ((), {"TERM": "dumb"}), (("--json",), {}), ((), {"TERM": ""})]),
+    quick(1, [(("--quiet",), {}), ((), {"TERM": "dumb"}), (("--json",), {}), ((), {"TERM": ""})]),
 )
 def test_no_line(arguments: tuple[str, ...], environment: dict[str, str]) -> None:
     with OnTerminal(*RUN, *arguments, environment=environment) as terminal:

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from helpers.text_results import text_result
+from helpers.thorough import quick
 from penstock import cli
 from penstock.benchmarks import passes as benchmark
 from penstock.benchmarks.passes import BenchSettings
@@ -60,7 +61,7 @@ def test_tables_at_every_width(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("speeds")
-@pytest.mark.parametrize("columns", ["40", "97"])
+@pytest.mark.parametrize("columns", quick(1, ["40", "97"]))
 def test_plan(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:

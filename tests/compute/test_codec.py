@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from helpers import codec_reference as reference
 from helpers.packing import as_bytes, decode, encode, gaussian, one_chunk, pack
+from helpers.thorough import examples
 from penstock import _core
 from penstock.architectures.names import is_embedding
 from penstock.compute import codec
@@ -122,7 +123,7 @@ exponent_rows = st.one_of(
 )
 
 
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 @given(exponents=exponent_rows, seed=st.integers(0, 5))
 def test_any_exponents(exponents: list[int], seed: int) -> None:
     weights = with_exponents(exponents, seed)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from helpers import codec_reference as reference
 from helpers.packing import decode, encode, gaussian, one_chunk
+from helpers.thorough import examples
 from penstock import _core
 from penstock.compute import codec
 
@@ -234,7 +235,7 @@ def test_chunks_too_small_for_what_they_hold(size: int) -> None:
     assert all(result == [None, None, None] for result in results)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(data=st.data(), rows=st.integers(1, 6), cols=st.integers(1, 400), seed=st.integers(0, 3))
 def test_any_bytes_mean_the_same_to_all_or_nothing(data: st.DataObject, rows: int, cols: int, seed: int) -> None:
     coarse, fine = (chunk.copy() for chunk in encode(gaussian(rows, cols, seed)))
@@ -245,7 +246,7 @@ def test_any_bytes_mean_the_same_to_all_or_nothing(data: st.DataObject, rows: in
     assert all(other == first for other in others)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(coarse=st.binary(min_size=64, max_size=64), fine=st.binary(min_size=64, max_size=1024), cols=st.integers(1, 64))
 def test_noise(coarse: bytes, fine: bytes, cols: int) -> None:
     first, *others = verdicts(coarse, fine, 1, cols)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.numerics_oracles import same_bits
+from helpers.thorough import examples
 from penstock.compute.indexed import likely_bytes
 from penstock.compute.kernels import F32, Kernels
 
@@ -48,7 +49,7 @@ def test_every_pattern(isa: str) -> None:
             assert same_bits(out, expected)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(st.integers(1, 9), st.integers(1, 300), st.integers(0, 60), st.integers(0, 2**32))
 def test_wild_exponents(rows: int, cols: int, wild: int, seed: int) -> None:
     weights = gaussian(rows, cols, seed)

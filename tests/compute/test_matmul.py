@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from helpers.forbidden import forbid
 from helpers.numerics_oracles import dot, fma32, instruction_set, same_bits, to_bf16
+from helpers.thorough import examples
 from penstock import _core
 
 F32 = npt.NDArray[np.float32]
@@ -99,7 +100,7 @@ def test_threads_and_scratch_change_nothing(isa: str, threads: int, scratch: int
     assert same_bits(multiply(x, w, "BF16", 43, threads=threads, scratch=scratch), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     rows=st.integers(1, 140),
     n=st.integers(1, 150),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from helpers.forbidden import forbid
 from helpers.numerics_oracles import same_bits
 from helpers.packing import as_bytes, gaussian, pack
+from helpers.thorough import examples
 from penstock import _core
 from penstock.compute.codec import MalformedRow, PackedRows
 from penstock.compute.kernels import Kernels
@@ -116,7 +117,7 @@ def test_rows_too_long_for_the_scratch(isa: str) -> None:
         multiply(isa, np.zeros((1, 20000), np.float32), packed, scratch=LEAST_SCRATCH)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     rows=st.integers(1, 100),
     n=st.integers(1, 60),

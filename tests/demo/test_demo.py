@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from helpers.cases import DEMO
 from helpers.checkpoints import tiny_config
 from helpers.thorough import quick
-from penstock import LLM, SamplingParams
+from penstock import LLM
 from penstock.cli import app
 from penstock.demo import layers as demo_layers
 from penstock.demo import steps as demo
@@ -45,7 +46,11 @@ def copy(sound_copy: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sound_copy, tmp_path / "packed"))
 
 
-def test_streamed_resident_and_packed_are_identical(sound_copy: Path) -> None:
+@pytest.mark.parametrize("tokens", quick([24], [24, demo.PARAMS.max_tokens]))
+def test_streamed_resident_and_packed_are_identical(
+    sound_copy: Path, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "PARAMS", replace(demo.PARAMS, max_tokens=tokens))
     streamed, resident = (demo.complete(DEMO, share) for share in (demo.STREAMED, demo.RESIDENT))
     packed = demo.complete(sound_copy, demo.STREAMED)
     guessed = demo.complete(sound_copy, demo.GUESSING, guesses=True)
@@ -98,7 +103,8 @@ class TestDamage:
         random = Random(0)
         assert {demo.flip_a_bit(copy, random).tier for _ in range(20)} == {"coarse", "fine"}
 
-    def test_a_sound_copy_is_not_refused(self, sound_copy: Path) -> None:
+    def test_a_sound_copy_is_not_refused(self, sound_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(demo, "PARAMS", replace(demo.PARAMS, max_tokens=8))
         assert demo.refusal(sound_copy) is None
 
     def test_a_refusal_that_comes_too_late_is_none(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +193,7 @@ class TestCommand:
 
     @pytest.mark.usefixtures("home")
     def test_different_bits_are_a_defect(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(demo, "PARAMS", SamplingParams(temperature=0, max_tokens=8))
+        monkeypatch.setattr(demo, "PARAMS", replace(demo.PARAMS, max_tokens=8))
         monkeypatch.setattr(demo.Run, "same_bits", lambda self, other: False)
         result = CliRunner().invoke(app, ["demo"])
         assert result.exit_code == 1

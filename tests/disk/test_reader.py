@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.thorough import examples
 from penstock.compute.kernels import U8
 from penstock.disk.files import Extent, Files, buffer_bytes
 from penstock.disk.reader import ReadAhead
@@ -219,7 +220,7 @@ class TestReadAhead:
         assert reader._free == [], "the ring outlives its reader"
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     sizes=st.lists(st.integers(1, 300), min_size=1, max_size=12),
     depth=st.integers(1, 5),

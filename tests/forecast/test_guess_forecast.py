@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.guessing import Scripted, root
+from helpers.thorough import examples
 from penstock.forecast.guess_forecast import GuessForecast, forecast_guesses
 from penstock.forecast.guess_plan import ASSUMED
 from penstock.speculate.grow import BATCH, LEAST_CHANCE, Growth
@@ -66,7 +67,7 @@ chances = st.lists(st.floats(0.001, 1), min_size=1, max_size=4).map(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(chances, st.floats(0, 1), st.floats(0, 3), st.integers(0, 64))
 def test_bounds(chances: list[float], per_row: float, per_step: float, most: int) -> None:
     grown = forecast_guesses(chances, lambda rows: 10 + per_row * rows, lambda nodes: per_step, most)

@@ -1,4 +1,4 @@
-"""Tests of many parameters, most of which run with --thorough only."""
+"""Tests of many parameters or examples, most of which run with --thorough only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 
 def quick(chosen: int | Container[Any], values: Iterable[Any]) -> list[Any]:
@@ -16,3 +17,8 @@ def quick(chosen: int | Container[Any], values: Iterable[Any]) -> list[Any]:
         parts = value if isinstance(value, tuple) else (value,)
         found.append(value if is_quick else pytest.param(*parts, marks=pytest.mark.thorough))
     return found
+
+
+def examples(count: int) -> int:
+    """How many Hypothesis tries, of so many with --thorough."""
+    return max(1, count * settings.default.max_examples // 100)

@@ -15,6 +15,7 @@ import pytest
 from helpers.assembled import GREEDY, Recorder, open_engine
 from helpers.cases import CASES, random_tokens
 from helpers.numerics_oracles import same_bits
+from helpers.thorough import quick
 from penstock.compute.kernels import F32
 from penstock.errors import ReadError
 from penstock.models.kv_cache import BLOCK_SLOTS
@@ -73,7 +74,7 @@ def answers(path: Path, disk: Disk, failing: int) -> tuple[Answers, list[str]]:
 
 
 @pytest.mark.skipif(not hasattr(os, "preadv"), reason=f"{sys.platform} reads otherwise")
-@pytest.mark.parametrize("fault", [fails, ends, comes_short])
+@pytest.mark.parametrize("fault", quick(1, [fails, ends, comes_short]))
 def test_a_read_of_any_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., int]) -> None:
     path = CASES["gqa-4"].write(tmp_path / "model")
     disk = Disk(monkeypatch)

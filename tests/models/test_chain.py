@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from helpers.assembled import commit, generate, new_cache, open_engine
 from helpers.cases import DEMO, random_tokens
 from helpers.checkpoints import random_tensors, tiny_config, write_checkpoint
-from helpers.thorough import quick
+from helpers.thorough import examples, quick
 from penstock import LLM, SamplingParams, Session, _core
 from penstock.errors import MemoryCeilingError, UsageError
 from penstock.models.kv_cache import BLOCK_SLOTS
@@ -94,7 +94,10 @@ def observe(path: Path, shares: Sequence[Share] = (), isas: Sequence[str] = (), 
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
+    max_examples=examples(20),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
 )
 @given(st.data())
 def test_any_cut_of_any_model_gives_the_bits_of_one_stage(

@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.thorough import examples
 from penstock.logprobs import TokenLogprobs
 from penstock.openai_api.json_parts import PART_CHARACTERS, Series, expanded, json_parts
 from penstock.openai_api.logprobs import chat_logprobs, text_logprobs
@@ -17,7 +18,7 @@ SERIES = st.lists(VALUES).map(lambda items: Series(lambda: iter(items)))
 NESTED = st.recursive(VALUES | SERIES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=6)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(NESTED)
 def test_the_text_is_that_of_the_whole(value: Any) -> None:
     text = json.dumps(expanded(value), ensure_ascii=False, separators=(",", ":"))

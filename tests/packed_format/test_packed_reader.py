@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.packed_files import Entry, Parts, file_content, flip, pack_bytes
+from helpers.thorough import examples
 from penstock.disk.files import Files, aligned_buffer
 from penstock.errors import ChecksumError, FormatError
 from penstock.packed_format.reader import CHUNKS, HEADER, INDEX, SERVICE, is_packed_file, read_packed
@@ -197,7 +198,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_bytes_of_anything_under_a_sound_seal_never_crash(sound: Path, data: st.DataObject) -> None:
     parts = Parts.of(sound)

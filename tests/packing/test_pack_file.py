@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from helpers.checkpoints import safetensors_bytes
 from helpers.packed_files import BytesSource, Entry, file_content, pack_bytes, packable_config, unpack_bytes
-from helpers.thorough import quick
+from helpers.thorough import examples, quick
 from penstock.compute import codec
 from penstock.errors import FormatError, PenstockError
 from penstock.packed_format.reader import SERVICE, read_packed
@@ -51,7 +51,7 @@ def dtypes_and_shapes() -> st.SearchStrategy[tuple[str, tuple[int, ...]]]:
     return any_of_them | matrices
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(
     tensors=st.dictionaries(st.text(min_size=1, max_size=8), dtypes_and_shapes(), max_size=6),
     seed=st.integers(0, 2**32),

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from helpers.serving import MODEL, Serving, braked, eventually, serving
+from helpers.thorough import quick
 from penstock import LLM, SamplingParams
 
 MESSAGES: Any = [{"role": "user", "content": "print it"}]
@@ -301,12 +302,13 @@ class TestTogether:
             for i in range(20)
         ]
 
-    def test_bit_identical_to_alone(self, server: Serving) -> None:
-        bodies = self.bodies()
+    @pytest.mark.parametrize("count", quick([6], [6, 20]))
+    def test_bit_identical_to_alone(self, server: Serving, count: int) -> None:
+        bodies = self.bodies()[:count]
         alone = [self.ask(server, body) for body in bodies]
         with ThreadPoolExecutor(20) as pool:
-            together = list(pool.map(lambda i: self.ask(server, bodies[i], give_up=i % 5 == 4), range(20)))
-        for i in range(20):
+            together = list(pool.map(lambda i: self.ask(server, bodies[i], give_up=i % 5 == 4), range(count)))
+        for i in range(count):
             if i % 5 != 4:
                 assert together[i] == alone[i]
         eventually(lambda: server.metric("penstock_running_requests") == 0)

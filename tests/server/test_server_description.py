@@ -14,6 +14,7 @@ from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.generation import GenerationMode
 
 from helpers.serving import Serving, serving
+from helpers.thorough import examples
 from penstock import LLM
 from penstock.openai_api.responses import ChatCompletion, ErrorBody, TextCompletion
 
@@ -38,7 +39,10 @@ OPERATIONS = (
     ("/metrics", "GET"),
 )
 SETTINGS = settings(
-    max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
+    max_examples=examples(25),
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
 )
 # What a description cannot say, such as that the model must be the one that is served, is refused as well.
 load_all_checks()

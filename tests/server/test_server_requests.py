@@ -12,6 +12,7 @@ import pytest
 from helpers import http_requests as made
 from helpers.http_siege import Siege, write_model
 from helpers.serving import serving
+from helpers.thorough import quick
 from penstock import LLM
 from penstock.openai_api.requests import URLS
 
@@ -52,8 +53,9 @@ def test_every_field_with_the_sharpest_values(open_siege: Siege) -> None:
     assert {200, 400} <= set(open_siege.statuses) <= {200, 400, 404}
 
 
-def test_fields(open_siege: Siege) -> None:
-    assert list(open_siege.findings(some(made.field_cases(), 400))) == []
+@pytest.mark.parametrize("count", quick([100], [100, 400]))
+def test_fields(open_siege: Siege, count: int) -> None:
+    assert list(open_siege.findings(some(made.field_cases(), count))) == []
 
 
 def test_several_things_at_once(open_siege: Siege) -> None:
@@ -61,12 +63,14 @@ def test_several_things_at_once(open_siege: Siege) -> None:
     assert list(open_siege.findings(made.random_case(random) for _ in range(300))) == []
 
 
-def test_bodies(open_siege: Siege) -> None:
-    assert list(open_siege.findings(some(made.body_cases(), 400))) == []
+@pytest.mark.parametrize("count", quick([100], [100, 400]))
+def test_bodies(open_siege: Siege, count: int) -> None:
+    assert list(open_siege.findings(some(made.body_cases(), count))) == []
 
 
-def test_headers(siege: Siege) -> None:
-    assert list(siege.findings(some(made.header_cases(), 500))) == []
+@pytest.mark.parametrize("count", quick([100], [100, 500]))
+def test_headers(siege: Siege, count: int) -> None:
+    assert list(siege.findings(some(made.header_cases(), count))) == []
 
 
 def test_origins_and_hosts(siege: Siege) -> None:

@@ -55,7 +55,9 @@ class TestResuming:
         [
             ({"draft": "none"}, SAMPLED),
             ({"draft": "none", "kv_dtype": "f32"}, replace(SAMPLED, max_tokens=6)),
-            ({"draft_nodes": 8}, replace(SAMPLED, temperature=0, max_tokens=30)),
+            pytest.param(
+                {"draft_nodes": 8}, replace(SAMPLED, temperature=0, max_tokens=30), marks=pytest.mark.thorough
+            ),
             ({"draft": "none"}, replace(SAMPLED, stop=("e", "re"), max_tokens=60)),
             ({"max_resident": 0, "draft": "none"}, replace(SAMPLED, max_tokens=6)),
         ],
@@ -111,6 +113,7 @@ class TestResuming:
         assert session.turn.text == expected.text
         assert count == len(expected.token_ids)
 
+    @pytest.mark.thorough
     def test_in_raw_and_packed_form_and_with_other_memory(self, packed: Path, tmp_path: Path) -> None:
         path = tmp_path / "talk"
         with pytest.raises(MemoryCeilingError) as least:

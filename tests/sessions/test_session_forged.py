@@ -19,6 +19,7 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from helpers.thorough import examples
 from penstock import LLM, SamplingParams, Session
 from penstock.errors import NumericsError, PenstockError, SessionError
 from penstock.sessions.log import SessionLog, SessionWarning
@@ -214,7 +215,7 @@ def change(draw: Any, records: list[Forged]) -> None:
             del records[number]
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(80), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_whatever_a_log_says(llm: LLM, tmp_path: Path, talks: Talks, data: st.DataObject) -> None:
     records = copy.deepcopy(talks.records[data.draw(st.sampled_from(sorted(talks.records)))])

@@ -79,6 +79,7 @@ class TestCommandLine:
         assert result.returncode == 1
         assert result.stderr.startswith(f"error: {tmp_path}/talk is in use by another process.\n")
 
+    @pytest.mark.thorough
     def test_ctrl_c_leaves_an_answer_to_be_gone_on_with(self, tmp_path: Path) -> None:
         path = tmp_path / "talk"
         command = [sys.executable, "-m", "penstock", "run", "demo", "write a class", "--session", str(path), *LONG]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from helpers.cases import CASES, random_tokens
 from helpers.checkpoints import random_tensors, tiny_config, write_checkpoint
+from helpers.thorough import examples
 from penstock import LLM, SamplingParams, Session
 from penstock.errors import ContextError, MemoryCeilingError, SessionError, UsageError
 from penstock.sessions.log import SessionLog, SessionWarning
@@ -194,7 +195,7 @@ class TestDamage:
                     assert session.tokens == tokens[: len(session.tokens)]
                     assert len(session.tokens) in (len(tokens), first)
 
-    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(bit=st.integers(min_value=0))
     def test_a_flipped_bit_never_makes_a_wrong_token(
         self, llm: LLM, tmp_path: Path, talk: tuple[bytes, list[int], str], bit: int

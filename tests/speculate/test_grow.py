@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.guessing import Key, Scripted, paths, root
+from helpers.thorough import examples
 from penstock.speculate import grow
 from penstock.speculate.calibration import DOUBTED, Calibration
 from penstock.speculate.drafter import Drafter
@@ -70,7 +71,7 @@ def best_paths(seed: int, count: int) -> set[tuple[int, ...]]:
 class TestFixedCount:
     @pytest.mark.parametrize("free", [True, False])
     @pytest.mark.parametrize("batch", [1, 5, 16])
-    @settings(max_examples=12)
+    @settings(max_examples=examples(12))
     @given(seed=st.integers(0, 1000), count=st.integers(1, 60))
     def test_the_best_nodes_there_are(self, batch: int, free: bool, seed: int, count: int) -> None:
         """However many nodes a drafter is asked about at once."""
@@ -188,7 +189,7 @@ def taught(right: bool, drafter: str = "scripted", times: int = 2000) -> dict[bo
 SCORES = [1e-300, 1e-6, 0.01, 0.2, 0.35, 0.5, 0.99, 1.0]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(seed=st.integers(0, 10**6), fixed=st.sampled_from([None, 1, 3, 20]), count=st.integers(1, 3))
 def test_trees_are_sound_whatever_drafters_say(seed: int, fixed: int | None, count: int) -> None:
     """Free ones and others, which agree and contradict each other, with any experience; over several passes."""

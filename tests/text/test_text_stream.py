@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
+from helpers.thorough import examples
 from penstock.errors import UsageError
 from penstock.text.text_stream import StopStrings, TextStream
 from penstock.text.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ def test_alphabet_of_the_test() -> None:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(data=st.data())
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_pieces_are_the_text(name: str, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[name]
     # The highest ids are long tokens, the lowest special; two are unknown.
@@ -90,7 +91,7 @@ def test_pieces_are_the_text(name: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("name", ["demo", "byte level"])
 @given(text=st.one_of(st.text(), st.binary().map(lambda data: data.decode("latin-1"))))
 @example(text=EMOJI)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_bytes_of_text(name: str, text: str) -> None:
     tokenizer = TOKENIZERS[name]
     letters = byte_alphabet()
@@ -107,7 +108,7 @@ def test_bytes_of_text(name: str, text: str) -> None:
 @given(
     data=st.lists(st.one_of(st.binary(max_size=6), st.sampled_from(list("aé你👩\ufffd")).map(str.encode)), max_size=12)
 )
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_broken_bytes(name: str, data: list[bytes]) -> None:
     """Lone continuation bytes, characters cut short, overlong forms and surrogates, a byte a token."""
     tokenizer = TOKENIZERS[name]
@@ -173,7 +174,7 @@ class Counting(Tokenizer):
 
 @pytest.mark.parametrize("name", ["byte level", "sentencepiece, stripped"])
 @given(data=st.data())
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 def test_work_is_linear(name: str, data: st.DataObject) -> None:
     """Counted in tokens decoded; also where no byte is text."""
     tokenizer = Counting(TOKENIZERS[name]._backend)
@@ -203,7 +204,7 @@ def fed(stops: list[str], pieces: list[str]) -> tuple[str, str | None]:
     stops=st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=4),
 )
 @example(pieces=["a", "abc"], stops=["abcd", "bc"])
-@settings(max_examples=1000)
+@settings(max_examples=examples(1000))
 def test_any_split_gives_the_same(pieces: list[str], stops: list[str]) -> None:
     assert fed(stops, pieces) == cut("".join(pieces), stops)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.checkpoints import Tensors, random_tensors, tiny_config, to_float32, write_checkpoint
 from helpers.drafting import open_to_draft, pass_over, write_pair
+from helpers.thorough import examples
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
@@ -224,7 +225,7 @@ class TestDraftOrder:
         first = {i: weights._parts[i].piece.name for i in every if not weights._parts[i].index}
         return [i for name in names for i in first if first[i] == name]
 
-    @settings(deadline=None, max_examples=25)
+    @settings(deadline=None, max_examples=examples(25))
     @given(share=st.floats(0, 1.4))
     def test_at_any_budget_what_is_kept_is_a_prefix_by_need(
         self, drafting: tuple[Decoder, Weights], share: float
