@@ -89,7 +89,7 @@ def test_they_count_under_the_ceiling(model: Path) -> None:
 
     def least(*adapters: Path) -> int:
         with pytest.raises(MemoryCeilingError) as error:
-            LLM.open(model, memory="1MiB", draft="none", adapters=adapters)
+            LLM.open(model, memory="64MiB", draft="none", adapters=adapters)
         words = error.value.remedy.split()
         return int(words[words.index("MiB:") - 1]) << 20
 
