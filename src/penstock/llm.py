@@ -352,7 +352,9 @@ class LLM:
         wanted = params.max_tokens or most_tokens
         return tokens, self.memory.most_tokens([len(tokens)], wanted, self.context, beside_others=False)
 
-    def _start(self, prompts: Sequence[Prompt], params: SamplingParams | None, adapter: str | None) -> list[Completion]:
+    def _start(
+        self, prompts: Sequence[Prompt], params: SamplingParams | None, adapter: str | None = None
+    ) -> list[Completion]:
         params = params or SamplingParams()
         check_adapter(adapter, [*self.adapters])
         if any(isinstance(p, (int, np.integer)) for p in prompts):
