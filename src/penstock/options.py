@@ -53,7 +53,8 @@ class OpenOptions:
     adapters: tuple[str, ...] = field(
         default=(),
         metadata=_told(
-            "A LoRA adapter as PEFT saves it, to answer with; it goes by its directory's name, or by NAME.",
+            "A LoRA adapter as PEFT saves it, to answer with. `batch` and `serve` take several, and requests name "
+            "theirs as their model: by its directory's name, or NAME.",
             "[NAME=]DIR",
             "--adapter",
         ),
