@@ -59,7 +59,7 @@ class Runtime:
         self.config, self.architecture = checkpoint.config, checkpoint.architecture
         self.context = check_context(options.context, self.config.max_position_embeddings)
         self.kernels = Kernels(options.threads)
-        self.ceiling = available + machine.footprint().anonymous if options.ceiling is None else options.ceiling
+        self.ceiling = available + machine.anonymous_bytes() if options.ceiling is None else options.ceiling
         self.events = Events()
         self.blocks = Blocks()
         self.draft: DraftModel | None = None
