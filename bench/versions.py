@@ -2,9 +2,9 @@
 
     python bench/versions.py BEFORE/bin/python AFTER/bin/python ORIGINAL PACKED [--rounds 15] [--only NAME ...] [--json]
 
-ORIGINAL is a BF16 checkpoint that fits in memory, PACKED what `penstock pack` made of it. Each build serves from a process
-of its own. Who goes first alternates from round to round, and a ratio is the median of the rounds' ratios, above 1
-where AFTER takes longer. What both compute must agree.
+ORIGINAL is a BF16 checkpoint that fits in memory, PACKED what `penstock pack` made of it. Each build serves from a
+process of its own. Who goes first alternates from round to round, and a ratio is the median of the rounds' ratios,
+above 1 where AFTER takes longer. What both compute must agree.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Build:
         )
 
     def take(self, task: str) -> tuple[float, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         time.sleep(PAUSE_SECONDS)
         print(task, file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
