@@ -62,7 +62,7 @@ class Runtime:
         checkpoint = checkpoint.for_context(self.context)
         self.config, self.architecture = checkpoint.config, checkpoint.architecture
         self.kernels = Kernels(options.threads)
-        self.ceiling = available + machine.footprint().anonymous if options.ceiling is None else options.ceiling
+        self.ceiling = available + machine.anonymous_bytes() if options.ceiling is None else options.ceiling
         self.events = Events()
         self.blocks = Blocks()
         self.draft: DraftModel | None = None

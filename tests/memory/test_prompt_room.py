@@ -37,7 +37,7 @@ def passes_and_tokens(llm: LLM, prompts: list[list[int]]) -> tuple[int, list[lis
 
 
 def test_fewer_share_the_passes_and_fewer_are_needed(memory: int) -> None:
-    prompts = [random_tokens(450, 2000, seed=seed) for seed in range(8)]
+    prompts = [random_tokens(450, 2000, seed=seed) for seed in range(12)]
     with LLM.open("demo", memory=memory, draft="none") as llm:
         plain, tokens = passes_and_tokens(llm, prompts)
     with LLM.open("demo", memory=memory, draft="none") as llm:

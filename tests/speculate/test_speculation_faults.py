@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -56,10 +57,17 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Case(CONFIG).write(tmp_path_factory.mktemp("model") / "raw")
 
 
+@pytest.fixture(scope="module")
+def sound(raw: Path) -> Path:
+    """The same, packed."""
+    pack(raw, raw.with_name("packed"))
+    return raw.with_name("packed")
+
+
 @pytest.fixture
-def packed(raw: Path, tmp_path: Path) -> Path:
-    pack(raw, tmp_path / "packed")
-    return tmp_path / "packed"
+def packed(sound: Path, tmp_path: Path) -> Path:
+    """A copy, to be damaged."""
+    return shutil.copytree(sound, tmp_path / "packed")
 
 
 @pytest.fixture(scope="module")
