@@ -99,6 +99,7 @@ class TestGoingOn:
         run_batch(path, out, draft=None)
         check_finished(path, out, expected)
 
+    @pytest.mark.thorough
     def test_the_name_of_the_model_and_the_time_stay(
         self, path: Path, out: Path, expected: tuple[bytes, int, int], tmp_path: Path
     ) -> None:
@@ -262,6 +263,7 @@ class TestFullDisk:
         run_batch(path, out.with_name("other"))
         assert out.read_bytes() == out.with_name("other").read_bytes()
 
+    @pytest.mark.thorough
     def test_while_the_results_are_put_in_order(self, path: Path, out: Path, expected: tuple[bytes, int, int]) -> None:
         def full(*_: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
