@@ -320,11 +320,11 @@ class TestRefusals:
         run_batch(path, out, at_once=AT_ONCE)
         check_finished(path, out, expected)
 
-    def test_other_requests(self, refused: Callable[..., str], path: Path, out: Path) -> None:
-        data = path.read_bytes()
+    def test_other_requests(self, refused: Callable[..., str], stopped: Path, path: Path, out: Path) -> None:
+        data, begun = path.read_bytes(), stopped.with_name(path.name)
         path.write_bytes(data + b"\n")
         said = refused()
-        assert said.startswith(f"The requests are not those that the interrupted batch began with ({path}).\n")
+        assert said.startswith(f"The requests are not those that the interrupted batch began with ({begun}).\n")
         assert "Go on with what it was begun with" in said
         run_batch(path, out, overwrite=True)
         assert len(records(out)) == 20
