@@ -99,6 +99,7 @@ class TestGoingOn:
         run_batch(path, out, draft=None)
         check_finished(path, out, expected)
 
+    @pytest.mark.thorough
     def test_the_name_of_the_model_and_the_time_stay(
         self, path: Path, out: Path, expected: tuple[bytes, int, int], tmp_path: Path
     ) -> None:
@@ -262,6 +263,7 @@ class TestFullDisk:
         run_batch(path, out.with_name("other"))
         assert out.read_bytes() == out.with_name("other").read_bytes()
 
+    @pytest.mark.thorough
     def test_while_the_results_are_put_in_order(self, path: Path, out: Path, expected: tuple[bytes, int, int]) -> None:
         def full(*_: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -318,11 +320,11 @@ class TestRefusals:
         run_batch(path, out, at_once=AT_ONCE)
         check_finished(path, out, expected)
 
-    def test_other_requests(self, refused: Callable[..., str], path: Path, out: Path) -> None:
-        data = path.read_bytes()
+    def test_other_requests(self, refused: Callable[..., str], stopped: Path, path: Path, out: Path) -> None:
+        data, begun = path.read_bytes(), stopped.with_name(path.name)
         path.write_bytes(data + b"\n")
         said = refused()
-        assert said.startswith(f"The requests are not those that the interrupted batch began with ({path}).\n")
+        assert said.startswith(f"The requests are not those that the interrupted batch began with ({begun}).\n")
         assert "Go on with what it was begun with" in said
         run_batch(path, out, overwrite=True)
         assert len(records(out)) == 20

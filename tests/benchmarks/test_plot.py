@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.thorough import quick
 from penstock.benchmarks.plot import LastPass, PassPicture, check_plot, draw, merged, without
 from penstock.errors import PenstockError, UsageError
 from penstock.events import Event
@@ -130,7 +131,8 @@ class TestDraw:
         return PassPicture.of([*bands, *work, *waits, *(read(10 + i / 10, 10.1 + i / 10) for i in range(reads)), PASS])
 
     @pytest.mark.parametrize(
-        ("name", "magic"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF"), ("B.PNG", b"\x89PNG")]
+        ("name", "magic"),
+        quick(1, [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF"), ("B.PNG", b"\x89PNG")]),
     )
     def test_a_picture(self, tmp_path: Path, name: str, magic: bytes) -> None:
         draw(self.picture(), tmp_path / name, "A pass", "1 s", 1e9)

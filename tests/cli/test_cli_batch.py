@@ -166,6 +166,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path: Path, out: Path, times: int) -> No
     assert len(records(out)) == 3
 
 
+@pytest.mark.thorough
 def test_it_keeps_its_own_ceiling(tmp_path: Path, out: Path) -> None:
     """Also where its requests are long, and many."""
     requests = [ask("long", prompt="x = 1\n" * 700, max_tokens=2)]

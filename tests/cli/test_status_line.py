@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.terminals import Terminal
+from helpers.thorough import quick
 from penstock.cli.status_line import StatusLine, TextEnd, visible
 
 # No tab behind a full row: terminals leave it there, and the next character overwrites the last one.
@@ -36,7 +37,7 @@ def test_the_text_ends_up_as_if_there_had_been_no_line(pieces: list[tuple[str, s
     assert terminal.rows == plain.rows
 
 
-@pytest.mark.parametrize("columns", [20, 30, 80, 200])
+@pytest.mark.parametrize("columns", quick([20, 80], [20, 30, 80, 200]))
 def test_the_line_stands_below_the_end_of_the_text(columns: int) -> None:
     terminal = Terminal(columns, 6)
     shown = line(terminal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from helpers.thorough import quick
 from penstock import LLM, SamplingParams
 from penstock.errors import UsageError
 from penstock.models.kv_cache import BLOCK_SLOTS, KvCache, KvCount
@@ -18,7 +19,7 @@ def copy(llm: LLM, cache: KvCache) -> KvCache:
     return other
 
 
-@pytest.mark.parametrize("kv_dtype", ["bf16", "f32"])
+@pytest.mark.parametrize("kv_dtype", quick(1, ["bf16", "f32"]))
 def test_a_generation_goes_on_with_slots_that_were_copied(kv_dtype: str) -> None:
     with LLM.open("demo", draft="none", kv_dtype=kv_dtype) as llm:
         prompt = llm.encode("def add(a, b):\n    return a + b\n\n\ndef mul(")

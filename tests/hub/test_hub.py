@@ -10,6 +10,7 @@ import pytest
 
 from helpers import hub_server
 from helpers.hub_server import Hub, Repo, serve
+from helpers.thorough import quick
 from penstock.errors import CheckpointError, FormatError, PenstockError, UsageError
 from penstock.hub.repository import find_repository, is_repo_id
 
@@ -58,7 +59,7 @@ def test_names_of_repositories(name: str, could_be: bool) -> None:
     assert is_repo_id(name) is could_be
 
 
-@pytest.mark.parametrize("repo", ["owner/model", "owner/moved"])
+@pytest.mark.parametrize("repo", quick(["owner/moved"], ["owner/model", "owner/moved"]))
 def test_a_config(hub: Hub, repo: str) -> None:
     assert json.loads(asked(repo, hub.environment)) == {"model_type": "llama"}
     assert hub.tokens[-1] == "Bearer hf_test"

@@ -105,7 +105,7 @@ def interrupt(hub: Hub, out: Path, after: int = 1 << 21, **options: Any) -> None
 
 
 class TestSameAsPack:
-    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("layout", quick(["indexed", "split"], LAYOUTS))
     def test_layouts(self, hub: Hub, models: dict[str, Model], tmp_path: Path, layout: str) -> None:
         commit = hub.repos[REPO].commit(directory_files(models[layout].original))
         result = quickly(tmp_path / "out")

@@ -29,7 +29,7 @@ from penstock.packing.pack import pack
 from penstock.safetensors_header import read_header
 from penstock.speculate.recycling import Recycling
 
-COUNT, QUICK, LEAST, TOKENS = 200, 24, 20, 24
+COUNT, QUICK, LEAST, TOKENS = 200, 16, 20, 24
 
 # Large enough to be packed, but for keys and values.
 PACKABLE = {

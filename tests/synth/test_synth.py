@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from helpers.checkpoints import tiny_config
 from helpers.reference import Reference
+from helpers.thorough import quick
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
@@ -298,7 +299,7 @@ def test_rounding_is_to_the_nearest_bf16_ties_to_even(values: np.ndarray) -> Non
     assert np.array_equal(to_bf16(values.copy()), expected)
 
 
-@pytest.mark.parametrize("shape", ["llama-3.1-8b", "smollm2-360m"])
+@pytest.mark.parametrize("shape", quick(["smollm2-360m"], ["llama-3.1-8b", "smollm2-360m"]))
 def test_tokenizers_have_an_entry_for_every_row(shape: str) -> None:
     config = parse_config(SHAPES[shape], shape)
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(config)))
