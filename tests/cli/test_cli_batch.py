@@ -91,7 +91,7 @@ class TestExitCode:
             result = batch(path, out, "--quiet")
             assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
-    @pytest.mark.parametrize("options", quick(1, [("--json", "--quiet"), ("--quiet",)]))
+    @pytest.mark.parametrize("options", [("--json", "--quiet"), pytest.param(("--quiet",), marks=pytest.mark.thorough)])
     def test_nothing_answered(self, tmp_path: Path, out: Path, options: tuple[str, ...]) -> None:
         path = write_requests(tmp_path / "in.jsonl", [{"question": "Why?"}] * 20)
         for _ in range(2):

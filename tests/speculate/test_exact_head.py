@@ -35,7 +35,7 @@ def opened(own: Path) -> Iterator[tuple[Decoder, Weights]]:
 @pytest.fixture
 def rows(opened: tuple[Decoder, Weights]) -> ExactRows:
     model, weights = opened
-    return ExactRows(weights, HEAD, model.kernels)
+    return ExactRows(weights, HEAD, model.kernels, lambda logits: None)
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +102,9 @@ def test_a_matrix_that_is_not_in_two_tiers(opened: tuple[Decoder, Weights], tmp_
     model, weights = opened
     for name in ("model.layers.0.self_attn.k_proj.weight", "model.norm.weight"):
         with pytest.raises(ValueError, match=f"{name} is not packed in two tiers"):
-            ExactRows(weights, name, model.kernels)
+            ExactRows(weights, name, model.kernels, lambda logits: None)
     with open_to_draft(tmp_path / "raw") as (raw, weights), pytest.raises(ValueError, match="not packed"):
-        ExactRows(weights, HEAD, raw.kernels)
+        ExactRows(weights, HEAD, raw.kernels, lambda logits: None)
 
 
 class TestDamage:
@@ -123,7 +123,7 @@ class TestDamage:
         for place in places:
             bit = int(rng.integers(8))
             flip(file, place, bit)
-            rows = ExactRows(weights, HEAD, model.kernels)
+            rows = ExactRows(weights, HEAD, model.kernels, lambda logits: None)
             rows.refine(hidden(1), np.arange(FEW)[None], np.zeros((1, FEW), np.float32))
             flip(file, place, bit)
 
@@ -137,7 +137,7 @@ class TestDamage:
         with (own / "model.safetensors").open("r+b") as file:
             file.seek(extent.offset)
             file.write(garbage)
-        rows, logits = ExactRows(weights, HEAD, model.kernels), np.full((1, FEW), 99, np.float32)
+        rows, logits = ExactRows(weights, HEAD, model.kernels, lambda logits: None), np.full((1, FEW), 99, np.float32)
         rows.refine(hidden(1), np.arange(FEW)[None], logits)
 
     def test_a_file_that_ends_early(self, own: Path, opened: tuple[Decoder, Weights]) -> None:
@@ -148,4 +148,6 @@ class TestDamage:
         with (own / "model.safetensors").open("r+b") as file:
             file.truncate(tensor.fine_extent(0, 1).offset)
         with pytest.raises(ReadError):
-            ExactRows(weights, HEAD, model.kernels).refine(hidden(1), np.array([[3]]), np.zeros((1, 1), np.float32))
+            ExactRows(weights, HEAD, model.kernels, lambda logits: None).refine(
+                hidden(1), np.array([[3]]), np.zeros((1, 1), np.float32)
+            )

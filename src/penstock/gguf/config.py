@@ -176,6 +176,8 @@ def _biases(family: GgufFamily, tensors: Mapping[str, GgufTensor]) -> dict[str, 
 def _rope(fields: Fields, heads: int, factors: Mapping[str, F32]) -> dict[str, Any]:
     hidden, key_length = fields.size("embedding_length"), fields.optional_size("attention.key_length")
     head_dim = key_length or hidden // heads
+    if not head_dim:
+        fields.fail("attention.head_count", f"at most embedding_length, {hidden}")
     if fields.get("attention.value_length", head_dim) != head_dim:
         fields.fail("attention.value_length", f"the length of a key, {head_dim}")
     turning = fields.optional_size("rope.dimension_count") or head_dim
