@@ -8,6 +8,7 @@ the data without holes or overlaps. This reader takes no byte of a header on tru
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -131,6 +132,19 @@ def parse_header(content: bytes, path: Path, file_size: int | None = None) -> He
     """
     whole = len(content) if file_size is None else file_size
     return _parse(_read_raw_header(BytesIO(content), whole, path), file_size, path)
+
+
+def encode_header(tensors: Mapping[str, tuple[str, Sequence[int], int]]) -> bytes:
+    """The length, JSON and padding that a file begins with, as the safetensors library writes them; `tensors`: dtype,
+    shape and bytes of each, by name, in the order of their bytes."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape, nbytes) in tensors.items():
+        begin, end = end, end + nbytes
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _parse(raw: bytes, file_size: int | None, path: Path) -> Header:

@@ -61,7 +61,7 @@ _LACKS: Mapping[str, tuple[str, str]] = {
     "starcoder2": ("an MLP without a gate", "Qwen2.5-Coder"),
     "gpt2": ("learned positions", "SmolLM2"),
     "gpt_neox": ("layers whose attention and MLP stand side by side", "SmolLM2"),
-    "bert": ("no way to write text", "SmolLM2"),
+    "bert": ("layers that see what follows", "SmolLM2"),
     "t5": ("an encoder", "SmolLM2"),
     "internlm2": ("code of its own in place of a known architecture", "Qwen2.5"),
 }

@@ -193,11 +193,10 @@ def _warn_unexpected(found: Mapping[str, Tensor], config: ModelConfig, path: Pat
     architecture = Architecture(config)
     expected = architecture.tensors | architecture.copies
     names = [name for name in found if name not in expected and not is_derived(name)]
-    others = [name for name in names if is_of_another_side(name)]
-    if others:
-        message = f"{path}: passing over what sees pictures: {len(others)} tensors"
+    own = [name for name in names if not is_of_another_side(name)]
+    if len(own) < len(names):
+        message = f"{path}: passing over what sees pictures: {len(names) - len(own)} tensors"
         warnings.warn(message, CheckpointWarning, stacklevel=4)
-    names = [name for name in names if name not in set(others)]
-    if names:
-        message = f"{path}: passing over tensors that are not part of the model: {listed(names)}"
+    if own:
+        message = f"{path}: passing over tensors that are not part of the model: {listed(own)}"
         warnings.warn(message, CheckpointWarning, stacklevel=4)

@@ -96,7 +96,10 @@ class Decoder:
         self.weights = weights
         self.kernels = kernels
         self.planes = planes
-        self._frequencies = {name: inverse_frequencies(rope, config.head_dim) for name, rope in config.ropes.items()}
+        self._ropes = {
+            name: (inverse_frequencies(rope, config.head_dim), rope.attention_factor)
+            for name, rope in config.ropes.items()
+        }
         self._vectors = vectors
         self._adapters = adapters or {}
         if config.norm_offset:
@@ -157,13 +160,13 @@ class Decoder:
 
     def places(self, rows: Rows) -> Places:
         """What all layers need to know of where the rows are."""
-        angles = {name: self._angles(name, rows) for name in self._frequencies}
+        angles = {name: self._angles(name, rows) for name in self._ropes}
         addresses = [self.planes.addresses(s.blocks) for s in rows.sequences]
         return Places(angles, addresses, AdaptedRows(rows, self._adapters, self.kernels))
 
     def _angles(self, rope: WhichRope, rows: Rows) -> tuple[F32, F32]:
-        cosines, sines = self.kernels.rope_table(rows.positions, self._frequencies[rope])
-        factor = self.config.ropes[rope].attention_factor
+        frequencies, factor = self._ropes[rope]
+        cosines, sines = self.kernels.rope_table(rows.positions, frequencies)
         if factor != 1:
             self.kernels.scale(cosines, times=factor)
             self.kernels.scale(sines, times=factor)
@@ -251,9 +254,9 @@ class Decoder:
         self.kernels.add_rows(y, np.full(len(y), self.config.residual_multiplier, np.float32), x)
 
     def _gated(self, index: int, x: F32, adapted: AdaptedRows) -> F32:
-        """activation(gate(x)) * up(x), [n, intermediate_size]; of up(x) only one piece is held at a time.
+        """activation(gate(x)) * up(x), [n, intermediate_size].
 
-        Each matrix by itself: the two need not be cut alike.
+        Of two matrices, each by itself, since they need not be cut alike; only one piece of up(x) is held at a time.
         """
         config = self.config
         if config.fused_gate_up:

@@ -24,7 +24,7 @@ from penstock.gguf.tokenizer import has_tokenizer, tokenizer_config_json, tokeni
 from penstock.packed_format.sources import READS_AHEAD
 from penstock.packing.pack_folder import Original
 from penstock.packing.side_files import CONFIG
-from penstock.safetensors_header import TensorInfo
+from penstock.safetensors_header import TensorInfo, encode_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +44,7 @@ class GgufOriginal:
         self.config = checkpoint.config
         self._files = files
         self._tensors = {n: tensor for n, tensor in checkpoint.tensors.items() if isinstance(tensor, TensorInfo)}
-        self.header = _header(self._tensors)
+        self.header = encode_header({n: (t.dtype.value, t.shape, t.nbytes) for n, t in self._tensors.items()})
         size = len(self.header) + sum(tensor.nbytes for tensor in self._tensors.values())
         stamp = ",".join(f"{file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
         self.original = Original(SINGLE, "", size, stamp)
@@ -92,15 +92,3 @@ class GgufSource:
     def _read(self, begin: int, nbytes: int) -> U8:
         index = bisect_right(self._begins, begin) - 1
         return read_original(self._tensors[index], begin - self._begins[index], nbytes, self._files)
-
-
-def _header(tensors: Mapping[str, TensorInfo]) -> bytes:
-    """Length, JSON and padding, as the safetensors library writes them."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.nbytes
-        entries[name] = {"dtype": tensor.dtype.value, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

@@ -13,7 +13,7 @@ Shape = dict[str, Any]
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
-def _shape(model_type: str, architecture: str, sizes: tuple[int, int, int, int, int], **more: Any) -> Shape:
+def _shape(model_type: str, architecture: str, sizes: tuple[int, ...], **more: Any) -> Shape:
     """`sizes`: hidden, inner, layers, heads, heads of keys and values."""
     common = {"torch_dtype": "bfloat16", "use_cache": True, "hidden_act": "silu", "rms_norm_eps": 1e-6}
     return {
@@ -29,7 +29,7 @@ def _qwen2(*sizes: int, vocab: int = 151936, tied: bool = False) -> Shape:
     return _shape(
         "qwen2",
         "Qwen2ForCausalLM",
-        sizes,  # type: ignore[arg-type]
+        sizes,
         vocab_size=vocab,
         max_position_embeddings=32768,
         rope_theta=1e6,
@@ -43,7 +43,7 @@ def _qwen3(*sizes: int, tied: bool = False) -> Shape:
     return _shape(
         "qwen3",
         "Qwen3ForCausalLM",
-        sizes,  # type: ignore[arg-type]
+        sizes,
         vocab_size=151936,
         head_dim=128,
         max_position_embeddings=40960,
@@ -59,7 +59,7 @@ def _mistral(*sizes: int, vocab: int, positions: int, theta: float, head_dim: in
     return _shape(
         "mistral",
         "MistralForCausalLM",
-        sizes,  # type: ignore[arg-type]
+        sizes,
         rms_norm_eps=1e-5,
         vocab_size=vocab,
         head_dim=head_dim,
@@ -72,7 +72,7 @@ def _mistral(*sizes: int, vocab: int, positions: int, theta: float, head_dim: in
     )
 
 
-def _gemma(model_type: str, architecture: str, sizes: tuple[int, int, int, int, int], **more: Any) -> Shape:
+def _gemma(model_type: str, architecture: str, sizes: tuple[int, ...], **more: Any) -> Shape:
     shape = _shape(
         model_type,
         architecture,
@@ -91,7 +91,7 @@ def _gemma(model_type: str, architecture: str, sizes: tuple[int, int, int, int, 
 def _gemma2(*sizes: int, **more: Any) -> Shape:
     more = {"vocab_size": 256000, "max_position_embeddings": 8192, "sliding_window": 4096} | more
     caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-    return _gemma("gemma2", "Gemma2ForCausalLM", sizes, **more, **caps)  # type: ignore[arg-type]
+    return _gemma("gemma2", "Gemma2ForCausalLM", sizes, **more, **caps)
 
 
 def _gemma3(*sizes: int, window: int = 1024, **more: Any) -> Shape:
@@ -100,7 +100,7 @@ def _gemma3(*sizes: int, window: int = 1024, **more: Any) -> Shape:
     return _gemma(
         "gemma3_text",
         "Gemma3ForCausalLM",
-        sizes,  # type: ignore[arg-type]
+        sizes,
         **{"max_position_embeddings": 32768, "vocab_size": 262144} | positions | more,
         sliding_window=window,
         rope_theta=1e6,
@@ -113,7 +113,7 @@ def _phi4(*sizes: int, **more: Any) -> Shape:
     return _shape(
         "phi3",
         "Phi3ForCausalLM",
-        sizes,  # type: ignore[arg-type]
+        sizes,
         rms_norm_eps=1e-5,
         attention_bias=False,
         **more,
@@ -124,7 +124,7 @@ def _olmo2(*sizes: int) -> Shape:
     return _shape(
         "olmo2",
         "Olmo2ForCausalLM",
-        sizes,  # type: ignore[arg-type]
+        sizes,
         vocab_size=100352,
         max_position_embeddings=4096,
         rope_theta=5e5,
@@ -156,7 +156,7 @@ def _granite(*sizes: int, scores: float, logits: float) -> Shape:
     return _shape(
         "granite",
         "GraniteForCausalLM",
-        sizes,  # type: ignore[arg-type]
+        sizes,
         rms_norm_eps=1e-5,
         vocab_size=49159,
         max_position_embeddings=131072,

@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,6 +37,7 @@ from penstock.compute.kernels import default_threads
 from penstock.disk.in_order import in_order
 from penstock.disk.new_files import new_file, write_through
 from penstock.errors import PenstockError, UsageError
+from penstock.safetensors_header import encode_header
 from penstock.synth.tokenizer import first_unused_id, tokenizer_config_json, tokenizer_json
 
 F32 = NDArray[np.float32]
@@ -76,14 +76,8 @@ class Shard:
     tensors: Mapping[str, tuple[int, ...]]
 
     def header(self) -> bytes:
-        """Length, JSON and padding, as the safetensors library writes them."""
-        ends = list(accumulate(2 * prod(shape) for shape in self.tensors.values()))
-        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        for (name, shape), begin, end in zip(self.tensors.items(), [0, *ends[:-1]], ends, strict=True):
-            entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+        """What it begins with."""
+        return encode_header({name: ("BF16", shape, 2 * prod(shape)) for name, shape in self.tensors.items()})
 
     @property
     def data_bytes(self) -> int:
