@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from penstock.checkpoints.store import find_model
 from penstock.compute.kernels import Kernels
 from penstock.disk.reader import Ring
 from penstock.engine.engine import Engine
+from penstock.errors import CheckpointWarning, PenstockError
 from penstock.events import Events
 from penstock.memory.budget import Budget, check_context, choose_ring
 from penstock.memory.memory import Memory
@@ -21,6 +23,7 @@ from penstock.models.kv_cache import Blocks
 from penstock.models.kv_planes import KvPlanes, KvShape
 from penstock.models.stage import Share, Stage
 from penstock.options import OpenOptions
+from penstock.packed_format import draft_file
 from penstock.speculate.costs import Costs
 from penstock.speculate.draft_model import DraftModel
 from penstock.speculate.drafters import draft_drafter, free_drafters, working_bytes
@@ -32,11 +35,12 @@ from penstock.weights.residency import draft_order
 from penstock.weights.weights import Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from penstock.adapters.adapter import Adapter
     from penstock.checkpoints.checkpoint import Checkpoint
     from penstock.checkpoints.generation_config import GenerationDefaults
+    from penstock.compute.corrections import Correction
     from penstock.speculate.drafter import Drafter
 
 
@@ -80,9 +84,12 @@ class Runtime:
         # Measured now, since the vectors are a part of the process.
         process = machine.footprint().nbytes - self._adapter_bytes + options.all_reserved
         budgets = [self._budget(one, process if one is opened[0] else 0) for one in opened]
+        corrections: Mapping[str, Correction] = {}
         if options.guesses:
             coarse = any(one.weights.draft_bytes for one in opened)
-            budgets[0] = replace(budgets[0], draft=working_bytes(self.architecture, coarse))
+            corrections = _corrections(checkpoint) if coarse else {}
+            held = working_bytes(self.architecture, coarse) + sum(one.nbytes for one in corrections.values())
+            budgets[0] = replace(budgets[0], draft=held)
         drafters = []
         if options.draft_model is not None:
             self.draft = DraftModel(find_model(options.draft_model), self.kernels, options.kv_dtype, self.context)
@@ -96,7 +103,7 @@ class Runtime:
         layers = self.config.num_hidden_layers
         chain = Chain(self.stages, layers, self.config.vocab_size, self.blocks, self.events)
         if options.guesses:
-            drafters = [*free_drafters(chain, self.stages), *drafters]
+            drafters = [*free_drafters(chain, self.stages, corrections), *drafters]
         worth = None if self.draft is None else Worth("draft", self.draft.nbytes)
         costs = Costs(self.architecture.pass_weights)
         speculator = Speculator(drafters, costs, options.draft_nodes, worth, self.drop_draft)
@@ -171,6 +178,17 @@ class Runtime:
             weights.close()
         if self.draft is not None:
             self.draft.close()
+
+
+def _corrections(checkpoint: Checkpoint) -> Mapping[str, Correction]:
+    """What `penstock tune` left beside a packed model, by matrix; nothing, and a warning, where it cannot be used."""
+    path = checkpoint.path / draft_file.NAME
+    try:
+        model = draft_file.identity(checkpoint.files) if path.exists() else None
+        return {} if model is None else draft_file.read_corrections(path, model, checkpoint.tensors)
+    except (PenstockError, OSError) as error:
+        warnings.warn(str(error), CheckpointWarning, stacklevel=2)
+        return {}
 
 
 def _ceilings(checkpoint: Checkpoint, shares: Sequence[Share], ceiling: int) -> list[int]:

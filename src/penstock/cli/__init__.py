@@ -17,6 +17,7 @@ from penstock.cli.pull import pull
 from penstock.cli.run import run
 from penstock.cli.serve import serve
 from penstock.cli.synth import synth
+from penstock.cli.tune import tune
 from penstock.cli.unpack import unpack
 from penstock.cli.verify import verify
 from penstock.errors import PenstockError, UsageError
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, run, batch, pull, pack, unpack, verify, plan, bench, synth, serve):
+for command in (demo, run, batch, pull, pack, tune, unpack, verify, plan, bench, synth, serve):
     app.command()(command)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
 
     from penstock.checkpoints.checkpoint import Tensor
+    from penstock.compute.corrections import Correction
     from penstock.compute.kernels import F32, I64, U8, Kernels
     from penstock.models.chain import Chain
     from penstock.models.stage import Stage
@@ -43,6 +44,7 @@ class CoarseData:
 
     rows: slice
     coarse: CoarseRows
+    correction: Correction | None
 
     @property
     def nbytes(self) -> int:
@@ -50,16 +52,19 @@ class CoarseData:
 
     def matmul(self, kernels: Kernels, x: F32, out: F32, bias: F32 | None, accumulate: bool) -> None:
         kernels.matmul_coarse(x, self.coarse, out, bias=bias, accumulate=accumulate)
+        if self.correction is not None:
+            self.correction.add_to(kernels, x, out)
 
 
 class CoarseWeights:
     """The matrices of a model as far as their coarse tier is in memory, which may be given up between passes."""
 
-    def __init__(self, weights: Weights, kernels: Kernels) -> None:
+    def __init__(self, weights: Weights, kernels: Kernels, corrections: Mapping[str, Correction]) -> None:
         self.events = Events()
         """Of its own: guessing is told as a whole."""
         self._weights = weights
         self._kernels = kernels
+        self._corrections = corrections
         self._levels: dict[str, tuple[list[int], U8, F32]] = {}
         """Of each matrix: where its pieces are in memory, and what their classes stand for."""
 
@@ -92,7 +97,8 @@ class CoarseWeights:
             yield PlainData(rows, np.concatenate([piece.bytes for piece in pieces]), pieces[0].dtype)
         else:
             _, magnitudes, scales = self._levels[name]
-            yield CoarseData(rows, CoarseRows(_chunks(pieces), magnitudes, scales))
+            coarse = CoarseRows(_chunks(pieces), magnitudes, scales)
+            yield CoarseData(rows, coarse, self._corrections.get(name))
 
     def rows(self, name: str, indices: I64) -> F32:
         return self._weights.rows(name, indices)
@@ -114,10 +120,12 @@ def _chunks(pieces: Sequence[CoarseBytes | PlainData]) -> CoarseChunks:
 class CoarseDrafter(ModelDrafter):
     """Guesses with the layers whose coarse tier is in memory, and rests where too many are missing."""
 
-    def __init__(self, chain: Chain, stages: Sequence[Stage]) -> None:
-        """`stages`: those of the chain, all in this process."""
+    def __init__(self, chain: Chain, stages: Sequence[Stage], corrections: Mapping[str, Correction]) -> None:
+        """`stages`: those of the chain, all in this process; `corrections`: of matrices, by name."""
         last = next(stage for stage in stages if stage.share.head)
-        self._stages = [(stage.share.layers, CoarseWeights(stage.weights, stage.decoder.kernels)) for stage in stages]
+        self._stages = [
+            (stage.share.layers, CoarseWeights(stage.weights, stage.decoder.kernels, corrections)) for stage in stages
+        ]
         for stage, (_, coarse) in zip(stages, self._stages, strict=True):
             stage.coarse = coarse
         self._head = self._stages[stages.index(last)][1]

@@ -14,20 +14,21 @@ from penstock.speculate.model_drafter import ModelDrafter
 from penstock.speculate.recycling import ENTRY_BYTES, Recycling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from penstock.architectures.base import Architecture
+    from penstock.compute.corrections import Correction
     from penstock.models.chain import Chain
     from penstock.models.stage import Stage
     from penstock.speculate.draft_model import DraftModel, Form
     from penstock.speculate.drafter import Drafter
 
 
-def free_drafters(chain: Chain, stages: Sequence[Stage]) -> list[Drafter]:
+def free_drafters(chain: Chain, stages: Sequence[Stage], corrections: Mapping[str, Correction]) -> list[Drafter]:
     """Those that need nothing but the model: its own coarse tier only where its weights are packed."""
     drafters: list[Drafter] = [Lookup(), Recycling(chain.vocab_size)]
     if any(stage.weights.draft_bytes for stage in stages):
-        drafters.append(CoarseDrafter(chain, stages))
+        drafters.append(CoarseDrafter(chain, stages, corrections))
     return drafters
 
 

@@ -1,0 +1,1 @@
+"""Fitting to a model what makes its coarse tier guess better."""

@@ -1,0 +1,106 @@
+"""`penstock tune`: one pass over a text, and what it teaches, in a file beside the packed weights."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.errors import PenstockError, UsageError
+from penstock.llm import LLM
+from penstock.models.rows import Rows, SequenceRows
+from penstock.options import OpenOptions
+from penstock.packed_format.draft_file import identity, write_corrections
+from penstock.tuning.fit import best
+from penstock.tuning.listening import WEIGHTS_AT_ONCE, Listening
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from penstock.architectures.base import Architecture
+    from penstock.compute.corrections import Correction
+
+MOST_TOKENS, LEAST_TOKENS = 512, 64
+LOGIT_ROWS = 4
+"""One row in so many has logits, for the head's correction."""
+RANK = 32
+"""Components of a matrix, at most."""
+BITS, SMALL_BYTES = 0.15, 16 << 20
+"""What all corrections may take: so much a weight, or so many bytes, where that is more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What came of it."""
+
+    path: Path
+    nbytes: int
+    bits: float
+    """A weight that a pass multiplies with."""
+    tokens: int
+    seconds: float
+
+
+def tune(
+    model: Path,
+    text: str | None = None,
+    memory: str | int | None = None,
+    threads: int | None = None,
+    on_layer: Callable[[int, int], None] = lambda done, all_layers: None,
+) -> Tuned:
+    """Fit corrections to a packed model, over a text of ours or one that is more like what the model will be used for.
+
+    `on_layer`: told how many of how many layers are done. Raises UsageError where the model is not packed, or the text
+    too short; as `LLM.open` does; PenstockError where the file cannot be written.
+    """
+    begin = time.perf_counter()
+    text = (
+        text if text is not None else resources.files("penstock.tuning").joinpath("calibration.txt").read_text("utf-8")
+    )
+    checkpoint = open_checkpoint(model)
+    own, architecture = identity(checkpoint.files), checkpoint.architecture
+    if own is None:
+        raise UsageError(
+            f"{model} is not packed: it has no coarse tier to guess with.", "Pack it first: penstock pack."
+        )
+    layers = architecture.config.num_hidden_layers
+    options = OpenOptions(draft="none", max_resident=0, threads=threads, memory=memory, reserve=_needs(architecture))
+    with LLM.open_with(str(model), options, lambda layer, *_: on_layer(layer + 1, layers)) as llm:
+        tokens = llm.encode(text)[: min(MOST_TOKENS, llm.context)]
+        if len(tokens) < min(LEAST_TOKENS, llm.context):
+            raise UsageError(f"The text has {len(tokens)} tokens.", f"Give one of {LEAST_TOKENS} to {MOST_TOKENS}.")
+        found: dict[str, Correction] = {}
+        _listen(llm, tokens, found)
+        kept = best(found, max(int(BITS * architecture.pass_weights / 8), SMALL_BYTES))
+        try:
+            path = write_corrections(model, own, kept)
+        except OSError as error:
+            problem = f"{error.filename or model} cannot be written: {error.strerror or error}"
+            raise PenstockError(problem, "Check the disk and your permissions there.") from error
+    nbytes = sum(correction.nbytes for correction in kept.values())
+    return Tuned(path, nbytes, 8 * nbytes / architecture.pass_weights, len(tokens), time.perf_counter() - begin)
+
+
+def _needs(architecture: Architecture) -> int:
+    """Bytes besides a pass's own: products and their errors, what fitting takes, and the corrections."""
+    rows = max(shape[0] for shape in architecture.pass_matrices.values())
+    layer_rows = max(shape[0] for name, shape in architecture.pass_matrices.items() if name != architecture.head)
+    products = max(MOST_TOKENS * layer_rows, MOST_TOKENS // LOGIT_ROWS * rows) * 4 * 3
+    corrections = sum(RANK * (sum(shape) + 8) for shape in architecture.pass_matrices.values())
+    return products + 4 * RANK * rows + 8 * 4 * WEIGHTS_AT_ONCE + 8 * MOST_TOKENS**2 + corrections
+
+
+def _listen(llm: LLM, tokens: list[int], found: dict[str, Correction]) -> None:
+    """One pass over all of the tokens."""
+    for stage in llm.chain.stages:
+        listening = Listening(stage.weights, stage.decoder.kernels, RANK, found.__setitem__)
+        stage.decoder = stage.decoder.over(listening)
+    cache, count = llm.memory.new_cache(len(tokens)), len(tokens)
+    wanted = range(LOGIT_ROWS - 1, count, LOGIT_ROWS)
+    need = llm.memory.need({cache: count}, count, len(wanted))
+    llm.chain.run(Rows([SequenceRows.plain(cache, tokens, wanted)]), need)
+    cache.truncate(0)
+    llm.chain.settle()
