@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from penstock.memory.budget import Plan
     from penstock.models.kv_cache import KvCache
     from penstock.models.pass_stats import PassStats
-    from penstock.models.stage import OnLayer
+    from penstock.models.stage import OnLayer, Stage
     from penstock.speculate.draft_model import DraftModel
 
     Prompt = str | Sequence[int]
@@ -226,6 +226,11 @@ class LLM:
         logits, _ = self.engine.chain.run(Rows([SequenceRows.plain(cache, tokens, range(count))]), need)
         cache.truncate(cache.length + len(tokens))
         return logits
+
+    @property
+    def stages(self) -> Sequence[Stage]:
+        """Those that hold the model, in this process."""
+        return self._runtime.stages
 
     @property
     def draft(self) -> DraftModel | None:

@@ -38,7 +38,7 @@ class Correction:
     @property
     def component_nbytes(self) -> int:
         """What each component takes."""
-        return self.inward.shape[1] + self.outward.shape[1] + 8
+        return int(self.inward.shape[1] + self.outward.shape[1] + 8)
 
     @property
     def nbytes(self) -> int:

@@ -6,7 +6,7 @@ Tied to the weights that it was made for; damage is found by checksums when it i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import xxhash
@@ -20,6 +20,8 @@ from penstock.strict_json import open_regular, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
 
     from penstock.packed_format.tensor import PackedTensor
     from penstock.safetensors_header import TensorInfo
@@ -86,8 +88,8 @@ def read_corrections(
     return {name: _correction(name, header, content, tensors) for name in names}
 
 
-def _arrays(correction: Correction) -> tuple[np.ndarray, ...]:  # type: ignore[type-arg]
-    """Its arrays, in the order of PARTS."""
+def _arrays(correction: Correction) -> tuple[npt.NDArray[Any], ...]:
+    """In the order of PARTS."""
     return correction.inward, correction.outward, correction.scales, correction.gains
 
 
@@ -123,7 +125,7 @@ def _correction(
     infos = {part: header.tensors.get(f"{name}.{part}") for part in PARTS}
     rank = infos["scales"].shape[0] if infos["scales"] is not None and len(infos["scales"].shape) == 1 else 0
     shapes = {"inward": (rank, cols), "outward": (rank, rows), "scales": (rank,), "gains": (rank,)}
-    arrays = []
+    arrays: list[npt.NDArray[Any]] = []
     for part, dtype in PARTS.items():
         info = infos[part]
         if info is None or info.dtype is not dtype or info.shape != shapes[part] or not 0 < rank <= MOST_RANK:

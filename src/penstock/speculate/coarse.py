@@ -59,12 +59,12 @@ class CoarseData:
 class CoarseWeights:
     """The matrices of a model as far as their coarse tier is in memory, which may be given up between passes."""
 
-    def __init__(self, weights: Weights, kernels: Kernels, corrections: Mapping[str, Correction]) -> None:
+    def __init__(self, weights: Weights, kernels: Kernels, corrections: Mapping[str, Correction] | None = None) -> None:
         self.events = Events()
         """Of its own: guessing is told as a whole."""
         self._weights = weights
         self._kernels = kernels
-        self._corrections = corrections
+        self._corrections = corrections or {}
         self._levels: dict[str, tuple[list[int], U8, F32]] = {}
         """Of each matrix: where its pieces are in memory, and what their classes stand for."""
 
@@ -120,7 +120,9 @@ def _chunks(pieces: Sequence[CoarseBytes | PlainData]) -> CoarseChunks:
 class CoarseDrafter(ModelDrafter):
     """Guesses with the layers whose coarse tier is in memory, and rests where too many are missing."""
 
-    def __init__(self, chain: Chain, stages: Sequence[Stage], corrections: Mapping[str, Correction]) -> None:
+    def __init__(
+        self, chain: Chain, stages: Sequence[Stage], corrections: Mapping[str, Correction] | None = None
+    ) -> None:
         """`stages`: those of the chain, all in this process; `corrections`: of matrices, by name."""
         last = next(stage for stage in stages if stage.share.head)
         self._stages = [

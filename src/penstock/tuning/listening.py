@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from penstock.compute.corrections import Correction
     from penstock.compute.kernels import F32, I64, U8, Kernels
     from penstock.events import Events
+    from penstock.tuning.fit import Basis
     from penstock.weights.pieces import PieceData
     from penstock.weights.weights import Weights
 
@@ -57,12 +58,12 @@ class Listening:
         heard = _Heard(self.tensors[name].shape[0])
         for piece in self._weights.pieces(name):
             yield _Overheard(piece, heard) if isinstance(piece, PackedData) else piece
-        if heard.exact is not None:
-            self._fit(name, heard)
+        products = heard.give()
+        if products is not None:
+            errors, exact = products
+            self._fit(name, error_basis(errors[SKIPPED:], exact[SKIPPED:], self._rank))
 
-    def _fit(self, name: str, heard: _Heard) -> None:
-        basis = error_basis(heard.errors[SKIPPED:], heard.exact[SKIPPED:], self._rank)
-        heard.drop()
+    def _fit(self, name: str, basis: Basis) -> None:
         if not len(basis.gains):
             return
         inward = np.zeros((len(basis.gains), self.tensors[name].shape[1]), np.float32)
@@ -73,21 +74,24 @@ class Listening:
 
 
 class _Heard:
-    """Products of one matrix with all rows, [n, rows]: exact, and what the coarse tier lacks of that."""
+    """Products of one matrix with all rows, [n, rows]: what the coarse tier lacks of the exact ones, and these."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
-        self.exact: F32 | None = None
-        self.errors: F32 | None = None
+        self._products: tuple[F32, F32] | None = None
 
     def take(self, columns: slice, exact: F32, coarse: F32) -> None:
-        if self.exact is None or self.errors is None:
-            self.exact, self.errors = (np.zeros((len(exact), self._rows), np.float32) for _ in range(2))
-        self.exact[:, columns] = exact
-        np.subtract(exact, coarse, out=self.errors[:, columns])
+        if self._products is None:
+            shape = len(exact), self._rows
+            self._products = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        errors, whole = self._products
+        whole[:, columns] = exact
+        np.subtract(exact, coarse, out=errors[:, columns])
 
-    def drop(self) -> None:
-        self.exact = self.errors = None
+    def give(self) -> tuple[F32, F32] | None:
+        """Errors and exact products, which are not kept; None where nothing was packed."""
+        products, self._products = self._products, None
+        return products
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,8 @@ def _levelled(bits: npt.NDArray[np.uint16], levels: F32, units: npt.NDArray[np.u
         bounds = np.clip(units.astype(np.int16) + c - 2, 0, 255).astype(np.uint8)
         above = exponents >= bounds[:, None]
         out += above * (levels[:, c] - levels[:, c - 1])[:, None]
-    return np.copysign(out, (bits.view(np.int16) >> 15).astype(np.float32) + np.float32(0.5))
+    signs = (bits.view(np.int16) >> 15).astype(np.float32) + np.float32(0.5)
+    return np.copysign(out, signs)  # type: ignore[no-any-return]
 
 
 def _units(piece: PackedData) -> U8:

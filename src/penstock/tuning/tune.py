@@ -17,7 +17,7 @@ from penstock.tuning.fit import best
 from penstock.tuning.listening import WEIGHTS_AT_ONCE, Listening
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from penstock.architectures.base import Architecture
@@ -72,9 +72,7 @@ def tune(
         tokens = llm.encode(text)[: min(MOST_TOKENS, llm.context)]
         if len(tokens) < min(LEAST_TOKENS, llm.context):
             raise UsageError(f"The text has {len(tokens)} tokens.", f"Give one of {LEAST_TOKENS} to {MOST_TOKENS}.")
-        found: dict[str, Correction] = {}
-        _listen(llm, tokens, found)
-        kept = best(found, max(int(BITS * architecture.pass_weights / 8), SMALL_BYTES))
+        kept = best(listen(llm, tokens), max(int(BITS * architecture.pass_weights / 8), SMALL_BYTES))
         try:
             path = write_corrections(model, own, kept)
         except OSError as error:
@@ -93,9 +91,13 @@ def _needs(architecture: Architecture) -> int:
     return products + 4 * RANK * rows + 8 * 4 * WEIGHTS_AT_ONCE + 8 * MOST_TOKENS**2 + corrections
 
 
-def _listen(llm: LLM, tokens: list[int], found: dict[str, Correction]) -> None:
-    """One pass over all of the tokens."""
-    for stage in llm.chain.stages:
+def listen(llm: LLM, tokens: Sequence[int]) -> dict[str, Correction]:
+    """The corrections of a packed model's matrices, all that there may be, by one pass over these tokens.
+
+    `llm`: opened without guesses and with no weights resident; it answers nothing afterwards.
+    """
+    found: dict[str, Correction] = {}
+    for stage in llm.stages:
         listening = Listening(stage.weights, stage.decoder.kernels, RANK, found.__setitem__)
         stage.decoder = stage.decoder.over(listening)
     cache, count = llm.memory.new_cache(len(tokens)), len(tokens)
@@ -104,3 +106,4 @@ def _listen(llm: LLM, tokens: list[int], found: dict[str, Correction]) -> None:
     llm.chain.run(Rows([SequenceRows.plain(cache, tokens, wanted)]), need)
     cache.truncate(0)
     llm.chain.settle()
+    return found
