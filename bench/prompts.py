@@ -15,7 +15,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "Implement a stack in C with push, pop and peek, and show how to use it.",
         "Write a bash script that renames all .jpeg files of a directory to .jpg.",
         "Write a JavaScript function that debounces another function, with an example.",
-        "Here is a function:\n\ndef mean(xs):\n    return sum(xs) / len(xs)\n\nMake it work for empty lists, with tests.",
+        "Here is a function:\n\ndef mean(xs):\n    return sum(xs) / len(xs)\n\nMake it work for empty lists; add tests.",
     ),
     "prose": (
         "Write the first paragraphs of a story about a lighthouse keeper who finds a letter.",

@@ -79,7 +79,7 @@ class Setting:
     @property
     def tuned(self) -> bool:
         """Whether its coarse tier, where it has one, is corrected."""
-        return self.packed and self.seed % 4 < 2
+        return self.packed and self.seed % 3 < 2
 
     def params(self) -> SamplingParams:
         return SamplingParams(
