@@ -12,10 +12,10 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     "code": (
         "Write a Python function that merges two sorted lists without using sort.",
         "Write a SQL query that finds the three customers with the largest total of orders in 2023.",
-        "Implement a stack in C with push, pop and peek, and show how to use it.",
+        "Implement a stack in C with push, pop, peek, and show how to use it.",
         "Write a bash script that renames all .jpeg files of a directory to .jpg.",
         "Write a JavaScript function that debounces another function, with an example.",
-        "Here is a function:\n\ndef mean(xs):\n    return sum(xs) / len(xs)\n\nMake it work for empty lists; add tests.",
+        "Here is a function:\n\ndef mean(xs):\n    return sum(xs) / len(xs)\n\nMake it work for empty lists; add tests",
     ),
     "prose": (
         "Write the first paragraphs of a story about a lighthouse keeper who finds a letter.",

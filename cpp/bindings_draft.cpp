@@ -148,6 +148,20 @@ void bind_matmul_nibbles(ThreadPool& pool, const Matrix<const float>& x, const B
   matmul_nibbles(pool, x_rows, room, args);
 }
 
+void bind_add_levels(ThreadPool& pool, const Matrix<const float>& factors, const Matrix<const std::int8_t>& levels,
+                     const Matrix<float>& out) {
+  const AddLevelsArgs args{rows_of(factors, "factors"), rows_of(levels, "levels").data, rows_of(out, "out")};
+  require_equal(args.factors.rows, args.out.rows, "rows of factors");
+  require_equal(static_cast<std::int64_t>(levels.shape(0)), args.factors.cols, "rows of levels");
+  require_equal(static_cast<std::int64_t>(levels.shape(1)), args.out.cols, "columns of levels");
+  require(levels.stride(0) == args.out.cols || levels.shape(0) <= 1, "levels must be contiguous");
+  require(args.factors.cols <= kMostLevelRows, "too many rows of levels");
+  const std::int64_t needed = args.factors.cols * kSumColumns * static_cast<std::int64_t>(sizeof(float));
+  require(needed <= static_cast<std::int64_t>(pool.scratch_bytes()), "needs ", needed, " bytes of scratch");
+  const nb::gil_scoped_release release;
+  add_levels(pool, args);
+}
+
 void bind_count_classes(ThreadPool& pool, const CoarseChunks& chunks, const Matrix<std::int32_t>& counts,
                         const Vector<std::uint8_t>& units) {
   const Rows<std::int32_t> out = rows_of(counts, "counts");
@@ -204,6 +218,8 @@ void bind_draft(nb::module_& m) {
         nb::arg("scales").noconvert(), nb::arg("out").noconvert(), nb::arg("quantized").noconvert(),
         nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
         "As matmul, with x as int8 and what quantize_nibbles wrote.");
+  m.def("add_levels", &bind_add_levels, "pool"_a, nb::arg("factors").noconvert(), nb::arg("levels").noconvert(),
+        nb::arg("out").noconvert(), "out[rows, n] += factors[rows, k] @ levels[k, n], of int8, k at most 256.");
   m.def("count_classes", &bind_count_classes, "pool"_a, "chunks"_a, nb::arg("counts").noconvert(),
         nb::arg("units").noconvert(),
         "counts int32[rows, 4] = weights of each class in coarse chunks; units uint8[rows] = their rows' unit bytes.");

@@ -95,6 +95,16 @@ struct QuantizeNibblesArgs {
   float* scales;
 };
 
+// out[r, i] += factors[r, 0] levels[0, i] + factors[r, 1] levels[1, i] + ..., in this order, each product and each sum
+// rounded; levels are row-major [factors.cols][out.cols].
+struct AddLevelsArgs {
+  Rows<const float> factors;  // cols at most kMostLevelRows
+  const std::int8_t* levels;
+  Rows<float> out;
+};
+inline constexpr std::int64_t kMostLevelRows = 256;
+inline constexpr std::int64_t kSumColumns = 64;  // that levels are in scratch of, as floats
+
 // So many rows of x are multiplied at a time.
 inline constexpr std::int64_t kDraftRows = 64;
 

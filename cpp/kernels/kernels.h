@@ -188,8 +188,10 @@ struct AttentionArgs {
 struct DraftKernels {
   void (*quantize_rows)(const QuantizeRowsArgs&, std::int64_t begin, std::int64_t end,
                         Scratch);  // row * blocks + block
-  void (*matmul_coarse)(const MatmulCoarseArgs&, std::int64_t begin, std::int64_t end, Scratch);        // outputs
-  void (*matmul_nibbles)(const MatmulNibblesArgs&, std::int64_t begin, std::int64_t end, Scratch);      // outputs
+  void (*matmul_coarse)(const MatmulCoarseArgs&, std::int64_t begin, std::int64_t end, Scratch);    // outputs
+  void (*matmul_nibbles)(const MatmulNibblesArgs&, std::int64_t begin, std::int64_t end, Scratch);  // outputs
+  void (*add_levels)(const AddLevelsArgs&, std::int64_t begin, std::int64_t end,
+                     Scratch);  // columns, each for all rows
   void (*count_classes)(const CountClassesArgs&, std::int64_t begin, std::int64_t end, Scratch);        // rows
   void (*quantize_nibbles)(const QuantizeNibblesArgs&, std::int64_t begin, std::int64_t end, Scratch);  // rows
 };

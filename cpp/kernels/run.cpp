@@ -132,6 +132,12 @@ void matmul_nibbles(ThreadPool& pool, const Rows<const float>& x, std::uint8_t* 
   draft_product(pool, active_kernels().draft.matmul_nibbles, x, quantized, args);
 }
 
+void add_levels(ThreadPool& pool, const AddLevelsArgs& args) {
+  const auto lock = pool.acquire();
+  const std::int64_t grain = grain_of(pool, args.out.cols, args.out.rows * args.factors.cols / 4 + 1);
+  split(pool, active_kernels().draft.add_levels, args, args.out.cols, (grain + 63) / 64 * 64);
+}
+
 void count_classes(ThreadPool& pool, const CountClassesArgs& args) {
   const auto lock = pool.acquire();
   split(pool, active_kernels().draft.count_classes, args, args.w.rows, grain_of(pool, args.w.rows, args.w.cols / 16));

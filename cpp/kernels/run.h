@@ -18,6 +18,7 @@ void index_rows(ThreadPool& pool, const IndexArgs& args);
 void matmul_coarse(ThreadPool& pool, const Rows<const float>& x, std::uint8_t* quantized, const MatmulCoarseArgs& args);
 void matmul_nibbles(ThreadPool& pool, const Rows<const float>& x, std::uint8_t* quantized,
                     const MatmulNibblesArgs& args);
+void add_levels(ThreadPool& pool, const AddLevelsArgs& args);
 void count_classes(ThreadPool& pool, const CountClassesArgs& args);
 void quantize_nibbles(ThreadPool& pool, const QuantizeNibblesArgs& args);
 void rms_norm(ThreadPool& pool, const RmsNormArgs& args);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/generic/activation.h"
+#include "kernels/generic/add_levels.h"
 #include "kernels/generic/attention.h"
 #include "kernels/generic/backend.h"
 #include "kernels/generic/coarse.h"
@@ -29,6 +30,7 @@ constexpr DraftKernels make_draft_kernels() {
       .quantize_rows = quantize_rows<D>,
       .matmul_coarse = matmul_coarse<V, D>,
       .matmul_nibbles = matmul_nibbles<V, D>,
+      .add_levels = add_levels,
       .count_classes = count_classes,
       .quantize_nibbles = quantize_nibbles<V>,
   };

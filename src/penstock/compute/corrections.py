@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from penstock.compute.kernels import F32, U8, Kernels
-
-    I8 = npt.NDArray[np.int8]
+    from penstock.compute.kernels import F32, I8, Kernels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,11 +47,6 @@ class Correction:
     def add_to(self, kernels: Kernels, x: F32, out: F32) -> None:
         """Add it to out[n, rows], the product of x[n, cols]."""
         t = np.empty((len(x), self.rank), np.float32)
-        kernels.matmul(x, _as_bytes(self.inward), "F32", t)
+        kernels.matmul(x, self.inward.astype(np.float32).reshape(-1).view(np.uint8), "F32", t)
         t *= self.scales
-        kernels.matmul(t, _as_bytes(self.outward.T), "F32", out, accumulate=True)
-
-
-def _as_bytes(levels: I8) -> U8:
-    """As float32, row by row."""
-    return np.ascontiguousarray(levels, np.float32).reshape(-1).view(np.uint8)
+        kernels.add_levels(t, self.outward, out)

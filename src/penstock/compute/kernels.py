@@ -29,6 +29,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+I8 = npt.NDArray[np.int8]
 U8 = npt.NDArray[np.uint8]
 
 KvLayer = _core.KvLayer
@@ -147,6 +148,10 @@ class Kernels:
         """As matmul, but a draft: x as int8, weights [n, k] as 4-bit ones."""
         _require_shape("4-bit", nibbles.rows, nibbles.cols, x, out)
         _core.matmul_nibbles(self._pool, x, nibbles.data, nibbles.scales, out, _quantized(x), bias, accumulate)
+
+    def add_levels(self, factors: F32, levels: I8, out: F32) -> None:
+        """out[rows, n] += factors[rows, k] @ levels[k, n], one row of levels after the other; k is at most 256."""
+        _core.add_levels(self._pool, factors, levels, out)
 
     def rms_norm(self, x: F32, weight: F32, eps: float, out: F32) -> None:
         """Root-mean-square normalisation over the last axis of x[rows, n] (arXiv 1910.07467)."""

@@ -17,8 +17,7 @@ from penstock.compute.corrections import Correction
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from penstock.compute.corrections import I8
-    from penstock.compute.kernels import F32
+    from penstock.compute.kernels import F32, I8
 
 MOST_LEVEL = 127
 
