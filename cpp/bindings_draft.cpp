@@ -148,6 +148,16 @@ void bind_matmul_nibbles(ThreadPool& pool, const Matrix<const float>& x, const B
   matmul_nibbles(pool, x_rows, room, args);
 }
 
+void bind_widen_coarse(ThreadPool& pool, const CoarseRows& coarse, const Matrix<float>& out) {
+  const Rows<float> rows = rows_of(out, "out");
+  require_equal(rows.rows, coarse.rows(), "rows of out");
+  require_equal(rows.cols, coarse.cols(), "columns of out");
+  require(rows.stride == rows.cols || rows.rows <= 1, "out must be contiguous");
+  const WidenCoarseArgs args{coarse.matrix(), rows.data};
+  const nb::gil_scoped_release release;
+  widen_coarse(pool, args);
+}
+
 void bind_add_levels(ThreadPool& pool, const Matrix<const float>& factors, const Matrix<const std::int8_t>& levels,
                      const Matrix<float>& out) {
   const AddLevelsArgs args{rows_of(factors, "factors"), rows_of(levels, "levels").data, rows_of(out, "out")};
@@ -218,6 +228,8 @@ void bind_draft(nb::module_& m) {
         nb::arg("scales").noconvert(), nb::arg("out").noconvert(), nb::arg("quantized").noconvert(),
         nb::arg("bias").noconvert() = nb::none(), "accumulate"_a = false,
         "As matmul, with x as int8 and what quantize_nibbles wrote.");
+  m.def("widen_coarse", &bind_widen_coarse, "pool"_a, "coarse"_a, nb::arg("out").noconvert(),
+        "out[rows, cols] = what the weights stand for.");
   m.def("add_levels", &bind_add_levels, "pool"_a, nb::arg("factors").noconvert(), nb::arg("levels").noconvert(),
         nb::arg("out").noconvert(), "out[rows, n] += factors[rows, k] @ levels[k, n], of int8, k at most 256.");
   m.def("count_classes", &bind_count_classes, "pool"_a, "chunks"_a, nb::arg("counts").noconvert(),

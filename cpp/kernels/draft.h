@@ -57,6 +57,12 @@ struct CountClassesArgs {
   std::uint8_t* units;
 };
 
+// What the weights of a coarse matrix stand for: out [rows][cols].
+struct WidenCoarseArgs {
+  CoarseMatrix w;
+  float* out;
+};
+
 // out[r, i] = dot(x[r], w[i]) (+ bias[i]) (+ out[r, i]). Within a block, 16 lanes of exact integer sums; these, as
 // floats, times the block's scale, are added up block by block; then the lanes in one tree.
 struct MatmulCoarseArgs {

@@ -138,6 +138,11 @@ void add_levels(ThreadPool& pool, const AddLevelsArgs& args) {
   split(pool, active_kernels().draft.add_levels, args, args.out.cols, (grain + 63) / 64 * 64);
 }
 
+void widen_coarse(ThreadPool& pool, const WidenCoarseArgs& args) {
+  const auto lock = pool.acquire();
+  split(pool, active_kernels().draft.widen_coarse, args, args.w.rows, grain_of(pool, args.w.rows, args.w.cols));
+}
+
 void count_classes(ThreadPool& pool, const CountClassesArgs& args) {
   const auto lock = pool.acquire();
   split(pool, active_kernels().draft.count_classes, args, args.w.rows, grain_of(pool, args.w.rows, args.w.cols / 16));

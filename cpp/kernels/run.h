@@ -19,6 +19,7 @@ void matmul_coarse(ThreadPool& pool, const Rows<const float>& x, std::uint8_t* q
 void matmul_nibbles(ThreadPool& pool, const Rows<const float>& x, std::uint8_t* quantized,
                     const MatmulNibblesArgs& args);
 void add_levels(ThreadPool& pool, const AddLevelsArgs& args);
+void widen_coarse(ThreadPool& pool, const WidenCoarseArgs& args);
 void count_classes(ThreadPool& pool, const CountClassesArgs& args);
 void quantize_nibbles(ThreadPool& pool, const QuantizeNibblesArgs& args);
 void rms_norm(ThreadPool& pool, const RmsNormArgs& args);

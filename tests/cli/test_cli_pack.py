@@ -37,7 +37,7 @@ def packed(src: Path) -> Path:
     result = penstock("pack", src, out)
     assert (result.stderr, result.returncode) == ("", 0)
     sizes = r"\d\.\d MB of weights packed into \d\.\d MB \(0\.\d{3}\)"
-    assert re.fullmatch(f"{out}: {sizes}, {TIME_AND_RATE}\n", result.stdout)
+    assert re.fullmatch(f"{out}: {sizes}, {TIME_AND_RATE}\n[^\n]*: penstock tune {out}\n", result.stdout)
     return out
 
 

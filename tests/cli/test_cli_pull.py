@@ -38,9 +38,10 @@ def ended(hub: Hub, *arguments: object, **environment: str) -> tuple[int, str, s
 def test_pull(hub: Hub, model: Path, tmp_path: Path) -> None:
     status, out, said = ended(hub, "--out", tmp_path / "out")
     assert (status, said) == (0, "")
-    first, second = out.splitlines()
+    first, second, third = out.splitlines()
     assert first.startswith(f"{tmp_path / 'out'}: 4.6 MB of weights, 3.4 MB packed, in ")
     assert second == f"Run it with: penstock run {tmp_path / 'out'}"
+    assert third.endswith(f": penstock tune {tmp_path / 'out'}")
     pack(model, tmp_path / "packed")
     assert contents(tmp_path / "out") == contents(tmp_path / "packed")
     assert set(hub.tokens) == {f"Bearer {TOKEN}"}

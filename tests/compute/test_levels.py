@@ -173,6 +173,15 @@ def test_every_number_of_rows_and_outputs(isa: str) -> None:
             assert same_bits(by_nibbles(kernels, x, nibbles), nibble_product(x, nibbles))
 
 
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (7, 64), (40, 83), (70, 600)])
+def test_what_coarse_weights_stand_for(isa: str, rows: int, cols: int) -> None:
+    coarse, kernels = coarse_of(gaussian(rows, cols), 16), Kernels(2)
+    out = np.empty((rows, cols), np.float32)
+    kernels.widen_coarse(coarse, out)
+    levels = coarse_integers(coarse)[:, :cols].astype(np.float32)
+    assert same_bits(out, levels * coarse.scales[:, None] + np.float32(0))
+
+
 @pytest.mark.parametrize("threads", quick([1, 3], [1, 2, 3]))
 @pytest.mark.parametrize("rows", quick([1, 65], [1, 63, 64, 65, 200]))
 def test_many_rows_outputs_and_threads(isa: str, rows: int, threads: int) -> None:

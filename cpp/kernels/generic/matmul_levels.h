@@ -235,6 +235,26 @@ void matmul_coarse(const MatmulCoarseArgs& a, std::int64_t begin, std::int64_t e
   MatmulLevels<V, D, CoarseLevels<D>>{a, {a.w}}.run(begin, end, scratch);
 }
 
+template <class D>
+void widen_coarse(const WidenCoarseArgs& a, std::int64_t begin, std::int64_t end, Scratch) {
+  const CoarseLevels<D> source{a.w};
+  const std::int64_t groups = groups_of(a.w.cols);
+  for (std::int64_t i = begin; i < end; ++i) {
+    const auto row = source.row(i);
+    const float scale = source.row_scale(i);
+    float* out = a.out + i * a.w.cols;
+    for (std::int64_t g = 0; g < groups; ++g, out += kGroupWeights) {
+      alignas(64) std::uint8_t levels[kGroupWeights];
+      D::store(levels, row.load(g));
+      const std::int64_t left = a.w.cols - g * kGroupWeights, count = left < kGroupWeights ? left : kGroupWeights;
+      for (int position = 0; position < kGroupWeights; ++position) {
+        const int weight = weight_at(position);
+        if (weight < count) out[weight] = scale * static_cast<float>(static_cast<int>(levels[position]) - kZeroLevel);
+      }
+    }
+  }
+}
+
 template <VectorBackend V, LevelBackend<V> D>
 void matmul_nibbles(const MatmulNibblesArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
   MatmulLevels<V, D, NibbleLevels<D>>{a, {a.w}}.run(begin, end, scratch);

@@ -31,6 +31,7 @@ constexpr DraftKernels make_draft_kernels() {
       .matmul_coarse = matmul_coarse<V, D>,
       .matmul_nibbles = matmul_nibbles<V, D>,
       .add_levels = add_levels,
+      .widen_coarse = widen_coarse<D>,
       .count_classes = count_classes,
       .quantize_nibbles = quantize_nibbles<V>,
   };

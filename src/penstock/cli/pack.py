@@ -9,6 +9,7 @@ import typer
 
 from penstock.cli import options as opt
 from penstock.cli.byte_bar import byte_bar
+from penstock.cli.tune import Tune, offer, tune_model
 from penstock.cli.units import format_rate, format_seconds, format_size
 
 
@@ -19,6 +20,7 @@ def pack(
         bool,
         typer.Option("--replace", help="Delete each original weight file once its packed copy was read and compared."),
     ] = False,
+    tune: Tune = False,
     threads: opt.Threads = None,
 ) -> None:
     """Pack the BF16 weights of a checkpoint, losslessly; after an interruption the same command goes on."""
@@ -30,3 +32,7 @@ def pack(
     ratio = result.packed_bytes / result.original_bytes
     rate = format_rate(result.encoded_bytes, result.seconds)
     print(f"{out}: {sizes} ({ratio:.3f}), {format_seconds(result.seconds)}, {rate}")
+    if tune:
+        tune_model(out, threads=threads)
+    else:
+        offer(out)

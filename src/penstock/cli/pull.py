@@ -12,6 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from penstock.cli import options as opt
 from penstock.cli.progress import seconds_in_words
+from penstock.cli.tune import Tune, offer, tune_model
 from penstock.cli.units import format_size
 from penstock.hub.pull import PullWatcher
 from penstock.hub.pull import pull as pull_model
@@ -31,6 +32,7 @@ def pull(
         str | None,
         typer.Option(help="Of the Hub, for gated and private models. (default: HF_TOKEN, or that of `hf auth login`)"),
     ] = None,
+    tune: Tune = False,
     threads: opt.Threads = None,
 ) -> None:
     """Download a model from the Hugging Face Hub and pack it on the way; goes on where it was interrupted."""
@@ -47,7 +49,11 @@ def pull(
     sizes = f"{format_size(result.original_bytes)} of weights, {format_size(result.packed_bytes)} packed"
     print(f"{result.path}: {sizes}, in {seconds_in_words(result.seconds)}")
     name = repo if out is None else result.path
+    if tune:
+        tune_model(result.path, threads=threads)
     print(f"Run it with: penstock run {name}")
+    if not tune:
+        offer(name)
 
 
 class _Watcher(PullWatcher):

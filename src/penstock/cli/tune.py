@@ -6,28 +6,51 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from penstock.cli import options as opt
-from penstock.cli.units import format_seconds, format_size
+from penstock.cli.progress import seconds_in_words
+from penstock.cli.units import format_size
 from penstock.errors import UsageError
+
+Tune = Annotated[bool, typer.Option("--tune", help="Tune it, too: see `penstock tune`, which can do so later.")]
 
 
 def tune(
     model: opt.Model,
     text: Annotated[
         Path | None,
-        typer.Option(help="A text like those that the model is for. (default: one that comes with Penstock)"),
+        typer.Option(
+            help="A text like those that the model is for, some pages. (default: one that comes with Penstock)"
+        ),
     ] = None,
     memory: opt.Memory = None,
     threads: opt.Threads = None,
 ) -> None:
-    """Teach a packed model's coarse weights to guess better, by one pass over a text; it changes no token."""
+    """Teach a packed model's coarse weights to guess better, in one pass over a text; no answer becomes another one."""
     from penstock.checkpoints.store import find_model
-    from penstock.tuning.tune import tune as tune_model
 
-    tuned = tune_model(find_model(model), _read(text), memory, threads)
-    size = f"{format_size(tuned.nbytes)}, {tuned.bits:.2f} bits a weight"
-    print(f"{tuned.path}: {size}, from {tuned.tokens} tokens, {format_seconds(tuned.seconds)}")
+    tune_model(find_model(model), _read(text), memory, threads)
+
+
+def tune_model(path: Path, text: str | None = None, memory: str | None = None, threads: int | None = None) -> None:
+    """The same for the model at `path`, shown as it goes on."""
+    from penstock.tuning.tune import tune as fit
+
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("layers"))
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True)
+    with bar:
+        task = bar.add_task("tuning", total=None)
+        tuned = fit(path, text, memory, threads, lambda done, total: bar.update(task, completed=done, total=total))
+    size = f"{format_size(tuned.nbytes)} that make guesses better ({tuned.bits:.2f} bits a weight)"
+    print(f"{tuned.path}: {size}, from {tuned.tokens} tokens, in {seconds_in_words(tuned.seconds)}")
+
+
+def offer(model: str | Path) -> None:
+    """Say that a model that was packed can be tuned."""
+    print(f"Better guesses, so faster answers, for a few minutes: penstock tune {model}")
 
 
 def _read(path: Path | None) -> str | None:

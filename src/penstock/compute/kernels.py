@@ -126,6 +126,10 @@ class Kernels:
         """As matmul, but a draft: x as int8, weights [n, k] by their coarse tier alone."""
         _core.matmul_coarse(self._pool, x, coarse, out, _quantized(x), bias, accumulate)
 
+    def widen_coarse(self, coarse: CoarseRows, out: F32) -> None:
+        """What weights [n, k] are by their coarse tier alone, into out[n, k]."""
+        _core.widen_coarse(self._pool, coarse, out)
+
     def coarse_levels(self, chunks: CoarseChunks) -> tuple[U8, F32]:
         """What the classes of coarse chunks likely stand for: magnitudes uint8 [rows, 4], scales float32 [rows]."""
         counts, units = np.empty((chunks.rows, 4), np.int32), np.empty(chunks.rows, np.uint8)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.compute.codec import coarse_bytes
 from penstock.compute.levels import CoarseChunks, CoarseRows
 from penstock.tuning.fit import error_basis, quantized
 from penstock.weights.pieces import PackedData
@@ -19,11 +18,9 @@ from penstock.weights.pieces import PackedData
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    import numpy.typing as npt
-
     from penstock.checkpoints.checkpoint import Tensor
     from penstock.compute.corrections import Correction
-    from penstock.compute.kernels import F32, I64, U8, Kernels
+    from penstock.compute.kernels import F32, I64, Kernels
     from penstock.events import Events
     from penstock.tuning.fit import Basis
     from penstock.weights.pieces import PieceData
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
 
 SKIPPED = 4
 """Rows at the begin of a text, whose activations are like no other's (arXiv 2309.17453) and which no guess follows."""
-WEIGHTS_AT_ONCE = 1 << 20
 
 
 class Listening:
@@ -113,56 +109,31 @@ class _Overheard:
         before = out.copy() if accumulate else 0.0
         self.piece.matmul(kernels, x, out, bias, accumulate)
         coarse = np.empty(out.shape, np.float32)
-        chunks = _chunks(self.piece)
-        kernels.matmul_coarse(x, CoarseRows(chunks, *kernels.coarse_levels(chunks)), coarse)
+        kernels.matmul_coarse(x, _coarse(self.piece, kernels), coarse)
         exact = out - before
         if bias is not None:
             exact -= bias
         self.heard.take(self.rows, exact, coarse)
 
 
-def _chunks(piece: PackedData) -> CoarseChunks:
+def _coarse(piece: PackedData, kernels: Kernels) -> CoarseRows:
     """The coarse tier of a piece, as a drafter sees it."""
     packed = piece.packed
-    return CoarseChunks(
+    chunks = CoarseChunks(
         rows=packed.rows, cols=packed.cols, rows_per_chunk=packed.rows_per_chunk, arrays=[packed.coarse]
     )
+    return CoarseRows(chunks, *kernels.coarse_levels(chunks))
 
 
 def _lead(piece: PackedData, vectors: F32, inward: F32, kernels: Kernels) -> None:
     """Add vectors[rank, rows of the piece] @ E to `inward`, E the errors of the piece's coarse tier."""
-    cols, units = piece.packed.cols, _units(piece)
+    rows, cols = piece.packed.rows, piece.packed.cols
     plain, dtype = piece.plain()
-    step = max(1, WEIGHTS_AT_ONCE // cols)
-    magnitudes, scales = kernels.coarse_levels(_chunks(piece))
-    levels = magnitudes * scales[:, None]
-    for begin in range(0, piece.packed.rows, step):
-        part = slice(begin, min(begin + step, piece.packed.rows))
-        raw = plain[begin * 2 * cols : part.stop * 2 * cols]
-        errors = np.empty((part.stop - begin, cols), np.float32)
-        kernels.widen(raw, dtype, errors.reshape(-1))
-        errors -= _levelled(raw.view("<u2").reshape(errors.shape), levels[part], units[part])
-        inward += vectors[:, part] @ np.nan_to_num(errors, copy=False, posinf=0, neginf=0)
-
-
-def _levelled(bits: npt.NDArray[np.uint16], levels: F32, units: npt.NDArray[np.uint8]) -> F32:
-    """What BF16 weights [rows, cols] are by sign and class alone, where classes stand for levels [rows, 4]."""
-    exponents = (bits >> 7).astype(np.uint8)  # drops the sign
-    out = np.broadcast_to(levels[:, :1], bits.shape).copy()
-    for c in (1, 2, 3):
-        bounds = np.clip(units.astype(np.int16) + c - 2, 0, 255).astype(np.uint8)
-        above = exponents >= bounds[:, None]
-        out += above * (levels[:, c] - levels[:, c - 1])[:, None]
-    signs = (bits.view(np.int16) >> 15).astype(np.float32) + np.float32(0.5)
-    return np.copysign(out, signs)  # type: ignore[no-any-return]
-
-
-def _units(piece: PackedData) -> U8:
-    """The unit byte of each row of a piece."""
-    tensor, packed = piece.tensor, piece.packed
-    units, offset = [], 0
-    for begin in range(0, packed.rows, packed.rows_per_chunk):
-        rows = min(packed.rows_per_chunk, packed.rows - begin)
-        units.append(packed.coarse[offset : offset + rows])
-        offset += coarse_bytes(rows, tensor.cols)
-    return np.concatenate(units)
+    errors, coarse = (np.empty((rows, cols), np.float32) for _ in range(2))
+    kernels.widen(plain, dtype, errors.reshape(-1))
+    kernels.widen_coarse(_coarse(piece, kernels), coarse)
+    errors -= coarse
+    product = vectors @ errors
+    if not np.isfinite(product).all():
+        product = vectors @ np.nan_to_num(errors, posinf=0, neginf=0)
+    inward += product

@@ -14,7 +14,7 @@ from penstock.models.rows import Rows, SequenceRows
 from penstock.options import OpenOptions
 from penstock.packed_format.draft_file import identity, write_corrections
 from penstock.tuning.fit import best
-from penstock.tuning.listening import WEIGHTS_AT_ONCE, Listening
+from penstock.tuning.listening import Listening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from penstock.architectures.base import Architecture
     from penstock.compute.corrections import Correction
 
-MOST_TOKENS, LEAST_TOKENS = 512, 64
+MOST_TOKENS, LEAST_TOKENS = 400, 64
 LOGIT_ROWS = 4
 """One row in so many has logits, for the head's correction."""
+PIECE_BYTES = 128 << 20
+"""Of a piece that is unpacked, the exact and the coarse weights as float32."""
 RANK = 32
 """Components of a matrix, at most."""
 BITS, SMALL_BYTES = 0.15, 16 << 20
@@ -88,7 +90,7 @@ def _needs(architecture: Architecture) -> int:
     layer_rows = max(shape[0] for name, shape in architecture.pass_matrices.items() if name != architecture.head)
     products = max(MOST_TOKENS * layer_rows, MOST_TOKENS // LOGIT_ROWS * rows) * 4 * 3
     corrections = sum(RANK * (sum(shape) + 8) for shape in architecture.pass_matrices.values())
-    return products + 4 * RANK * rows + 8 * 4 * WEIGHTS_AT_ONCE + 8 * MOST_TOKENS**2 + corrections
+    return products + 4 * RANK * rows + PIECE_BYTES + 8 * MOST_TOKENS**2 + corrections
 
 
 def listen(llm: LLM, tokens: Sequence[int]) -> dict[str, Correction]:
