@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,6 @@ from penstock.checkpoints.store import find_model
 from penstock.compute.kernels import Kernels
 from penstock.disk.reader import Ring
 from penstock.engine.engine import Engine
-from penstock.errors import CheckpointWarning, PenstockError
 from penstock.events import Events
 from penstock.memory.budget import Budget, check_context, choose_ring
 from penstock.memory.memory import Memory
@@ -23,7 +21,7 @@ from penstock.models.kv_cache import Blocks
 from penstock.models.kv_planes import KvPlanes, KvShape
 from penstock.models.stage import Share, Stage
 from penstock.options import OpenOptions
-from penstock.packed_format import draft_file
+from penstock.packed_format.draft_file import corrections_beside
 from penstock.speculate.costs import Costs
 from penstock.speculate.draft_model import DraftModel
 from penstock.speculate.drafters import draft_drafter, free_drafters, working_bytes
@@ -87,7 +85,7 @@ class Runtime:
         corrections: Mapping[str, Correction] = {}
         if options.guesses:
             coarse = any(one.weights.draft_bytes for one in opened)
-            corrections = _corrections(checkpoint) if coarse else {}
+            corrections = corrections_beside(checkpoint.path, checkpoint.files, checkpoint.tensors) if coarse else {}
             held = working_bytes(self.architecture, coarse) + sum(one.nbytes for one in corrections.values())
             budgets[0] = replace(budgets[0], draft=held)
         drafters = []
@@ -178,17 +176,6 @@ class Runtime:
             weights.close()
         if self.draft is not None:
             self.draft.close()
-
-
-def _corrections(checkpoint: Checkpoint) -> Mapping[str, Correction]:
-    """What `penstock tune` left beside a packed model, by matrix; nothing, and a warning, where it cannot be used."""
-    path = checkpoint.path / draft_file.NAME
-    try:
-        model = draft_file.identity(checkpoint.files) if path.exists() else None
-        return {} if model is None else draft_file.read_corrections(path, model, checkpoint.tensors)
-    except (PenstockError, OSError) as error:
-        warnings.warn(str(error), CheckpointWarning, stacklevel=2)
-        return {}
 
 
 def _ceilings(checkpoint: Checkpoint, shares: Sequence[Share], ceiling: int) -> list[int]:

@@ -141,6 +141,6 @@ def test_a_terminal_shows_bytes_speed_and_time_left(tmp_path: Path) -> None:
         pass
     os.close(ours)
     assert result.returncode == 0
-    assert result.stdout.count(b"\n") == 1
+    assert result.stdout.count(b"\n") == 2
     for words in (rb"packing", rb"MB", rb"MB/s|GB/s|\?", rb"\d:\d\d:\d\d"):
         assert re.search(words, shown)

@@ -9,6 +9,7 @@ import pytest
 
 from helpers.cases import CASES
 from helpers.checkpoints import tiny_config
+from helpers.tuning import tune_to
 from penstock import LLM
 from penstock.checkpoints.store import find_model
 from penstock.errors import CheckpointError, ContextError, MemoryCeilingError, UnsupportedError, UsageError
@@ -250,6 +251,18 @@ class TestGuesses:
         assert raw.drafted.drafters == ("draft", "draft")
         assert raw.pays == (True, True)
         assert raw.drafted.forecasts[0].seconds_per_token < found.own.token.seconds
+
+    def test_what_tuning_left_is_counted(self, tmp_path: Path) -> None:
+        pack(find_model("demo"), tmp_path / "packed")
+        shares = []
+        for tuned in (False, True):
+            nbytes = sum(one.nbytes for one in tune_to(tmp_path / "packed", 80).values()) if tuned else 0
+            guesses = look(str(tmp_path / "packed"), PlanSettings(memory="4GiB")).own.guesses
+            assert guesses is not None
+            assert guesses.own is not None
+            shares.append(guesses.own.plan.draft - nbytes)
+            assert (nbytes > 0) == tuned
+        assert shares[0] == shares[1]
 
     def test_of_a_packed_model_that_is_here(self, tmp_path: Path) -> None:
         """Its coarse tier is counted, and the plan without guesses has no part in it."""

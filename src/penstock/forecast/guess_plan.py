@@ -63,6 +63,8 @@ class GuessSubject:
     context: int
     rates: Rates
     speed: DraftSpeed
+    corrections: int = 0
+    """Bytes of what the tiers are corrected by (`penstock tune`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,8 @@ def plan_guesses(subject: GuessSubject, plain_seconds: float, draft: DraftShape 
 
 def guess_budget(subject: GuessSubject, draft: DraftShape | None) -> tuple[Budget, Form | None]:
     """The budget of a model that is opened with guesses, and the form in which it keeps a draft model."""
-    budget = replace(subject.budget, draft=working_bytes(subject.budget.architecture, coarse=bool(subject.tiers)))
+    working = working_bytes(subject.budget.architecture, coarse=bool(subject.tiers))
+    budget = replace(subject.budget, draft=working + subject.corrections)
     if subject.tiers and budget.indexed:  # the coarse tier stays beside rows that are quicker to multiply with
         budget = replace(budget, indexed=budget.indexed + subject.size.coarse)
     if draft is None:

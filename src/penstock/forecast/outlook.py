@@ -41,6 +41,7 @@ from penstock.memory.budget import LEAST_CHUNK_ROWS, Budget, Demand, Plan, check
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.models.kv_planes import KvShape
 from penstock.options import OpenOptions
+from penstock.packed_format.draft_file import corrections_beside
 from penstock.strict_json import shown
 from penstock.synth.shapes import SHAPES, shape_config, shape_names
 from penstock.system import machine
@@ -125,6 +126,8 @@ class Subject:
     tiers: Mapping[str, int]
     """What there is, packed, of each matrix to guess with, in bytes."""
     draft: DraftShape | None
+    corrections: int = 0
+    """Bytes of what is beside a model that was tuned."""
 
     @property
     def form(self) -> Form:
@@ -238,6 +241,7 @@ def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint
         tensors = [llm.weights.tensors[name] for name in llm.architecture.pass_matrices]
         matrices, size = [matrix_of(tensor) for tensor in tensors], size_here(tensors)
         budget = replace(llm.memory.budget, draft=0)
+        corrections = corrections_beside(llm.path, llm.files, llm.weights.tensors)
         subject = Subject(
             name=model,
             place="here",
@@ -249,6 +253,7 @@ def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint
             kernels=llm.kernels,
             tiers=tiers_here(tensors) if size.decoded else tiers_ahead(matrices),
             draft=_draft(settings, llm.config, path, llm.kernels),
+            corrections=sum(correction.nbytes for correction in corrections.values()),
         )
         contexts = _contexts(subject.budget, settings)
         return _outlook(subject, settings, contexts, llm.files, "direct reads of the model's own files")
@@ -330,7 +335,8 @@ def _outlook(
         guesses = None
         if settings.draft != "none":
             tiers = subject.tiers if size.decoded else {}
-            guessing = GuessSubject(budget, size, tiers, shape, context, rates, drafting)
+            corrections = subject.corrections if tiers else 0
+            guessing = GuessSubject(budget, size, tiers, shape, context, rates, drafting, corrections)
             guesses = plan_guesses(guessing, token.seconds, subject.draft)
         return Prospect(size, plan, token, prompts, guesses)
 

@@ -5,6 +5,7 @@ Tied to the weights that it was made for; damage is found by checksums when it i
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,7 +14,7 @@ import xxhash
 
 from penstock.compute.corrections import Correction
 from penstock.disk.new_files import new_file
-from penstock.errors import ChecksumError, FormatError
+from penstock.errors import CheckpointWarning, ChecksumError, FormatError, PenstockError
 from penstock.packed_format.reader import SEAL, is_packed_file, seal
 from penstock.safetensors_header import DType, Header, encode_header, read_header
 from penstock.strict_json import open_regular, shown
@@ -69,6 +70,19 @@ def write_corrections(folder: Path, model: bytes, corrections: Mapping[str, Corr
         for content in service.values():
             file.write(content)
     return path
+
+
+def corrections_beside(
+    folder: Path, files: Sequence[Path], tensors: Mapping[str, TensorInfo | PackedTensor]
+) -> dict[str, Correction]:
+    """Those of the model in `folder`; none where there are none, nor, with a warning, where they cannot be used."""
+    path = folder / NAME
+    try:
+        model = identity(files) if path.exists() else None
+        return {} if model is None else read_corrections(path, model, tensors)
+    except (PenstockError, OSError) as error:
+        warnings.warn(str(error), CheckpointWarning, stacklevel=2)
+        return {}
 
 
 def read_corrections(
