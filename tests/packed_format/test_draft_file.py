@@ -15,6 +15,7 @@ from penstock.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from penstock.compute.corrections import Correction
 from penstock.errors import CheckpointWarning, ChecksumError, FormatError, ReadError
 from penstock.packed_format.draft_file import NAME, identity, read_corrections, write_corrections
+from penstock.packing.verify import verify
 
 PROMPT = list(range(3, 20))
 
@@ -73,6 +74,18 @@ def test_damage_is_named_and_costs_no_answer(tuned: tuple[Path, dict[str, Correc
         llm = LLM.open(str(model), threads=1)
     with llm:
         assert llm.generate([PROMPT], params)[0].token_ids == expected
+
+
+def test_verify_finds_it(tuned: tuple[Path, dict[str, Correction]], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tuned[0], model)
+    assert verify(model).sound
+    content = bytearray((model / NAME).read_bytes())
+    content[len(content) // 2] ^= 4
+    (model / NAME).write_bytes(content)
+    [place] = verify(model).damage
+    assert str(model / NAME) in place
+    assert "only guesses are made with it" in place
 
 
 def test_a_file_that_is_cut_off(tuned: tuple[Path, dict[str, Correction]], tmp_path: Path) -> None:
