@@ -192,7 +192,7 @@ struct DraftKernels {
   void (*matmul_nibbles)(const MatmulNibblesArgs&, std::int64_t begin, std::int64_t end, Scratch);  // outputs
   void (*add_levels)(const AddLevelsArgs&, std::int64_t begin, std::int64_t end,
                      Scratch);  // columns, each for all rows
-  void (*widen_coarse)(const WidenCoarseArgs&, std::int64_t begin, std::int64_t end, Scratch);  // rows
+  void (*widen_coarse)(const WidenCoarseArgs&, std::int64_t begin, std::int64_t end, Scratch);          // rows
   void (*count_classes)(const CountClassesArgs&, std::int64_t begin, std::int64_t end, Scratch);        // rows
   void (*quantize_nibbles)(const QuantizeNibblesArgs&, std::int64_t begin, std::int64_t end, Scratch);  // rows
 };
