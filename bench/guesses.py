@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prompts import PROMPTS
@@ -101,14 +101,10 @@ def main() -> None:
         results[nodes] = {
             "tokens_a_pass": every.tokens_a_pass,
             "kinds": {kind: tally.tokens_a_pass for kind, tally in kinds.items()},
-            "all": asdict(every),
-            "answers": {
-                kind: [
-                    [*o.prompt_token_ids, *o.token_ids] if hasattr(o, "prompt_token_ids") else list(o.token_ids)
-                    for o in those
-                ]
-                for kind, those in outputs.items()
-            },
+            "passes": every.passes,
+            "reached": every.reached,
+            "right": every.right,
+            "answers": {kind: [list(output.token_ids) for output in those] for kind, those in outputs.items()},
         }
     if args.json:
         args.json.write_text(json.dumps(results))
