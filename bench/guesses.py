@@ -12,37 +12,32 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from prompts import PROMPTS
 
 from penstock import LLM, SamplingParams
 from penstock.completion import Output
+from penstock.speculate.speculator import Record
 
 
-@dataclass
-class Tally:
-    """Over some answers."""
+def total(outputs: Iterable[Output]) -> Record:
+    """What became of the guesses of all of them."""
+    whole = Record()
+    for guesses in (output.stats.guesses for output in outputs):
+        whole.walks += guesses.walks
+        whole.accepted += guesses.accepted
+        whole.nodes += guesses.nodes
+        whole.reached += guesses.reached
+        whole.right += guesses.right
+    return whole
 
-    passes: int = 0
-    accepted: int = 0
-    nodes: int = 0
-    reached: Counter[int] = field(default_factory=Counter)
-    right: Counter[int] = field(default_factory=Counter)
 
-    def take(self, output: Output) -> None:
-        guesses = output.stats.guesses
-        self.passes += guesses.walks
-        self.accepted += guesses.accepted
-        self.nodes += guesses.nodes
-        self.reached += guesses.reached
-        self.right += guesses.right
-
-    @property
-    def tokens_a_pass(self) -> float:
-        return 1 + self.accepted / max(1, self.passes)
+def tokens_a_pass(record: Record) -> float:
+    return 1 + record.accepted / max(1, record.walks)
 
 
 def answers(model: str, nodes: int, args: argparse.Namespace) -> dict[str, list[Output]]:
@@ -67,6 +62,27 @@ def answers(model: str, nodes: int, args: argparse.Namespace) -> dict[str, list[
     return out
 
 
+def check(plain: dict[str, list[Output]], outputs: dict[str, list[Output]]) -> None:
+    """End the program where guesses changed an answer."""
+    for kind, those in plain.items():
+        same = [a.token_ids == b.token_ids for a, b in zip(those, outputs[kind], strict=True)]
+        if not all(same):
+            raise SystemExit(f"{kind}: {same.count(False)} answers differ from those without guesses")
+
+
+def result(outputs: dict[str, list[Output]]) -> dict[str, Any]:
+    every = total(chain.from_iterable(outputs.values()))
+    return {
+        "tokens_a_pass": tokens_a_pass(every),
+        "kinds": {kind: tokens_a_pass(total(those)) for kind, those in outputs.items()},
+        "passes": every.walks,
+        "guesses_a_pass": every.nodes / max(1, every.walks),
+        "reached": every.reached,
+        "right": every.right,
+        "answers": {kind: [list(output.token_ids) for output in those] for kind, those in outputs.items()},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -85,27 +101,11 @@ def main() -> None:
     for nodes in map(int, args.nodes.split(",")):
         outputs = answers(args.model, nodes, args)
         if plain is not None:
-            for kind, those in plain.items():
-                same = [a.token_ids == b.token_ids for a, b in zip(those, outputs[kind], strict=True)]
-                if not all(same):
-                    raise SystemExit(f"{kind}: {same.count(False)} answers differ from those without guesses")
-        every, kinds = Tally(), {}
-        for kind, those in outputs.items():
-            kinds[kind] = Tally()
-            for output in those:
-                kinds[kind].take(output)
-                every.take(output)
-        told = ", ".join(f"{kind} {tally.tokens_a_pass:.2f}" for kind, tally in kinds.items())
-        share = every.nodes / max(1, every.passes)
-        print(f"{nodes} guesses: {every.tokens_a_pass:.2f} tokens a pass ({told}); {share:.1f} checked", flush=True)
-        results[nodes] = {
-            "tokens_a_pass": every.tokens_a_pass,
-            "kinds": {kind: tally.tokens_a_pass for kind, tally in kinds.items()},
-            "passes": every.passes,
-            "reached": every.reached,
-            "right": every.right,
-            "answers": {kind: [list(output.token_ids) for output in those] for kind, those in outputs.items()},
-        }
+            check(plain, outputs)
+        results[nodes] = found = result(outputs)
+        told = ", ".join(f"{kind} {tokens:.2f}" for kind, tokens in found["kinds"].items())
+        shares = f"{found['tokens_a_pass']:.2f} tokens a pass ({told}); {found['guesses_a_pass']:.1f} checked"
+        print(f"{nodes} guesses: {shares}", flush=True)
     if args.json:
         args.json.write_text(json.dumps(results))
 

@@ -135,7 +135,8 @@ void matmul_nibbles(ThreadPool& pool, const Rows<const float>& x, std::uint8_t* 
 void add_levels(ThreadPool& pool, const AddLevelsArgs& args) {
   const auto lock = pool.acquire();
   const std::int64_t grain = grain_of(pool, args.out.cols, args.out.rows * args.factors.cols / 4 + 1);
-  split(pool, active_kernels().draft.add_levels, args, args.out.cols, (grain + 63) / 64 * 64);
+  split(pool, active_kernels().draft.add_levels, args, args.out.cols,
+        (grain + kSumColumns - 1) / kSumColumns * kSumColumns);
 }
 
 void widen_coarse(ThreadPool& pool, const WidenCoarseArgs& args) {

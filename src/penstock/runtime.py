@@ -21,7 +21,7 @@ from penstock.models.kv_cache import Blocks
 from penstock.models.kv_planes import KvPlanes, KvShape
 from penstock.models.stage import Share, Stage
 from penstock.options import OpenOptions
-from penstock.packed_format.draft_file import corrections_beside
+from penstock.packed_format.draft_file import usable_corrections
 from penstock.speculate.costs import Costs
 from penstock.speculate.draft_model import DraftModel
 from penstock.speculate.drafters import draft_drafter, free_drafters, working_bytes
@@ -85,7 +85,7 @@ class Runtime:
         corrections: Mapping[str, Correction] = {}
         if options.guesses:
             coarse = any(one.weights.draft_bytes for one in opened)
-            corrections = corrections_beside(checkpoint.path, checkpoint.files, checkpoint.tensors) if coarse else {}
+            corrections = usable_corrections(checkpoint.path, checkpoint.files, checkpoint.tensors) if coarse else {}
             held = working_bytes(self.architecture, coarse) + sum(one.nbytes for one in corrections.values())
             budgets[0] = replace(budgets[0], draft=held)
         drafters = []

@@ -16,6 +16,7 @@ from penstock.compute.corrections import Correction
 from penstock.errors import CheckpointWarning, ChecksumError, FormatError, ReadError
 from penstock.packed_format.draft_file import NAME, identity, read_corrections, write_corrections
 from penstock.packing.verify import verify
+from penstock.safetensors_header import encode_header
 
 PROMPT = list(range(3, 20))
 
@@ -130,6 +131,18 @@ def test_a_sound_file_that_means_nothing(
     write_corrections(tmp_path, own, {name: correction})
     with pytest.raises(FormatError, match=r"draft\.safetensors"):
         read(tmp_path / NAME, checkpoint)
+
+
+def test_no_content_of_one_that_is_too_large_is_read(tuned: tuple[Path, dict[str, Correction]], tmp_path: Path) -> None:
+    size = 1 << 36
+    services = {"penstock.model": 8, "penstock.hashes": 8, "penstock.seal": 64}
+    tensors = {"lm_head.weight.inward": ("I8", (1, size), size)} | {n: ("U8", (b,), b) for n, b in services.items()}
+    header = encode_header(tensors)
+    with (tmp_path / NAME).open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + size + sum(services.values()))
+    with pytest.raises(FormatError, match=r"draft\.safetensors"):
+        read(tmp_path / NAME, open_checkpoint(tuned[0]))
 
 
 def test_what_is_not_packed_has_no_identity(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 // Sums of int8 vectors, each times a factor of each row (kernels/draft.h).
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/draft.h"
 #include "kernels/kernels.h"
 

@@ -31,7 +31,7 @@ def tune(
     """Teach a packed model's coarse weights to guess better, in one pass over a text; no answer becomes another one."""
     from penstock.checkpoints.store import find_model
 
-    tune_model(find_model(model), _read(text), memory, threads)
+    tune_model(find_model(model), None if text is None else _read(text), memory, threads)
 
 
 def tune_model(path: Path, text: str | None = None, memory: str | None = None, threads: int | None = None) -> None:
@@ -53,8 +53,12 @@ def offer(model: str | Path) -> None:
     print(f"Better guesses, so faster answers, for a few minutes: penstock tune {model}")
 
 
-def _read(path: Path | None) -> str | None:
+def _read(path: Path) -> str:
+    """As much of a file as is looked at."""
+    from penstock.tuning.tune import MOST_CHARACTERS
+
     try:
-        return None if path is None else path.read_text("utf-8")
+        with path.open(encoding="utf-8") as file:
+            return file.read(MOST_CHARACTERS)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as a text: {error}", "Give a file of UTF-8 text.") from error

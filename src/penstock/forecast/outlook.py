@@ -41,7 +41,7 @@ from penstock.memory.budget import LEAST_CHUNK_ROWS, Budget, Demand, Plan, check
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.models.kv_planes import KvShape
 from penstock.options import OpenOptions
-from penstock.packed_format.draft_file import corrections_beside
+from penstock.packed_format.draft_file import usable_corrections
 from penstock.strict_json import shown
 from penstock.synth.shapes import SHAPES, shape_config, shape_names
 from penstock.system import machine
@@ -241,7 +241,7 @@ def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint
         tensors = [llm.weights.tensors[name] for name in llm.architecture.pass_matrices]
         matrices, size = [matrix_of(tensor) for tensor in tensors], size_here(tensors)
         budget = replace(llm.memory.budget, draft=0)
-        corrections = corrections_beside(llm.path, llm.files, llm.weights.tensors)
+        corrections = usable_corrections(llm.path, llm.files, llm.weights.tensors)
         subject = Subject(
             name=model,
             place="here",

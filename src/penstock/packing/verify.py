@@ -18,8 +18,8 @@ from penstock.disk.in_order import in_order
 from penstock.errors import ChecksumError, FormatError, ReadError, UsageError
 from penstock.gguf.model import gguf_files, read_model
 from penstock.gguf.stored import read_original
-from penstock.packed_format import draft_file
 from penstock.packed_format.chunks import RUN_BYTES, RUNS_AHEAD, Run, RunData, read_run, runs, same_bytes
+from penstock.packed_format.draft_file import find_corrections
 from penstock.packed_format.reader import PackedFile, is_packed_file, read_packed
 from penstock.packed_format.sources import READ_THREADS, READS_AHEAD
 from penstock.packed_format.tensor import PackedTensor
@@ -141,17 +141,15 @@ class _Check:
                 self._damage.append(f"{error.problem}; nothing else of this file could be checked")
                 continue
             tensors |= {canonical_name(name, prefix): tensor for name, tensor in here.items()}
-        self._check_corrections(model / draft_file.NAME, tensors)
+        self._check_corrections(model, tensors)
         return tensors
 
-    def _check_corrections(self, path: Path, tensors: Tensors) -> None:
-        """What `penstock tune` left, if it did; files that could not be opened are noted already."""
-        if not path.exists() or self._damage:
+    def _check_corrections(self, model: Path, tensors: Tensors) -> None:
+        """What `penstock tune` left, if it did; where weight files could not be opened, that is noted already."""
+        if self._damage:
             return
-        own = draft_file.identity([*self._paths])
         try:
-            if own is not None:
-                draft_file.read_corrections(path, own, tensors)
+            find_corrections(model, [*self._paths], tensors)
         except (FormatError, ReadError) as error:
             self._damage.append(f"{error.problem}; only guesses are made with it")
 

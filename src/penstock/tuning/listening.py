@@ -6,6 +6,7 @@ the product, then what leads into them from the weights, which are walked once m
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,8 +53,9 @@ class Listening:
 
     def pieces(self, name: str) -> Generator[PieceData]:
         heard = _Heard(self.tensors[name].shape[0])
-        for piece in self._weights.pieces(name):
-            yield _Overheard(piece, heard) if isinstance(piece, PackedData) else piece
+        with closing(self._weights.pieces(name)) as pieces:
+            for piece in pieces:
+                yield _Overheard(piece, heard) if isinstance(piece, PackedData) else piece
         products = heard.give()
         if products is not None:
             errors, exact = products
@@ -63,9 +65,10 @@ class Listening:
         if not len(basis.gains):
             return
         inward = np.zeros((len(basis.gains), self.tensors[name].shape[1]), np.float32)
-        for piece in self._weights.stored(name):
-            if isinstance(piece, PackedData):
-                _lead(piece, np.ascontiguousarray(basis.vectors[piece.rows].T), inward, self._kernels)
+        with closing(self._weights.stored(name)) as pieces:
+            for piece in pieces:
+                if isinstance(piece, PackedData):
+                    _lead(piece, np.ascontiguousarray(basis.vectors[piece.rows].T), inward, self._kernels)
         self._told(name, quantized(basis, inward))
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from penstock.compute.corrections import Correction
 
 MOST_TOKENS, LEAST_TOKENS = 400, 64
+MOST_CHARACTERS = 64 * MOST_TOKENS
+"""Of a text, more than so many tokens have."""
 LOGIT_ROWS = 4
 """One row in so many has logits, for the head's correction."""
 PIECE_BYTES = 128 << 20
@@ -59,9 +61,7 @@ def tune(
     too short; as `LLM.open` does; PenstockError where the file cannot be written.
     """
     begin = time.perf_counter()
-    text = (
-        text if text is not None else resources.files("penstock.tuning").joinpath("calibration.txt").read_text("utf-8")
-    )
+    text = _own_text() if text is None else text[:MOST_CHARACTERS]
     checkpoint = open_checkpoint(model)
     own, architecture = identity(checkpoint.files), checkpoint.architecture
     if own is None:
@@ -82,6 +82,10 @@ def tune(
             raise PenstockError(problem, "Check the disk and your permissions there.") from error
     nbytes = sum(correction.nbytes for correction in kept.values())
     return Tuned(path, nbytes, 8 * nbytes / architecture.pass_weights, len(tokens), time.perf_counter() - begin)
+
+
+def _own_text() -> str:
+    return resources.files("penstock.tuning").joinpath("calibration.txt").read_text("utf-8")
 
 
 def _needs(architecture: Architecture) -> int:
