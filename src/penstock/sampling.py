@@ -23,6 +23,7 @@ from penstock.errors import NumericsError, UsageError
 if TYPE_CHECKING:
     from penstock.checkpoints.generation_config import GenerationDefaults
     from penstock.compute.kernels import F32, F64, I64, Kernels
+    from penstock.models.logits import Likeliest
 
 T = TypeVar("T", int, float)
 
@@ -105,17 +106,23 @@ class Sampler:
         self.choice = choice
         self._kernels = kernels
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether every draw is the likeliest token."""
+        return self.rule.temperature == 0 and self.rule.repetition_penalty == 1
+
+    def best(self, likeliest: Likeliest, position: int) -> int:
+        """As a call, where that is so: `likeliest` is of one row. Raises NumericsError as it does."""
+        _check_finite(likeliest.peaks[0], position)
+        return int(likeliest.tokens[0, 0])
+
     def __call__(self, logits: F32, position: int, seen: Sequence[int]) -> int:
         """The token at `position`, from logits float32 [vocab_size]; `seen` are the tokens before it.
 
         Raises NumericsError if a logit is NaN or infinitely large.
         """
-        if not np.isfinite(logits.max()):
-            raise NumericsError(
-                f"The logits for position {position} are not finite numbers.",
-                "The weights are damaged, or overflow float32: compare the files' checksums with the publisher's.",
-            )
-        if self.rule.temperature == 0 and self.rule.repetition_penalty == 1:
+        _check_finite(logits.max(), position)
+        if self.takes_likeliest:
             return int(logits.argmax())
         scores = self._penalised(logits.astype(np.float64), seen)
         if self.rule.temperature == 0:
@@ -169,6 +176,14 @@ class Sampler:
             ends = np.cumsum(weights)
             inside[1:] &= ends[:-1] < rule.top_p * ends[-1]
         return np.sort(ranked[inside])
+
+
+def _check_finite(greatest: np.float32, position: int) -> None:
+    if not np.isfinite(greatest):
+        raise NumericsError(
+            f"The logits for position {position} are not finite numbers.",
+            "The weights are damaged, or overflow float32: compare the files' checksums with the publisher's.",
+        )
 
 
 def _first(value: T | None, default: T | None, neutral: T) -> T:

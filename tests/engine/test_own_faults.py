@@ -78,11 +78,16 @@ def break_sampler(patch: pytest.MonkeyPatch, fault: Fault) -> None:
 
             class Broken:
                 fault, rule, seed = True, sampler.rule, sampler.seed
+                takes_likeliest = sampler.takes_likeliest
                 rank = sampler.rank
 
                 def __call__(self, *args: Any) -> int:
                     fault_.meet(fault_.victim)
                     return int(sampler(*args))
+
+                def best(self, *args: Any) -> int:
+                    fault_.meet(fault_.victim)
+                    return int(sampler.best(*args))
 
             fault_ = fault
             self.sampler = Broken()  # type: ignore[assignment]

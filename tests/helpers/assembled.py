@@ -153,6 +153,7 @@ class Recorder:
     def __init__(self, sampler: Any) -> None:
         self.sampler = sampler
         self.logits: list[F32] = []
+        self.takes_likeliest = False
 
     def __call__(self, logits: F32, position: int, seen: Sequence[int]) -> int:
         self.logits.append(logits.copy())

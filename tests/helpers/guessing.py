@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from helpers.assembled import stage_of
-from penstock.compute.kernels import F32, Kernels
+from penstock.compute.kernels import Kernels
 from penstock.engine import sequence as engine_sequence
 from penstock.engine.engine import Engine
+from penstock.models.logits import Likeliest
 from penstock.sampling import Sampler, SamplingRule
 from penstock.speculate.costs import Costs
 from penstock.speculate.drafter import Drafter, Guess
@@ -48,7 +49,7 @@ class Scripted:
         self.free = free
         self.batches: list[list[tuple[Tree, int]]] = []
         self.begun: list[list[Tree]] = []
-        self.learned: list[tuple[Tree, list[int], F32]] = []
+        self.learned: list[tuple[Tree, list[int], Likeliest]] = []
         self.forgotten: list[object] = []
         self._say = say
 
@@ -59,8 +60,8 @@ class Scripted:
         self.batches.append(list(nodes))
         return [[Guess(*guess) for guess in self._say(tree, node)] for tree, node in nodes]
 
-    def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
-        self.learned.append((tree, list(walk), logits))
+    def learn(self, tree: Tree, walk: Sequence[int], likeliest: Likeliest) -> None:
+        self.learned.append((tree, list(walk), likeliest))
 
     def forget(self, key: object) -> None:
         self.forgotten.append(key)

@@ -130,13 +130,13 @@ class TestWithinAPass:
         self, path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = [add(engine, SYSTEM + question) for question in QUESTIONS]
-        run = engine.chain.run
+        run_pass = engine.chain.run_pass
 
         def fail(rows: object, need: object) -> None:
-            monkeypatch.setattr(engine.chain, "run", run)
+            monkeypatch.setattr(engine.chain, "run_pass", run_pass)
             raise ReadError("The disk is gone.")
 
-        monkeypatch.setattr(engine.chain, "run", fail)
+        monkeypatch.setattr(engine.chain, "run_pass", fail)
         with pytest.raises(ReadError):
             engine.step()
         engine.cancel(asked[0][0])  # the shortest, which the others had begun with

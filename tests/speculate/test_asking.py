@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from helpers.guessing import Scripted, root
+from penstock.models.logits import Likeliest
 from penstock.speculate.asking import Asking, FirstOnly, Overheard
 from penstock.speculate.drafter import Guess
 from penstock.speculate.tree import Tree
@@ -16,7 +17,7 @@ def test_another_is_asked_and_told() -> None:
     scripted = Scripted(say, name="coarse", free=False)
     asking, tree = Asking(scripted), root()
     child = tree.add(0, 10, 0.5)
-    logits = np.zeros((2, 3), np.float32)
+    logits = Likeliest.of(np.zeros((2, 3), np.float32))
     asking.begin([tree])
     assert asking.expand([(tree, 0), (tree, child)]) == [
         [Guess(10, 0.5), Guess(20, 0.25)],

@@ -17,6 +17,7 @@ from penstock.engine import sequence as engine_sequence
 from penstock.engine.engine import Engine
 from penstock.models.decoder import Decoder
 from penstock.models.kv_cache import KvCache
+from penstock.models.logits import Likeliest
 from penstock.models.rows import Rows, SequenceRows
 from penstock.speculate import model_drafter
 from penstock.speculate.drafter import MOST_GUESSES, Guess
@@ -28,7 +29,7 @@ SAMPLED = SamplingParams(temperature=1, seed=3)
 
 
 class Observed(ModelDrafter):
-    """Keeps the rows that went through its model, and the logits that passes told."""
+    """Keeps the rows that went through its model, and what passes told."""
 
     def __init__(
         self, name: str, model: Decoder, through: Callable[[Rows], F32], new_cache: Callable[[], KvCache] | None = None
@@ -36,15 +37,15 @@ class Observed(ModelDrafter):
         super().__init__(name, model, self.observed, new_cache)
         self.real = through
         self.rows: list[Rows] = []
-        self.learned: list[tuple[Tree, list[int], F32, dict[int, F32], Tree]] = []
+        self.learned: list[tuple[Tree, list[int], Likeliest, dict[int, F32], Tree]] = []
 
     def observed(self, rows: Rows) -> F32:
         self.rows.append(rows)
         return self.real(rows)
 
-    def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
+    def learn(self, tree: Tree, walk: Sequence[int], likeliest: Likeliest) -> None:
         draft = self._drafts[tree.key]
-        self.learned.append((tree, list(walk), logits, dict(draft.hidden), draft.tree))
+        self.learned.append((tree, list(walk), likeliest, dict(draft.hidden), draft.tree))
 
 
 @pytest.fixture(scope="module")
@@ -184,13 +185,16 @@ class TestTargetsCache:
             generations = [target.add(random_tokens(n, VOCAB, seed=n), SAMPLED, 9) for n in lengths]
             finish(target, generations)
             compared = 0
-            for tree, _, logits, hidden, grown in drafter.learned:
+            for tree, _, told, hidden, grown in drafter.learned:
                 by_path = {tuple(grown.path(node)): row for node, row in hidden.items()}
                 for node in range(len(tree)):
                     row = by_path.get(tuple(tree.path(node)))
                     if row is not None:
                         compared += 1
-                        assert same_bits(stage_of(target).decoder.head(row[None])[0], logits[node])
+                        own = Likeliest.of(stage_of(target).decoder.head(row[None]))
+                        assert same_bits(own.shares[0], told.shares[node])  # to which every logit adds
+                        assert same_bits(own.peaks, told.peaks[node : node + 1])
+                        np.testing.assert_array_equal(own.tokens[0], told.tokens[node])
         assert compared > 20
 
     def test_a_node_brings_its_ancestors(self, target: Engine) -> None:

@@ -5,13 +5,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from penstock.compute.kernels import Kernels
+from penstock.models.logits import Likeliest
 from penstock.sampling import Sampler, SamplingRule
 from penstock.speculate.drafter import MOST_GUESSES
-from penstock.speculate.recycling import GROUP, Recycling, largest
+from penstock.speculate.recycling import Recycling
 from penstock.speculate.tree import Tree
 
 KERNELS = Kernels(1)
@@ -35,21 +34,11 @@ def logits(*likely: list[int]) -> npt.NDArray[np.float32]:
     return rows
 
 
-@given(st.integers(1, 3), st.integers(1, 12 * GROUP), st.integers(1, 9), st.integers(0, 2**32 - 1), st.booleans())
-def test_largest_are_the_largest_in_order(n: int, m: int, count: int, seed: int, ties: bool) -> None:
-    rows = np.random.default_rng(seed).normal(size=(n, m)).astype(np.float32)
-    rows = np.round(rows) if ties else rows
-    found = largest(rows, count)
-    assert found.shape == (n, min(count, m))
-    assert all(len(set(row)) == len(row) for row in found.tolist())
-    np.testing.assert_array_equal(np.take_along_axis(rows, found, axis=1), -np.sort(-rows, axis=1)[:, :count])
-
-
 def test_a_row_teaches_what_follows_its_token() -> None:
     drafter = Recycling(VOCAB)
     before = tree(7)
     rows = logits([30, 20, 10])
-    drafter.learn(before, [0], rows)
+    drafter.learn(before, [0], Likeliest.of(rows))
     (guesses,) = drafter.expand([(before, 0)])
     assert [guess.token for guess in guesses[:3]] == [30, 20, 10]
     assert len(guesses) == MOST_GUESSES
@@ -59,15 +48,15 @@ def test_a_row_teaches_what_follows_its_token() -> None:
 
 def test_wrong_guesses_teach_too() -> None:
     drafter = Recycling(VOCAB)
-    drafter.learn(tree(7, 8, 9), [0, 1], logits([8], [3], [4]))
+    drafter.learn(tree(7, 8, 9), [0, 1], Likeliest.of(logits([8], [3], [4])))
     (guesses,) = drafter.expand([(tree(9), 0)])
     assert guesses[0].token == 4
 
 
 def test_the_last_time_counts() -> None:
     drafter = Recycling(VOCAB)
-    drafter.learn(tree(7), [0], logits([8]))
-    drafter.learn(tree(7), [0], logits([9]))
+    drafter.learn(tree(7), [0], Likeliest.of(logits([8])))
+    drafter.learn(tree(7), [0], Likeliest.of(logits([9])))
     assert drafter.expand([(tree(7), 0)])[0][0].token == 9
 
 
@@ -75,7 +64,7 @@ def test_nodes_are_expanded_by_their_own_tokens() -> None:
     drafter = Recycling(VOCAB)
     known = tree(7, 8)
     drafter.begin([known])
-    drafter.learn(known, [0], logits([8], [3]))
+    drafter.learn(known, [0], Likeliest.of(logits([8], [3])))
     assert [guesses[0].token for guesses in drafter.expand([(known, 1), (known, 0)])] == [3, 8]
 
 
@@ -83,7 +72,7 @@ def test_sampled_guesses_share_the_noise_of_the_draw() -> None:
     """The best guess after each of many positions, from the very logits of the draw, is the draw."""
     drafter = Recycling(VOCAB)
     rows = logits([30, 31, 32, 33, 34, 35, 36, 37])
-    drafter.learn(tree(7), [0], rows)
+    drafter.learn(tree(7), [0], Likeliest.of(rows))
     sampled = tree(7, rule=SamplingRule(temperature=1))
     nodes = [0]
     for _ in range(40):
@@ -99,7 +88,7 @@ def test_sampled_guesses_share_the_noise_of_the_draw() -> None:
 
 def test_a_penalty_on_what_was_seen_counts() -> None:
     drafter = Recycling(VOCAB)
-    drafter.learn(tree(7), [0], logits([1, 30]))
+    drafter.learn(tree(7), [0], Likeliest.of(logits([1, 30])))
     penalised = tree(7, rule=SamplingRule(temperature=0, repetition_penalty=10))
     assert [drafter.expand([(t, 0)])[0][0].token for t in (tree(7), penalised)] == [1, 30]
 
@@ -110,7 +99,7 @@ def test_an_unknown_token_has_no_guesses() -> None:
 
 def test_a_small_vocabulary_has_fewer_guesses() -> None:
     drafter = Recycling(3)
-    drafter.learn(tree(2), [0], np.array([[0, 2, 1]], np.float32))
+    drafter.learn(tree(2), [0], Likeliest.of(np.array([[0, 2, 1]], np.float32)))
     assert [guess.token for guess in drafter.expand([(tree(2), 0)])[0]] == [1, 2, 0]
 
 
@@ -118,5 +107,5 @@ def test_a_small_vocabulary_has_fewer_guesses() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_teach_nothing(value: float) -> None:
     drafter = Recycling(VOCAB)
-    drafter.learn(tree(7), [0], np.full((1, VOCAB), value, np.float32))
+    drafter.learn(tree(7), [0], Likeliest.of(np.full((1, VOCAB), value, np.float32)))
     assert drafter.expand([(tree(7), 0)]) == [[]]

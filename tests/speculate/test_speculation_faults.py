@@ -22,11 +22,11 @@ from helpers.thorough import quick
 from penstock import LLM, SamplingParams
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.completion import Piece
-from penstock.compute.kernels import F32
 from penstock.engine.engine import Engine
 from penstock.errors import ChecksumError, NumericsError, ReadError
 from penstock.models.chain import Chain
 from penstock.models.decoder import Decoder
+from penstock.models.logits import Likeliest, Logits
 from penstock.models.pass_stats import PassStats
 from penstock.models.rows import Rows
 from penstock.models.stage import Need
@@ -287,9 +287,9 @@ class TestNumerics:
         self, monkeypatch: pytest.MonkeyPatch, which: Callable[[list[int]], bool], value: float = float("nan")
     ) -> list[int]:
         """Spoil the logits after those tokens (of a row and its ancestors in the pass) that `which` tells of."""
-        real, spoilt = Chain.run, []
+        real, spoilt = Chain.run_pass, []
 
-        def run(chain: Chain, rows: Rows, need: Need | None = None) -> tuple[F32, PassStats]:
+        def run_pass(chain: Chain, rows: Rows, need: Need | None = None) -> tuple[Logits, PassStats]:
             logits, stats = real(chain, rows, need)
             index = {int(row): i for i, row in enumerate(rows.wanted)}
             for part, span in zip(rows.sequences, rows.spans, strict=True):
@@ -297,11 +297,13 @@ class TestNumerics:
                 for row in range(len(part)):
                     tail = part.tail_slots[part.tail_offsets[row] : part.tail_offsets[row + 1]]
                     if len(tail) and which([slots[int(slot)] for slot in tail]):
-                        logits[index[span.start + row]] = value
+                        at = index[span.start + row]
+                        own = logits.of(at, at + 1)
+                        (own.peaks if isinstance(own, Likeliest) else own)[:] = value
                         spoilt.append(row)
             return logits, stats
 
-        monkeypatch.setattr(Chain, "run", run)
+        monkeypatch.setattr(Chain, "run_pass", run_pass)
         return spoilt
 
     @pytest.fixture
@@ -386,7 +388,7 @@ def test_a_generation_holds_what_was_committed_before_the_fault(engine: Engine) 
     engine.step()
     length, drawn = generation.cache.length, list(generation.token_ids)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage_of(engine).decoder, "head", lambda x: np.frombuffer(b"")[1 << 60])
+        patch.setattr(stage_of(engine).decoder, "logits", lambda x, told: np.frombuffer(b"")[1 << 60])
         with pytest.raises(IndexError):
             engine.step()
     assert (generation.cache.length, generation.token_ids) == (length, drawn)

@@ -13,8 +13,8 @@ from helpers.cases import CASES, random_tokens
 from helpers.guessing import Key, Scripted, finish, knowing, root, speculate
 from helpers.thorough import quick
 from penstock import SamplingParams
-from penstock.compute.kernels import F32
 from penstock.engine.engine import Engine
+from penstock.models.logits import Likeliest
 from penstock.models.pass_stats import PartStats, PassStats
 from penstock.speculate.costs import Costs
 from penstock.speculate.grow import MOST_NODES
@@ -48,9 +48,9 @@ def tree_of(*chains: Sequence[int]) -> Tree:
     return tree
 
 
-def drawing(tokens: Sequence[int | None]) -> Callable[[F32], int | None]:
+def drawing(tokens: Sequence[int | None]) -> Callable[[int], int | None]:
     left = iter(tokens)
-    return lambda logits: next(left)
+    return lambda node: next(left)
 
 
 def a_pass() -> PassStats:
@@ -59,28 +59,26 @@ def a_pass() -> PassStats:
 
 
 class TestWalk:
-    LOGITS = np.arange(6, dtype=np.float32)[:, None]
-
     def test_it_follows_what_is_drawn(self) -> None:
-        """Each draw from the logits after the node that the draw before it led to."""
+        """Each draw after the node that the draw before it led to."""
         tree = tree_of([5, 7, 8], [5, 6], [4])
         rows: list[int] = []
 
-        def draw(logits: F32) -> int:
-            rows.append(int(logits[0]))
-            return {0: 5, 1: 6, 4: 9}[rows[-1]]
+        def draw(node: int) -> int:
+            rows.append(node)
+            return {0: 5, 1: 6, 4: 9}[node]
 
-        assert walk(tree, self.LOGITS, draw) == rows == [0, 1, 4]
+        assert walk(tree, draw) == rows == [0, 1, 4]
 
     def test_a_first_draw_that_nobody_guessed(self) -> None:
-        assert walk(tree_of([5, 7], [4]), self.LOGITS, drawing([7])) == [0]
+        assert walk(tree_of([5, 7], [4]), drawing([7])) == [0]
 
     def test_an_end_within_the_tree(self) -> None:
-        assert walk(tree_of([5, 7, 8]), self.LOGITS, drawing([5, None])) == [0, 1]
-        assert walk(tree_of([5, 7, 8]), self.LOGITS, drawing([None])) == [0]
+        assert walk(tree_of([5, 7, 8]), drawing([5, None])) == [0, 1]
+        assert walk(tree_of([5, 7, 8]), drawing([None])) == [0]
 
     def test_all_the_way_and_one_more(self) -> None:
-        assert walk(tree_of([5, 7, 8]), self.LOGITS, drawing([5, 7, 8, 1])) == [0, 1, 2, 3]
+        assert walk(tree_of([5, 7, 8]), drawing([5, 7, 8, 1])) == [0, 1, 2, 3]
 
 
 class TestRecord:
@@ -147,7 +145,7 @@ class TestSpeculator:
         speculator = self.speculator(*drafters, fixed=3)
         roots = [root(key=Key()), root(key=Key())]
         speculator.guess(roots, 0, 100)
-        speculator.learn(roots[0], [0], [7], np.zeros((1, 4), np.float32))
+        speculator.learn(roots[0], [0], [7], Likeliest.of(np.zeros((1, 4), np.float32)))
         speculator.forget(roots[1].key)
         for drafter in drafters:
             assert drafter.begun == [roots]
@@ -162,7 +160,7 @@ class TestSpeculator:
             start = root()
             [tree] = speculator.guess([start], 0, 100)
             assert len(tree) == 2
-            speculator.learn(tree, [0], [6], np.zeros((2, 8), np.float32))
+            speculator.learn(tree, [0], [6], Likeliest.of(np.zeros((2, 8), np.float32)))
         [tree] = speculator.guess([root()], 0, 100)
         assert tree.tokens[1:] == [6]
 
@@ -200,7 +198,7 @@ class TestSpeculator:
             before = len(drafter.batches)
             [tree] = speculator.guess([root()], 0, 100)
             asked.append(len(drafter.batches) > before)
-            speculator.learn(tree, [0], [6], np.zeros((len(tree), 8), np.float32))
+            speculator.learn(tree, [0], [6], Likeliest.of(np.zeros((len(tree), 8), np.float32)))
         assert 3 <= sum(asked[50:]) <= 40
         assert any(asked[-100:])
 
@@ -210,7 +208,7 @@ class TestSpeculator:
         speculator = self.measured(draft, lookup, worth=Worth("draft", GIGA // 2), drop=lambda: dropped.append(True))
         for _ in range(50):
             [tree] = speculator.guess([root()], 0, 100)
-            speculator.learn(tree, [0], [6], np.zeros((len(tree), 8), np.float32))
+            speculator.learn(tree, [0], [6], Likeliest.of(np.zeros((len(tree), 8), np.float32)))
             speculator.learn_pass(a_pass(), streamed=GIGA)
         assert dropped == [True]
         assert speculator.drafters == [lookup]
@@ -221,7 +219,7 @@ class TestSpeculator:
         speculator = Speculator([draft], Costs(1000), 3, worth=worth, drop=lambda: pytest.fail("dropped"))
         for _ in range(50):
             [tree] = speculator.guess([root()], 0, 100)
-            speculator.learn(tree, [0], [6], np.zeros((len(tree), 8), np.float32))
+            speculator.learn(tree, [0], [6], Likeliest.of(np.zeros((len(tree), 8), np.float32)))
             speculator.learn_pass(a_pass(), streamed=GIGA)
         assert speculator.drafters == [draft]
 
@@ -351,15 +349,15 @@ class TestInTheEngine:
             assert generation.cache.length == 1 + len(generation.token_ids) or generation.finish_reason
 
     def test_what_drafters_learn(self, engine: Engine) -> None:
-        """Logits of every node, and the nodes whose tokens were drawn."""
+        """The likeliest tokens after every node, and the nodes whose tokens were drawn."""
         [tokens] = self.expected(engine, [[1, 2]], GREEDY)
         drafter = knowing([[1, 2, *tokens]], WRONG)
         speculate(engine, [drafter], 6)
         self.guessed(engine, [[1, 2]])
         assert drafter.learned
-        for tree, nodes, logits in drafter.learned:
-            assert logits.shape == (len(tree), VOCAB)
-            assert [int(logits[node].argmax()) for node in nodes[:-1]] == [tree.tokens[node] for node in nodes[1:]]
+        for tree, nodes, likeliest in drafter.learned:
+            assert len(likeliest) == len(tree)
+            assert [int(likeliest.tokens[node, 0]) for node in nodes[:-1]] == [tree.tokens[node] for node in nodes[1:]]
         assert Counter(len(nodes) > 1 for _, nodes, _ in drafter.learned)[True] > 0
 
     @pytest.mark.parametrize("fixed", [3, None])

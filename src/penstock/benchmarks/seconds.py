@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from penstock.compute.kernels import F32
+    from penstock.models.logits import Likeliest
     from penstock.speculate.drafter import Drafter
 
     Tell = Callable[[str], None]
@@ -266,6 +267,13 @@ class _RandomText(Sampler):
 
     def __call__(self, logits: F32, position: int, seen: Sequence[int]) -> int:
         super().__call__(logits, position, seen)
+        return self._by_lot(position)
+
+    def best(self, likeliest: Likeliest, position: int) -> int:
+        super().best(likeliest, position)
+        return self._by_lot(position)
+
+    def _by_lot(self, position: int) -> int:
         rng = np.random.Generator(np.random.Philox(key=self.seed, counter=position))
         return int(rng.integers(self._vocab_size))
 

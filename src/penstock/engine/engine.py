@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from penstock.engine.scheduler import MAX_ROWS, Scheduler
 from penstock.engine.sequence import Sequence
 from penstock.errors import ContextError
+from penstock.models.logits import Likeliest
 from penstock.models.pass_stats import PassStats
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.tokens import check_tokens
@@ -142,14 +143,14 @@ class Engine:
             chunks, trees, parts, need, draft_seconds = self._gather()
             if not chunks:
                 return PassStats(0, (), time.perf_counter() - begin, 0.0)
-            logits, stats = self.chain.run(Rows(parts), need)
+            logits, stats = self.chain.run_pass(Rows(parts), need)
         except BaseException:
             self.scheduler.not_computed()
             raise
         self.scheduler.computed()
         first = 0
         for chunk, part in zip(chunks, parts, strict=True):
-            own = logits[first : first + len(part.wanted)]
+            own = logits.of(first, first + len(part.wanted))
             first += len(part.wanted)
             with self.scheduler.own_work(chunk.sequence):
                 self._take(chunk.sequence, chunk.tokens, trees.get(chunk.sequence), own)
@@ -184,11 +185,11 @@ class Engine:
                 return chunks, trees, parts, need, draft_seconds
             self.scheduler.not_computed()
 
-    def _need(self, chunks: List[Chunk], guesses: int = 0) -> Need:
-        """Of a pass over these chunks. Raises MemoryCeilingError."""
+    def _need(self, chunks: List[Chunk], guesses: int = 0, logits: bool = True) -> Need:
+        """Of a pass over these chunks; `logits`: whether all are wanted of guesses. Raises MemoryCeilingError."""
         rows = sum(len(chunk.tokens) for chunk in chunks)
         drawing = len(chunks) if guesses else sum(chunk.last for chunk in chunks)
-        return self.memory.need(_slots(chunks), rows, drawing, guesses)
+        return self.memory.need(_slots(chunks), rows, drawing, guesses, logits=logits)
 
     def _guess(self, chunks: List[Chunk]) -> dict[Sequence, Tree]:
         """Trees for those sequences of a pass whose next token would be all that it brings."""
@@ -202,30 +203,32 @@ class Engine:
         if not roots:
             return {}
         begin, rows = time.perf_counter(), sum(len(chunk.tokens) for chunk in chunks)
-        room = self.memory.most_guesses(_slots(chunks), rows)
+        logits = not all(sequence.takes_likeliest for sequence in roots)
+        room = self.memory.most_guesses(_slots(chunks), rows, logits)
         most = min(self.speculator.most_nodes, self.scheduler.max_rows - rows, room)
         if most <= 0:
             return {}
-        self.chain.make_room(self._need(chunks, most))
+        self.chain.make_room(self._need(chunks, most, logits))
         trees = self.speculator.guess([*roots.values()], rows - len(roots), most)
         nodes = sum(len(tree) - 1 for tree in trees)
         self.chain.events.tell("draft", f"{nodes} guess{'es' * (nodes != 1)}", begin, time.perf_counter())
         return dict(zip(roots, trees, strict=True))
 
-    def _take(self, sequence: Sequence, tokens: list[int], tree: Tree | None, logits: F32) -> None:
+    def _take(self, sequence: Sequence, tokens: list[int], tree: Tree | None, logits: F32 | Likeliest) -> None:
         """What a pass told one sequence: draw as far as it goes, and commit what will be needed."""
         cache, before = sequence.cache, len(sequence.token_ids)
         # Drawn before committed: wherever Ctrl-C comes, what is not in the cache will be computed.
         if tree is None:
             if len(logits):
-                sequence.draw(logits[0])
+                sequence.draw(logits[:1])
             cache.truncate(cache.length + len(tokens))
             return
-        nodes = walk(tree, logits, sequence.draw)
+        nodes = walk(tree, lambda node: sequence.draw(logits[node : node + 1]))
         cache.keep([node + cache.length for node in nodes])
         drawn = sequence.token_ids[before:]
         sequence.guesses.take(tree, drawn)
-        self.speculator.learn(tree, nodes, drawn, logits)
+        likeliest = logits if isinstance(logits, Likeliest) else Likeliest.of(logits)
+        self.speculator.learn(tree, nodes, drawn, likeliest)
 
     def check_prompt(self, tokens: List[int]) -> None:
         """Raise as `add` does."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from penstock.logprobs import logprobs_bytes, token_logprobs
 from penstock.memory.prefixes import common_blocks
+from penstock.models.logits import Likeliest
 from penstock.models.rows import SequenceRows
 from penstock.speculate.speculator import Record
 from penstock.speculate.tree import Tree
@@ -90,19 +91,27 @@ class Sequence:
     def rows(self, tokens: list[int], tree: Tree | None, last: bool) -> SequenceRows:
         """What it adds to a pass: the next of its pending tokens, maybe the `last` of them, or a tree of guesses."""
         if tree is not None:
-            return SequenceRows.tree(self.cache, tree.tokens, tree.parents)
+            return SequenceRows.tree(self.cache, tree.tokens, tree.parents, self.takes_likeliest)
         return SequenceRows.plain(self.cache, tokens, wanted=(-1,) if last else ())
 
-    def draw(self, logits: F32) -> int | None:
-        """The next token, from the logits after the last one; None where that ends the sequence."""
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether a token can be drawn from the likeliest ones alone."""
+        return self.sampler.takes_likeliest and self.top_logprobs is None
+
+    def draw(self, logits: F32 | Likeliest) -> int | None:
+        """The next token, from the one row of logits after the last one; None where that ends the sequence."""
         tokens = self.tokens
-        token = self.sampler(logits, len(tokens), tokens)
+        if isinstance(logits, Likeliest):
+            token = self.sampler.best(logits, len(tokens))
+        else:
+            token = self.sampler(logits[0], len(tokens), tokens)
         if token in self.stop_ids:
             self.finish_reason = "stop"
             return None
         self.token_ids.append(token)
-        if self.top_logprobs is not None:
-            self.logprobs.append(token_logprobs(logits, token, self.top_logprobs))
+        if self.top_logprobs is not None and not isinstance(logits, Likeliest):
+            self.logprobs.append(token_logprobs(logits[0], token, self.top_logprobs))
         if len(self.token_ids) >= self.max_tokens:
             self.finish_reason = "length"
             return None

@@ -16,9 +16,8 @@ from penstock.errors import MemoryCeilingError
 from penstock.forecast.guess_forecast import GuessForecast, forecast_guesses
 from penstock.forecast.probe import MANY_ROWS, seconds_of_rows
 from penstock.forecast.sizes import COARSE_RATIO
-from penstock.memory.budget import Budget, Demand, Plan
+from penstock.memory.budget import MOST_MISSING, Budget, Demand, Plan
 from penstock.models.kv_cache import BLOCK_SLOTS
-from penstock.speculate.coarse import MOST_MISSING
 from penstock.speculate.drafters import working_bytes
 from penstock.speculate.grow import MOST_NODES
 from penstock.weights.residency import draft_layers
@@ -75,7 +74,7 @@ class Guessing:
     """With room for the most guesses that a pass may check."""
     most_guesses: int
     guess_bytes: int
-    """Bytes for their rows, their logits and their slots in the KV caches."""
+    """Bytes for their rows and their slots in the KV caches; where draws need all logits they take more."""
     tier_bytes: int
     """What a packed model guesses with, part of its resident weights; 0 where the model is raw."""
     tier_layers: int
@@ -170,8 +169,8 @@ def _guessing(subject: GuessSubject, draft: DraftShape | None) -> Guessing:
     most = 0
     if tier_bytes or draft:
         kv += shape.block_bytes
-        most = min(MOST_NODES, budget.most_guesses(kv, 1, 1, slot, tier_bytes))
-    without, plan = budget.plan(Demand(kv=kv)), budget.plan(Demand(1 + most, 1 + most, kv + most * slot))
+        most = min(MOST_NODES, budget.most_guesses(kv, 1, 1, slot, tier_bytes, logits=False))
+    without, plan = budget.plan(Demand(kv=kv)), budget.plan(Demand(1 + most, 1, kv + most * slot))
     kept = kept_layers(subject, plan.resident)
     steps = _steps(subject, kept, draft, form)
     return Guessing(

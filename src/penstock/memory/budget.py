@@ -26,6 +26,8 @@ LEAST_RING_BYTES, MOST_RING_BYTES = 6 * MIB, 96 * MIB
 GUESS_SHARE = 0.05
 """Of the ceiling: what guesses may take of the weights' room, which a pass then reads besides."""
 ENOUGH_GUESSES = 64
+MOST_MISSING = 0.25
+"""Of the weights that guesses are made with: with fewer they would be made in vain."""
 LEAST_CHUNK_ROWS = 32
 """Rows of a prompt that a pass has room for at least: in smaller chunks it would cost too many passes."""
 
@@ -131,17 +133,21 @@ class Budget:
         """What a row of a chunk takes whose logits are not wanted."""
         return self._activations(1, 0) - self._activations(0, 0)
 
-    def most_guesses(self, kv: int, rows: int, logit_rows: int, slot_bytes: int, wanted: int) -> int:
-        """Rows with logits that fit beside a pass of `rows` rows, each with a slot of the KV cache.
+    def most_guesses(
+        self, kv: int, rows: int, logit_rows: int, slot_bytes: int, wanted: int, logits: bool = True
+    ) -> int:
+        """Rows that fit beside a pass of `rows` rows, each with a slot of the KV cache, and its `logits` where all are
+        wanted.
 
         Of the ceiling they may take GUESS_SHARE; and more than ENOUGH_GUESSES do not displace what guesses are made
-        with, `wanted` bytes, where that fits without.
+        with, `wanted` bytes, unless too little of that fits to be of use.
         """
         room = self._usable - self._fixed - kv - self._activations(rows, logit_rows)
-        each = self._activations(1, 1) - self._activations(0, 0) + slot_bytes
-        beside = (room - wanted) // each
+        each = self._activations(1, int(logits)) - self._activations(0, 0) + slot_bytes
         most = min(room, int(self.ceiling * GUESS_SHARE)) // each
-        return max(0, min(most, max(beside, ENOUGH_GUESSES)) if room > wanted else most)
+        if room > (1 - MOST_MISSING) * wanted:
+            most = min(most, max((room - wanted) // each, ENOUGH_GUESSES))
+        return max(0, most)
 
     def most_kv(self, sequences: int) -> int:
         """Bytes of KV that fit beside a chunk of LEAST_CHUNK_ROWS and the logits of so many sequences."""

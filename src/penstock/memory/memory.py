@@ -79,18 +79,24 @@ class Memory:
         return True
 
     def need(
-        self, slots: Mapping[KvCache, int], rows: int, logit_rows: int, guesses: int = 0, more: KvCount = NOTHING
+        self,
+        slots: Mapping[KvCache, int],
+        rows: int,
+        logit_rows: int,
+        guesses: int = 0,
+        more: KvCount = NOTHING,
+        logits: bool = True,
     ) -> Need:
         """What a pass asks for that ends with so many slots in these caches, and has so many rows besides guesses.
 
-        `more` has to fit beside it. What was kept of sequences that have ended gives way.
-        Raises MemoryCeilingError where that is not enough.
+        `logits`: whether all are wanted of guesses. `more` has to fit beside it. What was kept of sequences that have
+        ended gives way. Raises MemoryCeilingError where that is not enough.
         """
         more += self.caches.one_block.times(len(slots) * (guesses > 0))
 
         def need() -> Need:
             kv = self.caches.count_with(slots) + more
-            return Need(rows + guesses, logit_rows + guesses, kv, guesses)
+            return Need(rows + guesses, logit_rows + guesses * logits, kv, guesses)
 
         return self._fitting(need)
 
@@ -135,11 +141,12 @@ class Memory:
             if rows >= wanted or not self.caches.kept.drop_oldest():
                 return max(LEAST_CHUNK_ROWS, rows)
 
-    def most_guesses(self, slots: Mapping[KvCache, int], rows: int) -> int:
-        """Guesses that a pass has room for, which ends with so many slots a cache without them, and has `rows` rows."""
+    def most_guesses(self, slots: Mapping[KvCache, int], rows: int, logits: bool = True) -> int:
+        """Guesses that a pass has room for, which ends with so many slots a cache without them, and has `rows` rows;
+        `logits`: whether all are wanted of guesses."""
         count = self.caches.count_with(slots) + self.caches.one_block.times(len(slots))
         return min(
-            s.budget.most_guesses(s.kv_bytes(count), rows, len(slots), s.guess_bytes, s.draft_weights)
+            s.budget.most_guesses(s.kv_bytes(count), rows, len(slots), s.guess_bytes, s.draft_weights, logits)
             for s in self._shares
         )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from penstock.errors import UsageError
+from penstock.models.logits import Logits
 from penstock.models.pass_stats import PartStats, PassStats
 from penstock.models.stage import Step
 
@@ -38,7 +39,7 @@ class StageLike(Protocol):
     def streamed_bytes(self) -> int:
         """Bytes that its next pass would read."""
 
-    def run(self, step: Step, x: F32 | None = None) -> tuple[F32 | None, tuple[PartStats, ...]]: ...
+    def run(self, step: Step, x: F32 | None = None) -> tuple[F32 | Logits | None, tuple[PartStats, ...]]: ...
     def read_slot(self, blocks: Sequence[int], slot: int) -> U8: ...
     def write_slot(self, blocks: Sequence[int], slot: int, data: U8) -> None: ...
 
@@ -76,7 +77,12 @@ class Chain:
         return sum(stage.streamed_bytes for stage in self.stages)
 
     def run(self, rows: Rows, need: Need | None = None) -> tuple[F32, PassStats]:
-        """One pass over the weights: logits float32 [len(rows.wanted), vocab_size] of the rows that want them.
+        """As `run_pass`, where all want all logits: float32 [len(rows.wanted), vocab_size]."""
+        logits, stats = self.run_pass(rows, need)
+        return logits.whole, stats
+
+    def run_pass(self, rows: Rows, need: Need | None = None) -> tuple[Logits, PassStats]:
+        """One pass over the weights: the logits of the rows that want them.
 
         Keys and values of all rows are in their caches afterwards, in slots that the caller commits. The head is not
         read where no row wants logits. `need`: what every stage makes room for first. Raises ReadError, FormatError,
@@ -84,12 +90,11 @@ class Chain:
         """
         begin, head = time.perf_counter(), len(rows.wanted) > 0
         try:
-            logits, parts = self._through([replace(leg, head=leg.head and head) for leg in self._legs], rows, need)
+            x, parts = self._through([replace(leg, head=leg.head and head) for leg in self._legs], rows, need)
         finally:
             end = time.perf_counter()
             self.events.tell("pass", f"{len(rows)} row{'s' * (len(rows) != 1)}", begin, end)
-        if not head:
-            logits = np.empty((0, self.vocab_size), np.float32)
+        logits = x if isinstance(x, Logits) else Logits.none(self.vocab_size)
         return logits, PassStats(len(rows), parts, end - begin, end - begin)
 
     def hidden(self, rows: Rows, layers: Sequence[int], tier: Tier = "exact") -> F32:
@@ -98,12 +103,13 @@ class Chain:
             replace(leg, layers=tuple(layer for layer in leg.layers if layer in layers), head=False)
             for leg in self._legs
         )
-        return self._through([leg for leg in legs if leg.embed or leg.layers], rows, None, tier)[0]
+        x, _ = self._through([leg for leg in legs if leg.embed or leg.layers], rows, None, tier)
+        return _hidden(x)
 
     def _through(
         self, legs: Sequence[_Leg], rows: Rows, need: Need | None, tier: Tier = "exact"
-    ) -> tuple[F32, tuple[PartStats, ...]]:
-        x: F32 | None = None
+    ) -> tuple[F32 | Logits, tuple[PartStats, ...]]:
+        x: F32 | Logits | None = None
         parts: list[PartStats] = []
         told: set[StageLike] = set()
         self._busy = True
@@ -111,7 +117,8 @@ class Chain:
             for leg in legs:
                 asked = None if leg.stage in told else need
                 told.add(leg.stage)
-                x, took = _run(leg.stage, Step((), asked, rows, leg.embed, leg.layers, leg.head, tier), x)
+                before = None if x is None else _hidden(x)
+                x, took = _run(leg.stage, Step((), asked, rows, leg.embed, leg.layers, leg.head, tier), before)
                 parts += took
         finally:
             self._busy = False
@@ -154,7 +161,13 @@ class Chain:
         cache.length += 1
 
 
-def _run(stage: StageLike, step: Step, x: F32 | None = None) -> tuple[F32 | None, tuple[PartStats, ...]]:
+def _hidden(x: F32 | Logits) -> F32:
+    if isinstance(x, Logits):
+        raise TypeError("a stage went on after the head")
+    return x
+
+
+def _run(stage: StageLike, step: Step, x: F32 | None = None) -> tuple[F32 | Logits | None, tuple[PartStats, ...]]:
     """Run a stage, which does to its caches first what is still to be done."""
     ops = stage.outbox.pending()
     done = stage.run(replace(step, ops=ops), x)

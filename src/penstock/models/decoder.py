@@ -35,6 +35,7 @@ from penstock.architectures.names import (
 )
 from penstock.errors import UsageError
 from penstock.models.adapted import AdaptedRows
+from penstock.models.logits import Logits, Ranking
 from penstock.models.rope import inverse_frequencies
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.tokens import check_tokens
@@ -42,6 +43,8 @@ from penstock.models.tokens import check_tokens
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
+
+    import numpy.typing as npt
 
     from penstock.adapters.adapter import LowRank
     from penstock.architectures.config import ModelConfig, WhichRope
@@ -186,6 +189,22 @@ class Decoder:
         logits = self._linear(self.architecture.head, x)
         self.scale_logits(logits)
         return logits
+
+    def logits(self, x: F32, told: npt.NDArray[np.bool_]) -> Logits:
+        """Of normalised rows [n, hidden_size]: all of some, the likeliest of those that `told` says."""
+        if not told.any():
+            return Logits(self.head(x), Ranking(0).likeliest(), told)
+        name = self.architecture.head
+        whole = np.empty((int((~told).sum()), self.weights.tensors[name].shape[0]), np.float32)
+        ranking = Ranking(len(x) - len(whole))
+        with self._pieces(name) as pieces:
+            for piece in pieces:
+                part = np.empty((len(x), piece.rows.stop - piece.rows.start), np.float32)
+                self._apply(piece, name, x, part, ())
+                self.scale_logits(part)
+                whole[:, piece.rows] = part[~told]
+                ranking.take(piece.rows.start, part if told.all() else part[told])
+        return Logits(whole, ranking.likeliest(), told)
 
     def scale_logits(self, logits: F32) -> None:
         """From the head's products [n, m] to logits, in place."""

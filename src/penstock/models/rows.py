@@ -8,7 +8,7 @@ committed prefix, and its ancestors and itself as the tail.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -38,6 +38,8 @@ class SequenceRows:
     tail_slots: I32
     wanted: I64
     """Indices of the rows whose logits are wanted, ascending."""
+    likeliest: bool = False
+    """Whether no more is wanted of them than which tokens are likeliest."""
     adapter: str | None = None
     """The adapter that they go through, by name: that of the cache."""
 
@@ -60,15 +62,17 @@ class SequenceRows:
         )
 
     @classmethod
-    def tree(cls, cache: KvCache, tokens: Sequence[int], parents: Sequence[int]) -> SequenceRows:
+    def tree(
+        cls, cache: KvCache, tokens: Sequence[int], parents: Sequence[int], likeliest: bool = False
+    ) -> SequenceRows:
         """A tree of tokens after the committed positions: parents[i] < i is a row of the same tree, -1 the root's.
 
-        Logits are wanted of every row.
+        Logits are wanted of every row, or the `likeliest` tokens.
         """
         paths: list[list[int]] = []
         for node, parent in enumerate(parents):
             paths.append([*(paths[parent] if parent >= 0 else []), cache.length + node])
-        return cls.nodes(cache, tokens, paths)
+        return replace(cls.nodes(cache, tokens, paths), likeliest=likeliest)
 
     @classmethod
     def nodes(cls, cache: KvCache, tokens: Sequence[int], paths: Sequence[Sequence[int]]) -> SequenceRows:
@@ -106,6 +110,9 @@ class Rows:
         self.wanted = np.concatenate(
             [s.wanted + span.start for s, span in zip(self.sequences, self.spans, strict=True)]
         )
+
+        self.likeliest = np.repeat([s.likeliest for s in self.sequences], [len(s.wanted) for s in self.sequences])
+        """Which of the wanted ones want no more than the likeliest tokens: bool, as long as `wanted`."""
 
     def __len__(self) -> int:
         return len(self.tokens)

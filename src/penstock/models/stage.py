@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from penstock.models.decoder import Decoder, Matrices
     from penstock.models.kv_cache import KvCount, NumberedOp, Outbox
     from penstock.models.kv_planes import KvShape
+    from penstock.models.logits import Logits
     from penstock.models.rows import Rows
     from penstock.weights.weights import Weights
 
@@ -116,8 +117,8 @@ class Stage:
         """Put what `read_slot` gave into a slot."""
         self.decoder.planes.write_slot(blocks, slot, data)
 
-    def run(self, step: Step, x: F32 | None = None) -> tuple[F32 | None, tuple[PartStats, ...]]:
-        """Hidden rows float32 [n, hidden_size], or logits [len(rows.wanted), vocab_size], and what its parts took.
+    def run(self, step: Step, x: F32 | None = None) -> tuple[F32 | Logits | None, tuple[PartStats, ...]]:
+        """Hidden rows float32 [n, hidden_size], or the logits of `rows.wanted`, and what its parts took.
 
         Keys and values of all rows are in their caches afterwards, in slots that the caller commits. Raises ReadError,
         FormatError, MemoryCeilingError.
@@ -130,7 +131,7 @@ class Stage:
         parts: list[PartStats] = []
         return self._run(step, step.rows, x, parts), tuple(parts)
 
-    def _run(self, step: Step, rows: Rows, x: F32 | None, parts: list[PartStats]) -> F32 | None:
+    def _run(self, step: Step, rows: Rows, x: F32 | None, parts: list[PartStats]) -> F32 | Logits | None:
         if step.tier == "coarse":
             return self._guess(step, rows, x)
         decoder = self.decoder
@@ -141,7 +142,7 @@ class Stage:
             decoder.walk(x, rows, step.layers, lambda index: self._layer(index, parts))
         if x is not None and step.head:
             with self._part("head", parts):
-                x = decoder.head(decoder.final_norm(x[rows.wanted]))
+                return decoder.logits(decoder.final_norm(x[rows.wanted]), rows.likeliest)
         return x
 
     def _guess(self, step: Step, rows: Rows, x: F32 | None) -> F32 | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from penstock.compute.kernels import F32
+    from penstock.models.logits import Likeliest
     from penstock.speculate.drafter import Drafter, Guess
     from penstock.speculate.tree import Tree
 
@@ -30,8 +30,8 @@ class Asking:
         self.nodes += len(nodes)
         return self._drafter.expand(nodes)
 
-    def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
-        self._drafter.learn(tree, walk, logits)
+    def learn(self, tree: Tree, walk: Sequence[int], likeliest: Likeliest) -> None:
+        self._drafter.learn(tree, walk, likeliest)
 
     def forget(self, key: object) -> None:
         self._drafter.forget(key)

@@ -13,6 +13,7 @@ import numpy as np
 
 from penstock.compute.levels import CoarseChunks, CoarseRows
 from penstock.events import Events
+from penstock.memory.budget import MOST_MISSING
 from penstock.speculate.exact_head import exact_rows
 from penstock.speculate.model_drafter import ModelDrafter
 from penstock.weights.pieces import CoarseBytes, PlainData
@@ -34,8 +35,6 @@ LEVEL_BYTES = 8
 """What a row takes besides its coarse bits."""
 COARSE_SHARPNESS = 3.0
 """Measured on the demo model (sharpness.py)."""
-MOST_MISSING = 0.25
-"""Of the layers: with fewer it would guess in vain."""
 
 
 @dataclass(frozen=True, slots=True)

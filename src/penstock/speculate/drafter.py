@@ -9,7 +9,7 @@ from penstock.errors import PenstockError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from penstock.compute.kernels import F32
+    from penstock.models.logits import Likeliest
     from penstock.speculate.tree import Tree
 
 MOST_GUESSES = 8
@@ -38,8 +38,8 @@ class Drafter(Protocol):
     def expand(self, nodes: Sequence[tuple[Tree, int]]) -> list[list[Guess]]:
         """For each node its guesses at the next token, best first, at most MOST_GUESSES; none where it has no idea."""
 
-    def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
-        """After a pass over `tree`: the nodes that the walk came to, and the logits [len(tree), vocab_size]."""
+    def learn(self, tree: Tree, walk: Sequence[int], likeliest: Likeliest) -> None:
+        """After a pass over `tree`: the nodes that the walk came to, and the likeliest tokens after every node."""
 
     def forget(self, key: object) -> None:
         """The sequence whose trees have this key has ended."""

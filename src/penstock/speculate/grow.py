@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from penstock.speculate.drafter import Drafter, Guess
     from penstock.speculate.tree import Tree
 
-MOST_NODES = 256
+MOST_NODES = 512
 """Nodes of all trees of a pass together, where their number is the engine's choice."""
 LEAST_CHANCE = 1e-3
 """Of a node that is worth a row."""

@@ -15,7 +15,7 @@ from penstock.speculate.drafter import Guess
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from penstock.compute.kernels import F32
+    from penstock.models.logits import Likeliest
     from penstock.speculate.tree import Tree
 
 ORDERS = {1: 2.0, 2: 1.5, 3: 1.0, 4: 0.75, 6: 0.5, 8: 0.25}
@@ -41,7 +41,7 @@ class Lookup:
     def expand(self, nodes: Sequence[tuple[Tree, int]]) -> list[list[Guess]]:
         return [self._texts[tree.key].guesses(tree.path(node)) for tree, node in nodes]
 
-    def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
+    def learn(self, tree: Tree, walk: Sequence[int], likeliest: Likeliest) -> None:
         """Nothing: the text tells."""
 
     def forget(self, key: object) -> None:

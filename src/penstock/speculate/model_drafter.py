@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock.models.logits import Likeliest, largest
 from penstock.models.rows import Rows, SequenceRows
 from penstock.speculate.drafter import MOST_GUESSES, Guess
-from penstock.speculate.recycling import largest
 from penstock.speculate.sharpness import Sharpness
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class ModelDrafter:
             for draft, (_, node), row in zip(drafts, nodes, zip(tokens, logits, strict=True), strict=True)
         ]
 
-    def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
+    def learn(self, tree: Tree, walk: Sequence[int], likeliest: Likeliest) -> None:
         pass
 
     def forget(self, key: object) -> None:

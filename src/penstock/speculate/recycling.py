@@ -15,12 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from penstock.compute.kernels import F32, F64, I64
+    from penstock.models.logits import Likeliest
     from penstock.speculate.tree import Tree
 
 ENTRY_BYTES = MOST_GUESSES * (4 + 2)
 """Of a token."""
-GROUP = 64
-"""Logits of which the maximum is taken first."""
 
 
 class Recycling:
@@ -42,14 +41,11 @@ class Recycling:
     def expand(self, nodes: Sequence[tuple[Tree, int]]) -> list[list[Guess]]:
         return [self._guesses(tree, node) for tree, node in nodes]
 
-    def learn(self, tree: Tree, walk: Sequence[int], logits: F32) -> None:
-        best = largest(logits, MOST_GUESSES)
-        width = best.shape[1]
-        for token, row, indices in zip(tree.tokens, logits, best, strict=True):
-            with np.errstate(invalid="ignore"):
-                weights = np.exp(row - row[indices[0]])
-            self._tokens[token, :width] = indices
-            self._chances[token, :width] = weights[indices] / weights.sum()
+    def learn(self, tree: Tree, walk: Sequence[int], likeliest: Likeliest) -> None:
+        width = min(MOST_GUESSES, likeliest.tokens.shape[1])
+        for token, tokens, shares in zip(tree.tokens, likeliest.tokens, likeliest.shares, strict=True):
+            self._tokens[token, :width] = tokens[:width]
+            self._chances[token, :width] = shares[:width]
 
     def forget(self, key: object) -> None:
         """Nothing: what one sequence taught is of use to others."""
@@ -71,21 +67,3 @@ def _as_drawn(tree: Tree, node: int, tokens: I64, chances: F32) -> tuple[I64, F6
     ranked, scores = tree.sampler.rank(tokens[order], np.log(chances[order]), position, seen, len(tokens))
     shares = np.exp(scores)
     return ranked, shares / shares.sum() * float(chances.sum())
-
-
-def largest(rows: F32, count: int) -> I64:
-    """Indices of the `count` largest of each row of float32 [n, m], the largest first: [n, min(count, m)]."""
-    n, m = rows.shape
-    groups = m // GROUP
-    if groups <= count:
-        return np.argsort(-rows, axis=1, kind="stable")[:, :count]
-    # What is among the largest is in one of the groups with the largest maxima, or behind the last one. Members of a
-    # group lie `groups` apart, so that maxima of neighbours are found side by side.
-    whole = groups * GROUP
-    maxima = rows[:, :whole].reshape(n, GROUP, groups).max(axis=1)
-    best = np.argpartition(maxima, -count, axis=1)[:, -count:, None]
-    inside = (best + groups * np.arange(GROUP)).reshape(n, -1)
-    behind = np.broadcast_to(np.arange(whole, m), (n, m - whole))
-    candidates = np.concatenate([inside, behind], axis=1)
-    order = np.argsort(-np.take_along_axis(rows, candidates, axis=1), axis=1, kind="stable")[:, :count]
-    return np.take_along_axis(candidates, order, axis=1)

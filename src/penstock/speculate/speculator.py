@@ -20,7 +20,7 @@ from penstock.speculate.grow import MOST_NODES, Growth
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from penstock.compute.kernels import F32
+    from penstock.models.logits import Likeliest
     from penstock.models.pass_stats import PassStats
     from penstock.speculate.costs import Costs
     from penstock.speculate.drafter import Drafter
@@ -71,17 +71,17 @@ class Record:
                 self.drafter_right.update({claim.drafter for claim in tree.claims[node]})
 
 
-def walk(tree: Tree, logits: F32, draw: Callable[[F32], int | None]) -> list[int]:
-    """Follow the target's own choices, drawn from the logits [len(tree), vocab_size]: the nodes they come to.
+def walk(tree: Tree, draw: Callable[[int], int | None]) -> list[int]:
+    """Follow the target's own choices: the nodes they come to.
 
-    `draw` gives a token, or None where the sequence ends. All that it emits are the target's draws, so guesses change
-    nothing but the number of passes.
+    `draw` gives the target's token after a node, or None where the sequence ends. All that it emits are the target's
+    draws, so guesses change nothing but the number of passes.
     """
     node: int | None = 0
     nodes = []
     while node is not None:
         nodes.append(node)
-        token = draw(logits[node])
+        token = draw(node)
         node = None if token is None else tree.child(node, token)
     return nodes
 
@@ -164,7 +164,7 @@ class Speculator:
         elif 4 * nodes > 3 * self._room:
             self._room = min(MOST_NODES, self._room * 2)
 
-    def learn(self, tree: Tree, nodes: Sequence[int], drawn: Sequence[int], logits: F32) -> None:
+    def learn(self, tree: Tree, nodes: Sequence[int], drawn: Sequence[int], likeliest: Likeliest) -> None:
         """Take in one tree's walk."""
         with self._only_proposing(*self.drafters):
             grown = self._grown.pop(tree.key, tree)
@@ -175,7 +175,7 @@ class Speculator:
                 self._worth.learn(grown, drawn, len(nodes) - 1)
         for drafter in list(self.drafters):
             with self._only_proposing(drafter):
-                drafter.learn(tree, nodes, logits)
+                drafter.learn(tree, nodes, likeliest)
 
     def forget(self, key: object) -> None:
         """A sequence has ended."""

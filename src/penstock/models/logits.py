@@ -1,0 +1,138 @@
+"""What the head says of a pass's rows: of some all logits, of others only which tokens are likeliest.
+
+A greedy draw needs no more than the likeliest token. So a row that one is drawn from, as every guess's may be, takes
+some bytes, where all logits of a vocabulary of 128,256 take half a megabyte.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from penstock.compute.kernels import F32, I64
+
+LIKELIEST = 8
+"""Tokens that are told of a row."""
+GROUP = 64
+"""Logits of which the maximum is taken first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likeliest:
+    """The likeliest tokens of n rows.
+
+    tokens: int64 [n, LIKELIEST or all], the likeliest first, and the lowest of those that are equally likely; shares:
+    float32 of the same shape, their probabilities; peaks: float32 [n], the greatest logits, NaN where one is.
+    """
+
+    tokens: I64
+    shares: F32
+    peaks: F32
+
+    @classmethod
+    def of(cls, logits: F32) -> Likeliest:
+        """Of rows of logits [n, vocab_size]."""
+        ranking = Ranking(len(logits))
+        ranking.take(0, logits)
+        return ranking.likeliest()
+
+    def __getitem__(self, rows: slice) -> Likeliest:
+        return Likeliest(self.tokens[rows], self.shares[rows], self.peaks[rows])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """Of all rows whose logits are wanted."""
+
+    whole: F32
+    """[m, vocab_size]: of the rows that want all of them."""
+    likeliest: Likeliest
+    """Of the others."""
+    told: npt.NDArray[np.bool_]
+    """Which rows are the others."""
+
+    @classmethod
+    def none(cls, vocab_size: int) -> Logits:
+        """Where no row wants any."""
+        return cls(np.empty((0, vocab_size), np.float32), Ranking(0).likeliest(), np.zeros(0, np.bool_))
+
+    def of(self, begin: int, end: int) -> F32 | Likeliest:
+        """Of some rows beside each other, which are all of a kind."""
+        others = int(self.told[:begin].sum())
+        if self.told[begin:end].all() and end > begin:
+            return self.likeliest[others : others + end - begin]
+        return self.whole[begin - others : end - others]
+
+
+@dataclass(slots=True)
+class Ranking:
+    """The likeliest tokens of `rows` rows, as their logits come by."""
+
+    rows: int
+    _tokens: I64 = field(init=False)
+    _logits: F32 = field(init=False)
+    _peaks: F32 = field(init=False)
+    _sums: F32 = field(init=False)
+    """Of exp(logit - the greatest so far)."""
+
+    def __post_init__(self) -> None:
+        self._tokens = np.empty((self.rows, 0), np.int64)
+        self._logits = np.empty((self.rows, 0), np.float32)
+        self._peaks = np.full(self.rows, -np.inf, np.float32)
+        self._sums = np.zeros(self.rows, np.float32)
+
+    def take(self, first: int, logits: F32) -> None:
+        """Take in logits [rows, m] of tokens `first` and after, which follow those that came before."""
+        indices = _best_first(logits, largest(logits, LIKELIEST))
+        tokens = np.concatenate([self._tokens, indices + first], axis=1)
+        values = np.concatenate([self._logits, np.take_along_axis(logits, indices, axis=1)], axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")[:, :LIKELIEST]
+        self._tokens = np.take_along_axis(tokens, order, axis=1)
+        self._logits = np.take_along_axis(values, order, axis=1)
+        peaks = np.maximum(self._peaks, logits.max(axis=1))
+        with np.errstate(invalid="ignore"):  # infinite ones are told by the peaks
+            self._sums *= np.exp(self._peaks - peaks)
+            for row, peak in enumerate(peaks):
+                self._sums[row] += np.exp(logits[row] - peak).sum()
+        self._peaks = peaks
+
+    def likeliest(self) -> Likeliest:
+        """Of all that came by."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shares = np.exp(self._logits - self._peaks[:, None]) / self._sums[:, None]
+        return Likeliest(self._tokens, shares, self._peaks)
+
+
+def _best_first(logits: F32, indices: I64) -> I64:
+    """The same indices of each row, but that its first is the lowest of those with the greatest logit."""
+    best = logits.argmax(axis=1)[:, None]
+    gives_way = indices == best
+    gives_way[~gives_way.any(axis=1), -1] = True
+    others = indices[~gives_way].reshape(len(indices), -1)
+    return np.concatenate([best, others], axis=1)
+
+
+def largest(rows: F32, count: int) -> I64:
+    """Indices of the `count` largest of each row of float32 [n, m], the largest first: [n, min(count, m)]."""
+    n, m = rows.shape
+    groups = m // GROUP
+    if groups <= count:
+        return np.argsort(-rows, axis=1, kind="stable")[:, :count]
+    # What is among the largest is in one of the groups with the largest maxima, or behind the last one. Members of a
+    # group lie `groups` apart, so that maxima of neighbours are found side by side.
+    whole = groups * GROUP
+    maxima = rows[:, :whole].reshape(n, GROUP, groups).max(axis=1)
+    best = np.argpartition(maxima, -count, axis=1)[:, -count:, None]
+    inside = (best + groups * np.arange(GROUP)).reshape(n, -1)
+    behind = np.broadcast_to(np.arange(whole, m), (n, m - whole))
+    candidates = np.concatenate([inside, behind], axis=1)
+    order = np.argsort(-np.take_along_axis(rows, candidates, axis=1), axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(candidates, order, axis=1)
