@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from penstock.adapters.named import open_adapters
 from penstock.checkpoints.store import find_model
+from penstock.compute.corrections import Components
 from penstock.compute.kernels import Kernels
 from penstock.disk.reader import Ring
 from penstock.engine.engine import Engine
@@ -85,8 +86,9 @@ class Runtime:
         corrections: Mapping[str, Correction] = {}
         if options.guesses:
             coarse = any(one.weights.draft_bytes for one in opened)
-            corrections = usable_corrections(checkpoint.path, checkpoint.files, checkpoint.tensors) if coarse else {}
-            held = working_bytes(self.architecture, coarse) + sum(one.nbytes for one in corrections.values())
+            budgets[0] = replace(budgets[0], draft=working_bytes(self.architecture, coarse))
+            corrections = _corrections(checkpoint, opened[0], budgets[0]) if coarse else {}
+            held = budgets[0].draft + sum(one.nbytes for one in corrections.values())
             budgets[0] = replace(budgets[0], draft=held)
         drafters = []
         if options.draft_model is not None:
@@ -176,6 +178,15 @@ class Runtime:
             weights.close()
         if self.draft is not None:
             self.draft.close()
+
+
+def _corrections(checkpoint: Checkpoint, opened: _Opened, budget: Budget) -> dict[str, Correction]:
+    """What a packed model was tuned with, as far as it is worth its room under the ceiling."""
+    found = usable_corrections(checkpoint.path, checkpoint.files, checkpoint.tensors)
+    stage = StageBudget(budget, opened.decoder.planes.shape, draft_weights=opened.weights.draft_bytes)
+    components = Components.of(found)
+    rank = stage.correction_rank(components.nbytes, components.rank)
+    return {name: correction.first(rank) for name, correction in found.items()} if rank else {}
 
 
 def _ceilings(checkpoint: Checkpoint, shares: Sequence[Share], ceiling: int) -> list[int]:

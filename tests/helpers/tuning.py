@@ -16,7 +16,7 @@ from penstock.tuning.tune import listen
 def corrections_of(model: Path, tokens: int, seed: int = 5) -> dict[str, Correction]:
     """Of a packed model, fitted to so many random tokens."""
     with LLM(model, OpenOptions(threads=1, draft="none", max_resident=0)) as llm:
-        return listen(llm, random_tokens(tokens, llm.config.vocab_size, seed))
+        return listen(llm, random_tokens(tokens, llm.config.vocab_size, seed), rank=32)
 
 
 def tune_to(model: Path, tokens: int) -> dict[str, Correction]:

@@ -15,7 +15,7 @@ from helpers.thorough import quick
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.errors import MemoryCeilingError, UsageError
-from penstock.memory.budget import Budget, Demand, choose_ring
+from penstock.memory.budget import ENOUGH_GUESSES, LEAST_RANK, Budget, Demand, choose_ring
 from penstock.models.kv_planes import KvShape
 from penstock.models.rows import Rows, SequenceRows
 from penstock.system.sizes import MIB, format_bytes, parse_bytes
@@ -164,3 +164,49 @@ def test_activations_cover_what_a_pass_allocates(tmp_path: Path, name: str, want
         planes = stage_of(engine).decoder.planes
         assert planes.nbytes == cache.n_blocks * planes.shape.block_bytes == KvShape.of(config, "f32").bytes_for(n)
     assert peak <= Architecture(config).activation_bytes(n, wanted, piece_bytes) + slack
+
+
+class TestWhatGuessingTakes:
+    """The weights that guesses are made with, corrections of them, and the guesses themselves share what there is."""
+
+    BUDGET = budget_of(1 << 30)
+    SLOT = 1 << 12
+    KV = 5 << 20
+
+    def room(self, guesses: int) -> int:
+        """Beside keys and values and so many guesses with a slot each, whose logits are not kept."""
+        return self.BUDGET.plan(Demand(1 + guesses, 1, self.KV + guesses * self.SLOT)).resident
+
+    def most_guesses(self, wanted: int, logits: bool = False) -> int:
+        return self.BUDGET.most_guesses(self.KV, 1, 1, self.SLOT, wanted, logits)
+
+    def test_guesses_past_enough_leave_the_weights_their_room(self) -> None:
+        for guesses in (ENOUGH_GUESSES, 100, 300):
+            assert self.most_guesses(self.room(guesses)) == guesses
+            assert self.most_guesses(self.room(guesses) - 1) == guesses
+        assert self.most_guesses(self.room(ENOUGH_GUESSES - 20)) == ENOUGH_GUESSES
+
+    def test_enough_of_them_where_not_all_weights_fit(self) -> None:
+        assert self.most_guesses(int(self.room(0) * 1.1)) == ENOUGH_GUESSES
+
+    def test_all_that_there_may_be_where_too_few_weights_fit_to_be_of_use(self) -> None:
+        assert self.most_guesses(2 * self.room(0)) == self.most_guesses(0) > 4 * ENOUGH_GUESSES
+
+    def test_their_logits_take_room(self) -> None:
+        assert self.most_guesses(0, logits=True) < self.most_guesses(0)
+
+    @pytest.mark.parametrize("components", [LEAST_RANK, 20, 31])
+    def test_corrections_get_what_the_weights_leave(self, components: int) -> None:
+        room, size = self.room(ENOUGH_GUESSES), 1 << 20
+        kv = self.KV + ENOUGH_GUESSES * self.SLOT
+        assert self.BUDGET.correction_rank(room - components * size, size, 32, kv) == components
+        assert self.BUDGET.correction_rank(room - 99 * size, size, 32, kv) == 32
+
+    def test_the_first_components_displace_weights(self) -> None:
+        room = self.room(ENOUGH_GUESSES)
+        assert self.BUDGET.correction_rank(room, 1 << 20, 32, self.KV) == LEAST_RANK
+        assert self.BUDGET.correction_rank(room, 1 << 20, 3, self.KV) == 3
+
+    def test_none_where_too_few_weights_fit_to_be_of_use(self) -> None:
+        assert self.BUDGET.correction_rank(2 * self.room(0), 1 << 20, 32, self.KV) == 0
+        assert self.BUDGET.correction_rank(1 << 20, 0, 0, self.KV) == 0

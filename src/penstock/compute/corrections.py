@@ -5,6 +5,7 @@ A draft only proposes tokens, so a correction is kept in 8 bits (how one is fitt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,36 +14,53 @@ import numpy as np
 if TYPE_CHECKING:
     from penstock.compute.kernels import F32, I8, Kernels
 
+SCALE_BYTES = 4
+
+
+def component_bytes(rows: int, cols: int) -> int:
+    """What a component takes of a correction of so many rows and columns."""
+    return rows + cols + SCALE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """Of the corrections of several matrices together: how many the longest has, and bytes of each."""
+
+    rank: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, corrections: Mapping[str, Correction]) -> Components:
+        rank = max((correction.rank for correction in corrections.values()), default=0)
+        return cls(rank, -(-sum(correction.nbytes for correction in corrections.values()) // max(1, rank)))
+
+
+NO_COMPONENTS = Components(0, 0)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Correction:
     """Adds (x @ inward.T * scales) @ outward.T to a product x @ weight.T.
 
-    inward: int8 [rank, cols]; outward: int8 [rank, rows]; scales: float32 [rank]. gains: float32 [rank], never rising:
-    what each component spares of the product's squared error, as a share of the exact product's square.
+    inward: int8 [rank, cols]; outward: int8 [rank, rows]; scales: float32 [rank]. The components that bring most come
+    first.
     """
 
     inward: I8
     outward: I8
     scales: F32
-    gains: F32
 
     @property
     def rank(self) -> int:
         return len(self.scales)
 
     @property
-    def component_nbytes(self) -> int:
-        """What each component takes."""
-        return int(self.inward.shape[1] + self.outward.shape[1] + 8)
-
-    @property
     def nbytes(self) -> int:
-        return self.rank * self.component_nbytes
+        return self.rank * component_bytes(self.outward.shape[1], self.inward.shape[1])
 
     def first(self, rank: int) -> Correction:
         """Its first components, in memory of their own."""
-        return Correction(*(part[:rank].copy() for part in (self.inward, self.outward, self.scales, self.gains)))
+        return Correction(*(part[:rank].copy() for part in (self.inward, self.outward, self.scales)))
 
     def add_to(self, kernels: Kernels, x: F32, out: F32) -> None:
         """Add it to out[n, rows], the product of x[n, cols]."""

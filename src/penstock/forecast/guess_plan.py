@@ -12,11 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from penstock.architectures.base import Architecture
+from penstock.compute.corrections import NO_COMPONENTS, Components
 from penstock.errors import MemoryCeilingError
 from penstock.forecast.guess_forecast import GuessForecast, forecast_guesses
 from penstock.forecast.probe import MANY_ROWS, seconds_of_rows
 from penstock.forecast.sizes import COARSE_RATIO
 from penstock.memory.budget import MOST_MISSING, Budget, Demand, Plan
+from penstock.memory.room import StageBudget
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.speculate.drafters import working_bytes
 from penstock.speculate.grow import MOST_NODES
@@ -62,8 +64,8 @@ class GuessSubject:
     context: int
     rates: Rates
     speed: DraftSpeed
-    corrections: int = 0
-    """Bytes of what the tiers are corrected by (`penstock tune`)."""
+    corrections: Components = NO_COMPONENTS
+    """What the tiers are corrected by (`penstock tune`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,11 @@ def plan_guesses(subject: GuessSubject, plain_seconds: float, draft: DraftShape 
 def guess_budget(subject: GuessSubject, draft: DraftShape | None) -> tuple[Budget, Form | None]:
     """The budget of a model that is opened with guesses, and the form in which it keeps a draft model."""
     working = working_bytes(subject.budget.architecture, coarse=bool(subject.tiers))
-    budget = replace(subject.budget, draft=working + subject.corrections)
+    budget = replace(subject.budget, draft=working)
+    stage = StageBudget(budget, subject.kv_shape, draft_weights=sum(subject.tiers.values()))
+    components = subject.corrections
+    rank = stage.correction_rank(components.nbytes, components.rank)
+    budget = replace(budget, draft=working + rank * components.nbytes)
     if subject.tiers and budget.indexed:  # the coarse tier stays beside rows that are quicker to multiply with
         budget = replace(budget, indexed=budget.indexed + subject.size.coarse)
     if draft is None:

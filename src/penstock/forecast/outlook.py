@@ -18,6 +18,7 @@ from penstock.architectures.base import Architecture
 from penstock.architectures.config import ModelConfig
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.store import find_model, store_root
+from penstock.compute.corrections import NO_COMPONENTS, Components
 from penstock.compute.kernels import Kernels
 from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import CheckpointError, UnsupportedError, UsageError
@@ -126,8 +127,8 @@ class Subject:
     tiers: Mapping[str, int]
     """What there is, packed, of each matrix to guess with, in bytes."""
     draft: DraftShape | None
-    corrections: int = 0
-    """Bytes of what is beside a model that was tuned."""
+    corrections: Components = NO_COMPONENTS
+    """What a model was tuned with."""
 
     @property
     def form(self) -> Form:
@@ -241,7 +242,6 @@ def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint
         tensors = [llm.weights.tensors[name] for name in llm.architecture.pass_matrices]
         matrices, size = [matrix_of(tensor) for tensor in tensors], size_here(tensors)
         budget = replace(llm.memory.budget, draft=0)
-        corrections = usable_corrections(llm.path, llm.files, llm.weights.tensors)
         subject = Subject(
             name=model,
             place="here",
@@ -253,7 +253,7 @@ def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint
             kernels=llm.kernels,
             tiers=tiers_here(tensors) if size.decoded else tiers_ahead(matrices),
             draft=_draft(settings, llm.config, path, llm.kernels),
-            corrections=sum(correction.nbytes for correction in corrections.values()),
+            corrections=Components.of(usable_corrections(llm.path, llm.files, llm.weights.tensors)),
         )
         contexts = _contexts(subject.budget, settings)
         return _outlook(subject, settings, contexts, llm.files, "direct reads of the model's own files")
@@ -335,7 +335,7 @@ def _outlook(
         guesses = None
         if settings.draft != "none":
             tiers = subject.tiers if size.decoded else {}
-            corrections = subject.corrections if tiers else 0
+            corrections = subject.corrections if tiers else NO_COMPONENTS
             guessing = GuessSubject(budget, size, tiers, shape, context, rates, drafting, corrections)
             guesses = plan_guesses(guessing, token.seconds, subject.draft)
         return Prospect(size, plan, token, prompts, guesses)

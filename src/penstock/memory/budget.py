@@ -28,6 +28,8 @@ GUESS_SHARE = 0.05
 ENOUGH_GUESSES = 64
 MOST_MISSING = 0.25
 """Of the weights that guesses are made with: with fewer they would be made in vain."""
+LEAST_RANK = 8
+"""Of corrections, where there is little room: by then they bring most of what they can."""
 LEAST_CHUNK_ROWS = 32
 """Rows of a prompt that a pass has room for at least: in smaller chunks it would cost too many passes."""
 
@@ -148,6 +150,18 @@ class Budget:
         if room > (1 - MOST_MISSING) * wanted:
             most = min(most, max((room - wanted) // each, ENOUGH_GUESSES))
         return max(0, most)
+
+    def correction_rank(self, wanted: int, component: int, most: int, kv: int) -> int:
+        """How many components of the corrections of what guesses are made with are worth their room: `component` bytes
+        each, for all matrices together, of `most` that there are.
+
+        They do not displace the `wanted` bytes that they correct beside ENOUGH_GUESSES and `kv` bytes of keys and
+        values, but for LEAST_RANK of them; and there are none where too little of that fits to be of use.
+        """
+        room = self._usable - self._fixed - kv - self._activations(1 + ENOUGH_GUESSES, 1)
+        if room < (1 - MOST_MISSING) * wanted:
+            return 0
+        return min(most, max(LEAST_RANK, (room - wanted) // max(1, component)))
 
     def most_kv(self, sequences: int) -> int:
         """Bytes of KV that fit beside a chunk of LEAST_CHUNK_ROWS and the logits of so many sequences."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from penstock.memory.budget import LEAST_CHUNK_ROWS, Demand
+from penstock.memory.budget import ENOUGH_GUESSES, LEAST_CHUNK_ROWS, Demand
 from penstock.models.kv_cache import BLOCK_SLOTS, KvCount
 
 if TYPE_CHECKING:
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from penstock.models.kv_planes import KvShape
     from penstock.models.stage import Need
     from penstock.weights.weights import Weights
+
+USUAL_CONTEXT = 512
+"""Positions that corrections leave room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,11 @@ class StageBudget:
     def guess_bytes(self) -> int:
         """Slots of a guess: one while it is made, of nodes some of which are dropped, and one while it is checked."""
         return 2 * self.kv_bytes(KvCount(1, 1)) // BLOCK_SLOTS
+
+    def correction_rank(self, component: int, most: int) -> int:
+        """How many components of corrections are worth their room (Budget), beside a context of usual length."""
+        kv = self.kv.bytes_for(USUAL_CONTEXT) + ENOUGH_GUESSES * self.guess_bytes
+        return self.budget.correction_rank(self.draft_weights, component, most, kv)
 
     def demand(self, need: Need) -> Demand:
         """What a pass asks for here, in bytes."""

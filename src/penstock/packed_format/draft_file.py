@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 NAME = "draft.safetensors"
 MODEL, HASHES, _ = SERVICE = ("penstock.model", "penstock.hashes", SEAL)
-PARTS = ("inward", "outward", "scales", "gains")
+PARTS = ("inward", "outward", "scales")
 """Of a correction, as it has them itself."""
 MOST_RANK = 256
 TUNE_AGAIN = "Run `penstock tune` again. Until then guesses are made without it; no answer is any different."
@@ -131,7 +131,7 @@ def _parts(name: str, header: Header, tensors: Mapping[str, TensorInfo | PackedT
     rows, cols = tensors[name].shape
     infos = [header.tensors.get(f"{name}.{part}") for part in PARTS]
     rank = infos[0].shape[0] if infos[0] is not None and infos[0].shape else 0
-    expected = [(DType.I8, (rank, cols)), (DType.I8, (rank, rows)), (DType.F32, (rank,)), (DType.F32, (rank,))]
+    expected = [(DType.I8, (rank, cols)), (DType.I8, (rank, rows)), (DType.F32, (rank,))]
     found = [info for info in infos if info is not None]
     if not 0 < rank <= MOST_RANK or [(info.dtype, info.shape) for info in found] != expected:
         _fail(f"{path}: the tensors of {shown(name)} are not those of a correction of {rows} x {cols} weights")

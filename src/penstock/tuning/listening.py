@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from penstock.compute.corrections import Correction
     from penstock.compute.kernels import F32, I64, Kernels
     from penstock.events import Events
-    from penstock.tuning.fit import Basis
     from penstock.weights.pieces import PieceData
     from penstock.weights.weights import Weights
 
@@ -56,41 +55,37 @@ class Listening:
         with closing(self._weights.pieces(name)) as pieces:
             for piece in pieces:
                 yield _Overheard(piece, heard) if isinstance(piece, PackedData) else piece
-        products = heard.give()
-        if products is not None:
-            errors, exact = products
-            self._fit(name, error_basis(errors[SKIPPED:], exact[SKIPPED:], self._rank))
+        errors = heard.give()
+        if errors is not None:
+            self._fit(name, error_basis(errors[SKIPPED:], self._rank))
 
-    def _fit(self, name: str, basis: Basis) -> None:
-        if not len(basis.gains):
+    def _fit(self, name: str, vectors: F32) -> None:
+        if not vectors.size:
             return
-        inward = np.zeros((len(basis.gains), self.tensors[name].shape[1]), np.float32)
+        inward = np.zeros((vectors.shape[1], self.tensors[name].shape[1]), np.float32)
         with closing(self._weights.stored(name)) as pieces:
             for piece in pieces:
                 if isinstance(piece, PackedData):
-                    _lead(piece, np.ascontiguousarray(basis.vectors[piece.rows].T), inward, self._kernels)
-        self._told(name, quantized(basis, inward))
+                    _lead(piece, np.ascontiguousarray(vectors[piece.rows].T), inward, self._kernels)
+        self._told(name, quantized(vectors, inward))
 
 
 class _Heard:
-    """Products of one matrix with all rows, [n, rows]: what the coarse tier lacks of the exact ones, and these."""
+    """What the coarse tier lacks of one matrix's products with all rows, [n, rows]."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
-        self._products: tuple[F32, F32] | None = None
+        self._errors: F32 | None = None
 
     def take(self, columns: slice, exact: F32, coarse: F32) -> None:
-        if self._products is None:
-            shape = len(exact), self._rows
-            self._products = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        errors, whole = self._products
-        whole[:, columns] = exact
-        np.subtract(exact, coarse, out=errors[:, columns])
+        if self._errors is None:
+            self._errors = np.zeros((len(exact), self._rows), np.float32)
+        np.subtract(exact, coarse, out=self._errors[:, columns])
 
-    def give(self) -> tuple[F32, F32] | None:
-        """Errors and exact products, which are not kept; None where nothing was packed."""
-        products, self._products = self._products, None
-        return products
+    def give(self) -> F32 | None:
+        """All of it, which is not kept; None where nothing was packed."""
+        errors, self._errors = self._errors, None
+        return errors
 
 
 @dataclass(frozen=True, slots=True)

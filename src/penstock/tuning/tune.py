@@ -8,12 +8,12 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.compute.corrections import component_bytes
 from penstock.errors import PenstockError, UsageError
 from penstock.llm import LLM
 from penstock.models.rows import Rows, SequenceRows
 from penstock.options import OpenOptions
 from penstock.packed_format.draft_file import identity, write_corrections
-from penstock.tuning.fit import best
 from penstock.tuning.listening import Listening
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ LOGIT_ROWS = 4
 """One row in so many has logits, for the head's correction."""
 PIECE_BYTES = 128 << 20
 """Of a piece that is unpacked, the exact and the coarse weights as float32."""
-RANK = 32
-"""Components of a matrix, at most."""
+MOST_RANK = 32
+"""Components of a matrix."""
 BITS, SMALL_BYTES = 0.15, 16 << 20
 """What all corrections may take: so much a weight, or so many bytes, where that is more."""
 
@@ -74,13 +74,13 @@ def tune(
         tokens = llm.encode(text)[: min(MOST_TOKENS, llm.context)]
         if len(tokens) < min(LEAST_TOKENS, llm.context):
             raise UsageError(f"The text has {len(tokens)} tokens.", f"Give one of {LEAST_TOKENS} to {MOST_TOKENS}.")
-        kept = best(listen(llm, tokens), max(int(BITS * architecture.pass_weights / 8), SMALL_BYTES))
+        found = listen(llm, tokens, rank_for(architecture))
         try:
-            path = write_corrections(model, own, kept)
+            path = write_corrections(model, own, found)
         except OSError as error:
             problem = f"{error.filename or model} cannot be written: {error.strerror or error}"
             raise PenstockError(problem, "Check the disk and your permissions there.") from error
-    nbytes = sum(correction.nbytes for correction in kept.values())
+    nbytes = sum(correction.nbytes for correction in found.values())
     return Tuned(path, nbytes, 8 * nbytes / architecture.pass_weights, len(tokens), time.perf_counter() - begin)
 
 
@@ -92,19 +92,32 @@ def _needs(architecture: Architecture) -> int:
     """Bytes besides a pass's own: products and their errors, what fitting takes, and the corrections."""
     rows = max(shape[0] for shape in architecture.pass_matrices.values())
     layer_rows = max(shape[0] for name, shape in architecture.pass_matrices.items() if name != architecture.head)
-    products = max(MOST_TOKENS * layer_rows, MOST_TOKENS // LOGIT_ROWS * rows) * 4 * 3
-    corrections = sum(RANK * (sum(shape) + 8) for shape in architecture.pass_matrices.values())
-    return products + 4 * RANK * rows + PIECE_BYTES + 8 * MOST_TOKENS**2 + corrections
+    products = max(MOST_TOKENS * layer_rows, MOST_TOKENS // LOGIT_ROWS * rows) * 4 * 2
+    rank = rank_for(architecture)
+    corrections = rank * _component_bytes(architecture)
+    return products + 4 * rank * rows + PIECE_BYTES + 8 * MOST_TOKENS**2 + corrections
 
 
-def listen(llm: LLM, tokens: Sequence[int]) -> dict[str, Correction]:
-    """The corrections of a packed model's matrices, all that there may be, by one pass over these tokens.
+def rank_for(architecture: Architecture) -> int:
+    """How many components every correction gets. All get as many: shared out by what each spares of its product's
+    error, they make guesses worse (docs/log.md)."""
+    most = max(int(BITS * architecture.pass_weights / 8), SMALL_BYTES)
+    return max(1, min(MOST_RANK, most // _component_bytes(architecture)))
+
+
+def _component_bytes(architecture: Architecture) -> int:
+    """Of all matrices together."""
+    return sum(component_bytes(*shape) for shape in architecture.pass_matrices.values())
+
+
+def listen(llm: LLM, tokens: Sequence[int], rank: int) -> dict[str, Correction]:
+    """The corrections of a packed model's matrices, of `rank` components at most, by one pass over these tokens.
 
     `llm`: opened without guesses and with no weights resident; it answers nothing afterwards.
     """
     found: dict[str, Correction] = {}
     for stage in llm.stages:
-        listening = Listening(stage.weights, stage.decoder.kernels, RANK, found.__setitem__)
+        listening = Listening(stage.weights, stage.decoder.kernels, rank, found.__setitem__)
         stage.decoder = stage.decoder.over(listening)
     cache, count = llm.memory.new_cache(len(tokens)), len(tokens)
     wanted = range(LOGIT_ROWS - 1, count, LOGIT_ROWS)
