@@ -4,15 +4,17 @@
 
 Each question is put as the model's chat template has it, and answered greedily, or at a temperature with the seed 1,
 as far as `--tokens` and without stopping at an end. Tokens a pass are those of all passes after the prompts' over the
-number of these passes. With `--check`, every answer is compared with that of a run without guesses. With --json, what
-was right by depth and what the answers were is written too.
+number of these passes. With `--check`, every answer is compared with that of a run without guesses. Last comes, of the
+model's own drafter, how often the first guess was right, the second, ... after a root, after a node behind it, ..., as
+`penstock bench --speculate --simulate` takes it. With --json, all that and what the answers were is written too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,53 @@ from typing import Any
 from prompts import PROMPTS
 
 from penstock import LLM, SamplingParams
+from penstock.benchmarks.seconds import say_chances
 from penstock.completion import Output
+from penstock.speculate.asking import Asking
+from penstock.speculate.drafter import MOST_GUESSES, Drafter, Guess
 from penstock.speculate.speculator import Record
+from penstock.speculate.tree import Tree
+
+LEAST_CASES = 100
+"""Of a depth, for shares of its own."""
+
+
+class Remembering(Asking):
+    """Keeps what a drafter guessed, by the context's length and the path after it."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        super().__init__(drafter)
+        self.guesses: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+
+    def expand(self, nodes: Sequence[tuple[Tree, int]]) -> list[list[Guess]]:
+        said = super().expand(nodes)
+        for (tree, node), guesses in zip(nodes, said, strict=True):
+            self.guesses[len(tree.context), tuple(tree.path(node))] = [guess.token for guess in guesses]
+        return said
+
+    def ranks(self, text: Sequence[int]) -> Counter[tuple[int, int]]:
+        """By depth of the node and rank of the guess that was right, MOST_GUESSES where none was; then forgets."""
+        found: Counter[tuple[int, int]] = Counter()
+        for (begin, path), tokens in self.guesses.items():
+            end = begin + len(path)
+            if end < len(text) and tuple(text[begin:end]) == path:
+                found[len(path), tokens.index(text[end]) if text[end] in tokens else MOST_GUESSES] += 1
+        self.guesses.clear()
+        return found
+
+
+def chances(ranks: Counter[tuple[int, int]]) -> list[list[float]]:
+    """Depth by depth, as far as there are enough cases of each; the rest together."""
+    of_depth = [Counter[int]()]
+    for (depth, rank), count in sorted(ranks.items()):
+        if depth >= len(of_depth) and of_depth[-1].total() >= LEAST_CASES:
+            of_depth.append(Counter())
+        of_depth[-1][rank] += count
+    if len(of_depth) > 1 and of_depth[-1].total() < LEAST_CASES:
+        last = of_depth.pop()
+        of_depth[-1].update(last)
+    shares = [[round(c[rank] / max(1, c.total()), 3) for rank in range(MOST_GUESSES)] for c in of_depth]
+    return [[share for share in each if share] for each in shares]
 
 
 def total(outputs: Iterable[Output]) -> Record:
@@ -40,7 +87,9 @@ def tokens_a_pass(record: Record) -> float:
     return 1 + record.accepted / max(1, record.walks)
 
 
-def answers(model: str, nodes: int, args: argparse.Namespace) -> dict[str, list[Output]]:
+def answers(
+    model: str, nodes: int, args: argparse.Namespace
+) -> tuple[dict[str, list[Output]], Counter[tuple[int, int]]]:
     params = SamplingParams(
         temperature=args.temperature,
         top_k=0,
@@ -53,13 +102,21 @@ def answers(model: str, nodes: int, args: argparse.Namespace) -> dict[str, list[
     )
     draft = args.draft if nodes else None
     out: dict[str, list[Output]] = {}
+    ranks: Counter[tuple[int, int]] = Counter()
     with LLM.open(model, draft=draft, draft_nodes=nodes, memory=args.memory, threads=args.threads) as llm:
+        drafters = llm.engine.speculator.drafters
+        own = next((Remembering(drafter) for drafter in drafters if not drafter.free), None)
+        if own is not None:
+            llm.engine.speculator.drafters = [own if own.name == drafter.name else drafter for drafter in drafters]
         for kind, questions in PROMPTS.items():
             for question in questions[: args.prompts]:
                 messages = [{"role": "user", "content": question}]
                 prompt = llm.chat_prompt(messages) if llm.has_chat_template else llm.encode(question)
-                out.setdefault(kind, []).extend(llm.generate([prompt], params))
-    return out
+                (answer,) = llm.generate([prompt], params)
+                out.setdefault(kind, []).append(answer)
+                if own is not None:
+                    ranks += own.ranks([*prompt, *answer.token_ids])
+    return out, ranks
 
 
 def check(plain: dict[str, list[Output]], outputs: dict[str, list[Output]]) -> None:
@@ -96,16 +153,18 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    plain = answers(args.model, 0, args) if args.check else None
+    plain = answers(args.model, 0, args)[0] if args.check else None
     results = {}
     for nodes in map(int, args.nodes.split(",")):
-        outputs = answers(args.model, nodes, args)
+        outputs, ranks = answers(args.model, nodes, args)
         if plain is not None:
             check(plain, outputs)
-        results[nodes] = found = result(outputs)
+        results[nodes] = found = result(outputs) | {"chances": chances(ranks)}
         told = ", ".join(f"{kind} {tokens:.2f}" for kind, tokens in found["kinds"].items())
         shares = f"{found['tokens_a_pass']:.2f} tokens a pass ({told}); {found['guesses_a_pass']:.1f} checked"
         print(f"{nodes} guesses: {shares}", flush=True)
+        if ranks:
+            print("right by depth and rank:", say_chances(found["chances"]), flush=True)
     if args.json:
         args.json.write_text(json.dumps(results))
 

@@ -15,6 +15,7 @@ from penstock.benchmarks.seconds import (
     parse_chances,
     run_random,
     run_simulated,
+    say_chances,
 )
 from penstock.benchmarks.timed_decoding import Decoding, guessing
 from penstock.checkpoints.store import find_model
@@ -28,13 +29,13 @@ def settings(**changes: Any) -> SecondsSettings:
 
 @pytest.fixture(scope="module")
 def simulated() -> SimulatedResult:
-    return run_simulated("demo", settings(draft="demo", draft_nodes=6), [[0.9, 0.1], [0.01]])
+    return run_simulated("demo", settings(draft="demo", draft_nodes=6), [[[0.9, 0.1]], [[0.01]]])
 
 
 class TestSimulated:
     def test_acceptance_is_as_was_said(self, simulated: SimulatedResult) -> None:
         good, bad = simulated.simulations
-        assert (good.simulated_chances, bad.simulated_chances) == ([0.9, 0.1], [0.01])
+        assert (good.simulated_chances, bad.simulated_chances) == ([[0.9, 0.1]], [[0.01]])
         assert good.total.tokens_per_pass > 2 > 1.5 > bad.total.tokens_per_pass >= 1
         assert 0 < good.total.nodes_per_pass <= 6
         assert simulated.drafter == "draft"
@@ -58,18 +59,18 @@ class TestSimulated:
     def test_it_is_labelled(self, simulated: SimulatedResult) -> None:
         said = json.loads(json.dumps(simulated.as_object()))
         assert said["measures"] == "seconds a token with SIMULATED acceptance"
-        assert said["simulations"][0]["simulated_chances"] == [0.9, 0.1]
+        assert said["simulations"][0]["simulated_chances"] == [[0.9, 0.1]]
         assert said["peak_rss_bytes"] > 0
 
     def test_a_models_own_coarse_tier(self, tmp_path: Path) -> None:
         pack(find_model("demo"), tmp_path / "packed")
-        result = run_simulated(tmp_path / "packed", settings(repeats=1, draft_nodes=3), [[0.8]])
+        result = run_simulated(tmp_path / "packed", settings(repeats=1, draft_nodes=3), [[[0.8]]])
         assert (result.drafter, result.draft) == ("coarse", None)
         assert result.simulations[0].total.nodes_per_pass > 0
 
     def test_no_drafter(self) -> None:
         with pytest.raises(UsageError, match="no drafter whose cost could be paid") as error:
-            run_simulated("demo", settings(), [[0.5]])
+            run_simulated("demo", settings(), [[[0.5]]])
         assert "--draft" in error.value.remedy
 
     def test_another_token_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +84,7 @@ class TestSimulated:
 
         monkeypatch.setattr(speculation_seconds, "decode", wrong)
         with pytest.raises(PenstockError, match=r"Simulated acceptance 0.5, run 1: token 1 is"):
-            run_simulated("demo", settings(draft="demo", tokens=4), [[0.5]])
+            run_simulated("demo", settings(draft="demo", tokens=4), [[[0.5]]])
 
 
 class TestRandom:
@@ -115,8 +116,10 @@ def test_settings_that_cannot_be_meant(name: str) -> None:
 
 
 def test_chances() -> None:
-    assert parse_chances("0.70,0.12,0.05") == [0.7, 0.12, 0.05]
-    assert parse_chances("1") == [1.0]
+    assert parse_chances("0.70,0.12,0.05") == [[0.7, 0.12, 0.05]]
+    assert parse_chances("1") == [[1.0]]
+    assert parse_chances("0.5,0.25;0.75;1") == [[0.5, 0.25], [0.75], [1.0]]
+    assert say_chances(parse_chances("0.5,0.25;0.75;1")) == "0.5,0.25;0.75;1"
 
 
 @pytest.mark.parametrize("text", ["", "much", "0.5,", "0.7,0.4", "0,0.5", "-0.5", "nan", "0.1," * 8 + "0.1"])

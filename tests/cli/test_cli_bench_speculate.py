@@ -142,7 +142,7 @@ class TestCommand:
         arguments = ("--simulate", "0.7,0.1", "--simulate", "0.9", "--repeats", "2", "--memory", "1GiB", "--json")
         code, out, _ = bench("--speculate", *arguments)
         assert code == 0
-        assert json.loads(out)["simulations"][0]["simulated_chances"] == [0.7, 0.12, 0.05]
+        assert json.loads(out)["simulations"][0]["simulated_chances"] == [[0.7, 0.12, 0.05]]
         [(name, _, settings, chances)] = bench.asked
         assert (name, chances) == ("run_simulated", [[0.7, 0.1], [0.9]])
         assert (settings.repeats, settings.tokens, settings.prompt_tokens, settings.memory) == (2, 64, 16, "1GiB")

@@ -14,7 +14,7 @@ TRUTH = [(7 * i) % VOCAB for i in range(2000)]
 
 def simulated(scripted: Scripted | None = None, seed: int = 0) -> SimulatedDrafter:
     real = scripted or Scripted(lambda tree, node: [(1, 1.0)], name="coarse", free=False)
-    return SimulatedDrafter(real, TRUTH, CHANCES, VOCAB, seed)
+    return SimulatedDrafter(real, TRUTH, [CHANCES], VOCAB, seed)
 
 
 def ranks(seed: int) -> list[int]:
@@ -59,6 +59,19 @@ def test_off_the_path_nothing_is_right() -> None:
     for seed in range(50):
         [guesses] = simulated(seed=seed).expand([(tree, stray)])
         assert TRUTH[6] not in [guess.token for guess in guesses]
+
+
+def test_chances_by_depth() -> None:
+    """The last ones hold for all that is deeper."""
+    real = Scripted(lambda tree, node: [(1, 1.0)], name="coarse", free=False)
+    drafter = SimulatedDrafter(real, TRUTH, [[0.25, 0.5], [1.0]], VOCAB, 0)
+    first = []
+    for begin in range(1, 1000):
+        tree = on_path(begin, 3)
+        at_once, *later = drafter.expand([(tree, node) for node in range(4)])
+        assert [[guess.token for guess in guesses] for guesses in later] == [[TRUTH[begin + i]] for i in (1, 2, 3)]
+        first.append(at_once[0].token == TRUTH[begin])
+    assert sum(first) / len(first) == pytest.approx(0.25, abs=0.05)
 
 
 def test_after_the_end_of_what_is_known() -> None:

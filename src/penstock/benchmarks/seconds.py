@@ -87,8 +87,9 @@ class GuessedPasses:
 class Simulation:
     """All repeats with guesses of these chances; costs and calibration are learned from the first on."""
 
-    simulated_chances: list[float]
-    """That the token to come is the first guess, the second, ..."""
+    simulated_chances: list[list[float]]
+    """That the token to come is the first guess, the second, ...: right after the root, then one token on, ...; the
+    last hold for all that follows."""
     total: GuessedPasses
     repeats: list[GuessedPasses]
 
@@ -142,24 +143,36 @@ class RandomResult(_Measured):
     """Seconds to those of as many plain passes as there were tokens."""
 
 
-def parse_chances(text: str) -> list[float]:
-    """ "0.70,0.12,0.05": raises UsageError unless these are up to 8 chances, positive and no more than 1 together."""
+def parse_chances(text: str) -> list[list[float]]:
+    """ "0.70,0.12,0.05", or several of these, depth by depth, with semicolons between them.
+
+    Raises UsageError unless each is up to 8 chances, positive and no more than 1 together.
+    """
     try:
-        chances = [float(part) for part in text.split(",")]
+        depths = [[float(part) for part in depth.split(",")] for depth in text.split(";")]
     except ValueError:
-        chances = []
-    if 0 < len(chances) <= MOST_CHANCES and all(0 < chance <= 1 for chance in chances) and sum(chances) <= 1 + 1e-9:
-        return chances
+        depths = [[]]
+    if all(
+        0 < len(chances) <= MOST_CHANCES and all(0 < chance <= 1 for chance in chances) and sum(chances) <= 1 + 1e-9
+        for chances in depths
+    ):
+        return depths
     raise UsageError(
         f"--simulate {text}: these are not chances of a first, second, ... guess.",
-        "Give up to 8 positive numbers that make at most 1 together, like 0.70,0.12,0.05.",
+        "Give up to 8 positive numbers that make at most 1 together, like 0.70,0.12,0.05; or several of these, "
+        "depth by depth, with semicolons between them.",
     )
+
+
+def say_chances(chances: Sequence[Sequence[float]]) -> str:
+    """As `parse_chances` takes it."""
+    return ";".join(",".join(f"{chance:g}" for chance in each) for each in chances)
 
 
 def run_simulated(
     model: str | os.PathLike[str],
     settings: SecondsSettings,
-    chances: Sequence[Sequence[float]],
+    chances: Sequence[Sequence[Sequence[float]]],
     *,
     tell: Tell = lambda doing: None,
 ) -> SimulatedResult:
@@ -242,11 +255,11 @@ def _simulate(
     prompt: list[int],
     truth: list[int],
     drafter: Drafter,
-    chances: Sequence[float],
+    chances: Sequence[Sequence[float]],
     tell: Tell,
 ) -> Simulation:
     """All repeats; `truth`: the tokens after the prompt, of the plain run."""
-    said = ",".join(f"{chance:g}" for chance in chances)
+    said = say_chances(chances)
     tokens = settings.tokens - min(SLACK, settings.tokens // 4)
     runs = []
     with guessing(llm, nodes=settings.draft_nodes) as speculator:
@@ -255,7 +268,7 @@ def _simulate(
             speculator.drafters = [SimulatedDrafter(drafter, prompt + truth, chances, llm.config.vocab_size, seed)]
             runs.append(decode(llm, prompt, _params(settings.tokens), tokens))
             require_equal(truth, runs[-1].token_ids, f"Simulated acceptance {said}, run {seed + 1}")
-    return Simulation(list(chances), _guessed(llm, runs), [_guessed(llm, [run]) for run in runs])
+    return Simulation([list(each) for each in chances], _guessed(llm, runs), [_guessed(llm, [run]) for run in runs])
 
 
 class _RandomText(Sampler):

@@ -49,7 +49,7 @@ def bench(
         list[str] | None,
         typer.Option(
             help="Seconds a token where the first guess, the second, ... is right with these chances, like "
-            "0.70,0.12,0.05; may be given several times."
+            "0.70,0.12,0.05, or depth by depth with semicolons between; may be given several times."
         ),
     ] = None,
     random: Annotated[

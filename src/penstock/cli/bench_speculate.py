@@ -21,6 +21,7 @@ from penstock.benchmarks.seconds import (
     parse_chances,
     run_random,
     run_simulated,
+    say_chances,
 )
 from penstock.cli.tables import right
 from penstock.cli.units import format_seconds, format_size
@@ -148,7 +149,7 @@ def simulated_table(result: SimulatedResult) -> Group:
     for simulation in result.simulations:
         told = simulation.total
         table.add_row(
-            ", ".join(f"{chance:g}" for chance in simulation.simulated_chances),
+            say_chances(simulation.simulated_chances[:1]) + "; ..." * (len(simulation.simulated_chances) > 1),
             format_seconds(told.seconds_per_token),
             f"{told.tokens_per_pass:.2f}",
             f"{told.nodes_per_pass:.1f}",

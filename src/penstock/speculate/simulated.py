@@ -24,17 +24,17 @@ class SimulatedDrafter(Asking):
     """Asks a real drafter about every node, for what that takes, and says something else.
 
     After a node on the path that the sequence is going to take, the token to come is guess i with the chance
-    `chances[i]`, independently at each position, and none of them with what is left to 1; after others all are wrong.
+    `chances[depth][i]`, independently at each position, and none of them with what is left to 1; after others all are
+    wrong. The depth is that of the node, 0 for the root; of deeper ones than there are chances for, the last hold.
     """
 
     def __init__(
-        self, drafter: Drafter, truth: Sequence[int], chances: Sequence[float], vocab_size: int, seed: int
+        self, drafter: Drafter, truth: Sequence[int], chances: Sequence[Sequence[float]], vocab_size: int, seed: int
     ) -> None:
         """`truth`: the sequence from its first token on; `seed`: with it and the position, the same guesses again."""
         super().__init__(drafter)
         self._truth = list(truth)
-        self._chances = list(chances)
-        self._ends = np.cumsum(self._chances)
+        self._chances = [list(each) for each in chances]
         self._vocab_size = vocab_size
         self._seed = seed
 
@@ -48,10 +48,11 @@ class SimulatedDrafter(Asking):
         begin, path = len(tree.context), tree.path(node)
         position = begin + len(path)
         rng = np.random.Generator(np.random.Philox(key=self._seed, counter=position))
+        chances = self._chances[min(len(path), len(self._chances) - 1)]
         draw, true = rng.random(), self._truth[position] if position < len(self._truth) else 0
-        wrong = 1 + rng.choice(self._vocab_size - 1, len(self._chances), replace=False)
+        wrong = 1 + rng.choice(self._vocab_size - 1, len(chances), replace=False)
         tokens = ((true + wrong) % self._vocab_size).tolist()
-        rank = int(np.searchsorted(self._ends, draw, side="right"))
+        rank = int(np.searchsorted(np.cumsum(chances), draw, side="right"))
         if rank < len(tokens) and self._truth[begin:position] == path and position < len(self._truth):
             tokens[rank] = true
-        return [Guess(token, chance) for token, chance in zip(tokens, self._chances, strict=True)]
+        return [Guess(token, chance) for token, chance in zip(tokens, chances, strict=True)]
