@@ -147,7 +147,7 @@ class Runtime:
             first = not rooms
             draft_kv = self.draft.kv_shape if first and self.draft is not None else None
             shape = one.decoder.planes.shape
-            own = StageBudget(budget, shape, draft_kv, one.weights.draft_bytes, with_engine=first)
+            own = StageBudget(budget, shape, draft_kv, one.weights.least_draft_bytes, with_engine=first)
             rooms.append(StageRoom(own, one.weights, Relief(), most))
         return rooms
 
@@ -183,7 +183,7 @@ class Runtime:
 def _corrections(checkpoint: Checkpoint, opened: _Opened, budget: Budget) -> dict[str, Correction]:
     """What a packed model was tuned with, as far as it is worth its room under the ceiling."""
     found = usable_corrections(checkpoint.path, checkpoint.files, checkpoint.tensors)
-    stage = StageBudget(budget, opened.decoder.planes.shape, draft_weights=opened.weights.draft_bytes)
+    stage = StageBudget(budget, opened.decoder.planes.shape, draft_weights=opened.weights.least_draft_bytes)
     components = Components.of(found)
     rank = stage.correction_rank(components.nbytes, components.rank)
     return {name: correction.first(rank) for name, correction in found.items()} if rank else {}

@@ -43,7 +43,9 @@ COMMON: dict[str, Any] = {
     "threads": 2,
     "isa": "avx2",
 }
-SIMULATED = SimulatedResult(**COMMON, drafter="coarse", simulations=[Simulation([0.7, 0.12, 0.05], GUESSED, [GUESSED])])
+SIMULATED = SimulatedResult(
+    **COMMON, drafter="coarse", simulations=[Simulation([[0.7, 0.12, 0.05]], GUESSED, [GUESSED])]
+)
 RANDOM = RandomResult(
     **COMMON, drafters=["lookup", "coarse"], dropped=["coarse"], guessed=GUESSED, right=0, ratio=1.0171
 )
@@ -144,7 +146,7 @@ class TestCommand:
         assert code == 0
         assert json.loads(out)["simulations"][0]["simulated_chances"] == [[0.7, 0.12, 0.05]]
         [(name, _, settings, chances)] = bench.asked
-        assert (name, chances) == ("run_simulated", [[0.7, 0.1], [0.9]])
+        assert (name, chances) == ("run_simulated", [[[0.7, 0.1]], [[0.9]]])
         assert (settings.repeats, settings.tokens, settings.prompt_tokens, settings.memory) == (2, 64, 16, "1GiB")
 
     def test_random(self, bench: Terminal) -> None:

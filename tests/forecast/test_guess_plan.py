@@ -151,17 +151,18 @@ class TestTheCoarseTier:
         assert guessing.drafters == ("coarse" if layers else "",) * 2
 
     def test_layers_leave_one_by_one(self) -> None:
-        found = [own(subject(ceiling * MIB)) for ceiling in range(2400, 3600, 20)]
+        subjects = [subject(ceiling * MIB) for ceiling in range(2200, 3600, 20)]
+        found = [own(each) for each in subjects]
         counts = [guessing.tier_layers for guessing in found]
         assert counts == sorted(counts)
         assert {0, 24, 32} <= set(counts) <= {0, *range(24, 33)}
-        for guessing in found:
+        for each, guessing in zip(subjects, found, strict=True):
             tiers = dict(zip(draft_order(ARCHITECTURE), (0,) * 999, strict=False)) | tiers_ahead(
                 pass_matrices(LLAMA_8B)
             )
             layer = sum(tiers[name] for name in ARCHITECTURE.layer_matrices(0))
             if guessing.tier_layers:
-                kept = tiers[ARCHITECTURE.head] + guessing.tier_layers * layer
+                kept = each.common_head + guessing.tier_layers * layer
                 assert kept <= guessing.plan.resident
                 assert guessing.tier_layers == 32 or kept + layer > guessing.plan.resident
 
@@ -180,7 +181,7 @@ class TestMemory:
         budget, _ = guess_budget(found, None)
         slot = 2 * found.kv_shape.block_bytes // 32
         kv, most = found.kv_shape.bytes_for(512 + 32), guessing.most_guesses
-        fitting = budget.most_guesses(kv, 1, 1, slot, guessing.tier_bytes, logits=False)
+        fitting = budget.most_guesses(kv, 1, 1, slot, found.least_tier_bytes, logits=False)
         assert 64 <= most == min(fitting, MOST_NODES)
         assert guessing.plan == budget.plan(Demand(1 + most, 1, kv + most * slot))
         assert guessing.plan.draft == budget.draft > 1_500_000 * 8  # scales and magnitudes of every row

@@ -44,13 +44,13 @@ def write_pair(folder: Path, **changes: object) -> tuple[Path, Path]:
 
 
 @contextmanager
-def open_to_draft(path: Path, resident: float = 0.0) -> Iterator[tuple[Decoder, Weights]]:
+def open_to_draft(path: Path, resident: float = 0.0, piece_bytes: int = 1 << 20) -> Iterator[tuple[Decoder, Weights]]:
     """A model whose weights are kept for guessing first; `resident`: the share of those that may stay in memory, and
     above 1 of what is left."""
     checkpoint, kernels = open_checkpoint(path), Kernels(1)
     architecture = Architecture(checkpoint.config)
     order, drafts = architecture.pass_order, draft_order(architecture)
-    weights = Weights(checkpoint.tensors, order, kernels, Ring(4, 1 << 20), draft_order=drafts)
+    weights = Weights(checkpoint.tensors, order, kernels, Ring(4, piece_bytes), draft_order=drafts)
     keep(weights, resident)
     try:
         yield decoder_of(checkpoint, everything(checkpoint.config), weights, kernels, Blocks(), "bf16"), weights

@@ -109,8 +109,8 @@ def test_the_longest_chunk_fits_and_one_row_more_does_not(ceiling: int, kv: int,
 
 
 def test_the_ring_grows_with_the_ceiling() -> None:
-    sizes = {ceiling: choose_ring(ceiling << 20).piece_bytes / MIB for ceiling in (16, 36, 250, 512, 768, 9999)}
-    expected = {16: 0.5, 36: 0.5, 250: 3.47, 512: 7.11, 768: 8.0, 9999: 8.0}
+    sizes = {ceiling: choose_ring(ceiling << 20).piece_bytes / MIB for ceiling in (16, 36, 250, 384, 768, 9999)}
+    expected = {16: 0.5, 36: 0.5, 250: 3.47, 384: 5.33, 768: 5.33, 9999: 5.33}
     assert sizes == pytest.approx(expected, abs=0.01)
     assert {(ring.depth, ring.reads) for ring in map(choose_ring, (16 << 20, 9999 << 20))} == {(12, 8)}
 

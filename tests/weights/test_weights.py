@@ -223,7 +223,7 @@ class TestDraftOrder:
         names = draft_order(Architecture(model.config))
         every = range(len(weights._parts))
         first = {i: weights._parts[i].piece.name for i in every if not weights._parts[i].index}
-        return [i for name in names for i in first if first[i] == name]
+        return [i for name in dict.fromkeys(names) for i in first if first[i] == name]
 
     @settings(deadline=None, max_examples=examples(25))
     @given(share=st.floats(0, 1.4))
@@ -260,10 +260,25 @@ class TestDraftOrder:
 
     def test_the_head_first_and_the_middle_last(self, drafting: tuple[Decoder, Weights]) -> None:
         names = draft_order(drafting[0].architecture)
-        layers = list(dict.fromkeys(int(name.split(".")[2]) for name in names[1:]))
-        assert names[0] == "lm_head.weight"
+        layers = list(dict.fromkeys(int(name.split(".")[2]) for name in names[1:-1]))
+        assert names[0] == names[-1] == "lm_head.weight"
         assert layers[:3] == [0, 1, 4]
         assert sorted(layers) == list(range(5))
+
+    def test_rarer_rows_of_the_head_come_last(self, tmp_path: Path) -> None:
+        with open_to_draft(write_pair(tmp_path, vocab_size=12_000)[1], piece_bytes=1) as (_, weights):
+            order = sorted(weights._draft, key=lambda index: (weights._draft[index], index))
+            heads = [i for i, index in enumerate(order) if weights._parts[index].piece.name == "lm_head.weight"]
+            common = next(i for i in range(len(order)) if heads[i] != i)
+            spare = len(heads) - common
+            assert heads == [*range(common), *range(len(order) - spare, len(order))]
+            rows = [weights._parts[order[i]].piece.rows for i in heads]
+            count = weights.tensors["lm_head.weight"].shape[0]
+            assert all(r.start < count / 2 or r.stop == count for r in rows[:common])
+            assert all(count / 2 <= r.start < r.stop < count for r in rows[common:])
+            assert weights.draft_bytes - weights.least_draft_bytes == sum(
+                weights._parts[order[i]].nbytes for i in heads[common:]
+            )
 
     def test_indexed_rows_beside_the_coarse_tier(self, drafting: tuple[Decoder, Weights]) -> None:
         model, weights = drafting

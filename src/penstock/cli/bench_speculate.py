@@ -149,7 +149,8 @@ def simulated_table(result: SimulatedResult) -> Group:
     for simulation in result.simulations:
         told = simulation.total
         table.add_row(
-            say_chances(simulation.simulated_chances[:1]) + "; ..." * (len(simulation.simulated_chances) > 1),
+            say_chances(simulation.simulated_chances[:1]).replace(",", ", ")
+            + "; ..." * (len(simulation.simulated_chances) > 1),
             format_seconds(told.seconds_per_token),
             f"{told.tokens_per_pass:.2f}",
             f"{told.nodes_per_pass:.1f}",

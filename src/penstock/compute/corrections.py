@@ -62,6 +62,10 @@ class Correction:
         """Its first components, in memory of their own."""
         return Correction(*(part[:rank].copy() for part in (self.inward, self.outward, self.scales)))
 
+    def of_rows(self, rows: slice) -> Correction:
+        """What it adds to these rows of the matrix."""
+        return Correction(self.inward, np.ascontiguousarray(self.outward[:, rows]), self.scales)
+
     def add_to(self, kernels: Kernels, x: F32, out: F32) -> None:
         """Add it to out[n, rows], the product of x[n, cols]."""
         t = np.empty((len(x), self.rank), np.float32)

@@ -22,7 +22,7 @@ from penstock.memory.room import StageBudget
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.speculate.drafters import working_bytes
 from penstock.speculate.grow import MOST_NODES
-from penstock.weights.residency import draft_layers
+from penstock.weights.residency import COMMON_SHARE, draft_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+COARSE_TO_FINE = 3 / 7
+"""Bytes of a packed piece's coarse tier to those of its fine one, which is as large as a buffer of the ring."""
 ASSUMED = ((0.70, 0.12, 0.05), (0.85, 0.06, 0.02))
 """Chances that the next token is a drafter's first guess, its second, its third."""
 
@@ -66,6 +68,17 @@ class GuessSubject:
     speed: DraftSpeed
     corrections: Components = NO_COMPONENTS
     """What the tiers are corrected by (`penstock tune`)."""
+
+    @property
+    def common_head(self) -> int:
+        """Bytes of the head's tier without which there are no guesses (residency.py), in whole pieces."""
+        whole, piece = self.tiers.get(self.budget.architecture.head, 0), self.budget.ring.piece_bytes * COARSE_TO_FINE
+        return min(whole, int(COMMON_SHARE * whole + 2 * piece))
+
+    @property
+    def least_tier_bytes(self) -> int:
+        """Of all tiers, what guesses cannot do without."""
+        return sum(self.tiers.values()) - self.tiers.get(self.budget.architecture.head, 0) + self.common_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +155,7 @@ def guess_budget(subject: GuessSubject, draft: DraftShape | None) -> tuple[Budge
     """The budget of a model that is opened with guesses, and the form in which it keeps a draft model."""
     working = working_bytes(subject.budget.architecture, coarse=bool(subject.tiers))
     budget = replace(subject.budget, draft=working)
-    stage = StageBudget(budget, subject.kv_shape, draft_weights=sum(subject.tiers.values()))
+    stage = StageBudget(budget, subject.kv_shape, draft_weights=subject.least_tier_bytes)
     components = subject.corrections
     rank = stage.correction_rank(components.nbytes, components.rank)
     budget = replace(budget, draft=working + rank * components.nbytes)
@@ -175,7 +188,7 @@ def _guessing(subject: GuessSubject, draft: DraftShape | None) -> Guessing:
     most = 0
     if tier_bytes or draft:
         kv += shape.block_bytes
-        most = min(MOST_NODES, budget.most_guesses(kv, 1, 1, slot, tier_bytes, logits=False))
+        most = min(MOST_NODES, budget.most_guesses(kv, 1, 1, slot, subject.least_tier_bytes, logits=False))
     without, plan = budget.plan(Demand(kv=kv)), budget.plan(Demand(1 + most, 1, kv + most * slot))
     kept = kept_layers(subject, plan.resident)
     steps = _steps(subject, kept, draft, form)
@@ -197,7 +210,7 @@ def kept_layers(subject: GuessSubject, resident: int) -> list[int]:
     """Layers that the coarse drafter has where `resident` bytes of weights stay in memory; none where it rests."""
     architecture, tiers = subject.budget.architecture, subject.tiers
     count = architecture.config.num_hidden_layers
-    left = resident - tiers.get(architecture.head, 0)
+    left = resident - subject.common_head
     if architecture.head not in tiers or left < 0:
         return []
     kept = []

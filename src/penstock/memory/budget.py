@@ -22,7 +22,7 @@ ALLOWANCE_BYTES = 24 * MIB
 RING_DEPTH, RING_READS = 12, 8
 RING_SHARE = 6
 """The reader's ring takes this part of the ceiling, up to MOST_RING_BYTES."""
-LEAST_RING_BYTES, MOST_RING_BYTES = 6 * MIB, 96 * MIB
+LEAST_RING_BYTES, MOST_RING_BYTES = 6 * MIB, 64 * MIB
 GUESS_SHARE = 0.05
 """Of the ceiling: what guesses may take of the weights' room, which a pass then reads besides."""
 ENOUGH_GUESSES = 64

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from penstock.models.stage import Need
     from penstock.weights.weights import Weights
 
-USUAL_CONTEXT = 512
+USUAL_CONTEXT = 1024
 """Positions that corrections leave room for."""
 
 

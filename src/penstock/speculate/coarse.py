@@ -7,7 +7,8 @@ distribution that the row's classes suggest. Small matrices that are not packed 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -55,6 +56,26 @@ class CoarseData:
             self.correction.add_to(kernels, x, out)
 
 
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Rows of a head that are not in memory: their tokens are not guessed."""
+
+    rows: slice
+    nbytes = 0
+
+    def matmul(self, kernels: Kernels, x: F32, out: F32, bias: F32 | None, accumulate: bool) -> None:
+        out.fill(-np.inf)
+
+
+class _Levels(NamedTuple):
+    """What the classes of a run of rows stand for, and what corrects its products. It holds no bytes of weights: these
+    may leave memory at any time."""
+
+    magnitudes: U8
+    scales: F32
+    correction: Correction | None
+
+
 class CoarseWeights:
     """The matrices of a model as far as their coarse tier is in memory, which may be given up between passes."""
 
@@ -64,8 +85,8 @@ class CoarseWeights:
         self._weights = weights
         self._kernels = kernels
         self._corrections = corrections or {}
-        self._levels: dict[str, tuple[list[int], U8, F32]] = {}
-        """Of each matrix: where its pieces are in memory, and what their classes stand for."""
+        self._known: dict[str, tuple[list[int], list[_Levels]]] = {}
+        """Of each matrix: where its pieces are in memory, and what is known of each run of its rows."""
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -75,13 +96,20 @@ class CoarseWeights:
         """Learn what the classes of a matrix stand for; whether all of it is in memory."""
         pieces = self._weights.draft(name)
         if pieces is None:
-            self._levels.pop(name, None)
+            self._known.pop(name, None)
             return False
         addresses = [piece.bytes.ctypes.data for piece in pieces]  # what leaves memory comes back elsewhere
-        known = self._levels.get(name)
+        known = self._known.get(name)
         if isinstance(pieces[0], CoarseBytes) and (known is None or known[0] != addresses):
-            self._levels[name] = addresses, *self._kernels.coarse_levels(_chunks(pieces))
+            self._known[name] = addresses, [self._levels(name, run) for run in _runs(pieces)]
         return True
+
+    def _levels(self, name: str, run: Sequence[CoarseBytes | PlainData]) -> _Levels:
+        correction = self._corrections.get(name)
+        rows = slice(run[0].rows.start, run[-1].rows.stop)
+        if correction is not None and rows != slice(0, self.tensors[name].shape[0]):
+            correction = correction.of_rows(rows)
+        return _Levels(*self._kernels.coarse_levels(_chunks(run)), correction)
 
     def load_all(self, names: Sequence[str]) -> bool:
         """`load` each of them; whether all are there."""
@@ -89,27 +117,46 @@ class CoarseWeights:
         return all(there)
 
     def pieces(self, name: str) -> Generator[PieceData]:
-        """One piece, however many it is stored in, of a matrix that is in memory since it was loaded."""
+        """A matrix that is in memory since it was loaded, in one piece, however many it is stored in; of a head more
+        than one where some of its rows are absent."""
         pieces = self._weights.draft(name) or []
-        rows = slice(0, pieces[-1].rows.stop)
+        end = self.tensors[name].shape[0]
         if isinstance(pieces[0], PlainData):  # a small one
-            yield PlainData(rows, np.concatenate([piece.bytes for piece in pieces]), pieces[0].dtype)
-        else:
-            _, magnitudes, scales = self._levels[name]
-            coarse = CoarseRows(_chunks(pieces), magnitudes, scales)
-            yield CoarseData(rows, coarse, self._corrections.get(name))
+            yield PlainData(slice(0, end), np.concatenate([piece.bytes for piece in pieces]), pieces[0].dtype)
+            return
+        before = 0
+        for run, levels in zip(_runs(pieces), self._known[name][1], strict=True):
+            rows = slice(run[0].rows.start, run[-1].rows.stop)
+            if rows.start > before:
+                yield Absent(slice(before, rows.start))
+            coarse = CoarseRows(_chunks(run), levels.magnitudes, levels.scales)
+            yield CoarseData(rows, coarse, levels.correction)
+            before = rows.stop
+        if before < end:
+            yield Absent(slice(before, end))
 
     def rows(self, name: str, indices: I64) -> F32:
         return self._weights.rows(name, indices)
 
 
+def _runs(pieces: Sequence[CoarseBytes | PlainData]) -> list[list[CoarseBytes | PlainData]]:
+    """Those whose rows are beside each other together."""
+    runs = [[pieces[0]]]
+    for before, piece in pairwise(pieces):
+        if before.rows.stop == piece.rows.start:
+            runs[-1].append(piece)
+        else:
+            runs.append([piece])
+    return runs
+
+
 def _chunks(pieces: Sequence[CoarseBytes | PlainData]) -> CoarseChunks:
-    """All pieces of a matrix as one."""
+    """Pieces of a matrix beside each other as one."""
     first = pieces[0]
     if not isinstance(first, CoarseBytes):
         raise TypeError("no coarse tier")
     return CoarseChunks(
-        rows=pieces[-1].rows.stop,
+        rows=pieces[-1].rows.stop - pieces[0].rows.start,
         cols=first.cols,
         rows_per_chunk=first.rows_per_chunk,
         arrays=[piece.bytes for piece in pieces],

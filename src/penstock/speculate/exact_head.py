@@ -79,7 +79,10 @@ class ExactRows:
         self._kept.update((token, row) for token, row in zip(tokens, rows, strict=True) if row is not None)
 
     def _row(self, pieces: list[CoarseBytes], token: int) -> F32 | None:
-        """One row; None where its bytes mean nothing."""
+        """One row; None where its bytes mean nothing, or its coarse ones are not in memory."""
+        coarse = _coarse_chunk(pieces, token)
+        if coarse is None:
+            return None
         tensor = self._tensor
         chunk, index = divmod(token, tensor.rows_per_chunk)
         count = tensor.rows_in_chunk(chunk)
@@ -91,7 +94,7 @@ class ExactRows:
         if not 0 < first < last <= tensor.fine_nbytes(chunk):
             return None
         data = self._read(begin + first, last - first)
-        packed = codec.single_row(_coarse_chunk(pieces, token), count, tensor.cols, index, offsets, data)
+        packed = codec.single_row(coarse, count, tensor.cols, index, offsets, data)
         plain, row = np.empty(tensor.row_bytes, np.uint8), np.empty(tensor.cols, np.float32)
         try:
             codec.decode(packed, 0, 1, plain)
@@ -104,8 +107,10 @@ class ExactRows:
         return self._weights.read_single(Extent(self._tensor.path, offset, nbytes))
 
 
-def _coarse_chunk(pieces: list[CoarseBytes], row: int) -> U8:
-    """The coarse chunk that has a row, and what follows it."""
-    piece = next(piece for piece in pieces if piece.rows.start <= row < piece.rows.stop)
+def _coarse_chunk(pieces: list[CoarseBytes], row: int) -> U8 | None:
+    """The coarse chunk that has a row, and what follows it; None where it is not there."""
+    piece = next((piece for piece in pieces if piece.rows.start <= row < piece.rows.stop), None)
+    if piece is None:
+        return None
     chunk = (row - piece.rows.start) // piece.rows_per_chunk
     return piece.bytes[chunk * codec.coarse_bytes(piece.rows_per_chunk, piece.cols) :]

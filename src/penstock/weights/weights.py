@@ -23,7 +23,7 @@ from penstock.errors import UsageError
 from penstock.events import Events
 from penstock.system.pages import page_array
 from penstock.weights.pieces import largest_chunk, split
-from penstock.weights.residency import residency_order
+from penstock.weights.residency import is_common, residency_order
 from penstock.weights.stored_rows import row_reader
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ class Weights:
         draft_order: Sequence[str] = (),
     ) -> None:
         """None of the pieces stay in memory, until `limit_resident` says how many may. `draft_order`: matrices that
-        guesses are made with, those first that they need most; without any, nothing is kept for guesses alone."""
+        guesses are made with, those first that they need most; without any, nothing is kept for guesses alone. One that
+        comes twice is needed first in its common rows (residency.py), and later in the others."""
         self.tensors = tensors
         self._kernels = kernels
         self.events = events or Events()
@@ -65,10 +66,12 @@ class Weights:
         for index, part in enumerate(self._parts):
             of_tensor = self._by_name.setdefault(part.piece.name, [])
             of_tensor[-1].append(index) if part.index else of_tensor.append([index])
-        ranks = {name: rank for rank, name in enumerate(draft_order)}
-        self.draft_names = tuple(draft_order)
-        self._draft = {i: ranks[p.piece.name] for i, p in enumerate(self._parts) if p.drafts and p.piece.name in ranks}
+        self.draft_names = tuple(dict.fromkeys(draft_order))
+        self._draft = _draft_ranks(self._parts, draft_order)
         """Parts that guesses are made with, and how much they are needed: the lower the more."""
+        first = {name: rank for rank, name in reversed([*enumerate(draft_order)])}
+        self._spare_draft = {i for i, rank in self._draft.items() if rank > first[self._parts[i].piece.name]}
+        """Those of them that a matrix can do without."""
         self._priority = _priority(self._parts, self._draft)
         self._ends = [*accumulate(self._parts[index].nbytes for index in self._priority)]
         self._resident: dict[int, U8] = {}
@@ -209,12 +212,18 @@ class Weights:
         """Some bytes of a file, read by themselves and not checked: for guesses. Raises ReadError."""
         return self._files.read(extent, aligned_buffer(extent.nbytes))
 
+    @property
+    def least_draft_bytes(self) -> int:
+        """The same without what can be done without."""
+        return sum(self._parts[index].nbytes for index in self._draft.keys() - self._spare_draft)
+
     def draft(self, name: str) -> list[CoarseBytes | PlainData] | None:
-        """What is in memory of a matrix to guess with, in order; None where some of it is not."""
+        """What is in memory of a matrix to guess with, in order; None where some of it is not that is needed."""
         indices = [of_piece[0] for of_piece in self._by_name[name]]
-        if not all(index in self._draft and index in self._resident for index in indices):
+        there = [index for index in indices if index in self._draft and index in self._resident]
+        if not self._spare_draft.issuperset(set(indices).difference(there)):
             return None
-        return [self._parts[index].piece.draft(self._resident[index]) for index in indices]
+        return [self._parts[index].piece.draft(self._resident[index]) for index in there]
 
     def _index(self, indices: Sequence[int], piece: Piece, parts: Sequence[U8]) -> PieceData:
         """The piece in indexed rows, which stay in memory."""
@@ -300,6 +309,18 @@ class _Part:
     @property
     def drafts(self) -> bool:
         return self.index == 0 and self.piece.drafts
+
+
+def _draft_ranks(parts: Sequence[_Part], order: Sequence[str]) -> dict[int, int]:
+    """By part that guesses are made with: its place in `order`."""
+    first = {name: rank for rank, name in reversed([*enumerate(order)])}
+    last = {name: rank for rank, name in enumerate(order)}
+    rows = {part.piece.name: part.piece.rows.stop for part in parts}
+    return {
+        index: (first if is_common(part.piece.rows, rows[part.piece.name]) else last)[part.piece.name]
+        for index, part in enumerate(parts)
+        if part.drafts and part.piece.name in first
+    }
 
 
 def _priority(parts: Sequence[_Part], draft: Mapping[int, int]) -> list[int]:
