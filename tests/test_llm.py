@@ -109,10 +109,13 @@ class TestRefusals:
         next(failing)
         tokens = list(next(sound).token_ids)
 
-        def fail(*arguments: Any) -> int:
-            raise NumericsError("no number", "none")
+        class Failing:
+            takes_likeliest = False
 
-        llm.engine.scheduler.active[0].sampler = fail  # type: ignore[assignment]
+            def __call__(self, *arguments: Any) -> int:
+                raise NumericsError("no number", "none")
+
+        llm.engine.scheduler.active[0].sampler = Failing()  # type: ignore[assignment]
         tokens += [token for piece in sound for token in piece.token_ids]
         assert tokens == expected.token_ids
         with pytest.raises(NumericsError, match="no number"):
