@@ -183,7 +183,7 @@ class TestMemory:
         kv, most = found.kv_shape.bytes_for(512 + 32), guessing.most_guesses
         fitting = budget.most_guesses(kv, 1, 1, slot, found.least_tier_bytes, logits=False)
         assert 64 <= most == min(fitting, MOST_NODES)
-        assert guessing.plan == budget.plan(Demand(1 + most, 1, kv + most * slot))
+        assert guessing.plan == budget.plan(Demand(1 + most, 1, kv + most * slot, most))
         assert guessing.plan.draft == budget.draft > 1_500_000 * 8  # scales and magnitudes of every row
         assert guessing.guess_bytes <= 0.05 * (4 << 30)
         assert (guessing.draft_form, guessing.draft_bytes, guessing.draft_kv) == (None, 0, 0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,23 +148,28 @@ WIDE = Case({"hidden_size": 48, "intermediate_size": 900, "num_attention_heads":
 
 @pytest.mark.parametrize("piece_bytes", quick([1 << 20], [2000, 1 << 20, choose_ring(2 << 30).piece_bytes]))
 @pytest.mark.parametrize("wanted", quick([300], [1, 300]))
+@pytest.mark.parametrize("ranked", [False, True])
 @pytest.mark.parametrize("name", [*CASES, "wide", "demo"])
-def test_activations_cover_what_a_pass_allocates(tmp_path: Path, name: str, wanted: int, piece_bytes: int) -> None:
+def test_activations_cover_what_a_pass_allocates(
+    tmp_path: Path, name: str, ranked: bool, wanted: int, piece_bytes: int
+) -> None:
     """All that Python and NumPy allocate from the beginning of a pass to its end, KV blocks aside."""
     path = DEMO if name == "demo" else (CASES | {"wide": WIDE})[name].write(tmp_path)
     n, slack = 300, 64 << 10  # pieces, generators and views, which do not grow with the rows
     with open_engine(path, kv="f32", piece_bytes=piece_bytes) as engine:
         config, cache = stage_of(engine).decoder.config, new_cache(engine)
         tokens = random_tokens(n, config.vocab_size)
-        rows = Rows([SequenceRows.plain(cache, tokens, range(n - wanted, n))])
-        engine.chain.run(rows)
+        rows = Rows([replace(SequenceRows.plain(cache, tokens, range(n - wanted, n)), likeliest=ranked)])
+        engine.chain.run_pass(rows)
         tracemalloc.start()
-        engine.chain.run(rows)
+        engine.chain.run_pass(rows)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         planes = stage_of(engine).decoder.planes
         assert planes.nbytes == cache.n_blocks * planes.shape.block_bytes == KvShape.of(config, "f32").bytes_for(n)
-    assert peak <= Architecture(config).activation_bytes(n, wanted, piece_bytes) + slack
+    logit_rows, ranked_rows = (0, wanted) if ranked else (wanted, 0)
+    counted = Architecture(config).activation_bytes(n, logit_rows, piece_bytes, ranked_rows=ranked_rows)
+    assert peak <= counted + slack
 
 
 class TestWhatGuessingTakes:
@@ -175,7 +181,7 @@ class TestWhatGuessingTakes:
 
     def room(self, guesses: int) -> int:
         """Beside keys and values and so many guesses with a slot each, whose logits are not kept."""
-        return self.BUDGET.plan(Demand(1 + guesses, 1, self.KV + guesses * self.SLOT)).resident
+        return self.BUDGET.plan(Demand(1 + guesses, 1, self.KV + guesses * self.SLOT, guesses)).resident
 
     def most_guesses(self, wanted: int, logits: bool = False) -> int:
         return self.BUDGET.most_guesses(self.KV, 1, 1, self.SLOT, wanted, logits)
@@ -193,7 +199,10 @@ class TestWhatGuessingTakes:
         assert self.most_guesses(2 * self.room(0)) == self.most_guesses(0) > 4 * ENOUGH_GUESSES
 
     def test_their_logits_take_room(self) -> None:
-        assert self.most_guesses(0, logits=True) < self.most_guesses(0)
+        config = parse_config(tiny_config(vocab_size=128_256, hidden_size=4096), "config.json")
+        budget = replace(self.BUDGET, architecture=Architecture(config))
+        some, more = (budget.most_guesses(self.KV, 1, 1, self.SLOT, 0, logits) for logits in (True, False))
+        assert some < more / 2
 
     @pytest.mark.parametrize("components", [LEAST_RANK, 20, 31])
     def test_corrections_get_what_the_weights_leave(self, components: int) -> None:

@@ -110,11 +110,14 @@ class Architecture:
         """Of them, those of the logits of `rows` rows."""
         return 2 * rows * self.config.hidden_size * self.config.vocab_size
 
-    def activation_bytes(self, rows: int, logit_rows: int | None, piece_bytes: int, weight_bytes: float = 2.0) -> int:
+    def activation_bytes(
+        self, rows: int, logit_rows: int | None, piece_bytes: int, weight_bytes: float = 2.0, ranked_rows: int = 0
+    ) -> int:
         """Peak float32 bytes of one pass besides weights and KV: hidden rows, the widest part, logits, and what
         sampling takes for one row after another. Of the MLP's second half, one piece's rows are there at a time, of
         which a weight takes `weight_bytes` or more in the larger part of its piece. `logit_rows` is None where logits
-        are computed elsewhere."""
+        are computed elsewhere. Of `ranked_rows` only the likeliest tokens are kept: of each, logits of one piece of the
+        head are there at a time, maybe twice."""
         config = self.config
         heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
         piece_rows = min(config.intermediate_size, max(1, int(piece_bytes / (weight_bytes * config.hidden_size))))
@@ -125,7 +128,9 @@ class Architecture:
             widest += config.hidden_size
         hidden = rows * (2 * config.hidden_size + widest + len(config.ropes) * config.head_dim)
         logits = 0 if logit_rows is None else (logit_rows + 5) * config.vocab_size
-        return 4 * (hidden + logits)
+        head_rows = min(config.vocab_size, max(1, int(piece_bytes / (weight_bytes * config.hidden_size))))
+        ranked = 0 if logit_rows is None else ranked_rows * 2 * 4 * head_rows
+        return 4 * (hidden + logits) + ranked
 
     def adapter_bytes(self, rows: int, rank: int, piece_bytes: int, weight_bytes: float = 2.0) -> int:
         """Peak float32 bytes besides, where rows go through adapters of such a rank: what the first product gives, and

@@ -189,7 +189,7 @@ def _guessing(subject: GuessSubject, draft: DraftShape | None) -> Guessing:
     if tier_bytes or draft:
         kv += shape.block_bytes
         most = min(MOST_NODES, budget.most_guesses(kv, 1, 1, slot, subject.least_tier_bytes, logits=False))
-    without, plan = budget.plan(Demand(kv=kv)), budget.plan(Demand(1 + most, 1, kv + most * slot))
+    without, plan = budget.plan(Demand(kv=kv)), budget.plan(Demand(1 + most, 1, kv + most * slot, most))
     kept = kept_layers(subject, plan.resident)
     steps = _steps(subject, kept, draft, form)
     return Guessing(

@@ -49,6 +49,8 @@ class Demand:
     """Rows whose logits are computed."""
     kv: int = 0
     """Bytes of every KV cache, with what the pass adds to them."""
+    ranked_rows: int = 0
+    """Rows of which only the likeliest tokens are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class Budget:
 
         Raises MemoryCeilingError, naming the least ceiling that works, where the rest alone is more than the ceiling.
         """
-        activations = self._activations(demand.rows, demand.logit_rows)
+        activations = self._activations(demand.rows, demand.logit_rows, demand.ranked_rows)
         needs = self._fixed + demand.kv + activations
         if needs > self._usable:
             least = format_bytes(self._least_ceiling(needs))
@@ -145,7 +147,7 @@ class Budget:
         with, `wanted` bytes, unless too little of that fits to be of use.
         """
         room = self._usable - self._fixed - kv - self._activations(rows, logit_rows)
-        each = self._activations(1, int(logits)) - self._activations(0, 0) + slot_bytes
+        each = self._activations(1, int(logits), int(not logits)) - self._activations(0, 0) + slot_bytes
         most = min(room, int(self.ceiling * GUESS_SHARE)) // each
         if room > (1 - MOST_MISSING) * wanted:
             most = min(most, max((room - wanted) // each, ENOUGH_GUESSES))
@@ -158,7 +160,7 @@ class Budget:
         They do not displace the `wanted` bytes that they correct beside ENOUGH_GUESSES and `kv` bytes of keys and
         values, but for LEAST_RANK of them; and there are none where too little of that fits to be of use.
         """
-        room = self._usable - self._fixed - kv - self._activations(1 + ENOUGH_GUESSES, 1)
+        room = self._usable - self._fixed - kv - self._activations(1 + ENOUGH_GUESSES, 1, ENOUGH_GUESSES)
         if room < (1 - MOST_MISSING) * wanted:
             return 0
         return min(most, max(LEAST_RANK, (room - wanted) // max(1, component)))
@@ -168,10 +170,10 @@ class Budget:
         activations = self._activations(max(LEAST_CHUNK_ROWS, sequences), sequences)
         return max(0, self._usable - self._fixed - activations)
 
-    def _activations(self, rows: int, logit_rows: int) -> int:
+    def _activations(self, rows: int, logit_rows: int, ranked_rows: int = 0) -> int:
         weight_bytes = FINE_WEIGHT_BYTES if self.chunk else RAW_WEIGHT_BYTES
         logits = logit_rows if self.head else None
-        nbytes = self.architecture.activation_bytes(rows, logits, self.ring.piece_bytes, weight_bytes)
+        nbytes = self.architecture.activation_bytes(rows, logits, self.ring.piece_bytes, weight_bytes, ranked_rows)
         if not self.adapter_rank:
             return nbytes
         return nbytes + self.architecture.adapter_bytes(rows, self.adapter_rank, self.ring.piece_bytes, weight_bytes)

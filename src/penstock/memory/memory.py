@@ -96,7 +96,8 @@ class Memory:
 
         def need() -> Need:
             kv = self.caches.count_with(slots) + more
-            return Need(rows + guesses, logit_rows + guesses * logits, kv, guesses)
+            ranked = 0 if logits else guesses
+            return Need(rows + guesses, logit_rows + guesses - ranked, kv, ranked, guesses)
 
         return self._fitting(need)
 

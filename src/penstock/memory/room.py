@@ -50,7 +50,8 @@ class StageBudget:
 
     def demand(self, need: Need) -> Demand:
         """What a pass asks for here, in bytes."""
-        return Demand(need.rows, need.logit_rows, self.kv_bytes(need.kv) + need.guesses * self.guess_bytes)
+        kv = self.kv_bytes(need.kv) + need.guesses * self.guess_bytes
+        return Demand(need.rows, need.logit_rows, kv, need.ranked_rows)
 
     def plan(self, need: Need) -> Plan:
         """How the ceiling is shared out in such a pass. Raises MemoryCeilingError."""

@@ -196,14 +196,15 @@ class Decoder:
             return Logits(self.head(x), Ranking(0).likeliest(), told)
         name = self.architecture.head
         whole = np.empty((int((~told).sum()), self.weights.tensors[name].shape[0]), np.float32)
-        ranking = Ranking(len(x) - len(whole))
+        ranking, all_told = Ranking(len(x) - len(whole)), told.all()
         with self._pieces(name) as pieces:
             for piece in pieces:
                 part = np.empty((len(x), piece.rows.stop - piece.rows.start), np.float32)
                 self._apply(piece, name, x, part, ())
                 self.scale_logits(part)
-                whole[:, piece.rows] = part[~told]
-                ranking.take(piece.rows.start, part if told.all() else part[told])
+                if not all_told:
+                    whole[:, piece.rows] = part[~told]
+                ranking.take(piece.rows.start, part if all_told else part[told])
         return Logits(whole, ranking.likeliest(), told)
 
     def scale_logits(self, logits: F32) -> None:

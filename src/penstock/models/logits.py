@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 LIKELIEST = 8
 """Tokens that are told of a row."""
+ROWS, SLICE = 16, 4096
+"""Rows, and logits of a row, that are ranked at a time, so that little is allocated."""
 GROUP = 64
 """Logits of which the maximum is taken first."""
 
@@ -26,8 +28,8 @@ GROUP = 64
 class Likeliest:
     """The likeliest tokens of n rows.
 
-    tokens: int64 [n, LIKELIEST or all], the likeliest first, and the lowest of those that are equally likely; shares:
-    float32 of the same shape, their probabilities; peaks: float32 [n], the greatest logits, NaN where one is.
+    tokens: int64 [n, LIKELIEST or all], the likeliest first, which is the lowest where several are; shares: float32 of
+    the same shape, their probabilities; peaks: float32 [n], the greatest logits, NaN where one is.
     """
 
     tokens: I64
@@ -38,7 +40,8 @@ class Likeliest:
     def of(cls, logits: F32) -> Likeliest:
         """Of rows of logits [n, vocab_size]."""
         ranking = Ranking(len(logits))
-        ranking.take(0, logits)
+        for first in range(0, logits.shape[1], SLICE):
+            ranking.take(first, logits[:, first : first + SLICE])
         return ranking.likeliest()
 
     def __getitem__(self, rows: slice) -> Likeliest:
@@ -91,7 +94,8 @@ class Ranking:
 
     def take(self, first: int, logits: F32) -> None:
         """Take in logits [rows, m] of tokens `first` and after, which follow those that came before."""
-        indices = _best_first(logits, largest(logits, LIKELIEST))
+        groups = [slice(begin, begin + ROWS) for begin in range(0, self.rows, ROWS)]
+        indices = np.concatenate([_best_first(logits[rows], largest(logits[rows], LIKELIEST)) for rows in groups])
         tokens = np.concatenate([self._tokens, indices + first], axis=1)
         values = np.concatenate([self._logits, np.take_along_axis(logits, indices, axis=1)], axis=1)
         order = np.argsort(-values, axis=1, kind="stable")[:, :LIKELIEST]
@@ -100,8 +104,9 @@ class Ranking:
         peaks = np.maximum(self._peaks, logits.max(axis=1))
         with np.errstate(invalid="ignore"):  # infinite ones are told by the peaks
             self._sums *= np.exp(self._peaks - peaks)
-            for row, peak in enumerate(peaks):
-                self._sums[row] += np.exp(logits[row] - peak).sum()
+            for rows in groups:
+                weights = logits[rows] - peaks[rows, None]
+                self._sums[rows] += np.exp(weights, out=weights).sum(axis=1)
         self._peaks = peaks
 
     def likeliest(self) -> Likeliest:

@@ -51,6 +51,8 @@ class Need:
     """Rows whose logits are computed."""
     kv: KvCount
     """Of every cache, with what the pass adds to them."""
+    ranked_rows: int = 0
+    """Rows of which only the likeliest tokens are told."""
     guesses: int = 0
     """How many of the rows may be guesses, which take slots as they are made and as they are checked."""
 

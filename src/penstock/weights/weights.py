@@ -67,11 +67,9 @@ class Weights:
             of_tensor = self._by_name.setdefault(part.piece.name, [])
             of_tensor[-1].append(index) if part.index else of_tensor.append([index])
         self.draft_names = tuple(dict.fromkeys(draft_order))
-        self._draft = _draft_ranks(self._parts, draft_order)
-        """Parts that guesses are made with, and how much they are needed: the lower the more."""
-        first = {name: rank for rank, name in reversed([*enumerate(draft_order)])}
-        self._spare_draft = {i for i, rank in self._draft.items() if rank > first[self._parts[i].piece.name]}
-        """Those of them that a matrix can do without."""
+        self._draft, self._spare_draft = _draft_ranks(self._parts, draft_order)
+        """Parts that guesses are made with, and how much they are needed: the lower the more; those of them that a
+        matrix can do without."""
         self._priority = _priority(self._parts, self._draft)
         self._ends = [*accumulate(self._parts[index].nbytes for index in self._priority)]
         self._resident: dict[int, U8] = {}
@@ -311,16 +309,16 @@ class _Part:
         return self.index == 0 and self.piece.drafts
 
 
-def _draft_ranks(parts: Sequence[_Part], order: Sequence[str]) -> dict[int, int]:
-    """By part that guesses are made with: its place in `order`."""
+def _draft_ranks(parts: Sequence[_Part], order: Sequence[str]) -> tuple[dict[int, int], set[int]]:
+    """By part that guesses are made with: its place in `order`; and the parts whose place is not the first of their
+    matrix."""
     first = {name: rank for rank, name in reversed([*enumerate(order)])}
     last = {name: rank for rank, name in enumerate(order)}
     rows = {part.piece.name: part.piece.rows.stop for part in parts}
-    return {
-        index: (first if is_common(part.piece.rows, rows[part.piece.name]) else last)[part.piece.name]
-        for index, part in enumerate(parts)
-        if part.drafts and part.piece.name in first
-    }
+    drafting = {i: part.piece for i, part in enumerate(parts) if part.drafts and part.piece.name in first}
+    spare = {i for i, piece in drafting.items() if first[piece.name] < last[piece.name]}
+    spare -= {i for i in spare if is_common(drafting[i].rows, rows[drafting[i].name])}
+    return {i: (last if i in spare else first)[piece.name] for i, piece in drafting.items()}, spare
 
 
 def _priority(parts: Sequence[_Part], draft: Mapping[int, int]) -> list[int]:
