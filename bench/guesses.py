@@ -1,10 +1,11 @@
 """Tokens a pass on questions of four kinds, for trained models.
 
-    python bench/guesses.py MODEL [--draft D] [--nodes 16,64,256] [--tokens 96] [--temperature 0] [--json FILE]
+    python bench/guesses.py MODEL [--draft D] [--nodes 16,64,256|auto] [--tokens 96] [--temperature 0] [--json FILE]
 
 Each question is put as the model's chat template has it, and answered greedily, or at a temperature with the seed 1,
 as far as `--tokens` and without stopping at an end. Tokens a pass are those of all passes after the prompts' over the
-number of these passes. With `--check`, every answer is compared with that of a run without guesses. Last comes, of the
+number of these passes. `auto` leaves the number of guesses to the engine. With `--check`, every answer is compared with
+that of a run without guesses. Seconds are those of all answers, their prompts included. Last comes, of the
 model's own drafter, how often the first guess was right, the second, ... after a root, after a node behind it, ..., as
 `penstock bench --speculate --simulate` takes it. With --json, all that and what the answers were is written too.
 """
@@ -71,6 +72,10 @@ def chances(ranks: Counter[tuple[int, int]]) -> list[list[float]]:
     return [[share for share in each if share] for each in shares]
 
 
+def seconds(outputs: dict[str, list[Output]]) -> float:
+    return sum(output.stats.seconds for output in chain.from_iterable(outputs.values()))
+
+
 def total(outputs: Iterable[Output]) -> Record:
     """What became of the guesses of all of them."""
     whole = Record()
@@ -88,7 +93,7 @@ def tokens_a_pass(record: Record) -> float:
 
 
 def answers(
-    model: str, nodes: int, args: argparse.Namespace
+    model: str, nodes: int | None, args: argparse.Namespace
 ) -> tuple[dict[str, list[Output]], Counter[tuple[int, int]]]:
     params = SamplingParams(
         temperature=args.temperature,
@@ -100,7 +105,7 @@ def answers(
         max_tokens=args.tokens,
         ignore_eos=True,
     )
-    draft = args.draft if nodes else None
+    draft = "none" if nodes == 0 else args.draft
     out: dict[str, list[Output]] = {}
     ranks: Counter[tuple[int, int]] = Counter()
     with LLM.open(model, draft=draft, draft_nodes=nodes, memory=args.memory, threads=args.threads) as llm:
@@ -155,14 +160,15 @@ def main() -> None:
     args = parser.parse_args()
     plain = answers(args.model, 0, args)[0] if args.check else None
     results = {}
-    for nodes in map(int, args.nodes.split(",")):
-        outputs, ranks = answers(args.model, nodes, args)
+    for nodes in args.nodes.split(","):
+        outputs, ranks = answers(args.model, None if nodes == "auto" else int(nodes), args)
         if plain is not None:
             check(plain, outputs)
+            print(f"without guesses {seconds(plain):.1f} s; the same answers", flush=True)
         results[nodes] = found = result(outputs) | {"chances": chances(ranks)}
         told = ", ".join(f"{kind} {tokens:.2f}" for kind, tokens in found["kinds"].items())
         shares = f"{found['tokens_a_pass']:.2f} tokens a pass ({told}); {found['guesses_a_pass']:.1f} checked"
-        print(f"{nodes} guesses: {shares}", flush=True)
+        print(f"{nodes} guesses: {shares}; {seconds(outputs):.1f} s", flush=True)
         if ranks:
             print("right by depth and rank:", say_chances(found["chances"]), flush=True)
     if args.json:
