@@ -18,6 +18,8 @@ Shape = tuple[int, ...]
 
 GATHERED = 256
 """Rows that go through an adapter and are not beside each other are copied together, so many at a time."""
+RANKED_BYTES = 768
+"""What the likeliest tokens of a row take, those before a piece of the head and those after it, while they are sorted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class Architecture:
         sampling takes for one row after another. Of the MLP's second half, one piece's rows are there at a time, of
         which a weight takes `weight_bytes` or more in the larger part of its piece. `logit_rows` is None where logits
         are computed elsewhere. Of `ranked_rows` only the likeliest tokens are kept: of each, logits of one piece of the
-        head are there at a time, maybe twice."""
+        head are there at a time, maybe twice, beside what is kept of it."""
         config = self.config
         heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
         piece_rows = min(config.intermediate_size, max(1, int(piece_bytes / (weight_bytes * config.hidden_size))))
@@ -129,7 +131,7 @@ class Architecture:
         hidden = rows * (2 * config.hidden_size + widest + len(config.ropes) * config.head_dim)
         logits = 0 if logit_rows is None else (logit_rows + 5) * config.vocab_size
         head_rows = min(config.vocab_size, max(1, int(piece_bytes / (weight_bytes * config.hidden_size))))
-        ranked = 0 if logit_rows is None else ranked_rows * 2 * 4 * head_rows
+        ranked = 0 if logit_rows is None else ranked_rows * (2 * 4 * head_rows + RANKED_BYTES)
         return 4 * (hidden + logits) + ranked
 
     def adapter_bytes(self, rows: int, rank: int, piece_bytes: int, weight_bytes: float = 2.0) -> int:
