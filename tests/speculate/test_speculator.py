@@ -18,7 +18,7 @@ from penstock.models.logits import Likeliest
 from penstock.models.pass_stats import PartStats, PassStats
 from penstock.speculate.costs import Costs
 from penstock.speculate.grow import MOST_NODES
-from penstock.speculate.speculator import MOST_FIXED_NODES, Record, Speculator, walk
+from penstock.speculate.speculator import FEW_NODES, MOST_FIXED_NODES, Record, Speculator, walk
 from penstock.speculate.tree import Claim, Tree
 from penstock.speculate.worth import Worth
 
@@ -56,6 +56,12 @@ def drawing(tokens: Sequence[int | None]) -> Callable[[int], int | None]:
 def a_pass() -> PassStats:
     """One that reads GIGA bytes in 10 s, and computes for a tenth of a second."""
     return PassStats(1, (PartStats("head", GIGA, 9.9, 9.9, 0.1),), seconds=10, stage_seconds=10)
+
+
+def in_memory(rows: int) -> PassStats:
+    """One that computes for 0.4 s, and 0.05 s a row."""
+    seconds = 0.4 + 0.05 * rows
+    return PassStats(rows, (PartStats("head", 0, 0, 0, seconds),), seconds=seconds, stage_seconds=seconds)
 
 
 class TestWalk:
@@ -174,6 +180,16 @@ class TestSpeculator:
         for _ in range(3):
             speculator.learn_pass(a_pass(), streamed=GIGA)
         return speculator
+
+    def test_few_rows_are_measured_before_many_are_guessed(self) -> None:
+        """In memory the rows of a prompt do not tell what a pass without guesses takes."""
+        speculator = Speculator([Scripted(lambda tree, node: [(5, 0.99)])], Costs(1000))
+        speculator.guess([], 200, 100)
+        speculator.learn_pass(in_memory(200), streamed=0)
+        for least, most in ((1, FEW_NODES), (1 + FEW_NODES, 100)):
+            [tree] = speculator.guess([root(deepest=400)], 0, 100)
+            assert least <= len(tree) - 1 <= most
+            speculator.learn_pass(in_memory(len(tree)), streamed=0)
 
     def test_room_follows_what_is_used(self) -> None:
         """Not more memory than guesses need is kept from the weights, and what they need they get."""

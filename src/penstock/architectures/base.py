@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 GATHERED = 256
 """Rows that go through an adapter and are not beside each other are copied together, so many at a time."""
 RANKED_BYTES = 768
-"""What the likeliest tokens of a row take, those before a piece of the head and those after it, while they are sorted."""
+"""What the likeliest tokens of a row take while they are sorted, those before a piece of the head and those after."""
 
 
 @dataclass(frozen=True, slots=True)
