@@ -67,12 +67,31 @@ class Logits:
         """Where no row wants any."""
         return cls(np.empty((0, vocab_size), np.float32), Ranking(0).likeliest(), np.zeros(0, np.bool_))
 
-    def of(self, begin: int, end: int) -> F32 | Likeliest:
-        """Of some rows beside each other, which are all of a kind."""
-        others = int(self.told[:begin].sum())
-        if self.told[begin:end].all() and end > begin:
-            return self.likeliest[others : others + end - begin]
-        return self.whole[begin - others : end - others]
+    def __len__(self) -> int:
+        return len(self.told)
+
+    def part(self, begin: int, end: int) -> Logits:
+        """Of some rows beside each other."""
+        told = self.told[begin:end]
+        before, others = int(self.told[:begin].sum()), int(told.sum())
+        whole = self.whole[begin - before : end - before - others]
+        return Logits(whole, self.likeliest[before : before + others], told)
+
+    def row(self, index: int) -> F32 | Likeliest:
+        """All of one row, float32 [1, vocab_size], or its likeliest."""
+        part = self.part(index, index + 1)
+        return part.likeliest if self.told[index] else part.whole
+
+    def ranked(self) -> Likeliest:
+        """The likeliest of all rows."""
+        if self.told.all():
+            return self.likeliest
+        of_whole = Likeliest.of(self.whole)
+        if not self.told.any():
+            return of_whole
+        order = np.argsort(np.concatenate([np.flatnonzero(~self.told), np.flatnonzero(self.told)]))
+        fields = ("tokens", "shares", "peaks")
+        return Likeliest(*(np.concatenate([getattr(of_whole, f), getattr(self.likeliest, f)])[order] for f in fields))
 
 
 @dataclass(slots=True)

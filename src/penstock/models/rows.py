@@ -40,6 +40,8 @@ class SequenceRows:
     """Indices of the rows whose logits are wanted, ascending."""
     likeliest: bool = False
     """Whether no more is wanted of them than which tokens are likeliest."""
+    first_whole: bool = False
+    """Whether all is wanted of the first of them in any case."""
     adapter: str | None = None
     """The adapter that they go through, by name: that of the cache."""
 
@@ -63,16 +65,24 @@ class SequenceRows:
 
     @classmethod
     def tree(
-        cls, cache: KvCache, tokens: Sequence[int], parents: Sequence[int], likeliest: bool = False
+        cls,
+        cache: KvCache,
+        tokens: Sequence[int],
+        parents: Sequence[int],
+        likeliest: bool = False,
+        *,
+        first_whole: bool = False,
+        tip: int = 0,
     ) -> SequenceRows:
         """A tree of tokens after the committed positions: parents[i] < i is a row of the same tree, -1 the root's.
 
-        Logits are wanted of every row, or the `likeliest` tokens.
+        Logits are wanted of row `tip` and of all behind it, or the `likeliest` tokens.
         """
         paths: list[list[int]] = []
         for node, parent in enumerate(parents):
             paths.append([*(paths[parent] if parent >= 0 else []), cache.length + node])
-        return replace(cls.nodes(cache, tokens, paths), likeliest=likeliest)
+        rows = cls.nodes(cache, tokens, paths)
+        return replace(rows, wanted=rows.wanted[tip:], likeliest=likeliest, first_whole=first_whole)
 
     @classmethod
     def nodes(cls, cache: KvCache, tokens: Sequence[int], paths: Sequence[Sequence[int]]) -> SequenceRows:
@@ -110,8 +120,9 @@ class Rows:
         self.wanted = np.concatenate(
             [s.wanted + span.start for s, span in zip(self.sequences, self.spans, strict=True)]
         )
-
         self.likeliest = np.repeat([s.likeliest for s in self.sequences], [len(s.wanted) for s in self.sequences])
+        firsts = np.cumsum([0, *(len(s.wanted) for s in self.sequences)])[:-1]
+        self.likeliest[[first for first, s in zip(firsts, self.sequences, strict=True) if s.first_whole]] = False
         """Which of the wanted ones want no more than the likeliest tokens: bool, as long as `wanted`."""
 
     def __len__(self) -> int:
