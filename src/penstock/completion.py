@@ -13,6 +13,7 @@ from penstock.speculate.speculator import Record
 from penstock.text.text_stream import StopStrings, TextStream
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from collections.abc import Sequence as List
 
     from penstock.engine.sequence import Sequence
@@ -113,12 +114,15 @@ class Output:
 class Completion:
     """One sequence with its text, kept up to date by the engine's passes, whoever asked for them."""
 
-    def __init__(self, sequence: Sequence, tokenizer: Tokenizer | None, stops: List[str] = ()) -> None:
+    def __init__(
+        self, sequence: Sequence, tokenizer: Tokenizer | None, stops: List[str] = (), shown: Collection[int] = ()
+    ) -> None:
+        """`shown`: special tokens that are a part of the text."""
         self.sequence = sequence
         self.stats = Stats(len(sequence.prompt), sequence.sampler.seed, guesses=sequence.guesses)
         self.pieces: deque[Piece] = deque()
         """What the passes brought that nobody has taken yet."""
-        self._text = TextStream(tokenizer) if tokenizer is not None else None
+        self._text = TextStream(tokenizer, shown) if tokenizer is not None else None
         self._stops = StopStrings(stops)
         self._begin = time.perf_counter()
         self._taken = 0

@@ -3,7 +3,8 @@
 PenstockError
 ├── UsageError                 wrong use: an option, an argument, a call (the command line exits with 2)
 │   ├── ContextError           a prompt, or a prompt and its answer, longer than the context
-│   └── MemoryCeilingError     a ceiling too small for the model; names the least that works
+│   ├── MemoryCeilingError     a ceiling too small for the model; names the least that works
+│   └── GrammarError           an answer that cannot follow its grammar any further
 ├── CheckpointError            the model directory cannot be used
 │   ├── FormatError            a file that breaks its format's rules: lying, truncated or overlapping headers
 │   └── UnsupportedError       a sound checkpoint of a kind that Penstock does not run
@@ -13,7 +14,6 @@ PenstockError
 │   └── ChecksumError          bytes of a packed model that are not those that were written
 ├── SessionError               a session's file that cannot be used: damaged, in use, another model's, no room
 ├── NumericsError              a logit that is not a number
-├── GrammarError               an answer that cannot follow its grammar any further
 └── InternalError              a fault of Penstock's own, kept to the one sequence or request that it met
 """
 
@@ -85,7 +85,7 @@ class NumericsError(PenstockError):
     """A logit that is not a number."""
 
 
-class GrammarError(PenstockError):
+class GrammarError(UsageError):
     """An answer that cannot follow its grammar any further."""
 
 

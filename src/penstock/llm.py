@@ -27,7 +27,7 @@ from penstock.system import machine
 from penstock.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -304,6 +304,7 @@ class LLM:
         most_tokens: int | None = None,
         cache: KvCache | None = None,
         adapter: str | None = None,
+        shown: Collection[int] = (),
     ) -> Completion:
         """Let a prompt take part in the passes that `step` runs from now on, or as soon as memory has room for it.
 
@@ -311,6 +312,7 @@ class LLM:
         choice: several answers to a prompt, of one seed, differ by it. most_tokens: a bound for parameters that have
         none. cache: of this model's `new_cache`, with the keys and values of some of the first tokens; it comes to have
         those of the others, and stays the caller's. adapter: the name of the one to go through; a cache has its own.
+        shown: special tokens that are a part of the text.
         The caller takes `pieces`, looks at `error`, and calls `cancel` when it has lost interest.
 
         Raises UsageError, ContextError, TokenizerError; MemoryCeilingError where it would not fit even by itself.
@@ -333,7 +335,7 @@ class LLM:
             matcher=self._matcher(params),
         )
         try:
-            return Completion(sequence, self.tokenizer, params.stops)
+            return Completion(sequence, self.tokenizer, params.stops, shown)
         except BaseException:  # nobody has it, so nobody would ever cancel it
             self.engine.cancel(sequence)
             raise

@@ -131,3 +131,20 @@ def test_memory() -> None:
 def test_a_tokenizer_that_the_library_does_not_take() -> None:
     with pytest.raises(TokenizerError, match="cannot be held to a grammar"):
         GrammarCompiler(lambda: "{}", VOCAB, [END]).matcher(SCHEMA)
+
+
+def test_text_that_spells_out_a_token_of_its_own() -> None:
+    """The library takes it for that token, which is no text: the answer ends with an error, and never with a wrong
+    text."""
+    assert TOKENIZER is not None
+    special = next(token for token in (TOKENIZER.token(i) for i in sorted(TOKENIZER.special_ids)) if token)
+    matcher = GrammarCompiler(TOKENIZER.to_json, VOCAB, [END]).matcher(
+        Grammar("schema", json.dumps({"const": special}))
+    )
+
+    def write() -> None:
+        while not matcher.ended:
+            matcher.take((matcher.forced() or np.flatnonzero(matcher.mask()).tolist())[0])
+
+    with pytest.raises(GrammarError):
+        write()

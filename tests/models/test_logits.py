@@ -85,7 +85,7 @@ class TestLogits:
         rows = random_rows(6, 90, 3, ties=False)
         told = np.array([False, True, True, False, True, False])
         logits = Logits(rows[~told], Likeliest.of(rows[told]), told)
-        for begin, end in ((0, 6), (1, 3), (3, 5), (2, 2), (5, 6)):
+        for begin, end in ((0, 6), (1, 3), (3, 5), (5, 6)):
             part = logits.part(begin, end)
             assert len(part) == end - begin
             np.testing.assert_array_equal(part.ranked().tokens, Likeliest.of(rows[begin:end]).tokens)

@@ -8,10 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import ChatTemplateError, ContextError, ReadError, UsageError
+from penstock.grammars.grammar import ANY_OBJECT, Grammar
 from penstock.openai_api.errors import RequestError
 from penstock.openai_api.requests import ChatCompletionRequest, CompletionRequest, parse
+from penstock.openai_api.tools import for_template
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+TOOL = {"type": "function", "function": {"name": "f"}}
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
@@ -87,8 +90,55 @@ class TestGood:
     def test_four_forms_of_prompts(self, prompt: Any, prompts: Any) -> None:
         assert text(prompt=prompt).prompts == prompts
 
-    def test_unknown_fields_are_ignored(self) -> None:
-        assert chat(no_such_field=[{}], user="u", metadata={"a": "b"}).params() == chat().params()
+    def test_fields_that_mean_nothing_here(self) -> None:
+        named = chat(user="u", metadata={"a": "b"}, service_tier="auto", prompt_cache_key="k", safety_identifier="s")
+        assert named.params() == chat().params()
+
+    @pytest.mark.parametrize(
+        ("asked", "form"),
+        [
+            ({"response_format": {"type": "json_object"}}, Grammar("schema", ANY_OBJECT)),
+            (
+                {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "null"}}}},
+                Grammar("schema", '{"type": "null"}'),
+            ),
+            ({"structured_outputs": {"json": {"type": "null"}}}, Grammar("schema", '{"type": "null"}')),
+            ({"structured_outputs": {"regex": "a+"}}, Grammar("regex", "a+")),
+            ({"structured_outputs": {"choice": ["a", 'b"']}}, Grammar("grammar", 'start: "a" | "b\\""')),
+            ({"structured_outputs": {"grammar": "start: A"}}, Grammar("grammar", "start: A")),
+        ],
+    )
+    def test_forms_of_answers(self, asked: dict[str, Any], form: Grammar) -> None:
+        for request in (chat(**asked), text(**asked)):
+            assert request.params().form == form
+
+    def test_penalties_and_biases(self) -> None:
+        params = chat(presence_penalty=0.5, frequency_penalty=-2, logit_bias={"7": -100, "3": 1.5}).params()
+        assert (params.presence_penalty, params.frequency_penalty) == (0.5, -2)
+        assert params.biases == ((3, 1.5), (7, -100.0))
+
+    def test_tools_and_what_they_told(self) -> None:
+        tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}, "strict": True}}
+        called = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+        request = chat(
+            messages=[
+                *MESSAGES,
+                {"role": "assistant", "content": None, "tool_calls": [called], "refusal": None, "annotations": []},
+                {"role": "tool", "content": "2", "tool_call_id": "c"},
+            ],
+            tools=[tool],
+            tool_choice={"type": "function", "function": {"name": "add"}},
+            parallel_tool_calls=False,
+        )
+        assert isinstance(request, ChatCompletionRequest)
+        arguments = called | {"function": {"name": "add", "arguments": {"a": 1}}}
+        assert [message.plain() for message in request.messages[-2:]] == [
+            {"role": "assistant", "content": "", "tool_calls": [arguments]},
+            {"role": "tool", "content": "2", "tool_call_id": "c"},
+        ]
+        assert for_template(request.tools or []) == [
+            {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+        ]
 
     def test_unsupported_fields_may_have_values_that_change_nothing(self) -> None:
         chat(
@@ -121,15 +171,23 @@ class TestBad:
             ({"seed": 2**64}, "seed"),
             ({"seed": -(2**63) - 1}, "seed"),
             ({"stop": ""}, "stop"),
-            ({"stop": []}, "stop"),
             ({"stop": ["a"] * 5}, "stop"),
             ({"stop": ["a", 1]}, "stop"),
             ({"stream": "yes"}, "stream"),
             ({"stream_options": {}}, "stream_options"),
             ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
-            ({"presence_penalty": 0.1}, "presence_penalty"),
-            ({"frequency_penalty": -1}, "frequency_penalty"),
-            ({"logit_bias": {"1": 1}}, "logit_bias"),
+            ({"presence_penalty": 2.1}, "presence_penalty"),
+            ({"frequency_penalty": "1"}, "frequency_penalty"),
+            ({"logit_bias": {"1": 101}}, "logit_bias"),
+            ({"logit_bias": {"a": 1}}, "logit_bias"),
+            ({"logit_bias": [1]}, "logit_bias"),
+            ({"no_such_field": [{}]}, "no_such_field"),
+            ({"guided_json": {}}, "guided_json"),
+            ({"grammar": "start: A"}, "grammar"),
+            ({"response_format": {"type": "xml"}}, "response_format.type"),
+            ({"response_format": {"type": "json_schema"}}, "response_format"),
+            ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+            ({"structured_outputs": {}}, "structured_outputs"),
             ({"model": 1}, "model"),
         ],
     )
@@ -145,20 +203,28 @@ class TestBad:
             ({"messages": []}, "messages"),
             ({"messages": "Hello"}, "messages"),
             ({"messages": [{"content": "x"}]}, "messages[0].role"),
-            ({"messages": [*MESSAGES, {"role": "tool", "content": "x"}]}, "messages[1].role"),
+            ({"messages": [*MESSAGES, {"role": "robot", "content": "x"}]}, "messages[1].role"),
             ({"messages": [{"role": "user"}]}, "messages[0].content"),
             ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
             ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
             ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content"),
             ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
-            ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+            ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id"),
             ({"top_logprobs": 1}, "top_logprobs"),
             ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
             ({"logprobs": 1}, "logprobs"),
-            ({"tools": [{"type": "function"}]}, "tools"),
+            ({"tools": [{"type": "function"}]}, "tools[0].function"),
             ({"tool_choice": "required"}, "tool_choice"),
             ({"functions": [{}]}, "functions"),
-            ({"response_format": {"type": "json_object"}}, "response_format"),
+            ({"tools": [TOOL, TOOL]}, "tools"),
+            ({"tools": [TOOL | {"type": "retrieval"}]}, "tools[0].type"),
+            ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+            ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+            ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+            ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
+            ({"continue_final_message": True}, "continue_final_message"),
+            ({"chat_template_kwargs": {}}, "chat_template_kwargs"),
+            ({"prompt_logprobs": 1}, "prompt_logprobs"),
             ({"modalities": ["text", "audio"]}, "modalities"),
             ({"audio": {}}, "audio"),
             ({"prediction": {}}, "prediction"),

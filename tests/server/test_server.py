@@ -141,7 +141,7 @@ class TestWithTheOpenaiClient:
         [
             ({"temperature": 2.5}, "temperature"),
             ({"max_tokens": 0}, "max_tokens"),
-            ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+            ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
             ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
             ({"messages": []}, "messages"),
         ],

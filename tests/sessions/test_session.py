@@ -394,3 +394,31 @@ def test_closing_frees_the_memory(llm: LLM, tmp_path: Path) -> None:
 
 def test_errors_are_all_of_ours() -> None:
     assert issubclass(SessionError, PenstockError)
+
+
+def test_an_answer_that_is_held_to_a_form_goes_on_in_it(tmp_path: Path) -> None:
+    """After every pass, with the biases and penalties that it began with."""
+    wanted = SamplingParams(
+        temperature=0.9,
+        seed=4,
+        max_tokens=30,
+        regex="[a-z]{3}(, [a-z]{3,5}){6}[.]",
+        frequency_penalty=0.5,
+        logit_bias={60: 1.5, 70: -2.0},
+    )
+    with LLM.open("demo", draft="none") as llm:
+        [expected] = llm.generate(["def f"], wanted)
+        path = tmp_path / "talk.session"
+        with Session(llm, path) as session:
+            next(session.complete("def f", wanted))
+        for _ in range(40):
+            with Session(llm, path) as session:
+                if session.turn is None or not session.turn.unfinished:
+                    break
+                pieces = session.go_on()
+                next(pieces)  # what was drawn before
+                next(pieces, None)
+        with Session(llm, path) as session:
+            assert session.turn is not None
+            assert session.turn.drawn == expected.token_ids
+            assert session.turn.end == "stop"

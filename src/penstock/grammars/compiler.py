@@ -60,7 +60,7 @@ class GrammarCompiler:
         if grammar not in self._kept:
             self._keep(grammar)
         self._kept.move_to_end(grammar)
-        return Matcher(self._kept[grammar].deep_copy(), self._vocab_size)
+        return Matcher(self._kept[grammar].deep_copy(), self._vocab_size, self._stop_ids)
 
     def _keep(self, grammar: Grammar) -> None:
         source = grammar.source()

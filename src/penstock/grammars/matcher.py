@@ -22,14 +22,20 @@ if TYPE_CHECKING:
 class Matcher:
     """Of one answer."""
 
-    def __init__(self, backend: LLMatcher, vocab_size: int) -> None:
+    def __init__(self, backend: LLMatcher, vocab_size: int, stop_ids: Sequence[int] = ()) -> None:
+        """`stop_ids`: tokens that end an answer."""
         self._backend = backend
         self._vocab_size = vocab_size
+        self._stop_ids = list(stop_ids)
 
     @property
     def ended(self) -> bool:
         """Whether nothing may follow but the end."""
-        return self._backend.is_stopped()
+        if self._backend.is_stopped() or not self._backend.is_accepting():
+            return self._backend.is_stopped()
+        further = self.mask()
+        further[self._stop_ids] = False
+        return not further.any()
 
     def take(self, token: int) -> None:
         """A token that was drawn. Raises GrammarError where it may not follow, or the grammar is too much to follow."""
@@ -38,7 +44,11 @@ class Matcher:
 
     def forced(self) -> list[int]:
         """Tokens that come next whatever the model says, as its tokenizer would write them; mostly none."""
-        return [] if self.ended else self._backend.compute_ff_tokens()
+        if self._backend.is_stopped():
+            return []
+        tokens = self._backend.compute_ff_tokens()
+        # Text that spells out a token of the tokenizer's own, like "<tool_call>", becomes that, which is no text.
+        return tokens[: self._backend.validate_tokens(tokens)]
 
     def allows(self, tokens: Sequence[int]) -> bool:
         """Whether these may follow one another from here on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from array import array
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from penstock.openai_api.errors import RequestError
 from penstock.openai_api.json_parts import expanded, json_parts
 from penstock.openai_api.logprobs import chat_logprobs, text_logprobs
 from penstock.openai_api.requests import ChatCompletionRequest
+from penstock.openai_api.tools import for_template, tool_use
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from penstock.completion import Completion
     from penstock.llm import LLM
     from penstock.openai_api.requests import CompletionRequest
+    from penstock.openai_api.tools import ToolUse
     from penstock.sampling import SamplingParams
 
     Request = ChatCompletionRequest | CompletionRequest
@@ -45,6 +47,8 @@ class Prepared:
     """Where the request names no limit."""
     adapter: str | None = None
     """What its prompts go through."""
+    tools: ToolUse | None = None
+    """What its answers may call."""
 
     @property
     def tokens(self) -> int:
@@ -67,16 +71,24 @@ def prepare(
     chat = isinstance(request, ChatCompletionRequest)
     seed = secrets.randbits(SEED_BITS) if default_seed is None else default_seed
     try:
-        params = request.params(seed)
+        params, use = request.params(seed), None
         prompts: Sequence[str | list[int]]
         if isinstance(request, ChatCompletionRequest):
-            prompts = [llm.chat_prompt([message.plain() for message in request.messages])]
+            use = _tool_use(llm, request)
+            if use is not None and use.grammar is not None:
+                params = replace(params, grammar=use.grammar)
+            _check_form(params, "response_format" if use is None else "tools")
+            messages = [message.plain() for message in request.messages]
+            prompts = [llm.chat_prompt(messages, tools=None if use is None else for_template(request.tools or []))]
         else:
+            _check_form(params, "response_format")
             prompts = request.prompts
         tokens = tuple(_checked(llm, prompt, params, default_max_tokens) for prompt in prompts)
+    except RequestError:
+        raise
     except PenstockError as error:
         raise RequestError.of(error, "messages" if chat else "prompt") from error
-    return Prepared(chat, tokens, request.choices, params, default_max_tokens, adapter)
+    return Prepared(chat, tokens, request.choices, params, default_max_tokens, adapter, use)
 
 
 def submit(
@@ -168,13 +180,46 @@ class Answers:
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
         output, tokenizer = completion.output(), self._llm.tokenizer
         wanted = self.request.params.logprobs is not None
+        reason = output.finish_reason
         if self.request.chat:
-            body: dict[str, Any] = {"message": {"role": "assistant", "content": output.text, "refusal": None}}
+            message, called = _message(output.text, self.request.tools)
+            body: dict[str, Any] = {"message": message}
+            reason = "tool_calls" if called and reason == "stop" else reason
             logprobs = chat_logprobs(tokenizer, output.logprobs) if wanted else None
         else:
             body = {"text": output.text}
             logprobs = text_logprobs(tokenizer, output.logprobs) if wanted else None
-        return {"index": index, **body, "logprobs": logprobs, "finish_reason": output.finish_reason}
+        return {"index": index, **body, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _message(text: str, tools: ToolUse | None) -> tuple[dict[str, Any], bool]:
+    """The message of an answer, and whether it calls anything."""
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if tools is None:
+        return message, False
+    answer = tools.calls()
+    answer.push(text)
+    answer.finish()
+    if not answer.calls:
+        return message | {"content": answer.said}, False
+    return message | {"content": answer.said.strip() or None, "tool_calls": tools.as_json(answer.calls)}, True
+
+
+def _check_form(params: SamplingParams, param: str) -> None:
+    """Raise RequestError where answers cannot be held to what is asked."""
+    try:
+        if params.form is not None:
+            params.form.source()
+    except PenstockError as error:
+        raise RequestError.of(error, param) from error
+
+
+def _tool_use(llm: LLM, request: ChatCompletionRequest) -> ToolUse | None:
+    if not request.tools and request.tool_choice in (None, "none", "auto"):
+        return None
+    tokenizer = llm.text_side()
+    template = tokenizer.chat_template(for_tools=True).source if tokenizer.has_chat_template else ""
+    return tool_use(request.tools or [], request.tool_choice, request.parallel_tool_calls, template, tokenizer)
 
 
 def usage_of(request: Prepared, drawn: int) -> dict[str, int]:
@@ -199,6 +244,8 @@ def _checked(llm: LLM, prompt: str | Sequence[int], params: SamplingParams, most
 def _submit_one(llm: LLM, request: Prepared, prompt: array[int], choice: int, drawn: Sequence[int]) -> Completion:
     """Without a limit of the request's own, memory may set one below the default."""
     asked: dict[str, Any] = {"drawn": drawn, "choice": choice, "adapter": request.adapter}
+    if request.tools is not None:
+        asked["shown"] = request.tools.shown
     try:
         return llm.submit(prompt, request.params, most_tokens=request.most_tokens, **asked)
     except MemoryCeilingError:

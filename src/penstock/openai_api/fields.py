@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from penstock.sampling import MOST_BIASED
+
 MOST_CHOICES = 8
 MOST_PROMPTS = 128
 MOST_STOPS = 4
@@ -66,8 +68,20 @@ def _check_content(value: Any) -> Any:
 
 def _check_stop(value: Any) -> Any:
     stops = [value] if isinstance(value, str) else value
-    if value is not None and not (_is_list_of(stops, str) and all(stops) and len(stops) <= MOST_STOPS):
-        raise PydanticCustomError("stop", f"must be a non-empty string or a list of 1 to {MOST_STOPS} of them")
+    if value not in (None, []) and not (_is_list_of(stops, str) and all(stops) and len(stops) <= MOST_STOPS):
+        raise PydanticCustomError("stop", f"must be a non-empty string or a list of at most {MOST_STOPS} of them")
+    return value
+
+
+def _check_bias(value: Any) -> Any:
+    if value is None:
+        return value
+    if not isinstance(value, dict) or len(value) > MOST_BIASED:
+        raise PydanticCustomError("bias", f"must be an object with at most {MOST_BIASED} token ids")
+    for token, bias in value.items():
+        number = isinstance(bias, (int, float)) and not isinstance(bias, bool)
+        if not (token.isascii() and token.isdigit() and len(token) < 10 and number and -100 <= bias <= 100):
+            raise PydanticCustomError("bias", "must give each token id, in quotes, a number from -100 to 100")
     return value
 
 
@@ -94,4 +108,21 @@ Prompt = Annotated[
     _any_of(_TEXT, _array(_TEXT, MOST_PROMPTS), _IDS, _array(_IDS, MOST_PROMPTS)),
 ]
 Content = Annotated[Any, AfterValidator(_check_content), _any_of(_TEXT, _array(TEXT_PART))]
-Stop = Annotated[Any, AfterValidator(_check_stop), _any_of(_STOP, _array(_STOP, MOST_STOPS), {"type": "null"})]
+Stop = Annotated[
+    Any,
+    AfterValidator(_check_stop),
+    _any_of(_STOP, {"type": "array", "items": _STOP, "maxItems": MOST_STOPS}, {"type": "null"}),
+]
+LogitBias = Annotated[
+    Any,
+    AfterValidator(_check_bias),
+    _any_of(
+        {
+            "type": "object",
+            "maxProperties": MOST_BIASED,
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        },
+        {"type": "null"},
+    ),
+]

@@ -1,7 +1,7 @@
 """What a client asks for: the bodies of OpenAI's requests, checked.
 
-Unknown fields are ignored. Those that OpenAI's API has and this one lacks are errors, unless they have values that
-change nothing; so are values outside OpenAI's ranges. Null means: not given.
+Unknown fields are errors, so that none is left out in silence; so are those that OpenAI's API has and this one lacks,
+unless they have values that change nothing; and values outside OpenAI's ranges. Null means: not given.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from penstock.errors import UsageError
+from penstock.grammars.grammar import ANY_OBJECT
 from penstock.openai_api.errors import RequestError
 from penstock.openai_api.fields import (
     LEAST_SEED,
@@ -21,17 +22,19 @@ from penstock.openai_api.fields import (
     MOST_SEED,
     WHOLE,
     Content,
+    LogitBias,
     Prompt,
     Stop,
     only,
 )
+from penstock.openai_api.tools import CalledTool, Choice, NamedTool, Tools
 from penstock.sampling import MOST_LOGPROBS, MOST_WHOLE, SamplingParams
 from penstock.strict_json import listed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-STRICT = ConfigDict(strict=True, extra="ignore")
+STRICT = ConfigDict(strict=True, extra="forbid")
 
 
 class StreamOptions(BaseModel):
@@ -46,20 +49,95 @@ class StreamOptions(BaseModel):
 class Message(BaseModel):
     """One message of a conversation."""
 
-    model_config = STRICT
+    model_config = ConfigDict(strict=True, extra="ignore")  # what an answer had beside its text comes back with it
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: list[CalledTool] | None = None
+    content: Annotated[Content | None, Field(validate_default=True)] = None
     name: str | None = None
-    tool_calls: only([]) = None  # type: ignore[valid-type]
+    tool_call_id: str | None = None
     function_call: only() = None  # type: ignore[valid-type]
     audio: only() = None  # type: ignore[valid-type]
 
-    def plain(self) -> dict[str, str]:
+    @field_validator("tool_calls")
+    @classmethod
+    def _check_calls(cls, value: list[CalledTool] | None, info: ValidationInfo) -> list[CalledTool] | None:
+        if value and info.data.get("role") != "assistant":
+            raise PydanticCustomError("tool_calls", "is for messages of the assistant")
+        return value
+
+    @field_validator("content")
+    @classmethod
+    def _check_content(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and not info.data.get("tool_calls"):
+            raise PydanticCustomError("content", "must be a string or a list of text parts")
+        return value
+
+    def plain(self) -> dict[str, Any]:
         """As chat templates expect it: text in one string, and `developer` under its older name."""
-        content = self.content if isinstance(self.content, str) else "".join(part["text"] for part in self.content)
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": content} | ({"name": self.name} if self.name else {})
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            message["tool_calls"] = [call.plain() for call in self.tool_calls]
+        more = {"name": self.name, "tool_call_id": self.tool_call_id}
+        return message | {key: value for key, value in more.items() if value}
+
+
+class JsonSchema(BaseModel):
+    """A schema with a name; it is held to whether it is `strict` or not."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", populate_by_name=True)
+
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """What an answer has to be: text, any JSON object, or JSON of a schema."""
+
+    model_config = STRICT
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise PydanticCustomError("json_schema", "has a json_schema if its type is json_schema, and else none")
+        return self
+
+    def form(self) -> dict[str, Any]:
+        """As SamplingParams takes it."""
+        if self.type == "text":
+            return {}
+        return {"schema": self.json_schema.schema_ if self.json_schema else ANY_OBJECT}
+
+
+class StructuredOutputs(BaseModel):
+    """As vLLM has it: one of these."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", populate_by_name=True)
+
+    json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(min_length=1)] | None = None
+    grammar: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> StructuredOutputs:
+        if len(self.model_fields_set) != 1:
+            raise PydanticCustomError("structured", "has one of json, regex, choice and grammar")
+        return self
+
+    def form(self) -> dict[str, Any]:
+        """As SamplingParams takes it."""
+        if self.choice is not None:
+            return {"grammar": "start: " + " | ".join(json.dumps(choice) for choice in self.choice)}
+        form = {"schema": self.json_, "regex": self.regex, "grammar": self.grammar}
+        return {key: value for key, value in form.items() if value is not None}
 
 
 class GenerationRequest(BaseModel):
@@ -81,15 +159,29 @@ class GenerationRequest(BaseModel):
     ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    presence_penalty: only(0) = None  # type: ignore[valid-type]
-    frequency_penalty: only(0) = None  # type: ignore[valid-type]
-    logit_bias: only({}) = None  # type: ignore[valid-type]
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: LogitBias = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> GenerationRequest:
+        if self.structured_outputs is not None and self.form:
+            raise PydanticCustomError("response_format", "and structured_outputs are given together")
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("stream_options", "is for streams: set stream=true as well")
         return self
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What response_format asks for, as SamplingParams takes it."""
+        return {} if self.response_format is None else self.response_format.form()
 
     @property
     def choices(self) -> int:
@@ -114,11 +206,15 @@ class GenerationRequest(BaseModel):
             top_k=self.top_k,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             seed=seed,
             max_tokens=self.token_limit,
             stop=self.stop or (),
             ignore_eos=bool(self.ignore_eos),
             logprobs=self.top_logprobs_wanted,
+            **(self.form if self.structured_outputs is None else self.structured_outputs.form()),
         )
 
     def check_model(self, *names: str) -> None:
@@ -146,11 +242,11 @@ class ChatCompletionRequest(GenerationRequest):
     max_completion_tokens: Annotated[int, Field(ge=1, le=MOST_WHOLE), WHOLE] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS), WHOLE] | None = None
-    tools: only([]) = None  # type: ignore[valid-type]
-    tool_choice: only("none", "auto") = None  # type: ignore[valid-type]
+    tools: Tools | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool | None = None
     functions: only([]) = None  # type: ignore[valid-type]
     function_call: only("none", "auto") = None  # type: ignore[valid-type]
-    response_format: only({"type": "text"}) = None  # type: ignore[valid-type]
     modalities: only(["text"]) = None  # type: ignore[valid-type]
     audio: only() = None  # type: ignore[valid-type]
     prediction: only() = None  # type: ignore[valid-type]
@@ -164,6 +260,13 @@ class ChatCompletionRequest(GenerationRequest):
             raise PydanticCustomError("top_logprobs", "needs logprobs=true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise PydanticCustomError("max_tokens", "contradicts max_completion_tokens: give one of them")
+        named = [self.tool_choice.function.name] if isinstance(self.tool_choice, NamedTool) else []
+        if self.tool_choice == "required" and not self.tools:
+            raise PydanticCustomError("tool_choice", "needs tools")
+        if not {*named} <= {tool.function.name for tool in self.tools or []}:
+            raise PydanticCustomError("tool_choice", "names a function that is not among the tools")
+        if self.tools and self.tool_choice != "none" and (self.form or self.structured_outputs is not None):
+            raise PydanticCustomError("response_format", "other than text is not supported together with tools")
         return self
 
     @property
@@ -232,10 +335,14 @@ def _request_error(error: ValidationError) -> RequestError:
     """The first thing that is wrong, by the name that the client gave it."""
     first = error.errors(include_url=False, include_context=False)[0]
     kind, place = first["type"], first["loc"] or (first["type"],)
-    param = str(place[0]) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place[1:])
+    # Where a value may be of several kinds, pydantic names the kind in between: "literal['none']", "NamedTool".
+    inner = [part for part in place[1:] if isinstance(part, int) or (part.isidentifier() and not part[0].isupper())]
+    param = str(place[0]) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inner)
     message = first["msg"]
     if kind == "missing":
         return RequestError(f"{param} is missing.", param=param, code="missing_required_parameter")
+    if kind == "extra_forbidden":
+        return RequestError(f"{param[:200]} is not known here: leave it out.", param=param, code="unknown_parameter")
     if kind == "unsupported":
         return RequestError(f"{param} {message}.", param=param, code="unsupported_parameter")
     if message[0].islower():

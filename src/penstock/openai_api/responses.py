@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 
 class Body(BaseModel):
@@ -51,19 +52,35 @@ class TextLogprobs(Body):
     text_offset: list[int]
 
 
+class Function(Body):
+    """A function with its arguments, which are JSON if the model wrote any."""
+
+    name: str
+    arguments: str
+
+
+class Call(Body):
+    """A call that the model asks for."""
+
+    id: str
+    type: Literal["function"]
+    function: Function
+
+
 class AssistantMessage(Body):
-    """What the model said."""
+    """What the model said, and the functions that it wants called."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[Call] | SkipJsonSchema[None] = Field(default=None, exclude_if=lambda calls: calls is None)
 
 
 class Choice(Body):
     """What all answers have."""
 
     index: int
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatChoice(Choice):

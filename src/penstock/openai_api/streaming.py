@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 from penstock.openai_api.answers import head, usage_of
 from penstock.openai_api.json_parts import expanded
 from penstock.openai_api.logprobs import chat_logprobs, text_logprobs
+from penstock.openai_api.tool_calls import Argued, Called, Said
 
 if TYPE_CHECKING:
     from penstock.completion import Piece
     from penstock.openai_api.answers import Prepared
     from penstock.openai_api.requests import StreamOptions
+    from penstock.openai_api.tool_calls import ToolCalls
+    from penstock.openai_api.tools import ToolUse
     from penstock.text.tokenizer import Tokenizer
 
 
@@ -35,6 +38,7 @@ class Chunks:
         self._drawn = 0
         self._head = head("chat.completion.chunk" if request.chat else "text_completion", id, created, model)
         self._offsets = [0] * (len(request.prompts) * request.choices)
+        self._calls = [] if request.tools is None else [request.tools.calls() for _ in self._offsets]
 
     def begin(self) -> list[dict[str, Any]]:
         """Who speaks, for each answer of a chat."""
@@ -52,11 +56,38 @@ class Chunks:
         if self._request.chat:
             logprobs = expanded(chat_logprobs(self._tokenizer, piece.logprobs)) if wanted else None
             delta = {"content": piece.text} if piece.text or piece.finish_reason is None else {}
-            return self._chunk(index, {"delta": delta}, logprobs, piece.finish_reason)
+            reason = piece.finish_reason
+            if self._request.tools is not None:
+                delta, reason = self._tool_delta(self._request.tools, self._calls[index], piece)
+            return self._chunk(index, {"delta": delta}, logprobs, reason)
         found = text_logprobs(self._tokenizer, piece.logprobs, self._offsets[index]) if wanted else None
         logprobs = expanded(found)
         self._offsets[index] += len(piece.text)
         return self._chunk(index, {"text": piece.text}, logprobs, piece.finish_reason)
+
+    def _tool_delta(self, tools: ToolUse, answer: ToolCalls, piece: Piece) -> tuple[dict[str, Any], str | None]:
+        """What a piece adds to text and calls."""
+        events = answer.push(piece.text)
+        reason = piece.finish_reason
+        if reason is not None:
+            events += answer.finish()
+            reason = "tool_calls" if answer.calls and reason == "stop" else reason
+        said = "".join(event.text for event in events if isinstance(event, Said))
+        calls: dict[int, dict[str, Any]] = {}
+        for event in events:
+            if isinstance(event, Called):
+                function = {"name": event.name, "arguments": ""}
+                calls[event.call] = {
+                    "index": event.call,
+                    "id": tools.new_id(),
+                    "type": "function",
+                    "function": function,
+                }
+            elif isinstance(event, Argued):
+                call = calls.setdefault(event.call, {"index": event.call, "function": {"arguments": ""}})
+                call["function"]["arguments"] += event.text
+        delta: dict[str, Any] = {"content": said} if said or not (calls or reason) else {}
+        return delta | ({"tool_calls": list(calls.values())} if calls else {}), reason
 
     def end(self, usage: dict[str, int]) -> list[dict[str, Any]]:
         """What it took, where that was asked for."""

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 MODEL, TURN, PASS, TOLD = "mod ", "turn", "pass", "told"
 ROLES = ("user", "assistant")
 ENDS = ("stop", "length", "cut")
+LATER = ("frequency_penalty", "presence_penalty", "logit_bias", "schema", "regex", "grammar")
+"""Parameters that are written only where they are set: before there were any, no session had them."""
+UNSET = SamplingParams()
 SETTLED = (*(f.name for f in fields(SamplingRule)), "seed")
 """Parameters that no turn leaves open."""
 
@@ -68,6 +71,9 @@ class Turn:
             stop=params.stops,
             ignore_eos=params.ignore_eos,
             logprobs=params.logprobs,
+            schema=params.schema,
+            regex=params.regex,
+            grammar=params.grammar,
         )
         return cls(messages, asked, sequence.prompt, settled, sequence.max_tokens)
 
@@ -91,7 +97,11 @@ class Turn:
             "messages": self.messages,
             "asked": self.asked,
             "prompt": self.prompt,
-            "params": asdict(self.params),
+            "params": {
+                name: value
+                for name, value in asdict(self.params).items()
+                if name not in LATER or value != getattr(UNSET, name)
+            },
             "limit": self.limit,
             "cached": cached,
         }
@@ -120,6 +130,8 @@ def _message(value: object) -> Message:
 
 def _params(value: object) -> SamplingParams:
     """What SamplingParams checks itself is left to it."""
+    if isinstance(value, dict):
+        value = {name: getattr(UNSET, name) for name in LATER} | value
     said = RecordFields(value, [f.name for f in fields(SamplingParams)])
     if any(said[name] is None for name in SETTLED):
         raise ValueError

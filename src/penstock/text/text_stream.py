@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from penstock.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from penstock.text.tokenizer import Tokenizer
 
@@ -28,14 +28,18 @@ class TextStream:
     A piece never ends within a character. The work for a token does not grow with the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, shown: Collection[int] = ()) -> None:
+        """`shown`: special tokens that are not left out."""
         self._tokenizer = tokenizer
+        self._shown = frozenset(shown)
         self._ids: list[int] = []  # the context, and behind it what has not been decoded for good
         self._told = 0  # characters of the decoded context that have been handed out
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty where none is complete."""
         token = self._tokenizer.token(token_id)
+        if token is not None and token_id in self._shown:
+            return self._show(token)
         if token is None or token_id in self._tokenizer.special_ids:
             return ""  # decode leaves it out as well
         self._ids.append(token_id)
@@ -48,6 +52,12 @@ class TextStream:
         self._told += len(piece)
         self._shorten(held)
         return piece
+
+    def _show(self, token: str) -> str:
+        """A special token as it is written; what follows begins anew."""
+        text = self.finish() + token
+        self._ids, self._told = [], 0
+        return text
 
     def finish(self) -> str:
         """The rest: bytes that no token completed any more."""
