@@ -164,6 +164,8 @@ class Engine:
         self.speculator.learn_pass(stats, self.chain.streamed_bytes)
         for chunk in chunks:
             with self.scheduler.own_work(chunk.sequence):
+                if self.scheduler.stored is not None:  # before anything is told: from then on a kill costs nothing
+                    self.scheduler.stored.keep(chunk.sequence)
                 chunk.sequence.after_pass(stats)
         return stats
 

@@ -44,6 +44,11 @@ class Sequence:
     """"stop" after a stop token or string, "length" at max_tokens or the end of the context, "error"."""
     error: PenstockError | None = None
 
+    cached_tokens: int = 0
+    """How many of the prompt's first tokens others had computed, in memory or in an earlier run."""
+    kept_blocks: int = 0
+    """How many of the prompt's first blocks have been kept on the disk (engine/stored_prefixes.py)."""
+
     guesses: Record = field(default_factory=Record)
     """What became of the guesses at its tokens."""
 

@@ -23,9 +23,10 @@ from penstock.models.kv_planes import KV_ITEM_BYTES
 from penstock.sampling import SamplingParams
 from penstock.sessions.fields import RecordFields
 from penstock.sessions.follow_up import appended, common_length, extended
-from penstock.sessions.identity import adapter_difference, difference, identity_fields, model_identity
+from penstock.sessions.identity import adapter_difference, difference, identity_fields
 from penstock.sessions.log import NewRecord, SessionLog
 from penstock.sessions.state import MODEL, PASS, TOLD, TURN, Turn, read_log
+from penstock.weights.identity import model_identity
 
 if TYPE_CHECKING:
     import os

@@ -12,7 +12,8 @@ from helpers.cases import CASES, DEMO
 from helpers.checkpoints import random_tensors, tiny_config, write_checkpoint
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.packing.pack import pack
-from penstock.sessions.identity import difference, model_identity
+from penstock.sessions.identity import difference
+from penstock.weights.identity import model_identity
 
 
 def identity(path: Path) -> dict[str, Any]:
