@@ -93,9 +93,7 @@ class OpenOptions:
         check_kv_dtype(self.kv_dtype)
         adapter_places(self.adapters)
         if self.prefix_cache == "":
-            raise UsageError(
-                "The name of the prefix cache's folder is empty.", "Give one, or leave --prefix-cache out."
-            )
+            raise UsageError("The prefix cache's folder has no name.", "Give one, or leave --prefix-cache out.")
         if self.prefix_cache_size is not None and self.prefix_cache is None:
             raise UsageError("A size of the prefix cache needs one.", "Give its folder too: --prefix-cache DIR.")
         if self.most_prefix_bytes <= 0:

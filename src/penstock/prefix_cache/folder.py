@@ -128,13 +128,15 @@ class BlockFolder:
             drop_pages(path)
 
     def _make_room(self, wanted: int, keep: set[str]) -> int:
-        """Bytes that there is room for, `wanted` if that can be; others than `keep` go. Raises OSError."""
+        """Bytes that there is room for, `wanted` if that can be; others than blocks named in `keep` go. Raises
+        OSError."""
         kept = sorted(self._scan())
         total = sum(one.nbytes for one in kept)
         for one in kept:
             if total + wanted <= self.most_bytes:
                 break
-            if os.path.basename(one.path) not in keep:  # noqa: PTH119
+            ours = os.path.basename(one.path) in keep and one.nbytes == file_bytes(self.block_bytes)  # noqa: PTH119
+            if not ours:
                 with suppress(FileNotFoundError):
                     os.unlink(one.path)  # noqa: PTH108
                 total -= one.nbytes
