@@ -202,6 +202,11 @@ class TestLimit:
         keep(folder, keys(13, 1)[10:], 10)  # its end, as the next pass has it, in place of nothing of its own
         assert used(folder) <= folder.most_bytes
 
+    def test_a_limit_that_was_lowered(self, folder: BlockFolder) -> None:
+        keep(folder, keys(9))
+        BlockFolder(folder.path.parent, 4 * SIZE, BYTES)
+        assert has(folder, keys(9)) == "111100000"
+
     def test_a_limit_below_a_block(self, tmp_path: Path) -> None:
         folder = BlockFolder(tmp_path, SIZE - 1, BYTES)
         keep(folder, keys(2))

@@ -65,6 +65,8 @@ class BlockFolder:
         self._usable = False
         with self._telling("cannot be used"):
             self._prepare()
+            with self._locked():
+                self._make_room(0, set())  # the limit may have been another one
 
     def has(self, key: bytes) -> bool:
         """Whether there is a block of this key, sound or not."""
