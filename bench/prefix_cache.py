@@ -1,10 +1,10 @@
-"""What a document costs that an earlier process has read: the prefix cache beside computing, in server, CLI and session.
+"""A document that an earlier process has read: the prefix cache beside computing, in the server, `run` and a session.
 
     python bench/prefix_cache.py MODEL --work DIR [--memory 600MiB] [--tokens 3000]
 
-A server computes the first prompt, and is killed (SIGKILL) at its first token. Every later process asks another question
-about the same document, first after another server was started. Then a bit is flipped in the last block, two processes
-read and write at once, and the limit is lowered. Seconds are from the request, or the submitted prompt, to the first token.
+A server computes the first prompt, and is killed (SIGKILL) at its first token. Every later process asks another
+question about the same document, first of all a second server. Then a bit is flipped in the last block, two processes
+read at once, and the limit is lowered. Seconds are those from the request, or the submitted prompt, to the first token.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def test_what_is_kept_is_read_back(folder: BlockFolder) -> None:
     assert has(folder, wanted) == "0000"
     keep(folder, wanted)
     assert has(folder, wanted) == "1111"
-    assert has(BlockFolder(folder.path.parent, SIZE, BYTES), wanted) == "1111"
-    assert not BlockFolder(folder.path.parent, SIZE, BYTES + 1).has(wanted[0])
+    assert has(BlockFolder(folder.path.parent, 4 * SIZE, BYTES), wanted) == "1111"
+    assert not BlockFolder(folder.path.parent, 4 * SIZE, BYTES + 1).has(wanted[0])
 
 
 def test_what_is_there_is_not_written_again(folder: BlockFolder) -> None:
