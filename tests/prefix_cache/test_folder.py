@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -90,7 +91,7 @@ def test_a_flipped_bit_anywhere(folder: BlockFolder, bit: int, caplog: pytest.Lo
     path.write_bytes(data)
     assert has(folder, keys(3)) == "101"
     assert not path.exists()
-    assert caplog.messages == [f"{path} cannot be used (damaged); it is dropped, and computed again."]
+    assert caplog.messages == [f"{path} is damaged; it is dropped, and computed again."]
     keep(folder, keys(3))
     assert has(folder, keys(3)) == "111"
 
@@ -101,6 +102,21 @@ def test_damage_is_told_once(folder: BlockFolder, caplog: pytest.LogCaptureFixtu
         place(folder, key).write_bytes(bytes(SIZE))
     assert has(folder, keys(3)) == "000"
     assert len(caplog.messages) == 1
+
+
+def test_a_sound_file_that_cannot_be_opened_now_stays(
+    folder: BlockFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(folder, keys(1))
+
+    def fails(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fails)
+        assert not folder.read(keys(1)[0], np.empty(BYTES, np.uint8))
+    assert "cannot be read (Too many open files); it is computed again." in caplog.text
+    assert has(folder, keys(1)) == "1"
 
 
 def other_length(path: Path) -> None:
@@ -253,7 +269,8 @@ class TestFaults:
         folder = BlockFolder(tmp_path / "cache", 10 * SIZE, BYTES)
         keep(folder, keys(2))
         assert has(folder, keys(2)) == "00"
-        assert "cannot be used: " in caplog.text
+        [message] = caplog.messages
+        assert message == f"The prefix cache in {folder.path} cannot be used: File exists. Answers go on without it."
         assert (tmp_path / "cache").read_text() == "mine"
 
     @posix

@@ -49,10 +49,11 @@ def read_block(path: Path, key: bytes, block: U8) -> None:
     """
     # Without waiting, should a pipe be there in place of a file.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _FLAGS)
+    told, head, checksum = os.fstat(descriptor), bytearray(_HEAD.size), bytearray(_HASH.size)
+    if not stat.S_ISREG(told.st_mode) or told.st_size != file_bytes(block.nbytes):
+        os.close(descriptor)
+        raise DamagedBlockError
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123
-        told, head, checksum = os.fstat(descriptor), bytearray(_HEAD.size), bytearray(_HASH.size)
-        if not stat.S_ISREG(told.st_mode) or told.st_size != file_bytes(block.nbytes):
-            raise DamagedBlockError
         for part in (head, block.data, checksum):
             _fill(file, memoryview(part))
         _drop_pages(descriptor)

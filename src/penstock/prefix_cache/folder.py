@@ -81,8 +81,10 @@ class BlockFolder:
         except FileNotFoundError:  # another process dropped it
             return False
         except (DamagedBlockError, OSError) as error:
-            reason = "damaged" if isinstance(error, DamagedBlockError) else _reason(error)
-            self._tell("damaged", f"{path} cannot be used ({reason}); it is dropped, and computed again.")
+            if isinstance(error, OSError) and error.errno != errno.EIO:  # it may be a sound one
+                self._tell("unread", f"{path} cannot be read ({_reason(error)}); it is computed again.")
+                return False
+            self._tell("damaged", f"{path} is damaged; it is dropped, and computed again.")
             with suppress(OSError):
                 path.unlink()
             return False
