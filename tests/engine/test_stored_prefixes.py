@@ -264,6 +264,25 @@ class TestOpened:
         with LLM.open(model) as llm, Session(llm, tmp_path / "second") as session:
             assert session.rows_to_come == 2  # all of it is in its own file
 
+    def test_a_chat_without_a_file_keeps_it(self, model: Path, tmp_path: Path) -> None:
+        rows = []
+        for _ in range(2):
+            with LLM.open(model, draft="none", prefix_cache=tmp_path / "cache") as llm, Session(llm) as session:
+                rows.append(list(session.complete(DOCUMENT, PARAMS))[-1].stats.log[0].rows)
+                list(session.complete(random_tokens(50, VOCAB, seed=1), PARAMS))
+        assert rows == [len(DOCUMENT), len(DOCUMENT) - BLOCKS * BLOCK_SLOTS]
+        assert len(files(tmp_path / "cache")) == (len(DOCUMENT) + 3 + 50) // BLOCK_SLOTS
+
+    def test_what_is_in_a_lent_cache_is_not_kept(self, model: Path, tmp_path: Path) -> None:
+        with LLM.open(model, draft="none", prefix_cache=tmp_path / "cache") as llm:
+            cache = llm.new_cache()
+            for _ in range(BLOCK_SLOTS):
+                llm.chain.append_slot(cache, bytes(llm.kv_shape.slot_bytes))
+            completion = llm.submit(DOCUMENT, PARAMS, cache=cache)
+            for _ in llm.drive([completion]):
+                pass
+        assert files(tmp_path / "cache") == []
+
     def test_the_size_is_kept(self, model: Path, tmp_path: Path) -> None:
         with LLM.open(model, prefix_cache=tmp_path / "cache", prefix_cache_size=3 * 2048) as llm:
             block_bytes = llm.kv_shape.block_bytes

@@ -98,6 +98,7 @@ class Engine:
             stop_ids=frozenset(() if params.ignore_eos else self._defaults.eos_token_ids),
             cache=self.memory.new_cache(adapter=adapter) if cache is None else cache,
             lent=cache is not None,
+            stores_prompt=cache is None,
             token_ids=drawn,
             top_logprobs=params.logprobs,
             matcher=matcher,

@@ -34,6 +34,9 @@ class Sequence:
     cache: KvCache
     lent: bool = False
     """Whether the cache is its caller's, who keeps it, and what is in it, when this ends."""
+    stores_prompt: bool = True
+    """Whether its prompt's keys and values may be kept on the disk: not where they may come from anywhere, or are in a
+    file of their own."""
     token_ids: list[int] = field(default_factory=list)
     """Drawn so far; those that an earlier run drew are there from the beginning."""
     matcher: Matcher | None = None

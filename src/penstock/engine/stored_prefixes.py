@@ -1,7 +1,7 @@
 """What prompts begin with, read from the disk where an earlier run computed it, and written there once a pass has.
 
-Only caches that the engine itself has are written: what is in one that was lent may come from anywhere, and sessions
-keep theirs in files of their own. Any sequence that begins may be read for.
+What is in a cache that was lent may come from anywhere, so it is not written, unless its owner says that it comes from
+passes alone: as a session does that has no file, which would have it too. Any sequence that begins may be read for.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class StoredPrefixes:
         """Write what a pass has computed of a sequence's prompt."""
         cache, prompt = sequence.cache, sequence.prompt
         first, whole = sequence.kept_blocks, min(cache.length, len(prompt)) // BLOCK_SLOTS
-        if sequence.lent or sequence.error is not None or whole <= first or len(prompt) < LEAST_BLOCKS * BLOCK_SLOTS:
+        if whole <= first or len(prompt) < LEAST_BLOCKS * BLOCK_SLOTS:
+            return
+        if sequence.error is not None or not sequence.stores_prompt:
             return
         keys = self._keys(sequence, prompt, whole)[first:]
         self.folder.keep(keys, first, lambda index: self._chain.read_block(cache, first + index))

@@ -201,7 +201,7 @@ class BlockFolder:
             yield
         except OSError as error:
             self._tell(
-                problem, f"The prefix cache in {self.path} {problem}: {_reason(error)}. Answers go on without it."
+                "failing", f"The prefix cache in {self.path} {problem}: {_reason(error)}. Answers go on without it."
             )
 
     def _tell(self, kind: str, text: str) -> None:

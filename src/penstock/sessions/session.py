@@ -230,6 +230,7 @@ class Session:
         self._saved = min(self._saved, kept)  # what the file has behind is not of this turn, wherever Ctrl-C comes
         before, completion = self.turn, self._llm.submit(prompt, params, cache=self._cache)
         try:
+            completion.sequence.stores_prompt = self._log is None  # else all of it is in the file
             self.turn = turn = Turn.begun(messages, asked, completion.sequence, params)
             self._save_turn(turn, kept)
             return self._answer(turn, completion)
