@@ -39,6 +39,8 @@ class Stats:
     prompt_tokens: int
     seed: int
     """Of the noise: with it and the same prompt and parameters, the same tokens come again."""
+    cached_tokens: int = 0
+    """Of the prompt: those whose keys and values were there, in memory or in the prefix cache."""
     tokens: int = 0
     """Tokens drawn, a stop token included."""
     seconds: float = 0.0
@@ -204,6 +206,7 @@ class Completion:
     def _count(self, stats: PassStats, drawn: int) -> None:
         self.stats.log.append(stats.totals())
         self.stats.parts = stats.parts
+        self.stats.cached_tokens = self.sequence.cached_tokens
         self.stats.seconds = time.perf_counter() - self._begin
         if drawn and not self.stats.tokens:
             self.stats.first_token_seconds = self.stats.seconds

@@ -97,6 +97,8 @@ class LLM:
         draft_nodes: int | None = None,
         kv_dtype: str = "bf16",
         adapters: Sequence[str | os.PathLike[str]] = (),
+        prefix_cache: str | os.PathLike[str] | None = None,
+        prefix_cache_size: str | int | None = None,
         on_layer: OnLayer | None = None,
         reserve: int = 0,
         longest_text: int | None = None,
@@ -118,6 +120,8 @@ class LLM:
             draft_nodes=draft_nodes,
             kv_dtype=kv_dtype,
             adapters=tuple(os.fspath(one) for one in adapters),
+            prefix_cache=None if prefix_cache is None else os.fspath(prefix_cache),
+            prefix_cache_size=prefix_cache_size,
             reserve=reserve,
             longest_text=longest_text,
         )

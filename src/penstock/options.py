@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+PREFIX_CACHE_BYTES = 4 << 30
+"""Of an 8B: 32,000 tokens."""
+
+
 def _told(text: str, metavar: str | None = None, flag: str | None = None) -> dict[str, Any]:
     """What commands say of an option that they have too; `flag` is its name there, where that is another."""
     return {"help": text, "metavar": metavar, "flag": flag}
@@ -60,6 +64,19 @@ class OpenOptions:
         ),
     )
     """What sequences may go through, each by the name that they choose it by."""
+    prefix_cache: str | None = field(
+        default=None,
+        metadata=_told(
+            "A folder that keeps the keys and values of prompts, for every later run with this model: what a prompt "
+            "begins with as an earlier one did is not computed again. They reveal the prompts. (default: none)",
+            "DIR",
+        ),
+    )
+    """None keeps nothing beyond the process."""
+    prefix_cache_size: str | int | None = field(
+        default=None, metadata=_told("Most bytes of --prefix-cache, like 10GiB. (default: 4GiB)")
+    )
+    """What was not used for longest goes first. None: PREFIX_CACHE_BYTES."""
     reserve: int = 0
     """Bytes under the ceiling that are left to the caller."""
     longest_text: int | None = None
@@ -75,6 +92,12 @@ class OpenOptions:
             parse_bytes(self.memory)
         check_kv_dtype(self.kv_dtype)
         adapter_places(self.adapters)
+        if self.prefix_cache == "":
+            raise UsageError("The prefix cache's folder has no name.", "Give one, or leave --prefix-cache out.")
+        if self.prefix_cache_size is not None and self.prefix_cache is None:
+            raise UsageError("A size of the prefix cache needs one.", "Give its folder too: --prefix-cache DIR.")
+        if self.most_prefix_bytes <= 0:
+            raise UsageError(f"{self.prefix_cache_size!r} is no size of a prefix cache.", "Give one like 4GiB.")
         nodes = self.draft_nodes
         if nodes is not None and not (type(nodes) is int and 0 <= nodes <= MOST_FIXED_NODES):
             raise UsageError(
@@ -85,6 +108,11 @@ class OpenOptions:
     def ceiling(self) -> int | None:
         """Bytes that the process may take; None for what the machine has free."""
         return None if self.memory is None else parse_bytes(self.memory)
+
+    @property
+    def most_prefix_bytes(self) -> int:
+        """What the prefix cache may take on the disk."""
+        return PREFIX_CACHE_BYTES if self.prefix_cache_size is None else parse_bytes(self.prefix_cache_size)
 
     @property
     def sole_adapter(self) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.adapters.named import open_adapters
@@ -11,6 +12,7 @@ from penstock.compute.corrections import Components
 from penstock.compute.kernels import Kernels
 from penstock.disk.reader import Ring
 from penstock.engine.engine import Engine
+from penstock.engine.stored_prefixes import StoredPrefixes
 from penstock.events import Events
 from penstock.memory.budget import Budget, check_context, choose_ring
 from penstock.memory.memory import Memory
@@ -23,12 +25,15 @@ from penstock.models.kv_planes import KvPlanes, KvShape
 from penstock.models.stage import Share, Stage
 from penstock.options import OpenOptions
 from penstock.packed_format.draft_file import usable_corrections
+from penstock.prefix_cache.folder import BlockFolder
+from penstock.prefix_cache.keys import root_key
 from penstock.speculate.costs import Costs
 from penstock.speculate.draft_model import DraftModel
 from penstock.speculate.drafters import draft_drafter, free_drafters, working_bytes
 from penstock.speculate.speculator import Speculator
 from penstock.speculate.worth import Worth
 from penstock.system import machine
+from penstock.weights.identity import contents_identity
 from penstock.weights.pieces import largest_chunk
 from penstock.weights.residency import draft_order
 from penstock.weights.weights import Weights
@@ -108,6 +113,19 @@ class Runtime:
         costs = Costs(self.architecture.pass_weights)
         speculator = Speculator(drafters, costs, options.draft_nodes, worth, self.drop_draft)
         self.engine = Engine(chain, self.memory, speculator, self.kernels, self.context, defaults)
+        if options.prefix_cache is not None:
+            self.engine.scheduler.stored = self._stored_prefixes(checkpoint, options, Path(options.prefix_cache))
+
+    def _stored_prefixes(self, checkpoint: Checkpoint, options: OpenOptions, path: Path) -> StoredPrefixes:
+        """What is kept of prompts on the disk, for just this model, adapters and type of keys and values. Raises
+        ReadError, FormatError."""
+        shape, identity = KvShape.of(self.config, options.kv_dtype), contents_identity(self.config, checkpoint.tensors)
+        folder = BlockFolder(path, options.most_prefix_bytes, shape.block_bytes)
+
+        def root(adapter: str | None) -> bytes:
+            return root_key(identity, asdict(shape), None if adapter is None else self.adapters[adapter].digest)
+
+        return StoredPrefixes(folder, root, self.engine.chain, self.memory)
 
     def _open_shares(self, checkpoint: Checkpoint, options: OpenOptions) -> list[_Opened]:
         """What each stage is to hold; weights that are open are closed with this object, whatever comes."""

@@ -22,8 +22,8 @@ from penstock.packed_format.reader import read_packed
 from penstock.packing.pack import pack
 from penstock.packing.unpack import unpack
 from penstock.packing.verify import verify
-from penstock.sessions.identity import model_identity
 from penstock.system import machine
+from penstock.weights.identity import model_identity
 
 PLAIN = {name: case for name, case in CASES.items() if name not in FAMILY_CASES}
 SCALAR = {"query_pre_attn_scalar": 8}

@@ -34,8 +34,8 @@ from penstock.packing.pack import pack
 from penstock.packing.unpack import unpack
 from penstock.packing.verify import verify
 from penstock.runtime import decoder_of
-from penstock.sessions.identity import model_identity
 from penstock.speculate.draft_model import NibbleWeights
+from penstock.weights.identity import model_identity
 from penstock.weights.residency import draft_order
 from penstock.weights.weights import Weights
 

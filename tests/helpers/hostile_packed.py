@@ -24,8 +24,8 @@ from penstock.packed_format.reader import HEADER, is_packed_file
 from penstock.packing.unpack import unpack
 from penstock.packing.verify import verify
 from penstock.safetensors_header import read_header
-from penstock.sessions.identity import model_identity
 from penstock.speculate.draft_model import NibbleWeights
+from penstock.weights.identity import model_identity
 
 VALUES: tuple[Any, ...] = (
     *(0, 1, -1, 2, 63, 64, 255, 256, 65536, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**30, 10**400),

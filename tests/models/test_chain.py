@@ -86,6 +86,10 @@ def observe(path: Path, shares: Sequence[Share] = (), isas: Sequence[str] = (), 
         seen.append(np.frombuffer(slot, np.uint8))
         cache.truncate(cache.length - 1)
         engine.chain.append_slot(cache, slot)
+        again = new_cache(engine)
+        for index in range(cache.length // BLOCK_SLOTS):
+            engine.chain.append_block(again, np.concatenate(engine.chain.read_block(cache, index)))
+        seen.append(commit(engine, again, prompt[60:]))
         seen.append(commit(engine, cache, prompt[60:]))
         begun_alike = [[*prompt[:40], *random_tokens(n, VOCAB, n)] for n in (1, 9, 30)]
         for tokens, logits in generate(engine, [prompt, *begun_alike], 4, SAMPLED):

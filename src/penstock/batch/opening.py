@@ -20,7 +20,7 @@ from penstock.disk.files import read_file
 from penstock.errors import UsageError
 from penstock.gguf.model import gguf_files
 from penstock.gguf.reader import read_gguf
-from penstock.sessions.identity import model_identity
+from penstock.weights.identity import model_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -208,7 +208,7 @@ class Worker:
             return
         name = names.answer(line, running.url)
         model = answers.request.adapter or self.labels.model
-        body = answers.response(id=name, created=self.labels.created, model=model)
+        body = answers.response(id=name, created=self.labels.created, model=model, cached=False)
         record = names.answered(line, running.custom_id, body)
         answers.cancel()
         self._end(line, record, failed=False, tokens=running.tokens)

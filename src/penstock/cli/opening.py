@@ -41,7 +41,8 @@ def opens_model(*names: str) -> Callable[[Callable[..., None]], Callable[..., No
 
 def _parameters(names: tuple[str, ...]) -> list[inspect.Parameter]:
     # As the command line has them: a number with a unit is text.
-    kinds = get_type_hints(OpenOptions) | {"memory": str | None, "adapters": list[str] | None}
+    sizes = dict.fromkeys(("memory", "prefix_cache_size"), str | None)
+    kinds = get_type_hints(OpenOptions) | sizes | {"adapters": list[str] | None}
     return [
         inspect.Parameter(
             name,

@@ -31,6 +31,7 @@ def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]
     of_one_row = [totals.compute_seconds for totals in log if totals.rows == 1]
     told: dict[str, Any] = {
         "prompt_tokens": stats.prompt_tokens,
+        "cached_tokens": stats.cached_tokens,
         "tokens": stats.tokens,
         "passes": stats.passes,
         "tokens_per_pass": stats.tokens_per_pass,

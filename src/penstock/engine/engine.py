@@ -98,6 +98,7 @@ class Engine:
             stop_ids=frozenset(() if params.ignore_eos else self._defaults.eos_token_ids),
             cache=self.memory.new_cache(adapter=adapter) if cache is None else cache,
             lent=cache is not None,
+            stores_prompt=cache is None,
             token_ids=drawn,
             top_logprobs=params.logprobs,
             matcher=matcher,
@@ -164,6 +165,8 @@ class Engine:
         self.speculator.learn_pass(stats, self.chain.streamed_bytes)
         for chunk in chunks:
             with self.scheduler.own_work(chunk.sequence):
+                if self.scheduler.stored is not None:  # before anything is told: from then on a kill costs nothing
+                    self.scheduler.stored.keep(chunk.sequence)
                 chunk.sequence.after_pass(stats)
         return stats
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as List
 
     from penstock.engine.sequence import Sequence
+    from penstock.engine.stored_prefixes import StoredPrefixes
     from penstock.memory.memory import Memory
     from penstock.speculate.speculator import Speculator
 
@@ -50,6 +51,8 @@ class Scheduler:
         """Whether sequences wait, too, where memory would leave prompts only few rows a pass, and so many passes."""
         self.max_rows = max_rows
         self.speculator = speculator
+        self.stored: StoredPrefixes | None = None
+        """What earlier runs computed of prompts, where it is kept."""
         self._memory = memory
         self._context = context
         self._adopting: list[Sequence] = []
@@ -191,6 +194,7 @@ class Scheduler:
         """The pass has not: those that were to share it begin anew."""
         for sequence in self._adopting:
             sequence.cache.truncate(0)
+            sequence.cached_tokens = 0
         self._adopting.clear()
 
     def _begin(self, sequence: Sequence, pending: Mapping[Sequence, int], chunks: List[Chunk]) -> bool:
@@ -200,15 +204,18 @@ class Scheduler:
         if sequence.lent and cache.length:
             return True
         prefix, blocks = longest(self._prefixes(sequence, chunks), sequence.tokens, cache.adapter)
+        stored = 0 if self.stored is None else self.stored.count(sequence)
         amid = [s for s, count in pending.items() if s.cache.own_blocks and count > 1]
-        if sequence.expected_blocks(amid) > max(blocks, cache.adopted):
+        if sequence.expected_blocks(amid) > max(blocks, cache.adopted, stored):
             return False
-        if prefix is None or blocks <= cache.adopted:
-            return True
-        self._adopting.append(sequence)
-        prefix.cache.reserve(blocks * BLOCK_SLOTS)
-        cache.adopt(prefix.cache, blocks)
-        self._memory.caches.kept.touch(prefix)
+        if prefix is not None and blocks > cache.adopted:
+            self._adopting.append(sequence)
+            prefix.cache.reserve(blocks * BLOCK_SLOTS)
+            cache.adopt(prefix.cache, blocks)
+            self._memory.caches.kept.touch(prefix)
+        if self.stored is not None and stored > cache.adopted:
+            self.stored.load(sequence, stored)
+        sequence.cached_tokens = min(cache.length, len(sequence.prompt))
         return True
 
     def _prefixes(self, sequence: Sequence, chunks: List[Chunk]) -> Iterator[Prefix]:

@@ -34,6 +34,9 @@ class Sequence:
     cache: KvCache
     lent: bool = False
     """Whether the cache is its caller's, who keeps it, and what is in it, when this ends."""
+    stores_prompt: bool = True
+    """Whether its prompt's keys and values may be kept on the disk: not where they may come from anywhere, or are in a
+    file of their own."""
     token_ids: list[int] = field(default_factory=list)
     """Drawn so far; those that an earlier run drew are there from the beginning."""
     matcher: Matcher | None = None
@@ -43,6 +46,11 @@ class Sequence:
     finish_reason: str | None = None
     """"stop" after a stop token or string, "length" at max_tokens or the end of the context, "error"."""
     error: PenstockError | None = None
+
+    cached_tokens: int = 0
+    """How many of the prompt's first tokens others had computed, in memory or in an earlier run."""
+    kept_blocks: int = 0
+    """How many of the prompt's first blocks have been kept on the disk (engine/stored_prefixes.py)."""
 
     guesses: Record = field(default_factory=Record)
     """What became of the guesses at its tokens."""

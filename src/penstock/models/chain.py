@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from penstock.errors import UsageError
+from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.models.logits import Logits
 from penstock.models.pass_stats import PartStats, PassStats
 from penstock.models.stage import Step
@@ -42,6 +43,8 @@ class StageLike(Protocol):
     def run(self, step: Step, x: F32 | None = None) -> tuple[F32 | Logits | None, tuple[PartStats, ...]]: ...
     def read_slot(self, blocks: Sequence[int], slot: int) -> U8: ...
     def write_slot(self, blocks: Sequence[int], slot: int, data: U8) -> None: ...
+    def read_block(self, block: int) -> U8: ...
+    def write_block(self, block: int, data: U8) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,25 @@ class Chain:
         for stage in self.stages:
             stage.write_slot(cache.block_names, cache.length, planes[list(stage.share.layers)])
         cache.length += 1
+
+    def read_block(self, cache: KvCache, index: int) -> list[U8]:
+        """Keys and values of the block of that number of a cache: of each layer uint8 [bytes of a layer], which are
+        [key, value][kv_heads][BLOCK_SLOTS][head_dim]. Valid until anything else is asked of the stages."""
+        self.settle()
+        layers: dict[int, U8] = {}
+        for stage in self.stages:
+            layers |= dict(zip(stage.share.layers, stage.read_block(cache.block_names[index]), strict=True))
+        return [layers[layer] for layer in range(self._layers)]
+
+    def append_block(self, cache: KvCache, data: U8) -> None:
+        """Commit what `read_block` gave, layer after layer, as the next BLOCK_SLOTS positions of a cache, which has
+        whole blocks."""
+        cache.reserve(cache.length + BLOCK_SLOTS)
+        self.settle()
+        planes, name = data.reshape(self._layers, -1), cache.block_names[cache.length // BLOCK_SLOTS]
+        for stage in self.stages:
+            stage.write_block(name, planes[list(stage.share.layers)])
+        cache.length += BLOCK_SLOTS
 
 
 def _hidden(x: F32 | Logits) -> F32:

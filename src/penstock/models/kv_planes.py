@@ -129,6 +129,15 @@ class KvPlanes:
         target = self._slot(blocks[slot // BLOCK_SLOTS], slot % BLOCK_SLOTS)
         target[:] = data.reshape(target.shape)
 
+    def read_block(self, block: int) -> U8:
+        """A block's keys and values, as they are and not copied: uint8 [layers, bytes of a layer], which are
+        [key, value][kv_heads][BLOCK_SLOTS][head_dim]."""
+        return self._block(block).reshape(self.shape.layers, 2 * self.shape.plane_bytes)
+
+    def write_block(self, block: int, data: U8) -> None:
+        """Put what `read_block` gave into a block."""
+        self.read_block(block)[:] = data
+
     def _do(self, op: CacheOp) -> None:
         """Blocks that nothing was ever written to need nothing."""
         if isinstance(op, FreeBlocks):

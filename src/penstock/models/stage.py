@@ -119,6 +119,14 @@ class Stage:
         """Put what `read_slot` gave into a slot."""
         self.decoder.planes.write_slot(blocks, slot, data)
 
+    def read_block(self, block: int) -> U8:
+        """A block's keys and values, uint8 [layers, bytes of a layer]; valid until the next `run`."""
+        return self.decoder.planes.read_block(block)
+
+    def write_block(self, block: int, data: U8) -> None:
+        """Put what `read_block` gave into a block."""
+        self.decoder.planes.write_block(block, data)
+
     def run(self, step: Step, x: F32 | None = None) -> tuple[F32 | Logits | None, tuple[PartStats, ...]]:
         """Hidden rows float32 [n, hidden_size], or the logits of `rows.wanted`, and what its parts took.
 

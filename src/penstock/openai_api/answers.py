@@ -149,13 +149,26 @@ class Answers:
         return [list(completion.sequence.token_ids) for completion in self.completions]
 
     @property
-    def usage(self) -> dict[str, int]:
-        """Tokens of the prompts, each counted once, and of the answers so far."""
-        return usage_of(self.request, sum(len(completion.sequence.token_ids) for completion in self.completions))
+    def usage(self) -> dict[str, Any]:
+        """Tokens of the prompts, each counted once, and of the answers so far; and how many of the prompts' were
+        there."""
+        return usage_of(self.request, self._drawn, self.cached_tokens)
 
-    def response(self, *, id: str, created: int, model: str) -> dict[str, Any]:
-        """The response object once all have ended. `created`: seconds since 1970."""
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompts, each counted once: those that nothing had to be computed for."""
+        return cached_of(self.request, [completion.sequence.cached_tokens for completion in self.completions])
+
+    @property
+    def _drawn(self) -> int:
+        return sum(len(completion.sequence.token_ids) for completion in self.completions)
+
+    def response(self, *, id: str, created: int, model: str, cached: bool = True) -> dict[str, Any]:
+        """The response object once all have ended. `created`: seconds since 1970; `cached`: whether to say how many
+        tokens were there, which depends on what was asked before."""
         whole: dict[str, Any] = expanded(self._response(id, created, model))
+        if not cached:
+            whole["usage"] = usage_of(self.request, self._drawn)
         return whole
 
     def response_parts(self, *, id: str, created: int, model: str) -> Iterator[str]:
@@ -222,9 +235,17 @@ def _tool_use(llm: LLM, request: ChatCompletionRequest) -> ToolUse | None:
     return tool_use(request.tools or [], request.tool_choice, request.parallel_tool_calls, template, tokenizer)
 
 
-def usage_of(request: Prepared, drawn: int) -> dict[str, int]:
-    """OpenAI's usage object, of a request whose answers have `drawn` tokens together."""
-    return {"prompt_tokens": request.tokens, "completion_tokens": drawn, "total_tokens": request.tokens + drawn}
+def usage_of(request: Prepared, drawn: int, cached: int | None = None) -> dict[str, Any]:
+    """OpenAI's usage object, of a request whose answers have `drawn` tokens together; `cached`: how many of the
+    prompts' were there, None not to say."""
+    usage = {"prompt_tokens": request.tokens, "completion_tokens": drawn, "total_tokens": request.tokens + drawn}
+    return usage if cached is None else usage | {"prompt_tokens_details": {"cached_tokens": cached}}
+
+
+def cached_of(request: Prepared, cached: Sequence[int]) -> int:
+    """How many of the prompts' tokens were there, of as many as were for each answer: what one answer to a prompt
+    takes over from another is not."""
+    return sum(min(cached[first : first + request.choices]) for first in range(0, len(cached), request.choices))
 
 
 def head(kind: str, id: str, created: int, model: str) -> dict[str, Any]:

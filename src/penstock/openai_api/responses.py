@@ -14,12 +14,19 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class PromptTokensDetails(Body):
+    """Of the prompts' tokens: those whose keys and values were there, in memory or in the prefix cache."""
+
+    cached_tokens: int
+
+
 class Usage(Body):
     """Tokens of the prompts, each counted once, and of the answers, without stop tokens."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class TopLogprob(Body):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from penstock.openai_api.answers import head, usage_of
+from penstock.openai_api.answers import cached_of, head, usage_of
 from penstock.openai_api.json_parts import expanded
 from penstock.openai_api.logprobs import chat_logprobs, text_logprobs
 from penstock.openai_api.tool_calls import Argued, Called, Said
@@ -39,6 +39,7 @@ class Chunks:
         self._head = head("chat.completion.chunk" if request.chat else "text_completion", id, created, model)
         self._offsets = [0] * (len(request.prompts) * request.choices)
         self._calls = [] if request.tools is None else [request.tools.calls() for _ in self._offsets]
+        self._cached = [0] * len(self._offsets)
 
     def begin(self) -> list[dict[str, Any]]:
         """Who speaks, for each answer of a chat."""
@@ -52,6 +53,7 @@ class Chunks:
     def piece(self, index: int, piece: Piece) -> dict[str, Any]:
         """What came of one of the answers."""
         self._drawn += len(piece.token_ids)
+        self._cached[index] = piece.stats.cached_tokens
         wanted = self._request.params.logprobs is not None and bool(piece.logprobs)
         if self._request.chat:
             logprobs = expanded(chat_logprobs(self._tokenizer, piece.logprobs)) if wanted else None
@@ -89,7 +91,7 @@ class Chunks:
         delta: dict[str, Any] = {"content": said} if said or not (calls or reason) else {}
         return delta | ({"tool_calls": list(calls.values())} if calls else {}), reason
 
-    def end(self, usage: dict[str, int]) -> list[dict[str, Any]]:
+    def end(self, usage: dict[str, Any]) -> list[dict[str, Any]]:
         """What it took, where that was asked for."""
         return [{**self._head, "choices": [], "usage": usage}] if self._usage else []
 
@@ -97,5 +99,5 @@ class Chunks:
         self, index: int, body: dict[str, Any], logprobs: dict[str, Any] | None, finish_reason: str | None
     ) -> dict[str, Any]:
         choice = {"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}
-        usage = usage_of(self._request, self._drawn) if self._always else None
+        usage = usage_of(self._request, self._drawn, cached_of(self._request, self._cached)) if self._always else None
         return {**self._head, "choices": [choice]} | ({"usage": usage} if self._usage else {})

@@ -31,6 +31,9 @@ class Metrics:
         for outcome in ("completed", "cancelled", "rejected", "queue_full", "failed"):
             self._requests.labels(outcome)
         self._prompt_tokens = Counter("penstock_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self._cached_tokens = Counter(
+            "penstock_cached_prompt_tokens", "Those of them that were there, in memory or on disk.", registry=registry
+        )
         self._drawn_tokens = Counter(
             "penstock_completion_tokens", "Tokens of answers, whole or not.", registry=registry
         )
@@ -67,6 +70,7 @@ class Metrics:
         """A request has left the engine, answered or not."""
         usage = answers.usage
         self._prompt_tokens.inc(usage["prompt_tokens"])
+        self._cached_tokens.inc(answers.cached_tokens)
         self._drawn_tokens.inc(usage["completion_tokens"])
         self._right.inc(sum(completion.sequence.guesses.accepted for completion in answers.completions))
 

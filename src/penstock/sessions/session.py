@@ -23,9 +23,10 @@ from penstock.models.kv_planes import KV_ITEM_BYTES
 from penstock.sampling import SamplingParams
 from penstock.sessions.fields import RecordFields
 from penstock.sessions.follow_up import appended, common_length, extended
-from penstock.sessions.identity import adapter_difference, difference, identity_fields, model_identity
+from penstock.sessions.identity import adapter_difference, difference, identity_fields
 from penstock.sessions.log import NewRecord, SessionLog
 from penstock.sessions.state import MODEL, PASS, TOLD, TURN, Turn, read_log
+from penstock.weights.identity import model_identity
 
 if TYPE_CHECKING:
     import os
@@ -229,6 +230,7 @@ class Session:
         self._saved = min(self._saved, kept)  # what the file has behind is not of this turn, wherever Ctrl-C comes
         before, completion = self.turn, self._llm.submit(prompt, params, cache=self._cache)
         try:
+            completion.sequence.stores_prompt = self._log is None  # else all of it is in the file
             self.turn = turn = Turn.begun(messages, asked, completion.sequence, params)
             self._save_turn(turn, kept)
             return self._answer(turn, completion)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from helpers.cases import CASES, DEMO
 from helpers.checkpoints import random_tensors, tiny_config, write_checkpoint
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.packing.pack import pack
-from penstock.sessions.identity import difference, model_identity
+from penstock.sessions.identity import difference
+from penstock.weights.identity import contents_identity, model_identity
 
 
 def identity(path: Path) -> dict[str, Any]:
@@ -69,3 +72,49 @@ def test_another_dtype_of_the_same_values_counts_as_another_model(tmp_path: Path
     write_checkpoint(tmp_path / "model", dtype="F16")
     write_checkpoint(tmp_path / "other", dtype="F32")
     assert difference(identity(tmp_path / "model"), identity(tmp_path / "other")) is not None
+
+
+class TestContents:
+    """What the names of stored blocks depend on."""
+
+    def of(self, path: Path) -> bytes:
+        checkpoint = open_checkpoint(path)
+        return contents_identity(checkpoint.config, checkpoint.tensors)
+
+    def test_any_bit_of_packed_weights_counts(self, tmp_path: Path) -> None:
+        config = tiny_config()
+        tensors = random_tensors(config)
+        write_checkpoint(tmp_path / "model", config, tensors=tensors)
+        name = "model.layers.0.mlp.gate_proj.weight"
+        tensors[name] = tensors[name].copy()
+        tensors[name][-1, -1] ^= 1  # in a row that model_identity does not look at
+        write_checkpoint(tmp_path / "other", config, tensors=tensors)
+        for path in ("model", "other"):
+            pack(tmp_path / path, tmp_path / f"{path}-packed")
+        assert identity(tmp_path / "model") == identity(tmp_path / "other")
+        assert self.of(tmp_path / "model-packed") != self.of(tmp_path / "other-packed")
+
+    def test_a_raw_file_that_was_changed_counts_as_another(self, tmp_path: Path) -> None:
+        write_checkpoint(tmp_path / "model")
+        [file] = tmp_path.rglob("*.safetensors")
+        os.utime(file, ns=(10**18, 10**18))
+        before = self.of(tmp_path / "model")
+        assert self.of(tmp_path / "model") == before
+        os.utime(file, ns=(10**18, 10**18 + 1000))
+        assert self.of(tmp_path / "model") != before
+
+    def test_a_copy_is_the_same(self, tmp_path: Path) -> None:
+        write_checkpoint(tmp_path / "model")
+        shutil.copytree(tmp_path / "model", tmp_path / "copy")
+        assert self.of(tmp_path / "model") == self.of(tmp_path / "copy")
+
+    def test_config_and_weights_count(self, tmp_path: Path) -> None:
+        seen = set()
+        for index, (theta, seed) in enumerate([(1e4, 0), (5e5, 0), (1e4, 1)]):
+            config = tiny_config(rope_theta=theta)
+            path = tmp_path / str(index)
+            write_checkpoint(path, config, tensors=random_tensors(config, seed=seed))
+            for file in path.rglob("*.safetensors"):
+                os.utime(file, ns=(10**18, 10**18))
+            seen.add(self.of(path))
+        assert len(seen) == 3

@@ -1,0 +1,232 @@
+"""A folder of blocks that several processes share, under a limit of bytes; the least recently used ones go first.
+
+A file has its name once all of it is there, and when it was used last is its time of change. One process at a time
+makes room and writes; reading waits for nobody. Nothing here raises: what cannot be read is computed, what cannot be
+written is not kept, and either is told once.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import stat
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from penstock.prefix_cache.block_file import (
+    DamagedBlockError,
+    drop_pages,
+    file_bytes,
+    is_block,
+    read_block,
+    write_block,
+)
+
+try:
+    import fcntl
+except ImportError:  # on Windows two processes that write at once may go past the limit, until the next one writes
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from penstock.compute.kernels import U8
+
+SUBFOLDER = "prefixes-1"
+"""Of the folder that the user names, which may have other things in it; with the version of its files."""
+LOCK_SECONDS = 2.0
+"""How long to wait for another process that writes."""
+STEP_NS = 1000
+"""By so much a block counts as older than the one before it: of a prompt the end goes first, which needs the begin."""
+_BLOCK = re.compile(r"[0-9a-f]{64}\.kv")
+_UNFINISHED = re.compile(r"[0-9a-f]{64}\.[0-9]+\.new")
+
+log = logging.getLogger(__name__)
+
+
+class _Kept(NamedTuple):
+    used_ns: int
+    nbytes: int
+    path: str
+
+
+class BlockFolder:
+    """Blocks of `block_bytes` bytes each, by their keys; those of other models may be beside them."""
+
+    def __init__(self, folder: Path, most_bytes: int, block_bytes: int) -> None:
+        self.path = folder.expanduser() / SUBFOLDER
+        self.most_bytes = most_bytes
+        self.block_bytes = block_bytes
+        self._told: set[str] = set()
+        self._usable = False
+        with self._telling("cannot be used"):
+            self._prepare()
+            with self._locked():
+                self._make_room(0, set())  # the limit may have been another one
+
+    def has(self, key: bytes) -> bool:
+        """Whether there is a block of this key, sound or not."""
+        return self._usable and is_block(self._path(key), self.block_bytes)
+
+    def read(self, key: bytes, block: U8) -> bool:
+        """Read a block into `block`, uint8 [block_bytes]. False where there is none, or another one than was written,
+        which is dropped."""
+        path = self._path(key)
+        try:
+            read_block(path, key, block)
+        except FileNotFoundError:  # another process dropped it
+            return False
+        except (DamagedBlockError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EIO:  # it may be a sound one
+                self._tell("unread", f"{path} cannot be read ({_reason(error)}); it is computed again.")
+                return False
+            self._tell("damaged", f"{path} is damaged; it is dropped, and computed again.")
+            with suppress(OSError):
+                path.unlink()
+            return False
+        return True
+
+    def keep(self, keys: Sequence[bytes], first: int, block: Callable[[int], Sequence[U8]]) -> None:
+        """Have blocks in the folder, or as many of the first ones as there is room for; they count as used now.
+
+        `keys`: of blocks that follow one another, the first of which is number `first` of its prompt. `block(i)`: the
+        parts of the block of keys[i], called for those that are missing.
+        """
+        with self._telling("cannot be written"):
+            self._prepare()
+            missing = [index for index, key in enumerate(keys) if not self.has(key)]
+            if missing:
+                with self._locked():
+                    self._write(keys, missing, block)
+            self.touch(keys, first)
+
+    def touch(self, keys: Sequence[bytes], first: int = 0) -> None:
+        """These were of use: they are dropped last."""
+        now = time.time_ns()
+        for number, key in enumerate(keys, first):
+            used = now - number * STEP_NS
+            with suppress(OSError):
+                if self.has(key):
+                    os.utime(self._path(key), ns=(used, used))
+
+    def _write(self, keys: Sequence[bytes], missing: Sequence[int], block: Callable[[int], Sequence[U8]]) -> None:
+        """Those that are missing, as many as there is room for. Raises OSError."""
+        size = file_bytes(self.block_bytes)
+        room = self._make_room(len(missing) * size, {self._path(key).name for key in keys})
+        written = []
+        for index in missing[: room // size]:
+            path = self._path(keys[index])
+            new = path.with_suffix(f".{os.getpid()}.new")
+            write_block(new, keys[index], block(index), self.block_bytes)
+            try:
+                _give_name(new, path)
+            except BaseException:
+                new.unlink()
+                raise
+            written.append(path)
+        for path in written:
+            drop_pages(path)
+
+    def _make_room(self, wanted: int, keep: set[str]) -> int:
+        """Bytes that there is room for, `wanted` if that can be; others than blocks named in `keep` go. Raises
+        OSError."""
+        kept = sorted(self._scan())
+        total = sum(one.nbytes for one in kept)
+        for one in kept:
+            if total + wanted <= self.most_bytes:
+                break
+            ours = os.path.basename(one.path) in keep and one.nbytes == file_bytes(self.block_bytes)  # noqa: PTH119
+            if not ours:
+                with suppress(FileNotFoundError):
+                    os.unlink(one.path)  # noqa: PTH108
+                total -= one.nbytes
+        return max(0, self.most_bytes - total)
+
+    def _scan(self) -> Iterator[_Kept]:
+        """All blocks, what cannot be one of ours as if it were the oldest; what writers that died left behind goes."""
+        now = time.time_ns()
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if _UNFINISHED.fullmatch(entry.name):
+                        if fcntl is not None:  # else somebody may be writing it
+                            os.unlink(entry.path)  # noqa: PTH108
+                    elif _BLOCK.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        told = entry.stat(follow_symlinks=False)
+                        ours = told.st_size <= self.most_bytes and told.st_mtime_ns <= now
+                        yield _Kept(told.st_mtime_ns if ours else 0, told.st_size, entry.path)
+
+    def _prepare(self) -> None:
+        """Have a folder that is this user's alone. Raises OSError."""
+        self._usable = False
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            self.path.mkdir(mode=0o700)
+        told = self.path.lstat()
+        if not stat.S_ISDIR(told.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if hasattr(os, "geteuid") and told.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "it belongs to another user")
+        if os.name == "posix" and stat.S_IMODE(told.st_mode) & 0o077:
+            self.path.chmod(0o700)
+        self._usable = True
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes from writing. Raises OSError, TimeoutError where another one is at it for long."""
+        if fcntl is None:
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            until = time.monotonic() + LOCK_SECONDS
+            while not _lock(descriptor):
+                if time.monotonic() > until:
+                    raise TimeoutError(errno.ETIMEDOUT, "other processes are writing there")
+                time.sleep(0.01)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _path(self, key: bytes) -> Path:
+        return self.path / f"{key.hex()}.kv"
+
+    @contextmanager
+    def _telling(self, problem: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._tell(
+                "failing", f"The prefix cache in {self.path} {problem}: {_reason(error)}. Answers go on without it."
+            )
+
+    def _tell(self, kind: str, text: str) -> None:
+        """Once a kind: a full disk stays full for every prompt."""
+        if kind not in self._told:
+            self._told.add(kind)
+            log.warning("%s", text)
+
+
+def _give_name(new: Path, path: Path) -> None:
+    """Raises OSError where a directory with something in it is there."""
+    try:
+        new.replace(path)
+    except IsADirectoryError:
+        path.rmdir()
+        new.replace(path)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
