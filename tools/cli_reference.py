@@ -19,12 +19,12 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 HEAD = """# Command line
 
 This page is made from the commands themselves (`python tools/cli_reference.py`), and a test keeps it so. Every command
-has `--help`. Exit codes: 0, 1 where something failed, 2 for wrong use, 130 after Ctrl-C. `penstock --version` tells the version.
-`penstock --install-completion` has the shell (bash, zsh, fish, PowerShell) complete commands, options and the names of
-models from then on; `--show-completion` shows what it would install.
+has `--help`. Exit codes: 0, 1 where something failed, 2 for wrong use, 130 after Ctrl-C. `penstock --version` tells the
+version. `penstock --install-completion` has the shell (bash, zsh, fish, PowerShell) complete commands, options and the
+names of models from then on; `--show-completion` shows what it would install.
 
-Sizes are written like `512MiB`, `3G`, `3 gib` or `2.5GB`: a letter alone and `KiB`, `MiB`, `GiB`, `TiB` are powers of 1,024, `KB`,
-`MB`, `GB`, `TB` are powers of 1,000. Defaults of one's own go into a [configuration file](configuration.md).
+Sizes are written like `512MiB`, `3G`, `3 gib` or `2.5GB`: a letter alone and `KiB`, `MiB`, `GiB`, `TiB` are powers of
+1,024; `KB`, `MB`, `GB`, `TB` are powers of 1,000. Your own defaults go into a [configuration file](configuration.md).
 """
 TYPES = {int: "INTEGER", float: "FLOAT", Path: "PATH", str: "TEXT"}
 

@@ -28,7 +28,7 @@ def batch(
         Path,
         typer.Argument(
             metavar="IN",
-            help="File of requests, a JSON object a line: with a `prompt`, with `messages`, or as for OpenAI's batches.",
+            help="File of requests, a JSON object a line: with a `prompt`, `messages`, or as for OpenAI's batches.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write the results to, in the order of IN.")],
