@@ -82,6 +82,14 @@ class TestList:
         assert refused.returncode == 2
         assert "is in the Hugging Face cache, where other programs may use it." in refused.stderr
 
+    @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may read everything")
+    def test_one_that_may_not_be_read(self, store: Path) -> None:
+        (store / "owner" / "packed" / "config.json").unlink()
+        (store / "owner" / "packed" / "config.json").touch(mode=0)
+        result = in_process.penstock("list")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "owner/packed: " in result.stdout
+
 
 class TestShow:
     def test_lines(self) -> None:
@@ -137,7 +145,7 @@ class TestRm:
         assert (store / "owner" / "packed" / "config.json").exists()
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
-    @pytest.mark.parametrize(("answer", "code"), [("y\r", 0), ("\r", 1)])
+    @pytest.mark.parametrize(("answer", "code"), [("y\r", 0), ("\r", 1), ("\x04", 1)])
     def test_on_a_terminal(self, store: Path, answer: str, code: int) -> None:
         with OnTerminal("rm", "owner/packed", "owner/begun") as terminal:
             terminal.wait_for(lambda raw: "Delete these 2? [y/N]" in raw)

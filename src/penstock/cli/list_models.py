@@ -75,7 +75,10 @@ def list_models(
 
 def entry(named: Named) -> Entry:
     """What is to be told of a model; damage and models of other programs are told, not raised."""
-    nbytes, modified = named.nbytes, named.path.stat().st_mtime
+    try:
+        nbytes, modified = named.nbytes, named.path.stat().st_mtime
+    except OSError as error:  # deleted just now, or another user's
+        return Entry(named, None, f"{error.filename or named.path}: {error.strerror or error}", 0, 0.0)
     if named.unfinished and not (named.path / "config.json").exists():
         again = (
             f"`penstock pull {named.name}` goes on" if is_repo_id(named.name) else "the command that wrote it goes on"

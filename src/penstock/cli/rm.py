@@ -45,5 +45,9 @@ def _agreed(chosen: list[Named]) -> bool:
         raise UsageError("Nobody is there to be asked whether to delete.", "Give --yes to delete without asking.")
     for named in chosen:
         print(f"{visible(named.name)}: {format_size(named.nbytes)} in {visible(str(named.path))}")
-    answer = input(f"Delete {'it' if len(chosen) == 1 else f'these {len(chosen)}'}? [y/N] ")
+    try:
+        answer = input(f"Delete {'it' if len(chosen) == 1 else f'these {len(chosen)}'}? [y/N] ")
+    except EOFError:  # Ctrl-D
+        print()
+        return False
     return answer.strip().lower() in ("y", "yes")
