@@ -49,10 +49,13 @@ def _is_named(item: pytest.Item, config: pytest.Config) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_history_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What tests type in chats stays out of the user's own history."""
+def _nothing_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests type in chats stays out of the user's own history, their processes out of `penstock ps`, and the
+    user's configuration out of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        patch.setenv("PENSTOCK_CONFIG", "")
         yield
 
 

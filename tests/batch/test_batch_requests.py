@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.batch import requests
-from penstock.batch.requests import Line, LineError, RequestFile, custom_id_of, parse_request
+from penstock.batch.lines import id_of_line, parse_line
+from penstock.batch.requests import Line, LineError, RequestFile
 from penstock.errors import PenstockError
 
 
@@ -118,9 +119,9 @@ class TestLines:
 
 @given(st.binary(max_size=60))
 def test_whatever_a_line_is_it_is_a_request_or_an_error(data: bytes) -> None:
-    assert custom_id_of(data) is None
+    assert id_of_line(data, 3) is None
     with pytest.raises(LineError) as caught:
-        parse_request(data, 3)
+        parse_line(data, 3, True)
     assert caught.value.code
     assert caught.value.message.startswith(("Line 3 ", '"custom_id" '))
     json.dumps(caught.value.message).encode()
@@ -138,9 +139,9 @@ def test_whatever_a_line_is_it_is_a_request_or_an_error(data: bytes) -> None:
 def test_whatever_its_fields_are(fields: dict[str, object]) -> None:
     sound = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}
     data = json.dumps(sound | fields).encode()
-    custom_id = custom_id_of(data)
+    custom_id = id_of_line(data, 1)
     try:
-        request = parse_request(data, 1)
+        request = parse_line(data, 1, True)
     except LineError as error:
         codes = ["invalid_method", "invalid_url", "invalid_body"] if custom_id else ["missing_custom_id"]
         if error.code not in codes or error.custom_id != custom_id:

@@ -172,7 +172,7 @@ class TestCommands:
         shown = capsys.readouterr().err
         used = len(session.tokens)
         assert shown.startswith("context: 0 of 200 tokens used, 200 left\n")
-        assert "6 out in" in shown
+        assert "\n6 tokens in " in shown
         assert f"context: {used} of 200 tokens used, {200 - used} left" in shown
 
     def test_save(self, session: Session, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,8 +97,8 @@ class TestExitCode:
         for _ in range(2):
             result = batch(path, out, *options)
             assert result.returncode == 1
-            first = '1: "custom_id" is missing, not a non-empty string.'
-            assert result.stderr == not_answered(out, "20 of 20", first)
+            first = '1: Line 1 has neither "prompt" nor "messages", nor what a line of OpenAI\'s batches has.'
+            assert result.stderr == not_answered(out, "None of 20", first).replace("failed;", "was answered;")
             assert (json.loads(result.stdout)["answered"] if result.stdout else 0) == 0
             assert len(records(out)) == 20
 

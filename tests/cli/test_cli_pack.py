@@ -36,8 +36,8 @@ def packed(src: Path) -> Path:
     out = src.parent / "packed"
     result = penstock("pack", src, out)
     assert (result.stderr, result.returncode) == ("", 0)
-    sizes = r"\d\.\d MB of weights packed into \d\.\d MB \(0\.\d{3}\)"
-    assert re.fullmatch(f"{out}: {sizes}, {TIME_AND_RATE}\n[^\n]*: penstock tune {out}\n", result.stdout)
+    name, sizes = re.escape(str(out)), r"\d\.\d MB of weights packed into \d\.\d MB \(0\.\d{3}\)"
+    assert re.fullmatch(f"{name}: {sizes}, {TIME_AND_RATE}\n[^\n]*: penstock tune {name}\n", result.stdout)
     return out
 
 
@@ -45,7 +45,7 @@ class TestUnpack:
     def test_the_whole_and_again(self, packed: Path, src: Path, tmp_path: Path) -> None:
         result = penstock("unpack", packed, tmp_path / "out")
         assert (result.stderr, result.returncode) == ("", 0)
-        assert re.fullmatch(rf"{tmp_path / 'out'}: \d\.\d MB written, {TIME_AND_RATE}\n", result.stdout)
+        assert re.fullmatch(rf"{re.escape(str(tmp_path / 'out'))}: \d\.\d MB written, {TIME_AND_RATE}\n", result.stdout)
         assert contents(tmp_path / "out") == contents(src)
         again = in_process.penstock("unpack", packed, tmp_path / "out")
         assert "0.0 MB written, the rest was there already" in again.stdout
@@ -60,7 +60,8 @@ class TestVerify:
     def test_sound(self, packed: Path) -> None:
         result = penstock("verify", packed)
         assert (result.stderr, result.returncode) == ("", 0)
-        assert re.fullmatch(rf"{packed}: 1 file, \d\.\d MB: every checksum holds \({TIME_AND_RATE}\)\n", result.stdout)
+        name = re.escape(str(packed))
+        assert re.fullmatch(rf"{name}: 1 file, \d\.\d MB: every checksum holds \({TIME_AND_RATE}\)\n", result.stdout)
 
     def test_against_the_original(self, packed: Path, src: Path) -> None:
         result = penstock("verify", packed, "--against", src)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from penstock.cli import app
 
 TOOL = Path(__file__).parents[2] / "tools" / "cli_reference.py"
-COMMANDS = [info.callback.__name__ for info in app.registered_commands if info.callback]
+COMMANDS = [info.name or info.callback.__name__ for info in app.registered_commands if info.callback]
 
 
 @pytest.fixture(scope="module")

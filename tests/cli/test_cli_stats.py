@@ -13,9 +13,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from helpers import in_process
 from penstock import LLM, SamplingParams
 from penstock.checkpoints.store import find_model
-from penstock.cli.stats import layer_table, print_layers, print_stats, stats_object
+from penstock.cli.stats import layer_table, print_all_stats, print_layers, print_stats, stats_object
 from penstock.completion import Stats
 from penstock.models.pass_stats import PartStats
 from penstock.options import OpenOptions
@@ -88,7 +89,7 @@ def test_packed_weights(packed_run: tuple[LLM, Stats], capsys: pytest.CaptureFix
     assert told["packed_ratio"] == told["stored_bytes"] / told["weight_bytes"] < 0.72
     seconds = statistics.median(totals.compute_seconds for totals in stats.log[1:])
     assert told["decoded_bytes_per_second"] == told["weight_bytes"] / seconds
-    print_stats(llm, stats)
+    print_all_stats(llm, stats)
     line = shown(capsys)[1]
     assert re.fullmatch(r"packed: [\d.]+ MB, 0\.\d{3} of BF16; decoded and applied at .*B/s of BF16", line)
 
@@ -99,7 +100,7 @@ def test_packed_weights_without_a_pass_of_one_row(
     llm, stats = packed_run
     prompt = replace(stats, log=stats.log[:1])
     assert stats_object(llm, prompt)["decoded_bytes_per_second"] is None
-    print_stats(llm, prompt)
+    print_all_stats(llm, prompt)
     assert re.fullmatch(r"packed: [\d.]+ MB, 0\.\d{3} of BF16", shown(capsys)[1])
 
 
@@ -151,7 +152,7 @@ def test_guesses(run: tuple[LLM, Stats], capsys: pytest.CaptureFixture[str]) -> 
         "draft_seconds": 0.5,
         "draft_share_of_time": 0.125,
     }
-    print_stats(llm, guessed(stats))
+    print_all_stats(llm, guessed(stats))
     assert shown(capsys)[1:3] == [
         "guesses: 15.0 a pass, 1.50 of them right; made in 0.500 s, 12% of the time",
         "right, one token on, two, ...: 100%, 50%, 0%; by drafter: coarse 75%, lookup 0%; "
@@ -177,7 +178,7 @@ def test_a_single_pass(run: tuple[LLM, Stats]) -> None:
 
 def test_lines_for_people(run: tuple[LLM, Stats], capsys: pytest.CaptureFixture[str]) -> None:
     llm, stats = run
-    print_stats(llm, stats)
+    print_all_stats(llm, stats)
     lines = shown(capsys)
     assert len(lines) == 4
     assert re.match(
@@ -192,6 +193,20 @@ def test_lines_for_people(run: tuple[LLM, Stats], capsys: pytest.CaptureFixture[
     assert shown(capsys)[0].strip() == "pass 5, the last"
 
 
+def test_three_lines(run: tuple[LLM, Stats], packed_run: tuple[LLM, Stats], capsys: pytest.CaptureFixture[str]) -> None:
+    llm, stats = run
+    print_stats(llm, stats)
+    time, shares, memory = shown(capsys)
+    assert re.fullmatch(r"5 tokens in [\d.]+ s: first after [\d.]+ s, then [\d.]+ s a token", time)
+    assert re.fullmatch(r"time: \d+% waiting for the disk, \d+% computing; [\d.]+ MB read", shares)
+    kept, read = r"[\d.]+ MB of weights stay", r"[\d.]+ MB are read in each pass"
+    assert re.fullmatch(rf"memory: 0\.\d\d of 4\.00 GiB allowed; {kept}, {read}", memory)
+    print_stats(llm, guessed(stats))
+    assert shown(capsys)[0].endswith(" s a token; 1.25 tokens a pass")
+    print_stats(*packed_run)
+    assert shown(capsys)[2].endswith(" MB of weights stay, which is all of them")
+
+
 def penstock(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "penstock", "run", "demo", "--raw", "x", "--max-tokens", "3", *arguments]
     return subprocess.run(command, input="", capture_output=True, text=True, check=True, timeout=120)
@@ -200,10 +215,38 @@ def penstock(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.thorough
 def test_text_is_the_same_with_all_options_of_the_command() -> None:
     text = penstock("--temperature", "0").stdout
-    for options, words in ((("--stats",), "GiB allowed"), (("--stats-layers",), "average layer")):
+    for options, words in (
+        (("--stats",), "GiB allowed"),
+        (("--stats=all",), "seed "),
+        (("--stats-layers",), "average layer"),
+    ):
         result = penstock("--temperature", "0", *options)
         assert result.stdout == text
         assert words in result.stderr
+
+
+def in_this(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return in_process.penstock("run", "demo", "--raw", "x", "--max-tokens", "3", *arguments)
+
+
+@pytest.mark.parametrize(("option", "lines", "words"), [("--stats", 3, "MB read"), ("--stats=all", 4, "seed ")])
+def test_short_and_all(option: str, lines: int, words: str) -> None:
+    result = in_this("--draft", "none", option)
+    assert (result.returncode, len(result.stderr.splitlines())) == (0, lines)
+    assert words in result.stderr
+
+
+def test_a_prompt_may_follow_it_and_look_like_it() -> None:
+    short = ("--max-tokens", "2", "--raw")
+    assert in_process.penstock("run", "demo", *short, "--stats", "x").returncode == 0
+    result = in_process.penstock("run", "demo", *short, "--", "--stats")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_what_it_cannot_be() -> None:
+    result = in_this("--stats=layers")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: --stats=layers is not known.\nGive --stats, or --stats=all.\n"
 
 
 def test_options_of_the_command() -> None:

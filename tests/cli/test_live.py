@@ -89,7 +89,7 @@ def test_a_chat() -> None:
         terminal.type("\x04")
         assert terminal.end() == 0
     assert STATUS.search(terminal.raw)
-    assert terminal.raw.count("20 out in") == 2
+    assert terminal.raw.count("20 tokens in ") == 2
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError])

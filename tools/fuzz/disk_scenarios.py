@@ -13,6 +13,7 @@ from pathlib import Path
 
 from disk_faults import READ, SYNC, TRUNCATE, WRITE, Scenario
 
+import penstock.batch.lines
 import penstock.batch.requests
 import penstock.batch.run
 import penstock.checkpoints.checkpoint
@@ -164,7 +165,7 @@ def batch_requests() -> None:
     with penstock.batch.requests.RequestFile(Path("in.jsonl")) as file:
         print(file.contents().digest)
         for line, _ in list(file.scan()):
-            print(line.number, penstock.batch.requests.parse_request(file.read(line), line.number))
+            print(line.number, penstock.batch.lines.parse_line(file.read(line), line.number, True))
 
 
 def extents() -> None:

@@ -61,6 +61,11 @@ def parse_config(mapping: Mapping[str, object], source: str) -> ModelConfig:
     return config
 
 
+def family_name(mapping: Mapping[str, object], source: str) -> str:
+    """What the family of such a model calls itself: "llama". Raises as parse_config does."""
+    return _family_of(_text_side(Fields(mapping, source))).model_type
+
+
 def _text_side(fields: Fields) -> Fields:
     """The fields of the decoder: all, or those of a part."""
     architectures, model_type = fields.get("architectures"), fields.get("model_type")

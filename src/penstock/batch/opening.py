@@ -10,8 +10,8 @@ import xxhash
 
 from penstock.adapters.named import open_adapters
 from penstock.batch.disk_errors import reading
+from penstock.batch.lines import id_of_line
 from penstock.batch.records import Names, read_record
-from penstock.batch.requests import custom_id_of
 from penstock.batch.results import ordered_path, state_path
 from penstock.batch.state import Counts
 from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint
@@ -147,7 +147,7 @@ def counts_if_complete(out: Path, requests: RequestFile, names: Names) -> Counts
 
 def _with_ids(requests: RequestFile, tell: Callable[[int, int], None]) -> Iterator[tuple[Line, str | None]]:
     for line, data in requests.scan(tell):
-        yield line, None if data is None else custom_id_of(data)
+        yield line, None if data is None else id_of_line(data, line.number)
 
 
 def _differences(held: dict[str, Any], job: Job) -> list[tuple[str, Any, Any]]:

@@ -1,4 +1,4 @@
-"""The file of requests: OpenAI's batch input, a JSON object a line, read one line at a time."""
+"""The file of requests: a JSON object a line, read one line at a time; and what a line of OpenAI's batches asks for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from penstock.errors import FormatError, PenstockError, UsageError
 from penstock.strict_json import parse_json_object, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -169,21 +169,17 @@ class RequestFile:
         self._file.close()
 
 
-def custom_id_of(data: bytes) -> str | None:
-    """The custom_id of a line, if it is JSON and has one."""
+def parse_object(data: bytes, number: int) -> dict[str, Any]:
+    """The JSON object in line `number`. Raises LineError."""
     try:
-        return _custom_id(parse_json_object(data, "line"))
-    except (FormatError, LineError):
-        return None
-
-
-def parse_request(data: bytes, number: int) -> Request:
-    """What line `number` asks for, the body unchecked. Raises LineError."""
-    try:
-        parsed = parse_json_object(data, f"Line {number}")
+        return parse_json_object(data, f"Line {number}")
     except FormatError as error:
         raise LineError("invalid_json_line", f"{error.problem}.") from None
-    custom_id = _custom_id(parsed)
+
+
+def openai_request(parsed: Mapping[str, Any]) -> Request:
+    """What a line of OpenAI's batches asks for, the body unchecked. Raises LineError."""
+    custom_id = openai_id(parsed)
     method, url, body = parsed.get("method"), parsed.get("url"), parsed.get("body")
     if method != "POST":
         raise LineError("invalid_method", f'"method" is {_shown(parsed, "method")}, not "POST".', custom_id)
@@ -194,14 +190,15 @@ def parse_request(data: bytes, number: int) -> Request:
     return Request(custom_id, url, body)
 
 
-def _custom_id(parsed: dict[str, Any]) -> str:
+def openai_id(parsed: Mapping[str, Any]) -> str:
+    """The custom_id of such a line. Raises LineError."""
     custom_id = parsed.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
         raise LineError("missing_custom_id", f'"custom_id" is {_shown(parsed, "custom_id")}, not a non-empty string.')
     return custom_id
 
 
-def _shown(parsed: dict[str, Any], key: str) -> str:
+def _shown(parsed: Mapping[str, Any], key: str) -> str:
     if key not in parsed:
         return "missing"
     return shown(parsed[key]) if not isinstance(parsed[key], str) else json.dumps(parsed[key])[:100]

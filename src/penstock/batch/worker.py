@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from penstock.batch.lines import parse_line
 from penstock.batch.progress import Unfinished
-from penstock.batch.requests import LineError, parse_request
+from penstock.batch.requests import LineError
 from penstock.batch.state import Drawn, Result
 from penstock.errors import InternalError, MemoryCeilingError, PenstockError
 from penstock.logprobs import TokenLogprobs
@@ -115,7 +116,8 @@ class Worker:
     def _take_up(self, one: ToDo) -> None:
         line = one.line
         try:
-            request = parse_request(self.requests.read(line, self.most_line_bytes), line.number)
+            data = self.requests.read(line, self.most_line_bytes)
+            request = parse_line(data, line.number, self.llm.has_chat_template)
             if one.first_of_id is not None:
                 problem = f"Line {one.first_of_id} has the same custom_id."
                 raise LineError("duplicate_custom_id", problem, request.custom_id)

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import sys
 import warnings
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
 from penstock.cli.batch import batch
 from penstock.cli.bench import bench
+from penstock.cli.config_file import config_path, read_defaults
 from penstock.cli.demo import demo
 from penstock.cli.leaving import leave
+from penstock.cli.list_models import list_models
 from penstock.cli.pack import pack
 from penstock.cli.plan import plan
+from penstock.cli.ps import ps
 from penstock.cli.pull import pull
+from penstock.cli.rm import rm
 from penstock.cli.run import run
+from penstock.cli.running import registered
 from penstock.cli.serve import serve
+from penstock.cli.show_model import show_model
+from penstock.cli.stats import StatsCommand
 from penstock.cli.synth import synth
 from penstock.cli.tune import tune
 from penstock.cli.unpack import unpack
@@ -26,11 +35,42 @@ app = typer.Typer(
     name="penstock",
     help="Run large language models at full BF16 precision on machines with little memory.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, run, batch, pull, pack, tune, unpack, verify, plan, bench, synth, serve):
-    app.command()(command)
+app.command()(demo)
+app.command(cls=StatsCommand)(registered(run))
+for command in (batch, pull):
+    app.command()(registered(command))
+app.command("list")(list_models)
+app.command("show")(show_model)
+app.command()(rm)
+app.command()(ps)
+for command in (pack, tune, unpack, verify):
+    app.command()(registered(command))
+app.command()(plan)
+app.command()(registered(bench))
+app.command()(synth)
+app.command()(registered(serve))
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"penstock {version('penstock')}")
+        raise typer.Exit
+
+
+@app.callback()
+def prepare(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Tell the version.", is_eager=True, callback=_tell_version)
+    ] = False,
+) -> None:
+    if (path := config_path()) is not None:
+        commands = {
+            info.name or info.callback.__name__: info.callback for info in app.registered_commands if info.callback
+        }
+        context.default_map = read_defaults(path, commands)
 
 
 def main() -> None:

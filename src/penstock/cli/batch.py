@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 def batch(
     model: opt.Model,
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="File of requests, a JSON object a line, as for OpenAI's batches.")
+        Path,
+        typer.Argument(
+            metavar="IN",
+            help="File of requests, a JSON object a line: with a `prompt`, `messages`, or as for OpenAI's batches.",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write the results to, in the order of IN.")],
     max_tokens: Annotated[
@@ -43,7 +47,7 @@ def batch(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
     """Answer a file of requests, all that fit into memory sharing each pass; goes on where it was interrupted. Exits
-    with 1 where a request failed."""
+    with 1 where a request failed, or all did."""
     from penstock.batch.run import BatchSettings, run  # takes memory, which other commands need for weights
     from penstock.cli.batch_display import display
 
@@ -73,8 +77,11 @@ def batch(
 def check_answered(summary: Summary) -> None:
     """Raise PenstockError where a request was not answered: a script looks at the exit code, not at every record."""
     if summary.failed:
+        count = f"{summary.failed:,} of {summary.total:,} requests failed"
+        if not summary.answered:
+            count = f"None of {summary.total:,} requests was answered"
         raise PenstockError(
-            f"{summary.failed:,} of {summary.total:,} requests failed{_first_error(summary.out)}",
+            f"{count}{_first_error(summary.out)}",
             f'Of each, "error" in {summary.out} says why. To ask for others, give another OUT, or --overwrite.',
         )
 

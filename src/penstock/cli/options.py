@@ -9,8 +9,19 @@ import typer
 from penstock.cli.opening import of_opening
 
 # typer reads annotations at run time, so these are plain aliases (and Optional, for Python 3.10).
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """The names of models that begin so, for the shell; where there is none, it completes paths."""
+    from penstock.checkpoints.models_here import models_here
+    from penstock.checkpoints.store import DEMO
+
+    names = [DEMO, *(named.name for named in models_here())]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 _MODEL = "A checkpoint's directory, a GGUF file, the name of a model on this machine, or `demo`."
-Model = Annotated[str, typer.Argument(help=_MODEL)]
+Model = Annotated[str, typer.Argument(help=_MODEL, autocompletion=complete_model)]
 Memory = Annotated[str | None, of_opening("memory")]
 Threads = Annotated[int | None, of_opening("threads")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.")]

@@ -16,7 +16,7 @@ from penstock.cli.leaving import at_the_end
 from penstock.cli.opening import opens_model
 from penstock.cli.session_answer import session_answer
 from penstock.cli.show import choose_display, show
-from penstock.cli.stats import print_layers, print_stats, stats_object
+from penstock.cli.stats import ALL, check_stats, print_all_stats, print_layers, print_stats, stats_object
 from penstock.errors import UsageError
 from penstock.llm import LLM
 from penstock.options import OpenOptions
@@ -55,8 +55,11 @@ def run(
     seed: opt.Seed = None,
     stop: opt.Stop = None,
     options: OpenOptions = OpenOptions(),  # noqa: B008
-    stats: Annotated[bool, typer.Option("--stats", help="Show where the time went.")] = False,
-    stats_layers: Annotated[bool, typer.Option("--stats-layers", help="Show it layer by layer.")] = False,
+    stats: Annotated[
+        str | None,
+        typer.Option("--stats", help="Show where the time went: in three lines, or all of it.", metavar="[=all]"),
+    ] = None,
+    stats_layers: Annotated[bool, typer.Option("--stats-layers", help="Show all of it, layer by layer.")] = False,
     trace: Annotated[
         Path | None, typer.Option(help="Write every read, wait and computation to this file, for ui.perfetto.dev.")
     ] = None,
@@ -71,6 +74,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Generate text; without a prompt on a terminal, chat."""
+    check_stats(stats)
     params = SamplingParams(
         temperature=temperature,
         top_p=top_p,
@@ -91,9 +95,13 @@ def run(
     display, adapter = choose_display(as_json, quiet), options.sole_adapter
 
     def report(pieces: list[Piece]) -> None:
-        if pieces and pieces[-1].stats.log and (stats or stats_layers):
+        if not pieces or not pieces[-1].stats.log:
+            return
+        if stats_layers or stats == ALL:
+            print_all_stats(llm, pieces[-1].stats)
+        elif stats:
             print_stats(llm, pieces[-1].stats)
-        if pieces and pieces[-1].stats.log and stats_layers:
+        if stats_layers:
             print_layers(pieces[-1].stats)
 
     if chats:

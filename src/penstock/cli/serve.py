@@ -11,6 +11,7 @@ import typer
 from penstock.adapters.named import check_names
 from penstock.cli import options as opt
 from penstock.cli.opening import opens_model
+from penstock.cli.running import listens_at
 from penstock.errors import UsageError
 from penstock.llm import LLM
 from penstock.options import OpenOptions
@@ -67,4 +68,9 @@ def serve(
     ):
         if not settings.loopback and api_key is None:
             typer.echo("warning: Everyone who can reach this address may use the model; see --api-key.", err=True)
-        run(llm, settings, listening, lambda: typer.echo(f"{settings.model} is served at {url(listening)}"))
+
+        def ready() -> None:
+            listens_at(listening.getsockname()[1])
+            typer.echo(f"{settings.model} is served at {url(listening)}")
+
+        run(llm, settings, listening, ready)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand
 
 from penstock.benchmarks.figures import process_figures, weight_figures
 from penstock.cli.tables import right
 from penstock.cli.units import format_seconds, format_size
+from penstock.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +24,23 @@ if TYPE_CHECKING:
 
 console = Console(stderr=True, highlight=False)
 SHOWN_DEPTHS = 8
+SHORT, ALL = "short", "all"
+"""What `--stats` may be; without a value it is the first."""
+
+
+class StatsCommand(TyperCommand):
+    """A command whose option `--stats` may go without a value; one that it has is written behind a "="."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        options = args[: args.index("--")] if "--" in args else args
+        named = [f"--stats={SHORT}" if arg == "--stats" else arg for arg in options]
+        return super().parse_args(ctx, named + args[len(options) :])
+
+
+def check_stats(wanted: str | None) -> None:
+    """Raise UsageError for anything that `--stats` cannot be."""
+    if wanted not in (None, SHORT, ALL):
+        raise UsageError(f"--stats={wanted} is not known.", f"Give --stats, or --stats={ALL}.")
 
 
 def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]:
@@ -73,7 +92,27 @@ def _guesses(stats: Stats) -> dict[str, Any]:
 
 
 def print_stats(llm: LLM, stats: Stats) -> None:
-    """A few lines about the whole completion."""
+    """The whole completion in three lines: how long it took, what that went into, and what it took of memory."""
+    told = stats_object(llm, stats)
+    waiting, computing = told["disk_wait_seconds"], told["compute_seconds"]
+    busy = max(waiting + computing, 1e-9)
+    streamed = told["streamed_bytes_per_pass"]
+    read = f"{format_size(streamed)} are read in each pass" if streamed else "which is all of them"
+    guesses = f"; {stats.tokens_per_pass:.2f} tokens a pass" if told["guesses"] else ""
+    lines = (
+        f"{stats.tokens} tokens in {stats.seconds:.2f} s: first after {stats.first_token_seconds:.2f} s, then "
+        f"{told['seconds_per_token']:.3f} s a token{guesses}",
+        f"time: {waiting / busy:.0%} waiting for the disk, {computing / busy:.0%} computing; "
+        f"{format_size(stats.bytes_read)} read",
+        f"memory: {told['peak_rss_bytes'] / 2**30:.2f} of {told['memory_ceiling_bytes'] / 2**30:.2f} GiB allowed; "
+        f"{format_size(told['resident_bytes'])} of weights stay, {read}",
+    )
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def print_all_stats(llm: LLM, stats: Stats) -> None:
+    """All that is known of the whole completion, but for its layers."""
     told = stats_object(llm, stats)
     resident, streamed = format_size(told["resident_bytes"]), format_size(told["streamed_bytes_per_pass"])
     busy = max(told["disk_wait_seconds"] + told["compute_seconds"], 1e-9)

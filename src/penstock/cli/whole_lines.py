@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
+_WIDEST = 100_000
+
 
 def whole(line: str, style: str = "") -> Text:
     """A line of markup that is never folded; the terminal wraps it. To be shown by `tell`, which does not cut it."""
@@ -24,6 +26,12 @@ def whole(line: str, style: str = "") -> Text:
 def titled(title: str, table: Table) -> Group:
     """A table below its title, a line of markup."""
     return Group(whole(title, "bold"), table)
+
+
+def tell_rows(console: Console, table: Table) -> None:
+    """Show a table as wide as it is, each row on a line of its own, which the terminal wraps."""
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=_WIDEST)).maximum)
+    console.print(table, crop=False)
 
 
 def tell(console: Console, *parts: RenderableType) -> None:

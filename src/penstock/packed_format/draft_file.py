@@ -83,6 +83,18 @@ def find_corrections(
     return {} if model is None else read_corrections(path, model, tensors)
 
 
+def is_tuned(folder: Path, files: Sequence[Path]) -> bool:
+    """Whether such a file for just these weights is in the folder; whether it is sound shows when it is used."""
+    path = folder / NAME
+    try:
+        header = read_header(path)
+        with open_regular(path) as file:
+            file.seek(header.tensors[MODEL].begin)
+            return file.read(header.tensors[MODEL].nbytes) == identity(files)
+    except (OSError, KeyError, FormatError):
+        return False
+
+
 def usable_corrections(
     folder: Path, files: Sequence[Path], tensors: Mapping[str, TensorInfo | PackedTensor]
 ) -> dict[str, Correction]:

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from penstock.errors import UsageError
 
 MIB = 1 << 20
-UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": MIB, "gib": 1 << 30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_PREFIXES = "kmgt"
+UNITS = {"": 1, "b": 1} | {
+    prefix + ending: base**power
+    for power, prefix in enumerate(_PREFIXES, 1)
+    for ending, base in (("", 1024), ("i", 1024), ("ib", 1024), ("b", 1000))
+}
+"""Bytes of each unit, in lower case. A letter alone is a power of 1024, as `ulimit`, control groups and containers have
+it; "GB" is 10**9 bytes, as disks have it."""
+_EXAMPLES = "Write it like 512MiB, 3G (the same as 3GiB), 2.5 GiB or 3GB (10**9 bytes each)."
 
 
 def parse_bytes(text: str | int) -> int:
-    """Bytes of a size like "512MiB", "2GiB", "3 GB" or a plain number. Raises UsageError."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", str(text))
-    if match is None or match[2].lower() not in UNITS:
-        raise UsageError(f"{text!r} is not a size.", "Write it like 512MiB or 2GiB.")
-    return int(float(match[1]) * UNITS[match[2].lower()])
+    """Bytes of a size like "512MiB", "3G", "2.5 gib", "3 GB" or a plain number, rounded down. Raises UsageError."""
+    said = str(text)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", said, re.ASCII)
+    if match is None:
+        raise UsageError(f"{said[:100]!r} is not a size.", _EXAMPLES)
+    if match[2].lower() not in UNITS:
+        raise UsageError(f"{said[:100]!r} is not a size: there is no unit {match[2][:20]!r}.", _EXAMPLES)
+    return int(Decimal(match[1]) * UNITS[match[2].lower()])
 
 
 def format_bytes(count: int) -> str:
