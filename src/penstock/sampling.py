@@ -113,7 +113,7 @@ class Sampler:
 
     def best(self, likeliest: Likeliest, position: int) -> int:
         """As a call, where that is so: `likeliest` is of one row. Raises NumericsError as it does."""
-        _check_finite(likeliest.peaks[0], position)
+        check_finite(likeliest.peaks[0], position)
         return int(likeliest.tokens[0, 0])
 
     def __call__(self, logits: F32, position: int, seen: Sequence[int]) -> int:
@@ -121,7 +121,7 @@ class Sampler:
 
         Raises NumericsError if a logit is NaN or infinitely large.
         """
-        _check_finite(logits.max(), position)
+        check_finite(logits.max(), position)
         if self.takes_likeliest:
             return int(logits.argmax())
         scores = self._penalised(logits.astype(np.float64), seen)
@@ -178,7 +178,8 @@ class Sampler:
         return np.sort(ranked[inside])
 
 
-def _check_finite(greatest: np.float32, position: int) -> None:
+def check_finite(greatest: np.float32 | float, position: int) -> None:
+    """Raise NumericsError where the greatest of the logits for a position is no number, or infinite."""
     if not np.isfinite(greatest):
         raise NumericsError(
             f"The logits for position {position} are not finite numbers.",

@@ -9,6 +9,7 @@ from penstock.logprobs import logprobs_bytes, token_logprobs
 from penstock.memory.prefixes import common_blocks
 from penstock.models.logits import Likeliest
 from penstock.models.rows import SequenceRows
+from penstock.models.scores import Scores
 from penstock.speculate.speculator import Record
 from penstock.speculate.tree import Tree
 
@@ -68,6 +69,11 @@ class Sequence:
         return len(self.prompt) + self.max_tokens - 1
 
     @property
+    def adoptable(self) -> list[int]:
+        """The tokens of which it may take over keys and values, all but the last."""
+        return self.tokens
+
+    @property
     def told_bytes(self) -> int:
         """What is there to be told of its tokens' probabilities."""
         return len(self.logprobs) * logprobs_bytes(self.top_logprobs)
@@ -79,7 +85,7 @@ class Sequence:
 
     def expected_blocks(self, others: Iterable[Sequence]) -> int:
         """Blocks that it is going to share with one of them, computed or not."""
-        tokens = self.tokens
+        tokens = self.adoptable
         # The last token of the other may stay its last.
         alike = (s for s in others if not s.lent and s.cache.adapter == self.cache.adapter)
         return max((common_blocks(other.tokens[:-1], tokens) for other in alike), default=0)
@@ -87,6 +93,15 @@ class Sequence:
     def root(self) -> Tree:
         """A tree of no guesses yet, after the last token."""
         return Tree(self, self.tokens, self.sampler, self.cache, self.max_tokens - len(self.token_ids) - 1)
+
+    @property
+    def scores(self) -> bool:
+        """Whether it has tokens scored, and draws none (scoring.py)."""
+        return False
+
+    def scored_rows(self, count: int) -> int:
+        """How many of its next `count` tokens have a score wanted of them."""
+        return 0
 
     def rows(self, tokens: list[int], tree: Tree | None, last: bool) -> SequenceRows:
         """What it adds to a pass: the next of its pending tokens, maybe the `last` of them, or a tree of guesses."""
@@ -99,9 +114,11 @@ class Sequence:
         """Whether a token can be drawn from the likeliest ones alone."""
         return self.sampler.takes_likeliest and self.top_logprobs is None
 
-    def draw(self, logits: F32 | Likeliest) -> int | None:
+    def draw(self, logits: F32 | Likeliest | Scores) -> int | None:
         """The next token, from the one row of logits after the last one; None where that ends the sequence."""
         tokens = self.tokens
+        if isinstance(logits, Scores):
+            raise TypeError("scores are for sequences that are scored")
         if isinstance(logits, Likeliest):
             token = self.sampler.best(logits, len(tokens))
         else:

@@ -1,4 +1,5 @@
-"""What the head says of a pass's rows: of some all logits, of others only which tokens are likeliest.
+"""What the head says of a pass's rows: of some all logits, of others only which tokens are likeliest, or how likely
+some token is (scores.py).
 
 A greedy draw needs no more than the likeliest token. So a row that one is drawn from, as every guess's may be, takes
 some bytes, where all logits of a vocabulary of 128,256 take half a megabyte.
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from penstock.models.scores import Scores
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -58,21 +61,29 @@ class Logits:
     whole: F32
     """[m, vocab_size]: of the rows that want all of them."""
     likeliest: Likeliest
-    """Of the others."""
+    """Of those that want no more."""
     told: npt.NDArray[np.bool_]
-    """Which rows are the others."""
+    """Which rows these are."""
+    scores: Scores | None = None
+    """Of those that want no more than these."""
+    scored: npt.NDArray[np.bool_] | None = None
+    """Which rows these are."""
 
     @classmethod
     def none(cls, vocab_size: int) -> Logits:
         """Where no row wants any."""
         return cls(np.empty((0, vocab_size), np.float32), Ranking(0).likeliest(), np.zeros(0, np.bool_))
 
-    def of(self, begin: int, end: int) -> F32 | Likeliest:
+    def of(self, begin: int, end: int) -> F32 | Likeliest | Scores:
         """Of some rows beside each other, which are all of a kind."""
-        others = int(self.told[:begin].sum())
+        told, scored = int(self.told[:begin].sum()), 0
+        if self.scores is not None and self.scored is not None:
+            scored = int(self.scored[:begin].sum())
+            if self.scored[begin:end].all() and end > begin:
+                return self.scores[scored : scored + end - begin]
         if self.told[begin:end].all() and end > begin:
-            return self.likeliest[others : others + end - begin]
-        return self.whole[begin - others : end - others]
+            return self.likeliest[told : told + end - begin]
+        return self.whole[begin - told - scored : end - told - scored]
 
 
 @dataclass(slots=True)
