@@ -120,8 +120,8 @@ class TestWindows:
 
     def test_it_is_refused_without_a_stride(self, tiny: Path) -> None:
         with LLM.open(tiny, context=16) as llm:
-            assert len(llm.score([TOKENS + [3]])[0].logprobs) == 16
-            with pytest.raises(ContextError, match="18 tokens are too many .* the context is 16") as told:
+            assert len(llm.score([[*TOKENS, 3]])[0].logprobs) == 16
+            with pytest.raises(ContextError, match=r"18 tokens are too many .* the context is 16") as told:
                 llm.score([[*TOKENS, 3, 4]])
         assert "stride" in told.value.remedy
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Text = str | Sequence[int]
     Scorable = Text | tuple[Text, Text]
 
+MOST_NATS = 700
+"""A token, beyond which exp is not a number any more."""
 ROWS_AHEAD = 2 * MAX_ROWS
 """Rows of sequences that take part at a time: enough for each pass to be full."""
 
@@ -54,7 +56,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp of minus the mean."""
-        return math.exp(-self.total / len(self.logprobs))
+        return perplexity_of([self], 0).perplexity
 
     @property
     def all_greedy(self) -> bool:
@@ -63,6 +65,34 @@ class Score:
 
     def __repr__(self) -> str:
         return f"Score({len(self.logprobs)} of {len(self.token_ids)} tokens, total={self.total:.6g})"
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """How well a model foresees texts."""
+
+    perplexity: float
+    """exp of the nats a token."""
+    standard_error: float
+    """Of the perplexity, with the tokens taken for independent draws: exp(mean) * deviation / sqrt(tokens)."""
+    tokens: int
+    """That were scored: all but the first of each text."""
+    nats_per_token: float
+    bits_per_byte: float | None
+    """Of UTF-8 text, which does not depend on how it is divided into tokens; None where nothing has bytes."""
+    bytes: int
+    """Of the text that was scored."""
+
+
+def perplexity_of(scores: Sequence[Score], nbytes: int) -> Perplexity:
+    """Of texts that were scored, which have so many bytes together."""
+    nats = -np.concatenate([score.logprobs for score in scores])
+    n, total = len(nats), math.fsum(-score.total for score in scores)
+    mean = total / n
+    deviation = math.sqrt(math.fsum(((nats - mean) ** 2).tolist()) / (n - 1)) if n > 1 else math.inf
+    value = math.exp(mean) if mean < MOST_NATS else math.inf
+    bits = total / math.log(2) / nbytes if nbytes > 0 else None
+    return Perplexity(value, value * deviation / math.sqrt(n), n, mean, bits, nbytes)
 
 
 def tokens_of(text: Scorable, encode: Callable[[str], list[int]]) -> tuple[list[int], int]:

@@ -12,6 +12,7 @@ from penstock.cli.bench import bench
 from penstock.cli.demo import demo
 from penstock.cli.leaving import leave
 from penstock.cli.pack import pack
+from penstock.cli.perplexity import perplexity
 from penstock.cli.plan import plan
 from penstock.cli.pull import pull
 from penstock.cli.run import run
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, run, batch, pull, pack, tune, unpack, verify, plan, bench, synth, serve):
+for command in (demo, run, batch, pull, pack, tune, unpack, verify, plan, bench, perplexity, synth, serve):
     app.command()(command)
 
 
