@@ -42,8 +42,8 @@ def perplexity(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Tell how well a model foresees texts: perplexity, bits a byte. A long text is cut into windows of --context tokens
-    (2048 by default, or what the model was trained for) that overlap and share passes."""
+    """Tell how well a model foresees texts: perplexity, bits a byte. A long text is cut into windows of --context
+    tokens (2048 by default, or what the model was trained for) that overlap and share passes."""
     from penstock.llm import LLM
     from penstock.scoring import perplexity_of
 

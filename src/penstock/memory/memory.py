@@ -90,8 +90,9 @@ class Memory:
     ) -> Need:
         """What a pass asks for that ends with so many slots in these caches, and has so many rows besides guesses.
 
-        `logits`: whether all are wanted of guesses; `scored_rows`: of which no more is wanted than
-        scores. `more` has to fit beside it. What was kept of sequences that have ended gives way. Raises MemoryCeilingError where that is not enough.
+        `logits`: whether all are wanted of guesses; `scored_rows`: of which only scores are told. `more` has to
+        fit beside it. What was kept of sequences that have ended gives way. Raises MemoryCeilingError where that is not
+        enough.
         """
         more += self.caches.one_block.times(len(slots) * (guesses > 0))
 
