@@ -1,6 +1,6 @@
 """Penstock as a model of lm-evaluation-harness (package `lm_eval`).
 
-    python -m penstock.integrations.lm_eval run --model penstock --model_args pretrained=MODEL,memory=3GiB --tasks arc_easy
+    python -m penstock.integrations.lm_eval run --model penstock --model_args pretrained=MODEL --tasks arc_easy
 
 is the harness's own command line, which knows the model `penstock` then. In Python, importing this module registers it
 for `lm_eval.simple_evaluate(model="penstock", model_args=...)`.
