@@ -134,6 +134,7 @@ def served(tasks: TaskManager, server: tuple[str, str]) -> dict[str, Any]:
         model=server[0],
         tokenizer=str(MODEL),
         tokenizer_backend="huggingface",
+        add_bos_token=True,
         max_length=WINDOW,
         num_concurrent=4,
     )
