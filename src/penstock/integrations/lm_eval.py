@@ -106,16 +106,17 @@ class PenstockLM(TemplateLM):  # type: ignore[misc]
         pairs = []
         for _text, context, following in requests:
             tokens = (context + following)[-(self.max_length + 1) :]
-            pairs.append((tokens[: -len(following)] or tokens[:1], tokens[-len(following) :]))
+            count = min(len(following), len(tokens) - 1)  # something has to come before
+            pairs.append((tokens[:-count], tokens[-count:]))
         scorer = self._llm.scorer(pairs)
         with tqdm(total=len(pairs), desc="tokens scored", disable=disable_tqdm) as bar:
             for at in scorer.run():
                 bar.total, bar.n = at.wanted, at.scored
                 bar.refresh()
         told = [(score.total, score.all_greedy) for score in scorer.scores]
-        for (text, _, _), answer in zip(requests, told, strict=True):
-            if text is not None:
-                self.cache_hook.add_partial("loglikelihood", text, answer)
+        for request, answer in zip(requests, told, strict=True):
+            if request[0] is not None:
+                self.cache_hook.add_partial("loglikelihood", request[0], answer)
         return told
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:

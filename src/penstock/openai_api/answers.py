@@ -133,14 +133,18 @@ class Answers:
         self._llm = llm
 
     @property
+    def _parts(self) -> list[Echo | Completion]:
+        return [*self._echoes, *self.completions]
+
+    @property
     def runs(self) -> bool:
         """Whether any of them goes on."""
-        return any(part.runs for part in (*self._echoes, *self.completions))
+        return any(part.runs for part in self._parts)
 
     @property
     def error(self) -> PenstockError | None:
         """Why one of them could not go on; the request has failed then."""
-        return next((part.error for part in (*self._echoes, *self.completions) if part.error is not None), None)
+        return next((part.error for part in self._parts if part.error is not None), None)
 
     @property
     def token_ids(self) -> list[list[int]]:
