@@ -13,6 +13,7 @@ PenstockError
 │   └── ChecksumError          bytes of a packed model that are not those that were written
 ├── SessionError               a session's file that cannot be used: damaged, in use, another model's, no room
 ├── NumericsError              a logit that is not a number
+├── GrammarError               an answer that cannot follow its grammar any further
 └── InternalError              a fault of Penstock's own, kept to the one sequence or request that it met
 """
 
@@ -82,6 +83,10 @@ class SessionError(PenstockError):
 
 class NumericsError(PenstockError):
     """A logit that is not a number."""
+
+
+class GrammarError(PenstockError):
+    """An answer that cannot follow its grammar any further."""
 
 
 class InternalError(PenstockError):

@@ -14,6 +14,7 @@ from penstock.checkpoints.store import find_model
 from penstock.completion import Completion, Output, Piece
 from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import ContextError, MemoryCeilingError, TokenizerError, UsageError
+from penstock.grammars.compiler import GrammarCompiler
 from penstock.memory.budget import Demand
 from penstock.memory.text_room import BYTES_TO_TOKENIZE, TextRoom
 from penstock.models.kv_planes import KvShape
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from penstock.adapters.adapter import Adapter
     from penstock.compute.kernels import F32
     from penstock.engine import sequence as engine
+    from penstock.grammars.matcher import Matcher
     from penstock.memory.budget import Plan
     from penstock.models.kv_cache import KvCache
     from penstock.models.pass_stats import PassStats
@@ -67,6 +69,13 @@ class LLM:
         self.on_layer = on_layer
         if self.tokenizer is not None:
             self.tokenizer.room = TextRoom(self.engine.make_room_beside, options.longest_text)
+        self._grammars = GrammarCompiler(
+            lambda: self.text_side().to_json(),
+            self.config.vocab_size,
+            self.defaults.eos_token_ids,
+            self.engine.make_room_beside,
+        )
+        self.memory.caches.tellers.add(self._grammars)
 
     @property
     def on_layer(self) -> OnLayer | None:
@@ -341,7 +350,16 @@ class LLM:
             raise UsageError("The cache leaves no token to compute.", "Truncate it, or give it more tokens.")
         if cache is not None and adapter not in (None, cache.adapter):
             raise UsageError("The cache is of another adapter.", "Take it from new_cache(adapter).")
-        sequence = self.engine.add(tokens, params, most, drawn=drawn, choice=choice, cache=cache, adapter=adapter)
+        sequence = self.engine.add(
+            tokens,
+            params,
+            most,
+            drawn=drawn,
+            choice=choice,
+            cache=cache,
+            adapter=adapter,
+            matcher=self._matcher(params),
+        )
         try:
             return Completion(sequence, self.tokenizer, params.stops)
         except BaseException:  # nobody has it, so nobody would ever cancel it
@@ -399,7 +417,8 @@ class LLM:
         sequences: list[engine.Sequence] = []
         try:
             for prompt in tokens:
-                sequences.append(self.engine.add(prompt, params, most_tokens, adapter=adapter))
+                matcher = self._matcher(params)
+                sequences.append(self.engine.add(prompt, params, most_tokens, adapter=adapter, matcher=matcher))
             return [Completion(sequence, self.tokenizer, params.stops) for sequence in sequences]
         except BaseException:  # Ctrl-C among them: none is left to compute for nobody
             for sequence in sequences:
@@ -412,9 +431,16 @@ class LLM:
             raise TokenizerError(
                 "Stop strings need text, and this checkpoint has no tokenizer.", "Put its tokenizer.json beside it."
             )
+        if params.form is not None:
+            self.text_side()
+            params.form.source()
         tokens = self.text_prompt(prompt) if isinstance(prompt, str) else list(prompt)
         self.engine.check_prompt(tokens)
         return tokens
+
+    def _matcher(self, params: SamplingParams) -> Matcher | None:
+        """What holds an answer to its form; a new one for each answer."""
+        return None if params.form is None else self._grammars.matcher(params.form)
 
     def _most_tokens(self, prompts: Sequence[int], wanted: int | None) -> int:
         """How many tokens prompts of these lengths may yield that are given together.

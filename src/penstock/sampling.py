@@ -11,23 +11,31 @@ used, since NumPy's sums and transcendentals vary by CPU.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from penstock.compute.kernels import gumbel
 from penstock.errors import NumericsError, UsageError
+from penstock.grammars.grammar import Grammar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
     from penstock.checkpoints.generation_config import GenerationDefaults
     from penstock.compute.kernels import F32, F64, I64, Kernels
     from penstock.models.logits import Likeliest
 
 T = TypeVar("T", int, float)
+LogitBias = tuple[tuple[int, float], ...]
 
 MOST_LOGPROBS = 20
+MOST_BIASED = 1024
+"""Tokens with a bias."""
 MOST_WHOLE = 2**63 - 1
 """No count is greater, so that none outgrows the integers that it comes to meet."""
 
@@ -36,10 +44,14 @@ MOST_WHOLE = 2**63 - 1
 class SamplingParams:
     """How to choose tokens and when to stop. None means: as the checkpoint's generation_config.json says.
 
-    temperature: 0 is greedy. top_k: 0 keeps all. top_p, min_p: 1 and 0 keep all. repetition_penalty: 1 is none.
+    temperature: 0 is greedy. top_k: 0 keeps all. top_p, min_p: 1 and 0 keep all. repetition_penalty: 1 is none; the
+    prompt's tokens count, too. frequency_penalty, presence_penalty: taken off the logit of each token of the answer so
+    far, as often as it is there, and once; 0 is none. logit_bias: what is added to the logits of tokens, by id.
     seed: None draws a fresh one. max_tokens: None goes on to the end of the context. stop: text that ends the output
     and is cut off it. ignore_eos: go on past the model's end-of-sequence tokens. logprobs: tell the logarithm of each
     token's probability, and so many of the likeliest tokens with theirs (at most 20); None tells nothing.
+    schema, regex, grammar: what the answer has to be, one of them at most: JSON of a JSON Schema, which is a mapping or
+    JSON; text that a regular expression matches; text of a grammar in Lark's or llama.cpp's notation.
     """
 
     temperature: float | None = None
@@ -47,11 +59,17 @@ class SamplingParams:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | LogitBias = ()
     seed: int | None = None
     max_tokens: int | None = None
     stop: str | Sequence[str] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    schema: Mapping[str, Any] | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0, 2)
@@ -59,6 +77,10 @@ class SamplingParams:
         _check("top_k", self.top_k, 0, MOST_WHOLE, whole=True)
         _check("min_p", self.min_p, 0, 1)
         _check("repetition_penalty", self.repetition_penalty, 0, None, open_below=True)
+        _check("frequency_penalty", self.frequency_penalty, -2, 2)
+        _check("presence_penalty", self.presence_penalty, -2, 2)
+        self.biases  # noqa: B018
+        self.form  # noqa: B018
         _check("seed", self.seed, 0, 2**64 - 1, whole=True)
         _check("max_tokens", self.max_tokens, 1, MOST_WHOLE, whole=True)
         _check("logprobs", self.logprobs, 0, MOST_LOGPROBS, whole=True)
@@ -72,6 +94,25 @@ class SamplingParams:
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
+    @property
+    def form(self) -> Grammar | None:
+        """What the answer has to be. Raises UsageError."""
+        return Grammar.of(self.schema, self.regex, self.grammar)
+
+    @property
+    def biases(self) -> LogitBias:
+        """`logit_bias` as pairs, by id. Raises UsageError."""
+        try:
+            pairs = dict(self.logit_bias)
+        except (TypeError, ValueError):
+            raise UsageError(f"logit_bias={self.logit_bias!r} is no mapping.", "Give {token id: bias}.") from None
+        if len(pairs) > MOST_BIASED:
+            raise UsageError(f"logit_bias is of {len(pairs)} tokens.", f"Give it for at most {MOST_BIASED}.")
+        for token, bias in pairs.items():
+            _check("a token of logit_bias", token, 0, 2**31 - 1, whole=True)
+            _check(f"logit_bias[{token}]", bias, -100, 100)
+        return tuple(sorted((token, float(bias)) for token, bias in pairs.items()))
+
     def rule(self, defaults: GenerationDefaults) -> SamplingRule:
         """How to draw: these parameters, `defaults` where they are None, and no filter where both are."""
         unset = SamplingRule()
@@ -82,6 +123,9 @@ class SamplingParams:
             top_k=_first(self.top_k, defaults.top_k, unset.top_k),
             min_p=_first(self.min_p, defaults.min_p, unset.min_p),
             repetition_penalty=_first(self.repetition_penalty, defaults.repetition_penalty, unset.repetition_penalty),
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            logit_bias=self.biases,
         )
 
 
@@ -94,34 +138,60 @@ class SamplingRule:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: LogitBias = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether draws are of the logits as they are."""
+        counted = self.frequency_penalty or self.presence_penalty
+        return self.repetition_penalty == 1 and not counted and not self.logit_bias
 
 
 class Sampler:
     """Draws the tokens of one sequence (or of one choice of it)."""
 
-    def __init__(self, rule: SamplingRule, seed: int, kernels: Kernels, choice: int = 0) -> None:
-        """`seed` is below 2**64."""
+    def __init__(self, rule: SamplingRule, seed: int, kernels: Kernels, choice: int = 0, prompt: int = 0) -> None:
+        """`seed` is below 2**64; `prompt`: tokens before the sequence's own, of which penalties of how often a token is
+        there do not count."""
         self.rule = rule
         self.seed = seed
         self.choice = choice
+        self.prompt = prompt
         self._kernels = kernels
 
     @property
     def takes_likeliest(self) -> bool:
         """Whether every draw is the likeliest token."""
-        return self.rule.temperature == 0 and self.rule.repetition_penalty == 1
+        return self.rule.temperature == 0 and self.rule.plain
 
-    def best(self, likeliest: Likeliest, position: int) -> int:
-        """As a call, where that is so: `likeliest` is of one row. Raises NumericsError as it does."""
+    def best(
+        self, likeliest: Likeliest, position: int, allows: Callable[[Sequence[int]], bool] | None = None
+    ) -> int | None:
+        """As a call, where that is so: `likeliest` is of one row; `allows`: whether a token may be drawn, given as a
+        list of it. None where the row does not tell. Raises NumericsError as a call does."""
         check_finite(likeliest.peaks[0], position)
-        return int(likeliest.tokens[0, 0])
+        tokens, shares = likeliest.tokens[0].tolist(), likeliest.shares[0]
+        if allows is None or allows(tokens[:1]):
+            return int(tokens[0])
+        for place, token in enumerate(tokens[1:-1], 1):
+            if allows([token]):
+                # Among equals the first by id would be drawn, which need not be this one.
+                return int(token) if shares[place - 1] > shares[place] > shares[place + 1] else None
+        return None
 
-    def __call__(self, logits: F32, position: int, seen: Sequence[int]) -> int:
-        """The token at `position`, from logits float32 [vocab_size]; `seen` are the tokens before it.
+    def __call__(
+        self, logits: F32, position: int, seen: Sequence[int], allowed: npt.NDArray[np.bool_] | None = None
+    ) -> int:
+        """The token at `position`, from logits float32 [vocab_size]; `seen` are the tokens before it. `allowed`: bool
+        [vocab_size], which tokens may be drawn; None: all.
 
         Raises NumericsError if a logit is NaN or infinitely large.
         """
         check_finite(logits.max(), position)
+        if allowed is not None:
+            logits = np.where(allowed, logits, np.float32(-np.inf))
         if self.takes_likeliest:
             return int(logits.argmax())
         scores = self._penalised(logits.astype(np.float64), seen)
@@ -153,14 +223,22 @@ class Sampler:
         return tokens[kept[best]], scores[best] - scores[best[0]]
 
     def _penalised(self, scores: F64, seen: Sequence[int], tokens: I64 | None = None) -> F64:
-        """Logits of tokens already there divided by the penalty, or multiplied where negative (arXiv 1909.05858).
+        """Logits of tokens already there divided by the penalty, or multiplied where negative (arXiv 1909.05858); those
+        of tokens of the answer less the penalties of how often they are there; and biases.
 
         `scores` are those of `tokens`, or of all.
         """
-        penalty = self.rule.repetition_penalty
+        rule, penalty = self.rule, self.rule.repetition_penalty
         if penalty != 1 and len(seen):
             there = np.unique(np.asarray(seen)) if tokens is None else np.isin(tokens, seen)
             scores[there] = np.where(scores[there] < 0, scores[there] * penalty, scores[there] / penalty)
+        if (rule.frequency_penalty or rule.presence_penalty) and len(seen) > self.prompt:
+            said, counts = np.unique(np.asarray(seen[self.prompt :]), return_counts=True)
+            penalties = -rule.presence_penalty - rule.frequency_penalty * counts.astype(np.float64)
+            _add(scores, tokens, said, penalties)
+        if rule.logit_bias:
+            biased, biases = zip(*rule.logit_bias, strict=True)
+            _add(scores, tokens, np.array(biased), np.array(biases))
         return scores
 
     def _kept(self, scores: F64) -> I64:
@@ -176,6 +254,17 @@ class Sampler:
             ends = np.cumsum(weights)
             inside[1:] &= ends[:-1] < rule.top_p * ends[-1]
         return np.sort(ranked[inside])
+
+
+def _add(scores: F64, tokens: I64 | None, ids: I64, values: F64) -> None:
+    """Add values to the scores of these ids, ascending, in place: `scores` are of `tokens`, ascending, or of all."""
+    if tokens is None:
+        there = ids < len(scores)
+        scores[ids[there]] += values[there]
+        return
+    places = np.minimum(np.searchsorted(tokens, ids), len(tokens) - 1)
+    there = tokens[places] == ids
+    scores[places[there]] += values[there]
 
 
 def check_finite(greatest: np.float32 | float, position: int) -> None:

@@ -155,9 +155,9 @@ class Recorder:
         self.logits: list[F32] = []
         self.takes_likeliest = False
 
-    def __call__(self, logits: F32, position: int, seen: Sequence[int]) -> int:
+    def __call__(self, logits: F32, position: int, seen: Sequence[int], allowed: Any = None) -> int:
         self.logits.append(logits.copy())
-        return int(self.sampler(logits, position, seen))
+        return int(self.sampler(logits, position, seen, allowed))
 
 
 def generate(

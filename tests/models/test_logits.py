@@ -85,14 +85,18 @@ class TestLogits:
         rows = random_rows(6, 90, 3, ties=False)
         told = np.array([False, True, True, False, True, False])
         logits = Logits(rows[~told], Likeliest.of(rows[told]), told)
-        for begin, end in ((0, 1), (1, 3), (3, 4), (4, 5), (5, 6), (1, 2), (2, 3)):
-            found = logits.of(begin, end)
-            if isinstance(found, Likeliest):
-                assert told[begin]
-                np.testing.assert_array_equal(found.tokens, Likeliest.of(rows[begin:end]).tokens)
-            else:
-                assert not told[begin]
-                np.testing.assert_array_equal(found, rows[begin:end])
+        for begin, end in ((0, 6), (1, 3), (3, 5), (2, 2), (5, 6)):
+            part = logits.part(begin, end)
+            assert len(part) == end - begin
+            np.testing.assert_array_equal(part.ranked().tokens, Likeliest.of(rows[begin:end]).tokens)
+            for index in range(end - begin):
+                found, expected = part.row(index), rows[begin + index : begin + index + 1]
+                assert isinstance(found, Likeliest) == told[begin + index]
+                if isinstance(found, Likeliest):
+                    np.testing.assert_array_equal(found.tokens, Likeliest.of(expected).tokens)
+                else:
+                    np.testing.assert_array_equal(found, expected)
 
     def test_none_at_all(self) -> None:
-        assert np.shape(Logits.none(70).of(0, 0)) == (0, 70)
+        none = Logits.none(70).part(0, 0)
+        assert (len(none), none.whole.shape) == (0, (0, 70))

@@ -74,12 +74,13 @@ def test_rows_of_three_kinds_are_found_by_their_place() -> None:
     scores = scored(rows[given_scores], np.array([5, 6, 7]), 0, [90])
     logits = Logits(rows[~told & ~given_scores], Likeliest.of(rows[told]), told, scores, given_scores)
     for at in range(6):
-        found = logits.of(at, at + 1)
-        if isinstance(found, Scores):
-            assert given_scores[at]
-            assert found.best[0] == rows[at].argmax()
-        elif isinstance(found, Likeliest):
-            assert told[at]
-            assert found.tokens[0, 0] == rows[at].argmax()
-        else:
-            np.testing.assert_array_equal(found[0], rows[at])
+        part = logits.part(at, at + 1)
+        if given_scores[at]:
+            assert part.scores is not None
+            assert part.scores.best.tolist() == [rows[at].argmax()]
+            continue
+        assert part.scores is None
+        found = part.row(0)
+        best = found.tokens[0, 0] if isinstance(found, Likeliest) else found[0].argmax()
+        assert isinstance(found, Likeliest) == told[at]
+        assert best == rows[at].argmax()

@@ -298,7 +298,7 @@ class TestNumerics:
                     tail = part.tail_slots[part.tail_offsets[row] : part.tail_offsets[row + 1]]
                     if len(tail) and which([slots[int(slot)] for slot in tail]):
                         at = index[span.start + row]
-                        own = logits.of(at, at + 1)
+                        own = logits.row(at)
                         (own.peaks if isinstance(own, Likeliest) else own)[:] = value
                         spoilt.append(row)
             return logits, stats

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.assembled import GREEDY, generate, open_engine
 from helpers.cases import CASES, random_tokens
-from helpers.guessing import Key, Scripted, finish, knowing, root, speculate
+from helpers.guessing import Key, Scripted, finish, knowing, root, sampler, speculate
 from helpers.thorough import quick
 from penstock import SamplingParams
 from penstock.engine.engine import Engine
@@ -48,9 +48,15 @@ def tree_of(*chains: Sequence[int]) -> Tree:
     return tree
 
 
-def drawing(tokens: Sequence[int | None]) -> Callable[[int], int | None]:
+def drawing(tokens: Sequence[int | list[int] | None]) -> Callable[[int], list[int] | None]:
+    """Draws of these, one after another; the sequence ends with an empty list, and a pass tells nothing at None."""
     left = iter(tokens)
-    return lambda node: next(left)
+
+    def draw(node: int) -> list[int] | None:
+        token = next(left)
+        return [token] if isinstance(token, int) else token
+
+    return draw
 
 
 def a_pass() -> PassStats:
@@ -70,9 +76,9 @@ class TestWalk:
         tree = tree_of([5, 7, 8], [5, 6], [4])
         rows: list[int] = []
 
-        def draw(node: int) -> int:
+        def draw(node: int) -> list[int]:
             rows.append(node)
-            return {0: 5, 1: 6, 4: 9}[node]
+            return [{0: 5, 1: 6, 4: 9}[node]]
 
         assert walk(tree, draw) == rows == [0, 1, 4]
 
@@ -80,11 +86,26 @@ class TestWalk:
         assert walk(tree_of([5, 7], [4]), drawing([7])) == [0]
 
     def test_an_end_within_the_tree(self) -> None:
-        assert walk(tree_of([5, 7, 8]), drawing([5, None])) == [0, 1]
-        assert walk(tree_of([5, 7, 8]), drawing([None])) == [0]
+        assert walk(tree_of([5, 7, 8]), drawing([5, []])) == [0, 1]
+        assert walk(tree_of([5, 7, 8]), drawing([[]])) == [0]
 
     def test_all_the_way_and_one_more(self) -> None:
         assert walk(tree_of([5, 7, 8]), drawing([5, 7, 8, 1])) == [0, 1, 2, 3]
+
+    def test_tokens_that_come_with_a_draw_are_passed_over(self) -> None:
+        assert walk(tree_of([5, 7, 8, 9]), drawing([[5, 7], 8, 1])) == [0, 1, 2, 3]
+        assert walk(tree_of([5, 7, 8, 9]), drawing([[5, 6]])) == [0, 1]
+
+    def test_a_node_whose_token_is_not_told_is_computed_anew(self) -> None:
+        assert walk(tree_of([5, 7, 8]), drawing([5, None])) == [0]
+
+    def test_a_trunk_is_there_in_any_case(self) -> None:
+        tree = Tree(Key(), [1], sampler(), Any, 9, trunk=[2, 3])  # type: ignore[arg-type]
+        assert (tree.tip, tree.guesses) == (2, 0)
+        tree.add(tree.add(2, 4, 0.5), 5, 0.1)
+        assert (tree.guesses, tree.largest(1).tokens) == (2, [1, 2, 3, 4])
+        assert walk(tree, drawing([4, 5, []])) == [0, 1, 2, 3, 4]
+        assert walk(tree, drawing([7])) == [0, 1, 2]
 
 
 class TestRecord:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
+    import numpy.typing as npt
+
     from penstock.compute.kernels import F32
     from penstock.models.logits import Likeliest
     from penstock.speculate.drafter import Drafter
@@ -278,12 +280,14 @@ class _RandomText(Sampler):
         super().__init__(sampler.rule, sampler.seed, llm.kernels)
         self._vocab_size = llm.config.vocab_size
 
-    def __call__(self, logits: F32, position: int, seen: Sequence[int]) -> int:
-        super().__call__(logits, position, seen)
+    def __call__(
+        self, logits: F32, position: int, seen: Sequence[int], allowed: npt.NDArray[np.bool_] | None = None
+    ) -> int:
+        super().__call__(logits, position, seen, allowed)
         return self._by_lot(position)
 
-    def best(self, likeliest: Likeliest, position: int) -> int:
-        super().best(likeliest, position)
+    def best(self, likeliest: Likeliest, position: int, allows: Callable[[Sequence[int]], bool] | None = None) -> int:
+        super().best(likeliest, position, allows)
         return self._by_lot(position)
 
     def _by_lot(self, position: int) -> int:

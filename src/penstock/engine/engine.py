@@ -16,10 +16,8 @@ from penstock.engine.scheduler import MAX_ROWS, Scheduler
 from penstock.engine.scoring import ScoredSequence
 from penstock.engine.sequence import Sequence
 from penstock.errors import ContextError, UsageError
-from penstock.models.logits import Likeliest
 from penstock.models.pass_stats import PassStats
 from penstock.models.rows import Rows, SequenceRows
-from penstock.models.scores import Scores
 from penstock.models.tokens import check_tokens
 from penstock.sampling import Sampler, SamplingRule
 from penstock.speculate.speculator import walk
@@ -28,11 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as List
 
     from penstock.checkpoints.generation_config import GenerationDefaults
-    from penstock.compute.kernels import F32, Kernels
+    from penstock.compute.kernels import Kernels
     from penstock.engine.scheduler import Chunk
+    from penstock.grammars.matcher import Matcher
     from penstock.memory.memory import Memory
     from penstock.models.chain import Chain
     from penstock.models.kv_cache import KvCache
+    from penstock.models.logits import Logits
     from penstock.models.stage import Need
     from penstock.sampling import SamplingParams
     from penstock.speculate.speculator import Speculator
@@ -72,13 +72,14 @@ class Engine:
         choice: int = 0,
         cache: KvCache | None = None,
         adapter: str | None = None,
+        matcher: Matcher | None = None,
     ) -> Sequence:
         """Let a sequence take part in the passes from now on, or as soon as there is room for it.
 
         `most_tokens` limits it beside its parameters. `drawn`: tokens that an earlier run of it drew already; it goes
         on with those that it would have drawn next. `choice`: several answers to a prompt differ by it. `cache`: has
         keys and values of the first tokens, comes to have those of the others, and stays the caller's. `adapter`: the
-        one to go through, by name, where there is no cache, which has its own.
+        one to go through, by name, where there is no cache, which has its own. `matcher`: what it has to be.
 
         Raises UsageError for an empty prompt or a token that the model does not have, ContextError where the context
         has no room for the prompt and one token.
@@ -93,17 +94,19 @@ class Engine:
         limits = (self.context - len(tokens), params.max_tokens, most_tokens)
         sequence = Sequence(
             prompt=tokens,
-            sampler=Sampler(params.rule(self._defaults), seed, self._kernels, choice),
+            sampler=Sampler(params.rule(self._defaults), seed, self._kernels, choice, len(tokens)),
             max_tokens=min(limit for limit in limits if limit is not None),
             stop_ids=frozenset(() if params.ignore_eos else self._defaults.eos_token_ids),
             cache=self.memory.new_cache(adapter=adapter) if cache is None else cache,
             lent=cache is not None,
             token_ids=drawn,
             top_logprobs=params.logprobs,
+            matcher=matcher,
         )
+        sequence.begin()
         if len(drawn) >= sequence.max_tokens:
             sequence.finish_reason = "length"
-        else:
+        if sequence.finish_reason is None:
             self.scheduler.enter(sequence)
         return sequence
 
@@ -171,11 +174,11 @@ class Engine:
         self.scheduler.computed()
         first = 0
         for chunk, part in zip(chunks, parts, strict=True):
-            own = logits.of(first, first + len(part.wanted))
+            own = logits.part(first, first + len(part.wanted))
             first += len(part.wanted)
             with self.scheduler.own_work(chunk.sequence):
                 self._take(chunk.sequence, chunk.tokens, trees.get(chunk.sequence), own)
-        guesses = sum(len(tree) - 1 for tree in trees.values())
+        guesses = sum(tree.guesses for tree in trees.values())
         seconds = time.perf_counter() - begin
         stats = replace(stats, seconds=seconds, draft_seconds=draft_seconds, guesses=guesses)
         self.speculator.learn_pass(stats, self.chain.streamed_bytes)
@@ -220,7 +223,7 @@ class Engine:
         roots: dict[Sequence, Tree] = {}
         for chunk in chunks:
             with self.scheduler.own_work(chunk.sequence):
-                if chunk.last and len(chunk.tokens) == 1 and not chunk.sequence.scores:
+                if chunk.last and chunk.sequence.may_guess:
                     roots[chunk.sequence] = chunk.sequence.root()
         if not roots:
             return {}
@@ -232,27 +235,23 @@ class Engine:
             return {}
         self.chain.make_room(self._need(chunks, most, logits))
         trees = self.speculator.guess([*roots.values()], rows - len(roots), most)
-        nodes = sum(len(tree) - 1 for tree in trees)
+        nodes = sum(tree.guesses for tree in trees)
         self.chain.events.tell("draft", f"{nodes} guess{'es' * (nodes != 1)}", begin, time.perf_counter())
         return dict(zip(roots, trees, strict=True))
 
-    def _take(self, sequence: Sequence, tokens: list[int], tree: Tree | None, logits: F32 | Likeliest | Scores) -> None:
+    def _take(self, sequence: Sequence, tokens: list[int], tree: Tree | None, logits: Logits) -> None:
         """What a pass told one sequence: draw as far as it goes, and commit what will be needed."""
         cache, before = sequence.cache, len(sequence.token_ids)
         # Drawn before committed: wherever Ctrl-C comes, what is not in the cache will be computed.
         if tree is None:
-            if len(logits):
-                sequence.draw(logits)
+            sequence.take(logits)
             cache.truncate(cache.length + len(tokens))
             return
-        if isinstance(logits, Scores):
-            raise TypeError("a tree of guesses has logits")
-        nodes = walk(tree, lambda node: sequence.draw(logits[node : node + 1]))
+        nodes = walk(tree, lambda node: sequence.draw(logits.row(node - tree.tip)))
         cache.keep([node + cache.length for node in nodes])
         drawn = sequence.token_ids[before:]
         sequence.guesses.take(tree, drawn)
-        likeliest = logits if isinstance(logits, Likeliest) else Likeliest.of(logits)
-        self.speculator.learn(tree, nodes, drawn, likeliest)
+        self.speculator.learn(tree, nodes, drawn, logits.ranked())
 
     def check_scored(self, tokens: List[int], start: int) -> None:
         """Raise UsageError for fewer than two tokens, a start that leaves none to score, or a token that the model does

@@ -17,8 +17,7 @@ from penstock.models.scores import Scores
 from penstock.sampling import check_finite
 
 if TYPE_CHECKING:
-    from penstock.compute.kernels import F32
-    from penstock.models.logits import Likeliest
+    from penstock.models.logits import Logits
     from penstock.speculate.tree import Tree
 
 
@@ -79,17 +78,21 @@ class ScoredSequence(Sequence):
         targets = self.prompt[done + first + 1 : done + count + 1]
         return SequenceRows.plain(self.cache, tokens, range(first, count)).scoring(targets, self.top_logprobs or 0)
 
-    def draw(self, logits: F32 | Likeliest | Scores) -> None:
+    @property
+    def may_guess(self) -> bool:
+        return False
+
+    def take(self, logits: Logits) -> None:
         """Take the scores of the rows that a pass has computed, before they are committed."""
-        if not isinstance(logits, Scores):
-            raise TypeError("what is scored has scores")
+        if (scores := logits.scores) is None:  # all of them were of the context
+            return
         first = max(0, self.cache.length - (self.start - 1))
-        for row, peak in enumerate(logits.peaks.tolist(), self.start + first):
+        for row, peak in enumerate(scores.peaks.tolist(), self.start + first):
             check_finite(peak, row)
-        end, own = first + len(logits), self.scored
-        own.logprobs[first:end], own.best[first:end], own.peaks[first:end] = logits.logprobs, logits.best, logits.peaks
+        end, own = first + len(scores), self.scored
+        own.logprobs[first:end], own.best[first:end], own.peaks[first:end] = scores.logprobs, scores.best, scores.peaks
         top = own.top_tokens.shape[1]
-        own.top_tokens[first:end] = logits.top_tokens[:, :top]
-        own.top_logprobs[first:end] = logits.top_logprobs[:, :top]
+        own.top_tokens[first:end] = scores.top_tokens[:, :top]
+        own.top_logprobs[first:end] = scores.top_logprobs[:, :top]
         if end == len(own):
             self.finish_reason = "length"

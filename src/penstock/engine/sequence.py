@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from penstock.logprobs import logprobs_bytes, token_logprobs
+from penstock.logprobs import TokenLogprobs, logprobs_bytes, token_logprobs
 from penstock.memory.prefixes import common_blocks
 from penstock.models.logits import Likeliest
 from penstock.models.rows import SequenceRows
-from penstock.models.scores import Scores
 from penstock.speculate.speculator import Record
 from penstock.speculate.tree import Tree
 
@@ -18,8 +17,9 @@ if TYPE_CHECKING:
 
     from penstock.compute.kernels import F32
     from penstock.errors import PenstockError
-    from penstock.logprobs import TokenLogprobs
+    from penstock.grammars.matcher import Matcher
     from penstock.models.kv_cache import KvCache
+    from penstock.models.logits import Logits
     from penstock.models.pass_stats import PassStats
     from penstock.sampling import Sampler
 
@@ -37,6 +37,8 @@ class Sequence:
     """Whether the cache is its caller's, who keeps it, and what is in it, when this ends."""
     token_ids: list[int] = field(default_factory=list)
     """Drawn so far; those that an earlier run drew are there from the beginning."""
+    matcher: Matcher | None = None
+    """What the answer has to be, as far as it has come."""
     top_logprobs: int | None = None
     """How many of the likeliest tokens to tell with the logarithm of each drawn token's probability; None: neither."""
     finish_reason: str | None = None
@@ -92,7 +94,15 @@ class Sequence:
 
     def root(self) -> Tree:
         """A tree of no guesses yet, after the last token."""
-        return Tree(self, self.tokens, self.sampler, self.cache, self.max_tokens - len(self.token_ids) - 1)
+        trunk = self.pending[1:]
+        context = self.tokens[: self.cache.length + 1]
+        deepest = self.max_tokens - len(self.token_ids) - 1 + len(trunk)
+        return Tree(self, context, self.sampler, self.cache, deepest, trunk, self.matcher)
+
+    @property
+    def may_guess(self) -> bool:
+        """Whether all that is to be computed first was drawn, or came with what was."""
+        return self.cache.length >= len(self.prompt) or len(self.pending) == 1
 
     @property
     def scores(self) -> bool:
@@ -106,7 +116,8 @@ class Sequence:
     def rows(self, tokens: list[int], tree: Tree | None, last: bool) -> SequenceRows:
         """What it adds to a pass: the next of its pending tokens, maybe the `last` of them, or a tree of guesses."""
         if tree is not None:
-            return SequenceRows.tree(self.cache, tree.tokens, tree.parents, self.takes_likeliest)
+            likeliest, held = self.takes_likeliest, self.matcher is not None
+            return SequenceRows.tree(self.cache, tree.tokens, tree.parents, likeliest, first_whole=held, tip=tree.tip)
         return SequenceRows.plain(self.cache, tokens, wanted=(-1,) if last else ())
 
     @property
@@ -114,22 +125,59 @@ class Sequence:
         """Whether a token can be drawn from the likeliest ones alone."""
         return self.sampler.takes_likeliest and self.top_logprobs is None
 
-    def draw(self, logits: F32 | Likeliest | Scores) -> int | None:
-        """The next token, from the one row of logits after the last one; None where that ends the sequence."""
-        tokens = self.tokens
-        if isinstance(logits, Scores):
-            raise TypeError("scores are for sequences that are scored")
-        if isinstance(logits, Likeliest):
-            token = self.sampler.best(logits, len(tokens))
-        else:
-            token = self.sampler(logits[0], len(tokens), tokens)
+    def take(self, logits: Logits) -> None:
+        """What a pass without guesses tells of the rows that it asked about, if any."""
+        if len(logits):
+            self.draw(logits.row(0))
+
+    def begin(self) -> None:
+        """Take in what an earlier run drew, or what the grammar forces before anything is drawn."""
+        if self.matcher is None:
+            return
+        for token in self.token_ids:
+            self.matcher.take(token)
+        if not self.token_ids:
+            self._take_forced()
+        self._end_where_it_must()
+
+    def draw(self, logits: F32 | Likeliest) -> list[int] | None:
+        """The next token, from the one row of logits after the last one, and those that the grammar forces
+        after it; none where that ends the sequence. None where the likeliest tokens do not tell the next one."""
+        token = self._draw(logits)
+        if token is None:
+            return None
         if token in self.stop_ids:
             self.finish_reason = "stop"
-            return None
+            return []
+        before = len(self.token_ids)
         self.token_ids.append(token)
         if self.top_logprobs is not None and not isinstance(logits, Likeliest):
             self.logprobs.append(token_logprobs(logits[0], token, self.top_logprobs))
-        if len(self.token_ids) >= self.max_tokens:
+        if self.matcher is not None:
+            self.matcher.take(token)
+            self._take_forced()
+        self._end_where_it_must()
+        return self.token_ids[before:] if self.finish_reason is None else []
+
+    def _draw(self, logits: F32 | Likeliest) -> int | None:
+        position = len(self.prompt) + len(self.token_ids)
+        if isinstance(logits, Likeliest):
+            return self.sampler.best(logits, position, None if self.matcher is None else self.matcher.allows)
+        allowed = None if self.matcher is None else self.matcher.mask()
+        return self.sampler(logits[0], position, self.tokens, allowed)
+
+    def _take_forced(self) -> None:
+        """What the grammar forces is as good as drawn, whatever the logits are: a token that no other could replace."""
+        if self.matcher is None or len(self.token_ids) >= self.max_tokens:
+            return
+        for token in self.matcher.forced()[: self.max_tokens - len(self.token_ids)]:
+            self.matcher.take(token)
+            self.token_ids.append(token)
+            if self.top_logprobs is not None:
+                self.logprobs.append(TokenLogprobs.of(token, 0.0, [(token, 0.0)] * (self.top_logprobs > 0)))
+
+    def _end_where_it_must(self) -> None:
+        if self.matcher is not None and self.matcher.ended:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) >= self.max_tokens:
             self.finish_reason = "length"
-            return None
-        return token

@@ -7,7 +7,7 @@ some bytes, where all logits of a vocabulary of 128,256 take half a megabyte.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,16 +74,36 @@ class Logits:
         """Where no row wants any."""
         return cls(np.empty((0, vocab_size), np.float32), Ranking(0).likeliest(), np.zeros(0, np.bool_))
 
-    def of(self, begin: int, end: int) -> F32 | Likeliest | Scores:
-        """Of some rows beside each other, which are all of a kind."""
-        told, scored = int(self.told[:begin].sum()), 0
+    def __len__(self) -> int:
+        return len(self.told)
+
+    def part(self, begin: int, end: int) -> Logits:
+        """Of some rows beside each other."""
+        told = self.told[begin:end]
+        before, others = int(self.told[:begin].sum()), int(told.sum())
+        scored = 0
         if self.scores is not None and self.scored is not None:
-            scored = int(self.scored[:begin].sum())
-            if self.scored[begin:end].all() and end > begin:
-                return self.scores[scored : scored + end - begin]
-        if self.told[begin:end].all() and end > begin:
-            return self.likeliest[told : told + end - begin]
-        return self.whole[begin - told - scored : end - told - scored]
+            scored, count = int(self.scored[:begin].sum()), int(self.scored[begin:end].sum())
+            if count:  # what is scored wants nothing else
+                return replace(Logits.none(0), scores=self.scores[scored : scored + count])
+        whole = self.whole[begin - before - scored : end - before - scored - others]
+        return Logits(whole, self.likeliest[before : before + others], told)
+
+    def row(self, index: int) -> F32 | Likeliest:
+        """All of one row, float32 [1, vocab_size], or its likeliest."""
+        part = self.part(index, index + 1)
+        return part.likeliest if self.told[index] else part.whole
+
+    def ranked(self) -> Likeliest:
+        """The likeliest of all rows."""
+        if self.told.all():
+            return self.likeliest
+        of_whole = Likeliest.of(self.whole)
+        if not self.told.any():
+            return of_whole
+        order = np.argsort(np.concatenate([np.flatnonzero(~self.told), np.flatnonzero(self.told)]))
+        fields = ("tokens", "shares", "peaks")
+        return Likeliest(*(np.concatenate([getattr(of_whole, f), getattr(self.likeliest, f)])[order] for f in fields))
 
 
 @dataclass(slots=True)

@@ -44,6 +44,8 @@ class SequenceRows:
     """Or no more than how likely these tokens are, one for each wanted row,"""
     top: int = 0
     """and so many of the likeliest ones."""
+    first_whole: bool = False
+    """Whether all is wanted of the first of them in any case."""
     adapter: str | None = None
     """The adapter that they go through, by name: that of the cache."""
 
@@ -67,16 +69,24 @@ class SequenceRows:
 
     @classmethod
     def tree(
-        cls, cache: KvCache, tokens: Sequence[int], parents: Sequence[int], likeliest: bool = False
+        cls,
+        cache: KvCache,
+        tokens: Sequence[int],
+        parents: Sequence[int],
+        likeliest: bool = False,
+        *,
+        first_whole: bool = False,
+        tip: int = 0,
     ) -> SequenceRows:
         """A tree of tokens after the committed positions: parents[i] < i is a row of the same tree, -1 the root's.
 
-        Logits are wanted of every row, or the `likeliest` tokens.
+        Logits are wanted of row `tip` and of all behind it, or the `likeliest` tokens.
         """
         paths: list[list[int]] = []
         for node, parent in enumerate(parents):
             paths.append([*(paths[parent] if parent >= 0 else []), cache.length + node])
-        return replace(cls.nodes(cache, tokens, paths), likeliest=likeliest)
+        rows = cls.nodes(cache, tokens, paths)
+        return replace(rows, wanted=rows.wanted[tip:], likeliest=likeliest, first_whole=first_whole)
 
     @classmethod
     def nodes(cls, cache: KvCache, tokens: Sequence[int], paths: Sequence[Sequence[int]]) -> SequenceRows:
@@ -119,8 +129,9 @@ class Rows:
         self.wanted = np.concatenate(
             [s.wanted + span.start for s, span in zip(self.sequences, self.spans, strict=True)]
         )
-
         self.likeliest = np.repeat([s.likeliest for s in self.sequences], [len(s.wanted) for s in self.sequences])
+        firsts = np.cumsum([0, *(len(s.wanted) for s in self.sequences)])[:-1]
+        self.likeliest[[first for first, s in zip(firsts, self.sequences, strict=True) if s.first_whole]] = False
         """Which of the wanted ones want no more than the likeliest tokens: bool, as long as `wanted`."""
         scored = [s.targets for s in self.sequences if s.targets is not None]
         self.targets = np.concatenate(scored) if scored else np.empty(0, np.int64)

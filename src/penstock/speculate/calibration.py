@@ -62,8 +62,8 @@ class Calibration:
         return at_depth.blend(at_all.blend(prior, SCORE_WEIGHT), DEPTH_WEIGHT)
 
     def learn(self, tree: Tree, drawn: Sequence[int]) -> None:
-        """Take in what was drawn after the root, as far as the tree knew it and once more."""
-        node: int | None = 0
+        """Take in what was drawn after the trunk, as far as the tree knew it and once more."""
+        node: int | None = tree.tip
         for depth, token in enumerate(drawn, 1):
             if node is None:
                 return

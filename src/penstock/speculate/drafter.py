@@ -39,7 +39,8 @@ class Drafter(Protocol):
         """For each node its guesses at the next token, best first, at most MOST_GUESSES; none where it has no idea."""
 
     def learn(self, tree: Tree, walk: Sequence[int], likeliest: Likeliest) -> None:
-        """After a pass over `tree`: the nodes that the walk came to, and the likeliest tokens after every node."""
+        """After a pass over `tree`: the nodes that the walk came to, and the likeliest tokens after the trunk's end and
+        every node behind it."""
 
     def forget(self, key: object) -> None:
         """The sequence whose trees have this key has ended."""

@@ -32,6 +32,9 @@ BATCH = 8
 LEAST_OF_BATCH = 0.02
 """A node with less than this share of the best one's chance may wait: its turn may never come, as trees grow deep."""
 
+FORCED = "grammar"
+"""Who claims tokens that a grammar forces."""
+
 Spot = tuple["Tree", int]
 
 
@@ -61,7 +64,9 @@ class Growth:
         self._other_rows = other_rows + len(trees)
         self._fixed = fixed
         self._most_nodes = most_nodes if fixed is None else min(most_nodes, fixed * len(trees))
-        self._open: dict[str, list[Spot]] = {drafter.name: [(tree, 0) for tree in trees] for drafter in self._paid}
+        self._open: dict[str, list[Spot]] = {
+            drafter.name: [(tree, tree.tip) for tree in trees] for drafter in self._paid
+        }
         """What each drafter that takes time has not been asked about."""
         self._explore = explore
         self.asked = False
@@ -73,7 +78,7 @@ class Growth:
     def run(self) -> list[Tree]:
         """The trees, grown and cut to the nodes that a pass should have."""
         for tree in self.trees:
-            self._ask_free([(tree, 0)])
+            self._ask_free([(tree, tree.tip)])
         for drafter in self._paid:
             asked = 0
             while (batch := self._batch(drafter, asked)) and asked < 2 * self._most_nodes:
@@ -116,6 +121,7 @@ class Growth:
         if depth > tree.deepest:
             return []
         known = list(tree.children(node))
+        guesses = [guess for guess in guesses if tree.allows(node, guess.token)]
         for guess in guesses:
             claim = Claim(drafter.name, guess.score)
             child = tree.child(node, guess.token)
@@ -124,7 +130,7 @@ class Growth:
                 continue
             chance = tree.chances[node] * self._chance(tree, (claim,), depth)
             if chance > self._bars[id(tree)]:
-                new.append((tree, tree.add(node, guess.token, chance, (claim,))))
+                new.append((tree, _to_the_end_of_what_is_forced(tree, tree.add(node, guess.token, chance, (claim,)))))
         if guesses:  # one that rests doubts nothing
             self._weigh(drafter, tree, known, depth)
         for spots in self._open.values():
@@ -166,8 +172,8 @@ class Growth:
             self._bars = dict.fromkeys(self._bars, self._least_chance())
             return
         for tree in self.trees:
-            if len(tree) > self._fixed:
-                self._bars[id(tree)] = nlargest(self._fixed, tree.chances[1:])[-1]
+            if tree.guesses >= self._fixed:
+                self._bars[id(tree)] = nlargest(self._fixed, tree.chances[tree.tip + 1 :])[-1]
 
     def _least_chance(self) -> float:
         tokens, count = self._best_count()
@@ -211,7 +217,7 @@ class Growth:
 
     def _best_count(self) -> tuple[float, int]:
         """How many of the nodes, likeliest first, make tokens come fastest, and how many tokens that is."""
-        chances = nlargest(self._most_nodes, (chance for tree in self.trees for chance in tree.chances[1:]))
+        chances = nlargest(self._most_nodes, (chance for tree in self.trees for chance in tree.chances[tree.tip + 1 :]))
         tokens = best_tokens = float(len(self.trees))
         rows, elapsed = self._other_rows, time.perf_counter() - self._begin
         best, best_rate = 0, tokens / max(self._costs.pass_seconds(rows) + elapsed, 1e-9)
@@ -228,9 +234,22 @@ class Growth:
             return [tree.largest(each) for tree in self.trees]
         _, count = self._best_count()
         every = (
-            (tree.chances[node], -node, index) for index, tree in enumerate(self.trees) for node in range(1, len(tree))
+            (tree.chances[node], -node, index)
+            for index, tree in enumerate(self.trees)
+            for node in range(tree.tip + 1, len(tree))
         )
         kept = [0] * len(self.trees)
         for _, _, index in nlargest(count, every):
             kept[index] += 1
         return [tree.largest(count) for tree, count in zip(self.trees, kept, strict=True)]
+
+
+def _to_the_end_of_what_is_forced(tree: Tree, node: int) -> int:
+    """Add what the grammar forces after a new node; the last of it, after which one can guess again."""
+    if tree.matcher is None:
+        return node
+    for token in tree.matcher.forced_after(tree.said(node)):
+        if tree.depth(node) >= tree.deepest:
+            break
+        node = tree.add(node, token, tree.chances[node], (Claim(FORCED, 1.0),))
+    return node

@@ -106,12 +106,17 @@ class ModelDrafter:
         self._run(list(zip(drafts, (node for _, node in nodes), strict=True)))
         x = np.stack([draft.hidden[node] for draft, (_, node) in zip(drafts, nodes, strict=True)])
         logits = self._model.head(x)[:, : self._vocab]
+        for (tree, node), row in zip(nodes, logits, strict=True):
+            if tree.matcher is not None:
+                row[~tree.matcher.mask_after(tree.said(node))[: self._vocab]] = -np.inf
         lists = [_shortlist(*spot, row) for spot, row in zip(nodes, logits, strict=True)]
         count = min(map(len, lists))
         tokens = np.sort(np.stack([tokens[:count] for tokens in lists]), axis=1)
         logits = np.take_along_axis(logits, tokens, axis=1)
         if self._refine is not None:
+            barred = np.isneginf(logits)
             self._refine(x, tokens, logits)
+            logits[barred] = -np.inf
         return [
             self._guesses(draft, node, *row)
             for draft, (_, node), row in zip(drafts, nodes, zip(tokens, logits, strict=True), strict=True)
@@ -125,6 +130,8 @@ class ModelDrafter:
 
     def _guesses(self, draft: _Draft, node: int, tokens: I64, logits: F32) -> list[Guess]:
         tree = draft.tree
+        if not np.isfinite(logits.max()):
+            return []
         seen = tree.context + tree.path(node)
         ranked = tree.sampler.rank(tokens, logits, len(seen), seen, SHORTLIST, filters=False)
         if tree.sampled:  # back to logits, which the models differ in, whatever the temperature
@@ -139,12 +146,13 @@ class ModelDrafter:
         last = self._drafts.get(tree.key)
         if last is None:
             return
-        node: int | None = 0
-        for token in tree.context[len(last.tree.context) :]:
-            if node is None or node not in last.ranked:
+        node: int | None = last.tree.tip
+        for token in tree.context[len(last.tree.context) + last.tree.tip :]:
+            if node is None:
                 return
-            tokens, scores = last.ranked[node]
-            self._sharpness[tree.sampled].learn(scores, np.flatnonzero(tokens == token))
+            if node in last.ranked:
+                tokens, scores = last.ranked[node]
+                self._sharpness[tree.sampled].learn(scores, np.flatnonzero(tokens == token))
             node = last.tree.child(node, token)
 
     def _run(self, spots: Sequence[tuple[_Draft, int]]) -> None:
@@ -188,8 +196,7 @@ class ModelDrafter:
 
 def _shortlist(tree: Tree, node: int, logits: F32) -> I64:
     """Tokens that are likely to be drawn, best first."""
-    rule = tree.sampler.rule
-    plain = rule.temperature == 0 and rule.repetition_penalty == 1
+    plain = tree.sampler.takes_likeliest
     likely: I64 = largest(logits[None], SHORTLIST if plain else LIKELY)[0]
     if plain:
         return likely

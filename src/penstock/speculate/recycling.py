@@ -43,7 +43,7 @@ class Recycling:
 
     def learn(self, tree: Tree, walk: Sequence[int], likeliest: Likeliest) -> None:
         width = min(MOST_GUESSES, likeliest.tokens.shape[1])
-        for token, tokens, shares in zip(tree.tokens, likeliest.tokens, likeliest.shares, strict=True):
+        for token, tokens, shares in zip(tree.tokens[tree.tip :], likeliest.tokens, likeliest.shares, strict=True):
             self._tokens[token, :width] = tokens[:width]
             self._chances[token, :width] = shares[:width]
 
@@ -54,7 +54,7 @@ class Recycling:
         token = tree.tokens[node]
         known = self._chances[token] > 0
         tokens, chances = self._tokens[token, known], self._chances[token, known]
-        if len(tokens) and (tree.sampled or tree.sampler.rule.repetition_penalty != 1):
+        if len(tokens) and not tree.sampler.takes_likeliest:
             tokens, chances = _as_drawn(tree, node, tokens.astype(np.int64), chances.astype(np.float32))
         return [Guess(*pair) for pair in zip(tokens.tolist(), chances.tolist(), strict=True) if pair[1] > 0]
 
@@ -63,7 +63,7 @@ def _as_drawn(tree: Tree, node: int, tokens: I64, chances: F32) -> tuple[I64, F6
     """Ranked as the sampler would draw them after `node`; together they remain as likely as they were."""
     order = np.argsort(tokens)
     position = len(tree.context) + tree.depth(node)
-    seen = () if tree.sampler.rule.repetition_penalty == 1 else tree.context + tree.path(node)
+    seen = () if tree.sampler.rule.plain else tree.context + tree.path(node)
     ranked, scores = tree.sampler.rank(tokens[order], np.log(chances[order]), position, seen, len(tokens))
     shares = np.exp(scores)
     return ranked, shares / shares.sum() * float(chances.sum())

@@ -39,7 +39,7 @@ class Sharpness:
 
     def learn(self, scores: F64, chosen: I64) -> None:
         """The target chose the token at `chosen`, or none of these, where that is empty."""
-        if len(chosen):
+        if len(chosen) and np.isfinite(scores[chosen[0]]):
             sharpened = CHOICES[:, None] * scores
             self._likelihoods *= FADING
             self._likelihoods += sharpened[:, chosen[0]] - np.log(np.exp(sharpened).sum(axis=1))

@@ -59,8 +59,8 @@ class Record:
     def take(self, tree: Tree, drawn: Sequence[int]) -> None:
         """Count a pass over a tree, after which `drawn` was drawn."""
         self.walks += 1
-        self.nodes += len(tree) - 1
-        node: int | None = 0
+        self.nodes += tree.guesses
+        node: int | None = tree.tip
         for depth, token in enumerate(drawn, 1):
             if node is None or not tree.children(node):
                 return
@@ -74,19 +74,21 @@ class Record:
                 self.drafter_right.update({claim.drafter for claim in tree.claims[node]})
 
 
-def walk(tree: Tree, draw: Callable[[int], int | None]) -> list[int]:
-    """Follow the target's own choices: the nodes they come to.
+def walk(tree: Tree, draw: Callable[[int], Sequence[int] | None]) -> list[int]:
+    """Follow the target's own choices: the nodes they come to, the trunk's first.
 
-    `draw` gives the target's token after a node, or None where the sequence ends. All that it emits are the target's
-    draws, so guesses change nothing but the number of passes.
+    `draw` gives the tokens that come after a node, the target's and those that a grammar forces after it; none where
+    the sequence ends; and None where the pass does not tell the target's, so that the node has to be computed anew. All
+    that it emits are the target's draws, so guesses change nothing but the number of passes.
     """
-    node: int | None = 0
-    nodes = []
-    while node is not None:
-        nodes.append(node)
-        token = draw(node)
-        node = None if token is None else tree.child(node, token)
-    return nodes
+    nodes = list(range(tree.tip + 1))
+    while tokens := draw(nodes[-1]):
+        for token in tokens:
+            node = tree.child(nodes[-1], token)
+            if node is None:
+                return nodes
+            nodes.append(node)
+    return nodes if tokens is not None else nodes[:-1]
 
 
 class Speculator:
@@ -150,7 +152,7 @@ class Speculator:
         self._idle = 0 if growth.asked else self._idle + 1
         if explore:
             self._patience = min(MOST_PATIENCE, 2 * self._patience)
-        self._adapt(sum(len(tree) - 1 for tree in trees))
+        self._adapt(sum(tree.guesses for tree in trees))
         self._grown = {root.key: root for root in roots}
         return trees
 

@@ -3,6 +3,8 @@
 Node 0 is the root: the token drawn last, whose keys and values are not in the cache yet. Every other node guesses the
 token after its parent. A pass over all nodes tells the target's choice after each of them, so the sequence goes on
 along the path that the target's own choices take through the tree (arXiv 2305.09781).
+
+Where a grammar forced tokens after that one, they follow the root as a trunk, and guesses follow the trunk's end.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from penstock.grammars.matcher import Matcher
     from penstock.models.kv_cache import KvCache
     from penstock.sampling import Sampler
 
@@ -31,9 +34,19 @@ class Claim(NamedTuple):
 class Tree:
     """Nodes are numbered from the root on, parents before children."""
 
-    def __init__(self, key: object, context: list[int], sampler: Sampler, cache: KvCache, deepest: int) -> None:
-        """`key`: the same for all trees of a sequence, and weakly referable; `context`: its tokens, all but the last
-        of them in `cache`; `deepest`: how many further tokens may follow the root's, which guesses need not pass."""
+    def __init__(
+        self,
+        key: object,
+        context: list[int],
+        sampler: Sampler,
+        cache: KvCache,
+        deepest: int,
+        trunk: Sequence[int] = (),
+        matcher: Matcher | None = None,
+    ) -> None:
+        """`key`: the same for all trees of a sequence, and weakly referable; `context`: its tokens up to the root's,
+        all but that in `cache`; `deepest`: how many further tokens may follow the root's, which guesses need not pass;
+        `trunk`: those that do in any case; `matcher`: what the answer has to be, as far as it has come with them."""
         self.key = key
         self.context = context
         self.sampler = sampler
@@ -46,6 +59,16 @@ class Tree:
         self.claims: list[tuple[Claim, ...]] = [()]
         self._depths = [0]
         self._children: list[dict[int, int]] = [{}]
+        self.matcher = matcher
+        for node, token in enumerate(trunk):
+            self.add(node, token, 1.0)
+        self.tip = len(self) - 1
+        """The end of the trunk, which is the root where there is none."""
+
+    @property
+    def guesses(self) -> int:
+        """Nodes behind the trunk."""
+        return len(self) - 1 - self.tip
 
     @property
     def sampled(self) -> bool:
@@ -100,14 +123,23 @@ class Tree:
         """The tokens of the lineage."""
         return [self.tokens[node] for node in self.lineage(node)]
 
+    def allows(self, node: int, token: int) -> bool:
+        """Whether the grammar, if there is one, has a place for `token` after `node`."""
+        return self.matcher is None or self.matcher.allows([*self.said(node), token])
+
+    def said(self, node: int) -> list[int]:
+        """The tokens behind the trunk down to `node`."""
+        return self.path(node)[self.tip :]
+
     def largest(self, count: int) -> Tree:
-        """The root and the `count` other nodes with the highest chances, with their parents before them.
+        """The trunk and the `count` other nodes with the highest chances, with their parents before them.
 
         No node's chance is above its parent's, so what is kept hangs together.
         """
-        ranked = sorted(range(1, len(self)), key=lambda node: (-self.chances[node], node))
-        kept = Tree(self.key, self.context, self.sampler, self.cache, self.deepest)
-        new = {0: 0}
+        trunk = self.tip + 1
+        ranked = sorted(range(trunk, len(self)), key=lambda node: (-self.chances[node], node))
+        kept = Tree(self.key, self.context, self.sampler, self.cache, self.deepest, self.tokens[1:trunk], self.matcher)
+        new = {node: node for node in range(trunk)}
         for node in sorted(ranked[:count]):
             parent = new[self.parents[node]]
             new[node] = kept.add(parent, self.tokens[node], self.chances[node], self.claims[node])

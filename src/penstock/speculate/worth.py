@@ -36,7 +36,7 @@ class Worth:
         """Take in a walk over a tree, as it was before it was cut, that accepted so many guesses."""
         self._tokens += 1 + accepted
         self._tokens_without += 1
-        node: int | None = 0
+        node: int | None = grown.tip
         for token in drawn:
             node = None if node is None else grown.child(node, token)
             if node is None or all(self.name in (claim.drafter, claim.doubter) for claim in grown.claims[node]):

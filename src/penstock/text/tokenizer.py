@@ -123,6 +123,10 @@ class Tokenizer:
         """The number of tokens, added ones included. The model's vocabulary may be larger, and rarely is smaller."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    def to_json(self) -> str:
+        """The content of a tokenizer.json that says all of it."""
+        return self._backend.to_str()
+
     def has_same_tokens(self, other: Tokenizer, below: int) -> bool:
         """Whether every id below that stands for the same token in both."""
         own, others = (one._backend.get_vocab(with_added_tokens=True).items() for one in (self, other))

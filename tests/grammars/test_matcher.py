@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.cases import DEMO
+from penstock.errors import GrammarError, MemoryCeilingError, TokenizerError, UsageError
+from penstock.grammars.compiler import KEPT, GrammarCompiler
+from penstock.grammars.grammar import Grammar
+from penstock.text.tokenizer import Tokenizer
+
+SCHEMA = Grammar(
+    "schema",
+    json.dumps(
+        {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "kind": {"enum": ["cat", "cow", 5]}, "n": {"type": "integer"}},
+            "required": ["name", "kind", "n"],
+            "additionalProperties": False,
+        }
+    ),
+)
+TOKENIZER = Tokenizer.open(DEMO)
+assert TOKENIZER is not None
+VOCAB = TOKENIZER.vocab_size + 3  # a model may have more
+END = 0
+
+
+@pytest.fixture(scope="module")
+def compiler() -> GrammarCompiler:
+    assert TOKENIZER is not None
+    return GrammarCompiler(TOKENIZER.to_json, VOCAB, [END])
+
+
+def written(text: str) -> list[int]:
+    assert TOKENIZER is not None
+    return TOKENIZER.encode(text, add_special_tokens=False)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(['{"name": "Ada', '{"name": "", "kind": "c', '{"name": "x", "kind": 5, "n": -1', ""]), st.data())
+def test_a_mask_says_what_each_token_says(text: str, data: Any) -> None:
+    assert TOKENIZER is not None
+    matcher = GrammarCompiler(TOKENIZER.to_json, VOCAB, [END]).matcher(SCHEMA)
+    tokens = written(text)
+    at = data.draw(st.integers(0, len(tokens)))
+    for token in tokens[:at]:
+        matcher.take(token)
+    assert matcher.allows(tokens[at:])
+    mask = matcher.mask_after(tokens[at:])
+    assert mask.shape == (VOCAB,)
+    for token in [*range(0, VOCAB, 7), *np.flatnonzero(mask)[:50].tolist()]:
+        assert matcher.allows([*tokens[at:], token]) == mask[token]
+    assert not mask[TOKENIZER.vocab_size :].any()
+
+
+def test_what_is_forced(compiler: GrammarCompiler) -> None:
+    matcher = compiler.matcher(SCHEMA)
+    forced = matcher.forced()
+    assert forced == written('{"name": "x')[: len(forced)] != []
+    assert matcher.forced_after(forced) == [], "looking ahead changes nothing"
+    assert matcher.forced() == forced
+    for token in forced:
+        matcher.take(token)
+    assert matcher.forced() == []
+
+
+def test_the_end(compiler: GrammarCompiler) -> None:
+    matcher = compiler.matcher(Grammar("regex", "ab+"))
+    for token in written("abb"):
+        assert not matcher.ended
+        matcher.take(token)
+    assert not matcher.ended
+    assert matcher.mask()[END]
+    closed = compiler.matcher(Grammar("regex", "abb"))
+    for token in written("abb"):
+        closed.take(token)
+    assert (closed.ended, closed.forced()) == (True, [])
+
+
+def test_a_token_that_may_not_follow(compiler: GrammarCompiler) -> None:
+    matcher = compiler.matcher(SCHEMA)
+    with pytest.raises(GrammarError, match="cannot follow its grammar any further"):
+        matcher.take(written("[")[0])
+    with pytest.raises(GrammarError):
+        matcher.mask()
+
+
+def test_matchers_of_one_grammar_go_their_own_ways(compiler: GrammarCompiler) -> None:
+    first, second = compiler.matcher(SCHEMA), compiler.matcher(SCHEMA)
+    first.take(first.forced()[0])
+    assert second.allows(written('{"name": "a'))
+    assert not first.allows(written('{"name": "a'))
+
+
+def test_only_some_grammars_are_kept(compiler: GrammarCompiler) -> None:
+    for count in range(3 * KEPT):
+        compiler.matcher(Grammar("regex", f"a{{{count + 1}}}"))
+    assert len(compiler._kept) == KEPT
+    with pytest.raises(UsageError):
+        compiler.matcher(Grammar("regex", "("))
+
+
+def test_memory() -> None:
+    """Nothing is taken before the first grammar comes, and nothing where it does not fit."""
+    assert TOKENIZER is not None
+    asked: list[int] = []
+    compiler = GrammarCompiler(TOKENIZER.to_json, VOCAB, [END], asked.append)
+    with pytest.raises(UsageError):
+        compiler.matcher(Grammar("schema", "{"))
+    assert (asked, compiler.told_bytes) == ([], 0)
+    compiler.matcher(SCHEMA)
+    compiler.matcher(Grammar("regex", "a"))
+    assert asked == [compiler.told_bytes]
+    assert compiler.most_told_bytes == compiler.told_bytes > 640 * VOCAB
+
+    def none(nbytes: int) -> None:
+        raise MemoryCeilingError("no room", "")
+
+    full = GrammarCompiler(TOKENIZER.to_json, VOCAB, [END], none)
+    with pytest.raises(MemoryCeilingError):
+        full.matcher(SCHEMA)
+    assert full.told_bytes == 0
+
+
+def test_a_tokenizer_that_the_library_does_not_take() -> None:
+    with pytest.raises(TokenizerError, match="cannot be held to a grammar"):
+        GrammarCompiler(lambda: "{}", VOCAB, [END]).matcher(SCHEMA)
