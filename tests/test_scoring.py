@@ -203,3 +203,18 @@ class TestRefusals:
         write_checkpoint(tmp_path, tensors=tensors)
         with LLM.open(tmp_path) as llm, pytest.raises(NumericsError, match="not finite"):
             llm.score([TOKENS])
+
+
+def test_what_scoring_takes_is_planned(tiny: Path) -> None:
+    """Logits of some rows at a time, however many there are, and none of the rows that are not scored."""
+    with LLM.open(tiny) as llm:
+        text = (TOKENS * 30)[:400]
+        asked = []
+        make = llm.memory.rooms[0].make
+        llm.memory.rooms[0].make = lambda need: (asked.append(need), make(need))  # type: ignore[method-assign]
+        llm.score([(text[:100], text[100:])])
+        [need] = [need for need in asked if need.rows]
+        assert (need.rows, need.logit_rows, need.scored_rows, need.guesses) == (399, 0, 300, 0)
+        budget = llm.memory.budget
+        few, many = (budget._activations(4000, 0, 0, rows) for rows in (1000, 4000))
+        assert many - few < 3000 * 4 * llm.config.vocab_size + 3000 * 1200

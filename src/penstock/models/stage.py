@@ -53,10 +53,10 @@ class Need:
     """Of every cache, with what the pass adds to them."""
     ranked_rows: int = 0
     """Rows of which only the likeliest tokens are told."""
-    scored_rows: int = 0
-    """Rows of which only scores are told."""
     guesses: int = 0
     """How many of the rows may be guesses, which take slots as they are made and as they are checked."""
+    scored_rows: int = 0
+    """Rows of which only scores are told."""
 
 
 @dataclass(frozen=True, slots=True)
