@@ -23,6 +23,7 @@ from penstock.models.tokens import check_tokens
 from penstock.options import OpenOptions
 from penstock.runtime import Runtime
 from penstock.sampling import SamplingParams
+from penstock.scoring import Scorer, tokens_of
 from penstock.system import machine
 from penstock.text.tokenizer import Tokenizer
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from penstock.models.kv_cache import KvCache
     from penstock.models.pass_stats import PassStats
     from penstock.models.stage import OnLayer, Stage
+    from penstock.scoring import Scorable, Score
     from penstock.speculate.draft_model import DraftModel
 
     Prompt = str | Sequence[int]
@@ -220,6 +222,32 @@ class LLM:
         finally:
             cache.truncate(0)
             self.chain.settle()
+
+    def score(
+        self, texts: Sequence[Scorable], *, stride: int | None = None, top: int = 0, adapter: str | None = None
+    ) -> list[Score]:
+        """How likely the model finds texts, in passes that all of them share: of each all tokens but the first, or, of
+        a pair (context, following), those that follow.
+
+        Each is a text, token ids, or a pair of such. stride: a text longer than the context is scored in windows of the
+        context's length, each for `stride` tokens more; without one it is refused. top: tell so many of the likeliest
+        tokens as well. Logarithms are those that `SamplingParams(logprobs=)` tells, to the bit. Raises UsageError,
+        ContextError, TokenizerError, MemoryCeilingError, ReadError, NumericsError.
+        """
+        scorer = self.scorer(texts, stride=stride, top=top, adapter=adapter)
+        for _ in scorer.run():
+            pass
+        return scorer.scores
+
+    def scorer(
+        self, texts: Sequence[Scorable], *, stride: int | None = None, top: int = 0, adapter: str | None = None
+    ) -> Scorer:
+        """As `score`, for whoever runs the passes. Raises what concerns the texts and not the passes."""
+        check_adapter(adapter, [*self.adapters])
+        if isinstance(texts, str) or any(isinstance(text, (int, np.integer)) for text in texts):
+            raise UsageError("score() takes a list of texts.", "For one text: score([text]).")
+        parts = [tokens_of(text, self.encode) for text in texts]
+        return Scorer(self.engine, parts, stride=stride, top=top, adapter=adapter)
 
     def _all_logits(self, cache: KvCache, tokens: list[int]) -> F32:
         slots = len(tokens)

@@ -1,6 +1,6 @@
 """How likely a drawn token was, and which others were: of the model's own distribution, before temperature and filters.
 
-They are told, and nothing is computed from them, so they may differ in the last bits from one CPU to another.
+Of the same logits they have the same bits on every CPU, drawn or scored.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
+from penstock.compute.log_sum_exp import log_sum_exp
+from penstock.models.scores import likeliest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,8 +48,6 @@ def logprobs_bytes(top: int | None) -> int:
 
 def token_logprobs(logits: F32, token: int, top: int) -> TokenLogprobs:
     """Of `token` and of the `top` likeliest, from logits float32 [vocab_size]."""
-    scores = logits.astype(np.float64)
-    scores -= scores.max()
-    scores -= np.log(np.exp(scores).sum())
-    likeliest = np.argsort(-logits, kind="stable")[:top]
-    return TokenLogprobs.of(token, float(scores[token]), ((int(i), float(scores[i])) for i in likeliest))
+    whole = log_sum_exp(logits)
+    likely = likeliest(logits, top) if top else ()
+    return TokenLogprobs.of(token, float(logits[token]) - whole, ((int(i), float(logits[i]) - whole) for i in likely))

@@ -171,7 +171,7 @@ class Sampler:
     ) -> int | None:
         """As a call, where that is so: `likeliest` is of one row; `allows`: whether a token may be drawn, given as a
         list of it. None where the row does not tell. Raises NumericsError as a call does."""
-        _check_finite(likeliest.peaks[0], position)
+        check_finite(likeliest.peaks[0], position)
         tokens, shares = likeliest.tokens[0].tolist(), likeliest.shares[0]
         if allows is None or allows(tokens[:1]):
             return int(tokens[0])
@@ -189,7 +189,7 @@ class Sampler:
 
         Raises NumericsError if a logit is NaN or infinitely large.
         """
-        _check_finite(logits.max(), position)
+        check_finite(logits.max(), position)
         if allowed is not None:
             logits = np.where(allowed, logits, np.float32(-np.inf))
         if self.takes_likeliest:
@@ -267,7 +267,8 @@ def _add(scores: F64, tokens: I64 | None, ids: I64, values: F64) -> None:
     scores[places[there]] += values[there]
 
 
-def _check_finite(greatest: np.float32, position: int) -> None:
+def check_finite(greatest: np.float32 | float, position: int) -> None:
+    """Raise NumericsError where the greatest of the logits for a position is no number, or infinite."""
     if not np.isfinite(greatest):
         raise NumericsError(
             f"The logits for position {position} are not finite numbers.",

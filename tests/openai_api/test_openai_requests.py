@@ -162,7 +162,6 @@ class TestBad:
             ({"top_k": -1}, "top_k"),
             ({"min_p": 2}, "min_p"),
             ({"repetition_penalty": 0}, "repetition_penalty"),
-            ({"max_tokens": 0}, "max_tokens"),
             ({"max_tokens": 1.5}, "max_tokens"),
             ({"max_completion_tokens": 0}, "max_completion_tokens"),
             ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
@@ -230,6 +229,7 @@ class TestBad:
             ({"prediction": {}}, "prediction"),
             ({"reasoning_effort": "high"}, "reasoning_effort"),
             ({"store": True}, "store"),
+            ({"max_tokens": 0}, "max_tokens"),
         ],
     )
     def test_of_chats(self, body: dict[str, Any], param: str) -> None:
@@ -248,7 +248,8 @@ class TestBad:
             ({"prompt": ["a"] * 17, "n": 8}, "n"),
             ({"logprobs": 6}, "logprobs"),
             ({"logprobs": True}, "logprobs"),
-            ({"echo": True}, "echo"),
+            ({"echo": True, "stream": True}, "echo"),
+            ({"max_tokens": -1}, "max_tokens"),
             ({"suffix": "x"}, "suffix"),
             ({"best_of": 2}, "best_of"),
         ],

@@ -18,6 +18,11 @@ Shape = tuple[int, ...]
 
 GATHERED = 256
 """Rows that go through an adapter and are not beside each other are copied together, so many at a time."""
+SCORED_AT_ONCE = 256
+"""Rows of which logits of a piece of the head are there at a time, where no more is wanted than how likely a token is;
+a packed piece is decoded for each such group, which takes a few hundredths of what so many rows take."""
+SCORE_BYTES, SCORING_BYTES = 768, 4 << 20
+"""What is kept of such a row, its likeliest tokens among it; and what working on them takes."""
 RANKED_BYTES = 768
 """What the likeliest tokens of a row take while they are sorted, those before a piece of the head and those after."""
 
@@ -133,6 +138,13 @@ class Architecture:
         head_rows = min(config.vocab_size, max(1, int(piece_bytes / (weight_bytes * config.hidden_size))))
         ranked = 0 if logit_rows is None else ranked_rows * (2 * 4 * head_rows + RANKED_BYTES)
         return 4 * (hidden + logits) + ranked
+
+    def scoring_bytes(self, rows: int, piece_bytes: int, weight_bytes: float = 2.0) -> int:
+        """Peak bytes besides, where no more is told of so many rows than how likely a token is: normalised rows, what
+        is kept of each, and logits of one piece of the head for SCORED_AT_ONCE of them."""
+        width = min(self.config.vocab_size, max(1, int(piece_bytes / (weight_bytes * self.config.hidden_size))))
+        at_once = min(rows, SCORED_AT_ONCE) * (4 * width + 4 * self.config.hidden_size)
+        return at_once + rows * (8 * self.config.hidden_size + SCORE_BYTES) + SCORING_BYTES
 
     def adapter_bytes(self, rows: int, rank: int, piece_bytes: int, weight_bytes: float = 2.0) -> int:
         """Peak float32 bytes besides, where rows go through adapters of such a rank: what the first product gives, and

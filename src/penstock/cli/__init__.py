@@ -16,6 +16,7 @@ from penstock.cli.demo import demo
 from penstock.cli.leaving import leave
 from penstock.cli.list_models import list_models
 from penstock.cli.pack import pack
+from penstock.cli.perplexity import perplexity
 from penstock.cli.plan import plan
 from penstock.cli.ps import ps
 from penstock.cli.pull import pull
@@ -49,6 +50,7 @@ for command in (pack, tune, unpack, verify):
     app.command()(registered(command))
 app.command()(plan)
 app.command()(registered(bench))
+app.command()(registered(perplexity))
 app.command()(synth)
 app.command()(registered(serve))
 

@@ -13,12 +13,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from penstock.engine.scheduler import MAX_ROWS, Scheduler
+from penstock.engine.scoring import ScoredSequence
 from penstock.engine.sequence import Sequence
-from penstock.errors import ContextError
+from penstock.errors import ContextError, UsageError
 from penstock.models.pass_stats import PassStats
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.tokens import check_tokens
-from penstock.sampling import Sampler
+from penstock.sampling import Sampler, SamplingRule
 from penstock.speculate.speculator import walk
 
 if TYPE_CHECKING:
@@ -110,6 +111,25 @@ class Engine:
             self.scheduler.enter(sequence)
         return sequence
 
+    def score(
+        self, tokens: List[int], start: int, top: int | None = None, adapter: str | None = None
+    ) -> ScoredSequence:
+        """Let a sequence take part in the passes that has its tokens from `start` on scored, at least 1, beside the
+        `top` likeliest ones. Raises as `check_scored` does.
+        """
+        self.check_scored(tokens, start)
+        sequence = ScoredSequence(
+            prompt=list(tokens),
+            sampler=Sampler(SamplingRule(temperature=0), 0, self._kernels),
+            max_tokens=0,
+            stop_ids=frozenset(),
+            cache=self.memory.new_cache(adapter=adapter),
+            top_logprobs=top or 0,
+            start=start,
+        )
+        self.scheduler.enter(sequence)
+        return sequence
+
     @property
     def speculator(self) -> Speculator:
         """Guesses tokens."""
@@ -195,8 +215,9 @@ class Engine:
     def _need(self, chunks: List[Chunk], guesses: int = 0, logits: bool = True) -> Need:
         """Of a pass over these chunks; `logits`: whether all are wanted of guesses. Raises MemoryCeilingError."""
         rows = sum(len(chunk.tokens) for chunk in chunks)
-        drawing = len(chunks) if guesses else sum(chunk.last for chunk in chunks)
-        return self.memory.need(_slots(chunks), rows, drawing, guesses, logits=logits)
+        drawing = sum((bool(guesses) or chunk.last) and not chunk.sequence.scores for chunk in chunks)
+        scored = sum(chunk.sequence.scored_rows(len(chunk.tokens)) for chunk in chunks)
+        return self.memory.need(_slots(chunks), rows, drawing, guesses, logits=logits, scored_rows=scored)
 
     def _guess(self, chunks: List[Chunk]) -> dict[Sequence, Tree]:
         """Trees for those sequences of a pass whose next token would be all that it brings."""
@@ -226,8 +247,7 @@ class Engine:
         cache, before = sequence.cache, len(sequence.token_ids)
         # Drawn before committed: wherever Ctrl-C comes, what is not in the cache will be computed.
         if tree is None:
-            if len(logits):
-                sequence.draw(logits.row(0))
+            sequence.take(logits)
             cache.truncate(cache.length + len(tokens))
             return
         nodes = walk(tree, lambda node: sequence.draw(logits.row(node - tree.tip)))
@@ -235,6 +255,23 @@ class Engine:
         drawn = sequence.token_ids[before:]
         sequence.guesses.take(tree, drawn)
         self.speculator.learn(tree, nodes, drawn, logits.ranked())
+
+    def check_scored(self, tokens: List[int], start: int) -> None:
+        """Raise UsageError for fewer than two tokens, a start that leaves none to score, or a token that the model does
+        not have; ContextError where the context has no room for all but the last; MemoryCeilingError where memory has
+        none even for it alone."""
+        check_tokens(tokens, self.chain.vocab_size)
+        if not 1 <= start < len(tokens):
+            raise UsageError(
+                f"Of {len(tokens)} tokens, none can be scored from number {start} on.",
+                "Give two tokens at least: the first has nothing before it that it could follow.",
+            )
+        if len(tokens) - 1 > self.context:
+            raise ContextError(
+                f"{len(tokens)} tokens are too many to be scored at once: the context is {self.context}.",
+                "Give a stride, to have them scored in parts that overlap, or raise the context.",
+            )
+        self.memory.most_tokens([len(tokens)], 0, self.context, beside_others=False)
 
     def check_prompt(self, tokens: List[int]) -> None:
         """Raise as `add` does."""

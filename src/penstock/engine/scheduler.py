@@ -203,7 +203,7 @@ class Scheduler:
         cache = sequence.cache
         if sequence.lent and cache.length:
             return True
-        prefix, blocks = longest(self._prefixes(sequence, chunks), sequence.tokens, cache.adapter)
+        prefix, blocks = longest(self._prefixes(sequence, chunks), sequence.adoptable, cache.adapter)
         stored = 0 if self.stored is None else self.stored.count(sequence)
         amid = [s for s, count in pending.items() if s.cache.own_blocks and count > 1]
         if sequence.expected_blocks(amid) > max(blocks, cache.adopted, stored):
@@ -233,4 +233,6 @@ class Scheduler:
         rows = {s.cache: min(count, self.max_rows) for s, count in pending.items()}
         slots = {cache: cache.length + count for cache, count in rows.items()}
         wanted = min(self.max_rows, sum(rows.values()))
-        return min(self.max_rows, self._memory.most_rows(slots, logit_rows=len(slots), wanted=wanted))
+        scored = any(s.scores for s in pending)
+        logit_rows = sum(not s.scores for s in pending)
+        return min(self.max_rows, self._memory.most_rows(slots, logit_rows, wanted=wanted, scored=scored))

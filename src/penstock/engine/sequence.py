@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from penstock.errors import PenstockError
     from penstock.grammars.matcher import Matcher
     from penstock.models.kv_cache import KvCache
+    from penstock.models.logits import Logits
     from penstock.models.pass_stats import PassStats
     from penstock.sampling import Sampler
 
@@ -78,6 +79,11 @@ class Sequence:
         return len(self.prompt) + self.max_tokens - 1
 
     @property
+    def adoptable(self) -> list[int]:
+        """The tokens of which it may take over keys and values, all but the last."""
+        return self.tokens
+
+    @property
     def told_bytes(self) -> int:
         """What is there to be told of its tokens' probabilities."""
         return len(self.logprobs) * logprobs_bytes(self.top_logprobs)
@@ -89,7 +95,7 @@ class Sequence:
 
     def expected_blocks(self, others: Iterable[Sequence]) -> int:
         """Blocks that it is going to share with one of them, computed or not."""
-        tokens = self.tokens
+        tokens = self.adoptable
         # The last token of the other may stay its last.
         alike = (s for s in others if not s.lent and s.cache.adapter == self.cache.adapter)
         return max((common_blocks(other.tokens[:-1], tokens) for other in alike), default=0)
@@ -106,6 +112,15 @@ class Sequence:
         """Whether all that is to be computed first was drawn, or came with what was."""
         return self.cache.length >= len(self.prompt) or len(self.pending) == 1
 
+    @property
+    def scores(self) -> bool:
+        """Whether it has tokens scored, and draws none (scoring.py)."""
+        return False
+
+    def scored_rows(self, count: int) -> int:
+        """How many of its next `count` tokens have a score wanted of them."""
+        return 0
+
     def rows(self, tokens: list[int], tree: Tree | None, last: bool) -> SequenceRows:
         """What it adds to a pass: the next of its pending tokens, maybe the `last` of them, or a tree of guesses."""
         if tree is not None:
@@ -117,6 +132,11 @@ class Sequence:
     def takes_likeliest(self) -> bool:
         """Whether a token can be drawn from the likeliest ones alone."""
         return self.sampler.takes_likeliest and self.top_logprobs is None
+
+    def take(self, logits: Logits) -> None:
+        """What a pass without guesses tells of the rows that it asked about, if any."""
+        if len(logits):
+            self.draw(logits.row(0))
 
     def begin(self) -> None:
         """Take in what an earlier run drew, or what the grammar forces before anything is drawn."""

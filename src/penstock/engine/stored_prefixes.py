@@ -40,7 +40,7 @@ class StoredPrefixes:
     def count(self, sequence: Sequence) -> int:
         """How many of a sequence's first blocks are there; 0 where they are too few to be worth reading. The last token
         is not among them: its logits are wanted."""
-        tokens = sequence.tokens
+        tokens = sequence.adoptable
         whole, count = (len(tokens) - 1) // BLOCK_SLOTS, 0
         if whole < LEAST_BLOCKS:
             return 0
@@ -53,7 +53,7 @@ class StoredPrefixes:
     def load(self, sequence: Sequence, count: int) -> None:
         """Fill a sequence's cache, which has whole blocks, up to `count` of them; up to a damaged one where there is
         one, and not at all where memory has no room."""
-        cache, keys = sequence.cache, self._keys(sequence, sequence.tokens, count)
+        cache, keys = sequence.cache, self._keys(sequence, sequence.adoptable, count)
         size = self.folder.block_bytes
         try:
             more = KvCount(told_bytes=size)  # for the buffer

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from penstock.architectures.base import SCORED_AT_ONCE
 from penstock.disk.files import ALIGNMENT
 from penstock.disk.reader import Ring
 from penstock.errors import ContextError, MemoryCeilingError
@@ -51,6 +52,8 @@ class Demand:
     """Bytes of every KV cache, with what the pass adds to them."""
     ranked_rows: int = 0
     """Rows of which only the likeliest tokens are told."""
+    scored_rows: int = 0
+    """Rows of which only scores are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Budget:
 
         Raises MemoryCeilingError, naming the least ceiling that works, where the rest alone is more than the ceiling.
         """
-        activations = self._activations(demand.rows, demand.logit_rows, demand.ranked_rows)
+        activations = self._activations(demand.rows, demand.logit_rows, demand.ranked_rows, demand.scored_rows)
         needs = self._fixed + demand.kv + activations
         if needs > self._usable:
             least = format_bytes(self._least_ceiling(needs))
@@ -125,11 +128,12 @@ class Budget:
         """The least ceiling under which there are `missing` bytes more than under this one."""
         return self._least_ceiling(self._usable + missing)
 
-    def most_rows(self, kv: int, logit_rows: int, all_logits: bool = False) -> int:
+    def most_rows(self, kv: int, logit_rows: int, all_logits: bool = False, scored: bool = False) -> int:
         """The longest chunk, in rows, that fits beside `kv` bytes and the logits of `logit_rows` rows, and with its own
-        logits where `all_logits`; 0 or less where none does."""
-        without = self._fixed + kv + self._activations(0, logit_rows)
-        row = self._activations(1, int(all_logits)) - self._activations(0, 0)
+        logits where `all_logits`, or scores where `scored`; 0 or less where none does."""
+        at_once = SCORED_AT_ONCE * scored
+        without = self._fixed + kv + self._activations(0, logit_rows, 0, at_once)
+        row = self._activations(1, int(all_logits), 0, at_once + scored) - self._activations(0, 0, 0, at_once)
         return (self._usable - without) // row
 
     @property
@@ -170,10 +174,12 @@ class Budget:
         activations = self._activations(max(LEAST_CHUNK_ROWS, sequences), sequences)
         return max(0, self._usable - self._fixed - activations)
 
-    def _activations(self, rows: int, logit_rows: int, ranked_rows: int = 0) -> int:
+    def _activations(self, rows: int, logit_rows: int, ranked_rows: int = 0, scored_rows: int = 0) -> int:
         weight_bytes = FINE_WEIGHT_BYTES if self.chunk else RAW_WEIGHT_BYTES
         logits = logit_rows if self.head else None
         nbytes = self.architecture.activation_bytes(rows, logits, self.ring.piece_bytes, weight_bytes, ranked_rows)
+        if self.head and scored_rows:
+            nbytes += self.architecture.scoring_bytes(scored_rows, self.ring.piece_bytes, weight_bytes)
         if not self.adapter_rank:
             return nbytes
         return nbytes + self.architecture.adapter_bytes(rows, self.adapter_rank, self.ring.piece_bytes, weight_bytes)

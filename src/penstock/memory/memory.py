@@ -86,18 +86,20 @@ class Memory:
         guesses: int = 0,
         more: KvCount = NOTHING,
         logits: bool = True,
+        scored_rows: int = 0,
     ) -> Need:
         """What a pass asks for that ends with so many slots in these caches, and has so many rows besides guesses.
 
-        `logits`: whether all are wanted of guesses. `more` has to fit beside it. What was kept of sequences that have
-        ended gives way. Raises MemoryCeilingError where that is not enough.
+        `logits`: whether all are wanted of guesses; `scored_rows`: of which only scores are told. `more` has to
+        fit beside it. What was kept of sequences that have ended gives way. Raises MemoryCeilingError where that is not
+        enough.
         """
         more += self.caches.one_block.times(len(slots) * (guesses > 0))
 
         def need() -> Need:
             kv = self.caches.count_with(slots) + more
             ranked = 0 if logits else guesses
-            return Need(rows + guesses, logit_rows + guesses - ranked, kv, ranked, guesses)
+            return Need(rows + guesses, logit_rows + guesses - ranked, kv, ranked, guesses, scored_rows)
 
         return self._fitting(need)
 
@@ -129,16 +131,22 @@ class Memory:
                 return asked
 
     def most_rows(
-        self, slots: Mapping[KvCache, int], logit_rows: int, all_logits: bool = False, wanted: int = LEAST_CHUNK_ROWS
+        self,
+        slots: Mapping[KvCache, int],
+        logit_rows: int,
+        all_logits: bool = False,
+        wanted: int = LEAST_CHUNK_ROWS,
+        scored: bool = False,
     ) -> int:
         """The longest chunk of prompts that a pass has room for, in rows, where it ends with so many slots a cache.
 
-        Beside the logits of `logit_rows` rows, and those of every row of the chunk where `all_logits`. What was kept of
+        Beside the logits of `logit_rows` rows, and those of every row of the chunk where `all_logits`, or what scoring
+        them takes where `scored`. What was kept of
         sequences that have ended gives way to `wanted` rows.
         """
         while True:
             count = self.caches.count_with(slots)
-            rows = min(s.budget.most_rows(s.kv_bytes(count), logit_rows, all_logits) for s in self._shares)
+            rows = min(s.budget.most_rows(s.kv_bytes(count), logit_rows, all_logits, scored) for s in self._shares)
             if rows >= wanted or not self.caches.kept.drop_oldest():
                 return max(LEAST_CHUNK_ROWS, rows)
 

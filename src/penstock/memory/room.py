@@ -51,7 +51,7 @@ class StageBudget:
     def demand(self, need: Need) -> Demand:
         """What a pass asks for here, in bytes."""
         kv = self.kv_bytes(need.kv) + need.guesses * self.guess_bytes
-        return Demand(need.rows, need.logit_rows, kv, need.ranked_rows)
+        return Demand(need.rows, need.logit_rows, kv, need.ranked_rows, need.scored_rows)
 
     def plan(self, need: Need) -> Plan:
         """How the ceiling is shared out in such a pass. Raises MemoryCeilingError."""

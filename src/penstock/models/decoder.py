@@ -38,13 +38,12 @@ from penstock.models.adapted import AdaptedRows
 from penstock.models.logits import Logits, Ranking
 from penstock.models.rope import inverse_frequencies
 from penstock.models.rows import Rows, SequenceRows
+from penstock.models.scores import Scoring
 from penstock.models.tokens import check_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
-
-    import numpy.typing as npt
 
     from penstock.adapters.adapter import LowRank
     from penstock.architectures.config import ModelConfig, WhichRope
@@ -190,22 +189,32 @@ class Decoder:
         self.scale_logits(logits)
         return logits
 
-    def logits(self, x: F32, told: npt.NDArray[np.bool_]) -> Logits:
-        """Of normalised rows [n, hidden_size]: all of some, the likeliest of those that `told` says."""
-        if not told.any():
+    def logits(self, x: F32, rows: Rows) -> Logits:
+        """Of normalised rows [n, hidden_size] of those that want any: all of some, of others what `rows` says."""
+        told, scored = rows.likeliest, rows.scored
+        if not told.any() and not scored.any():
             return Logits(self.head(x), Ranking(0).likeliest(), told)
-        name = self.architecture.head
-        whole = np.empty((int((~told).sum()), self.weights.tensors[name].shape[0]), np.float32)
-        ranking, all_told = Ranking(len(x) - len(whole)), told.all()
+        name, kept = self.architecture.head, told[~scored]
+        whole = np.empty((int((~kept).sum()), self.weights.tensors[name].shape[0]), np.float32)
+        ranking, scoring = Ranking(int(kept.sum())), Scoring(rows.targets, rows.top)
+        x, x_scored = (x[~scored], x[scored]) if scored.any() else (x, x[:0])
         with self._pieces(name) as pieces:
             for piece in pieces:
-                part = np.empty((len(x), piece.rows.stop - piece.rows.start), np.float32)
-                self._apply(piece, name, x, part, ())
-                self.scale_logits(part)
-                if not all_told:
-                    whole[:, piece.rows] = part[~told]
-                ranking.take(piece.rows.start, part if all_told else part[told])
-        return Logits(whole, ranking.likeliest(), told)
+                if len(x):
+                    part = self._piece_logits(piece, x)
+                    whole[:, piece.rows] = part[~kept]
+                    if len(kept) > len(whole):
+                        ranking.take(piece.rows.start, part if kept.all() else part[kept])
+                for group in scoring.groups():
+                    scoring.take(piece.rows.start, self._piece_logits(piece, x_scored[group]), group)
+        return Logits(whole, ranking.likeliest(), told, scoring.scores(), scored)
+
+    def _piece_logits(self, piece: PieceData, x: F32) -> F32:
+        """Those of a piece of the head [n, rows of the piece]."""
+        part = np.empty((len(x), piece.rows.stop - piece.rows.start), np.float32)
+        self._apply(piece, self.architecture.head, x, part, ())
+        self.scale_logits(part)
+        return part
 
     def scale_logits(self, logits: F32) -> None:
         """From the head's products [n, m] to logits, in place."""

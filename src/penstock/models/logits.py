@@ -1,4 +1,5 @@
-"""What the head says of a pass's rows: of some all logits, of others only which tokens are likeliest.
+"""What the head says of a pass's rows: of some all logits, of others only which tokens are likeliest, or how likely
+some token is (scores.py).
 
 A greedy draw needs no more than the likeliest token. So a row that one is drawn from, as every guess's may be, takes
 some bytes, where all logits of a vocabulary of 128,256 take half a megabyte.
@@ -6,10 +7,12 @@ some bytes, where all logits of a vocabulary of 128,256 take half a megabyte.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from penstock.models.scores import Scores
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -58,9 +61,13 @@ class Logits:
     whole: F32
     """[m, vocab_size]: of the rows that want all of them."""
     likeliest: Likeliest
-    """Of the others."""
+    """Of those that want no more."""
     told: npt.NDArray[np.bool_]
-    """Which rows are the others."""
+    """Which rows these are."""
+    scores: Scores | None = None
+    """Of those that want no more than these."""
+    scored: npt.NDArray[np.bool_] | None = None
+    """Which rows these are."""
 
     @classmethod
     def none(cls, vocab_size: int) -> Logits:
@@ -74,7 +81,12 @@ class Logits:
         """Of some rows beside each other."""
         told = self.told[begin:end]
         before, others = int(self.told[:begin].sum()), int(told.sum())
-        whole = self.whole[begin - before : end - before - others]
+        scored = 0
+        if self.scores is not None and self.scored is not None:
+            scored, count = int(self.scored[:begin].sum()), int(self.scored[begin:end].sum())
+            if count:  # what is scored wants nothing else
+                return replace(Logits.none(0), scores=self.scores[scored : scored + count])
+        whole = self.whole[begin - before - scored : end - before - scored - others]
         return Logits(whole, self.likeliest[before : before + others], told)
 
     def row(self, index: int) -> F32 | Likeliest:

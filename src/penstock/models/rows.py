@@ -40,6 +40,10 @@ class SequenceRows:
     """Indices of the rows whose logits are wanted, ascending."""
     likeliest: bool = False
     """Whether no more is wanted of them than which tokens are likeliest."""
+    targets: I64 | None = None
+    """Or no more than how likely these tokens are, one for each wanted row,"""
+    top: int = 0
+    """and so many of the likeliest ones."""
     first_whole: bool = False
     """Whether all is wanted of the first of them in any case."""
     adapter: str | None = None
@@ -104,6 +108,11 @@ class SequenceRows:
             adapter=cache.adapter,
         )
 
+    def scoring(self, targets: Sequence[int], top: int) -> SequenceRows:
+        """The same, but that no more is wanted than how likely a token is, one for each wanted row, and which `top`
+        tokens are likeliest."""
+        return replace(self, targets=np.asarray(targets, np.int64), top=top) if len(targets) else self
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -124,6 +133,14 @@ class Rows:
         firsts = np.cumsum([0, *(len(s.wanted) for s in self.sequences)])[:-1]
         self.likeliest[[first for first, s in zip(firsts, self.sequences, strict=True) if s.first_whole]] = False
         """Which of the wanted ones want no more than the likeliest tokens: bool, as long as `wanted`."""
+        scored = [s.targets for s in self.sequences if s.targets is not None]
+        self.targets = np.concatenate(scored) if scored else np.empty(0, np.int64)
+        """Of the wanted ones of which no more is wanted than how likely a token is, which token."""
+        self.scored = np.repeat(
+            [s.targets is not None for s in self.sequences], [len(s.wanted) for s in self.sequences]
+        )
+        """Which these are: bool, as long as `wanted`."""
+        self.top = max(s.top for s in self.sequences)
 
     def __len__(self) -> int:
         return len(self.tokens)

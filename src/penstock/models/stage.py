@@ -55,6 +55,8 @@ class Need:
     """Rows of which only the likeliest tokens are told."""
     guesses: int = 0
     """How many of the rows may be guesses, which take slots as they are made and as they are checked."""
+    scored_rows: int = 0
+    """Rows of which only scores are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ class Stage:
             decoder.walk(x, rows, step.layers, lambda index: self._layer(index, parts))
         if x is not None and step.head:
             with self._part("head", parts):
-                return decoder.logits(decoder.final_norm(x[rows.wanted]), rows.likeliest)
+                return decoder.logits(decoder.final_norm(x[rows.wanted]), rows)
         return x
 
     def _guess(self, step: Step, rows: Rows, x: F32 | None) -> F32 | None:

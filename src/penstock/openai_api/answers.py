@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import MemoryCeilingError, PenstockError
+from penstock.openai_api.echo import Echo
 from penstock.openai_api.errors import RequestError
 from penstock.openai_api.json_parts import expanded, json_parts
 from penstock.openai_api.logprobs import chat_logprobs, text_logprobs
@@ -49,6 +50,8 @@ class Prepared:
     """What its prompts go through."""
     tools: ToolUse | None = None
     """What its answers may call."""
+    echo: bool = False
+    """Whether answers begin with their prompts, with the probabilities of these where those of tokens are wanted."""
 
     @property
     def tokens(self) -> int:
@@ -83,12 +86,15 @@ def prepare(
         else:
             _check_form(params, "response_format")
             prompts = request.prompts
+        if request.max_tokens == 0:  # nothing is drawn
+            default_max_tokens = 0
         tokens = tuple(_checked(llm, prompt, params, default_max_tokens) for prompt in prompts)
     except RequestError:
         raise
     except PenstockError as error:
         raise RequestError.of(error, "messages" if chat else "prompt") from error
-    return Prepared(chat, tokens, request.choices, params, default_max_tokens, adapter, use)
+    echo = not isinstance(request, ChatCompletionRequest) and bool(request.echo)
+    return Prepared(chat, tokens, request.choices, params, default_max_tokens, adapter, use, echo)
 
 
 def submit(
@@ -112,36 +118,45 @@ def submit(
             llm, request, default_max_tokens=default_max_tokens, default_seed=default_seed, adapter=adapter
         )
     completions: list[Completion] = []
+    echoes: list[Echo] = []
     try:
         for prompt in request.prompts:
+            if request.echo:
+                echoes.append(Echo(llm, prompt, request.params.logprobs, request.adapter))
             for choice in range(request.choices):
                 before = drawn[len(completions)] if len(completions) < len(drawn) else ()
                 completions.append(_submit_one(llm, request, prompt, choice, before))
     except BaseException as error:
-        Answers(llm, request, completions).cancel()
+        Answers(llm, request, completions, echoes).cancel()
         if not isinstance(error, PenstockError):
             raise
         raise RequestError.of(error, "messages" if request.chat else "prompt") from error
-    return Answers(llm, request, completions)
+    return Answers(llm, request, completions, echoes)
 
 
 class Answers:
     """All completions of one request: those of the first prompt, one a choice, then those of the next."""
 
-    def __init__(self, llm: LLM, request: Prepared, completions: list[Completion]) -> None:
+    def __init__(self, llm: LLM, request: Prepared, completions: list[Completion], echoes: Sequence[Echo] = ()) -> None:
+        """`echoes`: of the prompts, where answers begin with them."""
         self.request = request
         self.completions = completions
+        self._echoes = echoes
         self._llm = llm
+
+    @property
+    def _parts(self) -> list[Echo | Completion]:
+        return [*self._echoes, *self.completions]
 
     @property
     def runs(self) -> bool:
         """Whether any of them goes on."""
-        return any(completion.runs for completion in self.completions)
+        return any(part.runs for part in self._parts)
 
     @property
     def error(self) -> PenstockError | None:
         """Why one of them could not go on; the request has failed then."""
-        return next((c.error for c in self.completions if c.error is not None), None)
+        return next((part.error for part in self._parts if part.error is not None), None)
 
     @property
     def token_ids(self) -> list[list[int]]:
@@ -189,6 +204,8 @@ class Answers:
         with ExitStack() as stack:  # all of them, also where one raises
             for completion in self.completions:
                 stack.callback(self._llm.cancel, completion)
+            for echo in self._echoes:
+                stack.callback(echo.cancel)
 
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
         output, tokenizer = completion.output(), self._llm.tokenizer
@@ -200,8 +217,12 @@ class Answers:
             reason = "tool_calls" if called and reason == "stop" else reason
             logprobs = chat_logprobs(tokenizer, output.logprobs) if wanted else None
         else:
-            body = {"text": output.text}
-            logprobs = text_logprobs(tokenizer, output.logprobs) if wanted else None
+            echo = self._echoes[index // self.request.choices] if self._echoes else None
+            before = "" if echo is None else echo.text
+            body = {"text": before + output.text}
+            logprobs = text_logprobs(tokenizer, output.logprobs, len(before)) if wanted else None
+            if echo is not None and logprobs is not None:
+                logprobs = echo.before(logprobs)
         return {"index": index, **body, "logprobs": logprobs, "finish_reason": reason}
 
 

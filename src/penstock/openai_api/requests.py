@@ -282,9 +282,10 @@ class CompletionRequest(GenerationRequest):
     """The body of POST /v1/completions."""
 
     prompt: Prompt
+    max_tokens: Annotated[int, Field(ge=0, le=MOST_WHOLE), WHOLE] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
     best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE] | None = None
-    echo: only(False) = None  # type: ignore[valid-type]
+    echo: bool | None = None
     suffix: only("") = None  # type: ignore[valid-type]
 
     @model_validator(mode="after")
@@ -293,7 +294,13 @@ class CompletionRequest(GenerationRequest):
             raise PydanticCustomError("best_of", "is not supported, unless it equals n: leave it out")
         if len(self.prompts) * self.choices > MOST_PROMPTS:
             raise PydanticCustomError("n", f"is too high: prompts times n are at most {MOST_PROMPTS}")
+        if self.echo and self.stream:
+            raise PydanticCustomError("echo", "is not supported in streams: leave stream out")
         return self
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_tokens or None
 
     @property
     def top_logprobs_wanted(self) -> int | None:

@@ -51,11 +51,12 @@ class ChatLogprobs(Body):
 
 
 class TextLogprobs(Body):
-    """Lists with one entry a token of the answer."""
+    """Lists with one entry a token of the answer, and before them of the prompt, where it is echoed."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    """Null for the first token of a prompt, which follows nothing."""
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -1,0 +1,1 @@
+"""Penstock inside other programs, which are not needed otherwise."""
