@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from penstock.openai_api.answers import DEFAULT_MAX_TOKENS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KIB, MIB = 1 << 10, 1 << 20
 LEAST_BODY, MOST_BODY, BODY_SHARE = 32 * KIB, 4 * MIB, 16384
@@ -34,6 +38,8 @@ class Settings:
     max_tokens: int = DEFAULT_MAX_TOKENS
     """For requests that name no limit."""
     api_key: str | None = None
+    chats: Path | None = None
+    """The folder of the chat page's conversations; without one, they are gone when the server ends."""
     loopback: bool = True
     """Whether only this machine can reach it."""
     keep_alive_seconds: float = 1.0
