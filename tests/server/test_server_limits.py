@@ -227,7 +227,7 @@ class TestBodies:
                 answer += data
         assert b"data: [DONE]" in answer
 
-    def test_one_that_takes_nothing_is_given_up(self, llm: LLM) -> None:
+    def test_one_that_takes_nothing_is_given_up(self, llm: LLM, tmp_path: Path) -> None:
         body = json.dumps({**ENDLESS, "stream": True}).encode()
         arrived = iter([{"type": "http.request", "body": body}])
         headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]

@@ -7,11 +7,11 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from penstock.errors import InternalError
 from penstock.openai_api.errors import RequestError
 from penstock.server.chats.conversation import MOST_TEXT, MOST_TOKENS, Stats
 from penstock.server.chats.markdown import GrowingMarkdown
 from penstock.server.job import Ended, Failed, Pieces
+from penstock.server.worker import failed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -72,11 +72,11 @@ class RunningAnswer:
             message.state = await self._follow()
             await self._keep(finished=True)
         except RequestError as error:  # nobody can keep it
-            log.warning("%s", error)
-            message.state, message.error = "failed", str(error)
+            log.warning("An answer was lost: %s", said(error))
+            message.state, message.error = "failed", said(error)
         except Exception:
             log.exception("An answer failed.")
-            message.state, message.error = "failed", str(InternalError("The server failed; its log says why."))
+            message.state, message.error = "failed", said(failed())
         finally:
             self._worker.cancel(self._job)
             self._end = time.monotonic()
@@ -124,7 +124,7 @@ class RunningAnswer:
                 return "length" if event.answers.completions[0].output().finish_reason == "length" else "done"
             elif isinstance(event, Failed):
                 self.outcome = "failed"
-                self.message.error = str(event.error)
+                self.message.error = said(event.error)
                 return "cut" if event.error.status == 503 else "failed"
             if len(self.message.content) >= MOST_TEXT - 4096 or len(self.message.token_ids) >= MOST_TOKENS - 256:
                 return "length"  # as much as a file may hold
@@ -189,3 +189,9 @@ class RunningAnswer:
             await asyncio.wait_for(wait(), seconds)
         except asyncio.TimeoutError:
             return
+
+
+def said(error: RequestError) -> str:
+    """An error in one line, as clients are told it."""
+    message: str = error.body()["error"]["message"]
+    return message

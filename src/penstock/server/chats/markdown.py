@@ -25,51 +25,10 @@ if TYPE_CHECKING:
 
 LINK = re.compile(r"(https?://|mailto:)", re.IGNORECASE)
 LANGUAGES = frozenset(
-    [
-        "bash",
-        "c",
-        "c++",
-        "cpp",
-        "csharp",
-        "c#",
-        "css",
-        "diff",
-        "docker",
-        "dockerfile",
-        "go",
-        "golang",
-        "html",
-        "ini",
-        "java",
-        "javascript",
-        "js",
-        "json",
-        "jsx",
-        "kotlin",
-        "lua",
-        "make",
-        "markdown",
-        "md",
-        "php",
-        "python",
-        "py",
-        "r",
-        "ruby",
-        "rb",
-        "rust",
-        "rs",
-        "sh",
-        "shell",
-        "sql",
-        "swift",
-        "toml",
-        "ts",
-        "typescript",
-        "xml",
-        "yaml",
-        "yml",
-        "zsh",
-    ]
+    """
+    bash c c++ cpp csharp c# css diff docker dockerfile go golang html ini java javascript js json jsx kotlin lua make
+    markdown md php python py r ruby rb rust rs sh shell sql swift toml ts typescript xml yaml yml zsh
+    """.split()  # noqa: SIM905
 )
 """Lexers take memory once loaded, so a text cannot name just any."""
 MOST_CODE, MOST_LINE = 50_000, 2_000

@@ -226,7 +226,8 @@ document.addEventListener("visibilitychange", look);
 
 $("input").value = kept.read("draft");
 fit();
+const asked = location.hash.slice(1);  // which conversation, before another is shown
 show();
 await findModels();
-if (/^#[0-9a-f]{32}$/.test(location.hash)) await load(location.hash.slice(1)); else await refresh();
+if (/^[0-9a-f]{32}$/.test(asked)) await load(asked); else await refresh();
 setInterval(look, POLL);
