@@ -13,7 +13,7 @@ export function showList(chats, current, actions) {
 
 function row(entry, current, actions) {
   const open = button("open", entry.title, () => actions.open(entry.id));
-  const line = element("li", current ? "current" : "", open);
+  const line = element("li", [current ? "current" : "", entry.error ? "broken" : ""].join(" "), open);
   line.dataset.id = entry.id;
   open.title = entry.error ?? entry.title;
   if (current) open.setAttribute("aria-current", "page");

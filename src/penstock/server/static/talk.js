@@ -53,11 +53,12 @@ function showEnd(chat, message, index, foot, actions) {
     foot.append(bad);
   }
   const took = [figures(message.stats), message.stats.seconds ? clock(message.stats.seconds) : "", ENDS[message.state]];
-  line.append(element("span", "", took.filter(Boolean).join(", ")));
-  if (message.content) line.append(button("quiet", "Copy", (event) => copy(message.content, event.target)));
+  const buttons = element("span", "buttons");
+  line.append(element("span", "", took.filter(Boolean).join(", ")), buttons);
+  if (message.content) buttons.append(button("quiet", "Copy", (event) => copy(message.content, event.target)));
   if (last && !chat.running) {
-    if (message.resumable) line.append(button("quiet", "Continue", () => actions.resume()));
-    line.append(button("quiet", "Try again", () => actions.again(index)));
+    if (message.resumable) buttons.append(button("quiet", "Continue", () => actions.resume()));
+    buttons.append(button("quiet", "Try again", () => actions.again(index)));
   }
   foot.append(line);
 }
