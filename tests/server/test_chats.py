@@ -13,6 +13,7 @@ import pytest
 
 from helpers.serving import PATIENCE, Serving, braked, eventually, serving
 from penstock import LLM
+from penstock.server.chats import store
 
 GREEDY = {"temperature": 0.0, "max_tokens": 12}
 
@@ -229,7 +230,7 @@ def test_the_server_ends_amid_an_answer(llm: LLM, folder: Path) -> None:
     with serving(llm, chats=folder) as server, Page(server) as page:
         cut = page.get(chat["id"])["messages"][1]
         assert cut["state"] == "cut"
-        assert cut["error"] == "The server is shutting down."
+        assert cut["error"] is None
         assert 2 <= cut["stats"]["tokens"] < 24
         assert (
             page.ended(page.asked(page.get(chat["id"]), resume=True)["id"])["messages"][1]["content"]
@@ -286,6 +287,13 @@ def test_a_conversation_that_is_too_long(llm: LLM, folder: Path) -> None:
         assert message == "The conversation is longer than 2000 bytes. Begin a new one, or raise --max-body."
         assert problem(page.ask(chat, content="y" * 2001))[0] == 413
         assert page.get(chat["id"]) == chat
+
+
+def test_a_conversation_that_is_full(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = page.new()
+    monkeypatch.setattr(store, "MOST_BYTES", 4000)
+    assert problem(page.ask(chat, content="x" * 2000)) == (413, "The conversation is full. Begin a new one.")
+    assert page.get(chat["id"]) == chat
 
 
 def test_only_who_may(llm: LLM, folder: Path) -> None:

@@ -19,6 +19,8 @@ TOKEN_BYTES, QUEUE_SHARE = 4, 64
 """Token ids that wait for the engine may take this part of the ceiling."""
 CONNECTION_BYTES = 96 * KIB
 """Of a connection with a request: buffers, objects."""
+PAGE_BYTES = 16 * MIB
+"""Of the chat page: a conversation that is shown, and what colours code."""
 MOST_SEQUENCES = 64
 """Requests join the engine as long as fewer sequences than this run in it."""
 
@@ -57,7 +59,8 @@ class Settings:
     @property
     def reserve(self) -> int:
         """Bytes that requests may take beside the model, but for the one that is being tokenized: arriving, waiting."""
-        return BODIES * self.max_body + self.queue_tokens * TOKEN_BYTES + self.connections * CONNECTION_BYTES
+        requests = BODIES * self.max_body + self.queue_tokens * TOKEN_BYTES
+        return requests + self.connections * CONNECTION_BYTES + PAGE_BYTES
 
 
 def default_body(ceiling: int) -> int:

@@ -124,8 +124,10 @@ class RunningAnswer:
                 return "length" if event.answers.completions[0].output().finish_reason == "length" else "done"
             elif isinstance(event, Failed):
                 self.outcome = "failed"
+                if event.error.status == 503:  # the server ends
+                    return "cut"
                 self.message.error = said(event.error)
-                return "cut" if event.error.status == 503 else "failed"
+                return "failed"
             if len(self.message.content) >= MOST_TEXT - 4096 or len(self.message.token_ids) >= MOST_TOKENS - 256:
                 return "length"  # as much as a file may hold
             if self._last > self._saved and time.monotonic() - self._saved > SAVE_SECONDS:

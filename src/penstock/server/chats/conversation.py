@@ -13,9 +13,9 @@ from penstock.openai_api.errors import RequestError
 from penstock.openai_api.fields import LEAST_SEED, MOST_SEED
 
 MOST_MESSAGES = 2000
-MOST_TEXT = 1 << 20
+MOST_TEXT = 1 << 17
 """Characters of one message."""
-MOST_TOKENS = 1 << 17
+MOST_TOKENS = 1 << 15
 """Token ids that are kept of one answer."""
 TITLE_LENGTH, MOST_TITLE = 60, 200
 

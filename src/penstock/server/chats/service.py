@@ -13,7 +13,7 @@ from penstock.openai_api.errors import RequestError
 from penstock.server.chats.answer import RunningAnswer
 from penstock.server.chats.conversation import Chat
 from penstock.server.chats.markdown import render
-from penstock.server.chats.store import check_version
+from penstock.server.chats.store import check_room, check_version
 from penstock.server.job import Job
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Chats:
             chat = await self._on_disk(self._store.load, id)
             check_version(chat, version)
             message = ask.apply(chat)
+            check_room(chat)
             prepared = self._prolonged(await self._gateway.prepare(json.dumps(chat.request()).encode()), message)
             job = Job(prepared, drawn=message.token_ids)
             self._worker.offer(job)

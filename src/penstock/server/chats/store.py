@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MOST_CHATS = 2000
-MOST_BYTES = 8 << 20
-"""Of one file."""
+MOST_BYTES = 2 << 20
+"""Of one file. The longest answer takes less than half of that, so there is room for it where half is free."""
 UNDO_SECONDS = 600
-"""What is deleted can be had back for so long; later deletions and starts remove it."""
+"""What is deleted can be had back for so long."""
 ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -71,7 +71,8 @@ class ChatStore:
             raise self._failed(error) from None
 
     def list(self) -> list[Entry]:
-        """All of them, those changed last first."""
+        """All of them, those changed last first. What was deleted a while ago is gone for good by then."""
+        self.forget_removed()
         found: dict[str, tuple[tuple[int, int], Entry]] = {}
         for path in self._files(".json"):
             with suppress(FileNotFoundError):  # deleted just now
@@ -132,7 +133,6 @@ class ChatStore:
 
     def remove(self, id: str) -> None:
         """Delete one; `restore` gets it back for a while."""
-        self.forget_removed()
         path = self._path(id)
         try:
             os.utime(path)  # when it was deleted
@@ -184,7 +184,7 @@ class ChatStore:
         return self.folder / f"{id}.json"
 
     def _write(self, chat: Chat) -> None:
-        data = chat.model_dump_json(indent=1).encode()
+        data = chat.model_dump_json().encode()
         if len(data) > MOST_BYTES:
             raise RequestError(
                 f"The conversation would take more than {MOST_BYTES} bytes.", "Begin a new one.", status=413
@@ -224,6 +224,12 @@ class ChatStore:
     def _broken(self, path: Path, why: str) -> RequestError:
         remedy = "Delete the conversation, or move the file elsewhere."
         return RequestError(f"{path.name} is no conversation: {why}.", remedy, status=500)
+
+
+def check_room(chat: Chat) -> None:
+    """Raise RequestError, 413, where a conversation has no room for another answer."""
+    if len(chat.model_dump_json().encode()) > MOST_BYTES // 2:
+        raise RequestError("The conversation is full.", "Begin a new one.", status=413)
 
 
 def check_version(chat: Chat, version: int | None) -> None:

@@ -2,7 +2,7 @@
 
 import { $, button, clock, element, figures, notice } from "./dom.js";
 
-const ENDS = { stopped: "stopped", cut: "the server ended before this did", length: "at its limit of tokens" };
+const ENDS = { stopped: "stopped", cut: "cut off, the server ended", length: "at its limit of tokens" };
 
 /* `actions`: edit(index, text), again(index), resume(). */
 export function showTalk(chat, model, actions) {
@@ -42,7 +42,7 @@ export function showBlocks(target, from, blocks, open) {
     block.innerHTML = html;  // escaped by the server, and held to the page's policy by the browser
     target.append(block);
   }
-  if (open) target.append(element("span", "cursor"));
+  if (open) (target.querySelector(".block:last-child > p:last-child") ?? target).append(element("span", "cursor"));
 }
 
 function showEnd(chat, message, index, foot, actions) {
