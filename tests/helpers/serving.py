@@ -14,7 +14,7 @@ import openai
 
 from penstock import LLM
 from penstock.events import Event
-from penstock.server.run import listen, server, url
+from penstock.server.run import chats_folder, listen, server, url
 from penstock.server.settings import Settings
 from penstock.server.worker import Worker
 
@@ -50,9 +50,9 @@ def serving(llm: LLM, **settings: Any) -> Iterator[Serving]:
     """Serve an open model for as long as the context lasts."""
     ready = threading.Event()
     chosen = Settings(**{"model": MODEL, "max_body": 1 << 20, "queue_tokens": 1 << 20, **settings})
-    with listen("127.0.0.1", 0) as listening:
+    with listen("127.0.0.1", 0) as listening, chats_folder(chosen) as chats:
         address = url(listening)
-        running, worker = server(llm, chosen, ready.set)
+        running, worker = server(llm, chosen, chats, ready.set)
         worker.start()
         thread = threading.Thread(target=running.run, args=([listening],))
         thread.start()

@@ -227,7 +227,7 @@ class TestBodies:
                 answer += data
         assert b"data: [DONE]" in answer
 
-    def test_one_that_takes_nothing_is_given_up(self, llm: LLM) -> None:
+    def test_one_that_takes_nothing_is_given_up(self, llm: LLM, tmp_path: Path) -> None:
         body = json.dumps({**ENDLESS, "stream": True}).encode()
         arrived = iter([{"type": "http.request", "body": body}])
         headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
@@ -242,7 +242,7 @@ class TestBodies:
 
         with serving(llm, body_seconds=0.2) as server:
             metrics = Metrics()
-            app = create_app(server.worker, Settings("demo", 1000, 1000, body_seconds=0.2), metrics)
+            app = create_app(server.worker, Settings("demo", 1000, 1000, body_seconds=0.2), metrics, tmp_path)
             asyncio.run(app(scope, receive, send))
             eventually(lambda: not llm.busy and server.worker.running == 0)
         assert 'penstock_requests_total{outcome="cancelled"} 1.0' in metrics.page().decode()

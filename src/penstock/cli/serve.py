@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from penstock.adapters.named import check_names
+from penstock.checkpoints.store import store_root
 from penstock.cli import options as opt
 from penstock.cli.opening import opens_model
 from penstock.cli.running import listens_at
@@ -18,7 +19,10 @@ from penstock.options import OpenOptions
 from penstock.system import machine
 from penstock.system.sizes import parse_bytes
 
-SERVER_PACKAGES = 'Install those of the extra "serve": pip install fastapi uvicorn prometheus-client.'
+SERVER_PACKAGES = (
+    'Install those of the extra "serve": pip install fastapi uvicorn prometheus-client markdown-it-py pygments.'
+)
+NO_CHATS = "none"
 
 
 @opens_model()
@@ -38,6 +42,13 @@ def serve(
     max_tokens: Annotated[
         int, typer.Option(help="Most tokens of an answer, for requests that name no limit.", min=1)
     ] = 1024,
+    chats: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the chat page's conversations; none keeps them until the server ends.",
+            show_default="chats, beside the store's models",
+        ),
+    ] = None,
     options: OpenOptions = OpenOptions(),  # noqa: B008
 ) -> None:
     """Serve a model over OpenAI's HTTP protocol, with a chat page."""
@@ -59,6 +70,7 @@ def serve(
         queue=queue,
         max_tokens=max_tokens,
         api_key=api_key,
+        chats=_chats_folder(chats),
         loopback=is_loopback(host),
     )
     check_names(options.adapters, settings.model)
@@ -67,10 +79,29 @@ def serve(
         LLM.open_with(model, replace(options, reserve=settings.reserve, longest_text=settings.max_body)) as llm,
     ):
         if not settings.loopback and api_key is None:
-            typer.echo("warning: Everyone who can reach this address may use the model; see --api-key.", err=True)
+            typer.echo(
+                "warning: Everyone who can reach this address may use the model and read its chats; see --api-key.",
+                err=True,
+            )
 
         def ready() -> None:
             listens_at(listening.getsockname()[1])
             typer.echo(f"{settings.model} is served at {url(listening)}")
 
         run(llm, settings, listening, ready)
+
+
+def _chats_folder(chats: str | None) -> Path | None:
+    """Where conversations are kept. One that was named is made at once, so that one learns whether it can be."""
+    if chats is None:
+        return store_root() / "chats"
+    if chats == NO_CHATS:
+        return None
+    if not chats:
+        raise UsageError("--chats names no folder.", "Name one, or none.")
+    folder = Path(chats).expanduser()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"Cannot keep conversations in {folder}: {error.strerror}.", "Name another --chats.") from None
+    return folder

@@ -332,13 +332,13 @@ def parse(url: str, body: Any) -> ChatCompletionRequest | CompletionRequest:
         request = URLS[url].model_validate(body)
         request.params()
     except ValidationError as error:
-        raise _request_error(error) from None
+        raise request_error(error) from None
     except UsageError as error:
         raise RequestError.of(error) from None
     return request
 
 
-def _request_error(error: ValidationError) -> RequestError:
+def request_error(error: ValidationError) -> RequestError:
     """The first thing that is wrong, by the name that the client gave it."""
     first = error.errors(include_url=False, include_context=False)[0]
     kind, place = first["type"], first["loc"] or (first["type"],)

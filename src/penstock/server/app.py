@@ -22,11 +22,14 @@ from penstock.openai_api.errors import RequestError
 from penstock.openai_api.requests import parse
 from penstock.openai_api.responses import ChatCompletion, Health, Model, ModelList, TextCompletion
 from penstock.server.bodies import Bodies
+from penstock.server.chats.routes import add_chats
+from penstock.server.chats.service import Chats
+from penstock.server.chats.store import ChatStore
 from penstock.server.description import describe, errors
 from penstock.server.errors import error_response, on_failure, on_http_error, on_request_error
 from penstock.server.guard import Guard
 from penstock.server.job import Job
-from penstock.server.page import chat_page
+from penstock.server.page import INDEX, assets
 from penstock.server.replies import StreamReply, WholeReply
 from penstock.system import machine
 
@@ -67,11 +70,7 @@ class Gateway:
             return error_response(error, {"Retry-After": str(self.worker.retry_seconds)} if full else None)
 
     async def _accept(self, request: Request, url: str) -> Response:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise RequestError(
-                f"The body is declared as {kind[:50]!r}.", "Send Content-Type: application/json.", status=415
-            )
+        check_kind(request)
         self.worker.check_room()
         loop = asyncio.get_running_loop()
         async with self._bodies.read(request) as body:
@@ -87,14 +86,26 @@ class Gateway:
             return StreamReply(job, self.worker, self.settings, self.metrics, identity, options)
         return WholeReply(job, self.worker, self.settings, self.metrics, identity, self._executor)
 
+    async def prepare(self, body: bytes) -> Prepared:
+        """A request for a chat completion, ready for a job. Raises RequestError."""
+        if len(body) > self.settings.max_body:
+            raise RequestError(
+                f"The conversation is longer than {self.settings.max_body} bytes.",
+                "Begin a new one, or raise --max-body.",
+                status=413,
+            )
+        prepared, _, _ = await asyncio.get_running_loop().run_in_executor(self._executor, self._prepare, CHAT, body)
+        return prepared
+
+    async def read_json(self, request: Request) -> Any:
+        """The JSON value in the body of a request. Raises RequestError and ClientDisconnect."""
+        check_kind(request)
+        async with self._bodies.read(request) as body:
+            return parse_json(body)
+
     def _prepare(self, url: str, body: bytes) -> tuple[Prepared, bool, StreamOptions | None]:
         """The request in a body, whether to stream, and how."""
-        try:
-            value = from_json(body, allow_inf_nan=False, cache_strings="none")
-        except ValueError as error:
-            raise RequestError(f"The body is not JSON: {error}.") from None
-        request = parse(url, value)
-        del value
+        request = parse(url, parse_json(body))
         llm, most = self.worker.llm, self.settings.max_tokens
         adapter = request.adapter(self.settings.model, llm.adapters)
         try:
@@ -127,8 +138,25 @@ class Gateway:
         )
 
 
-def create_app(worker: Worker, settings: Settings, metrics: Metrics) -> FastAPI:
-    """The application; the worker is started and closed by others."""
+def check_kind(request: Request) -> None:
+    """Raise RequestError, 415, where a body is not declared to be JSON."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise RequestError(
+            f"The body is declared as {kind[:50]!r}.", "Send Content-Type: application/json.", status=415
+        )
+
+
+def parse_json(body: bytes) -> Any:
+    """The value that a body holds. Raises RequestError."""
+    try:
+        return from_json(body, allow_inf_nan=False, cache_strings="none")
+    except ValueError as error:
+        raise RequestError(f"The body is not JSON: {error}.") from None
+
+
+def create_app(worker: Worker, settings: Settings, metrics: Metrics, chats: Path) -> FastAPI:
+    """The application; the worker is started and closed by others. `chats`: the folder of conversations."""
     app = FastAPI(
         title="Penstock",
         version=version("penstock"),
@@ -144,7 +172,9 @@ def create_app(worker: Worker, settings: Settings, metrics: Metrics) -> FastAPI:
     app.add_middleware(Guard, settings=settings)
     # There, and in no closure: FastAPI keeps endpoints for the life of the process, and with them what they refer to.
     app.state.gateway = Gateway(worker, settings, metrics)
+    app.state.chats = Chats(ChatStore(chats), app.state.gateway)
     _add_completions(app)
+    add_chats(app)
     _add_models(app)
     _add_state(app)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
@@ -191,12 +221,19 @@ def _add_models(app: FastAPI) -> None:
 
 
 def _add_state(app: FastAPI) -> None:
-    page = chat_page()
+    page = assets()
 
     @app.get("/", include_in_schema=False)
-    async def chat() -> Response:
+    async def chat(request: Request) -> Response:
         """The chat page."""
-        return page
+        return page[INDEX].reply(request)
+
+    @app.get("/static/{name}", include_in_schema=False)
+    async def asset(request: Request, name: str) -> Response:
+        """Its scripts and styles."""
+        if name not in page:
+            raise HTTPException(404)
+        return page[name].reply(request)
 
     @app.get("/health", response_model=Health, responses={**errors(400, 403), 503: {"model": Health}})
     async def health(request: Request) -> Response:

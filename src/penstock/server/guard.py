@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from penstock.server.settings import Settings
 
-OPEN_PATHS = ("/", "/health")
-"""They need no key."""
+OPEN_PATHS, OPEN_FOLDER = ("/", "/health"), "/static/"
+"""They need no key: what the page is made of, and whether the server works."""
 
 
 class Guard:
@@ -58,7 +58,7 @@ class Guard:
         if origin is not None and not is_page_of(origin, host):
             raise RequestError(f"Pages from {origin[:100]!r} may not use this server.", "Use its own page.", status=403)
         key = self._settings.api_key
-        if key is None or path in OPEN_PATHS:
+        if key is None or path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), key.encode()):

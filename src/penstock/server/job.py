@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from penstock.completion import Piece
     from penstock.openai_api.answers import Answers, Prepared
     from penstock.openai_api.errors import RequestError
@@ -40,8 +42,10 @@ Event = Pieces | Ended | Failed
 class Job:
     """A request that was accepted. To be made in the loop that takes its events."""
 
-    def __init__(self, request: Prepared) -> None:
+    def __init__(self, request: Prepared, drawn: Sequence[int] = ()) -> None:
+        """`drawn`: tokens of its only answer that an earlier run drew."""
         self.request = request
+        self.drawn = drawn
         self.cancelled = False
         """Nobody wants it any more. Any thread may set it, and none takes it back."""
         self.answers: Answers | None = None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import socket
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import uvicorn
 
+from penstock.disk.new_files import own_directory
 from penstock.errors import UsageError
 from penstock.server.app import create_app
 from penstock.server.connections import BACKLOG, Config
@@ -15,9 +17,11 @@ from penstock.server.metrics import Metrics
 from penstock.server.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from penstock.llm import LLM
+    from penstock.server.chats.service import Chats
     from penstock.server.settings import Settings
 
 GRACE_SECONDS = 5
@@ -45,9 +49,10 @@ def url(listening: socket.socket) -> str:
 class Server(uvicorn.Server):
     """Tells when it is ready, and ends what runs before it ends itself."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, worker: Worker, chats: Chats, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._worker = worker
+        self._chats = chats
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -59,14 +64,18 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._worker.close()
         await super().shutdown(sockets)
+        await self._chats.close()
 
 
-def server(llm: LLM, settings: Settings, ready: Callable[[], None] = lambda: None) -> tuple[Server, Worker]:
-    """A server for an open model, and its worker, which `run` starts."""
+def server(
+    llm: LLM, settings: Settings, chats: Path, ready: Callable[[], None] = lambda: None
+) -> tuple[Server, Worker]:
+    """A server for an open model, and its worker, which `run` starts. `chats`: the folder of conversations."""
     metrics = Metrics()
     worker = Worker(llm, settings, metrics)
+    app = create_app(worker, settings, metrics, chats)
     config = Config(
-        create_app(worker, settings, metrics),
+        app,
         settings,
         log_config=None,
         access_log=False,
@@ -75,16 +84,28 @@ def server(llm: LLM, settings: Settings, ready: Callable[[], None] = lambda: Non
         ws="none",
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    return Server(config, worker, ready), worker
+    return Server(config, worker, app.state.chats, ready), worker
 
 
 def run(llm: LLM, settings: Settings, listening: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGTERM, then return, or until Ctrl-C, then raise KeyboardInterrupt. Streams end before that."""
-    serving, worker = server(llm, settings, ready)
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it has ended
-    worker.start()
-    try:
-        serving.run([listening])
-    finally:
-        worker.close(wait=True)
-        signal.signal(signal.SIGTERM, before)
+    with chats_folder(settings) as chats:
+        serving, worker = server(llm, settings, chats, ready)
+        before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it has ended
+        worker.start()
+        try:
+            serving.run([listening])
+        finally:
+            worker.close(wait=True)
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def chats_folder(settings: Settings) -> Iterator[Path]:
+    """Where conversations are kept, a folder of its own that is gone at the end where there is none for them."""
+    if settings.chats is not None:
+        yield settings.chats
+        return
+    problem, remedy = "There is no folder for conversations", "Name one with --chats."
+    with own_directory("penstock-chats-", None, problem, remedy) as own:
+        yield own

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from penstock.openai_api.answers import DEFAULT_MAX_TOKENS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KIB, MIB = 1 << 10, 1 << 20
 LEAST_BODY, MOST_BODY, BODY_SHARE = 32 * KIB, 4 * MIB, 16384
@@ -15,6 +19,8 @@ TOKEN_BYTES, QUEUE_SHARE = 4, 64
 """Token ids that wait for the engine may take this part of the ceiling."""
 CONNECTION_BYTES = 96 * KIB
 """Of a connection with a request: buffers, objects."""
+PAGE_BYTES = 16 * MIB
+"""Of the chat page: a conversation that is shown, and what colours code."""
 MOST_SEQUENCES = 64
 """Requests join the engine as long as fewer sequences than this run in it."""
 
@@ -34,6 +40,8 @@ class Settings:
     max_tokens: int = DEFAULT_MAX_TOKENS
     """For requests that name no limit."""
     api_key: str | None = None
+    chats: Path | None = None
+    """The folder of the chat page's conversations; without one, they are gone when the server ends."""
     loopback: bool = True
     """Whether only this machine can reach it."""
     keep_alive_seconds: float = 1.0
@@ -51,7 +59,8 @@ class Settings:
     @property
     def reserve(self) -> int:
         """Bytes that requests may take beside the model, but for the one that is being tokenized: arriving, waiting."""
-        return BODIES * self.max_body + self.queue_tokens * TOKEN_BYTES + self.connections * CONNECTION_BYTES
+        requests = BODIES * self.max_body + self.queue_tokens * TOKEN_BYTES
+        return requests + self.connections * CONNECTION_BYTES + PAGE_BYTES
 
 
 def default_body(ceiling: int) -> int:

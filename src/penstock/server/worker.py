@@ -197,7 +197,7 @@ class Worker:
                 job = self._queue.popleft()
                 # Within the lock, since it is neither in the queue nor running in between.
                 try:
-                    job.answers = submit(self.llm, job.request)
+                    job.answers = submit(self.llm, job.request, drawn=(job.drawn,))
                     self._running.append(job)
                 except RequestError as error:
                     job.tell(Failed(error))
