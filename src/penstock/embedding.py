@@ -1,7 +1,7 @@
 """Texts as vectors: the hidden rows behind the last layer and its norm, pooled.
 
-A model that was trained to go on with texts was not trained for this; its vectors are what it has, no more. The mean over
-all tokens and the last token's row are what is commonly taken of such models (arXiv 2201.10005 takes the last).
+A model that was trained to go on with texts was not trained for this; its vectors are what it has, no more. The mean of
+all tokens' rows and the last token's row are what is commonly taken of such models (arXiv 2201.10005 takes the last).
 """
 
 from __future__ import annotations

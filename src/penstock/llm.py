@@ -12,6 +12,7 @@ from penstock.adapters.named import check_adapter
 from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint
 from penstock.checkpoints.store import find_model
 from penstock.completion import Completion, Output, Piece
+from penstock.embedding import check_embedded, embed
 from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import ContextError, MemoryCeilingError, TokenizerError, UsageError
 from penstock.grammars.compiler import GrammarCompiler
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from penstock.adapters.adapter import Adapter
     from penstock.compute.kernels import F32
+    from penstock.embedding import Pooling
     from penstock.engine import sequence as engine
     from penstock.grammars.matcher import Matcher
     from penstock.memory.budget import Plan
@@ -248,6 +250,21 @@ class LLM:
             raise UsageError("score() takes a list of texts.", "For one text: score([text]).")
         parts = [tokens_of(text, self.encode) for text in texts]
         return Scorer(self.engine, parts, stride=stride, top=top, adapter=adapter)
+
+    def embed(self, texts: Sequence[Prompt], *, pooling: Pooling = "mean", adapter: str | None = None) -> F32:
+        """Texts, or their token ids, as vectors of length 1, float32 [n, hidden_size]: of the hidden rows behind the
+        last layer and its norm the mean of all, or the `last` one. Raises UsageError, ContextError, ReadError."""
+        check_adapter(adapter, [*self.adapters])
+        if isinstance(texts, str):
+            raise UsageError("embed() takes a list of texts.", "For one text: embed([text]).")
+        tokens = [self.check_embedded(text, pooling) for text in texts]
+        return embed(self.engine, self.model, tokens, pooling, adapter)
+
+    def check_embedded(self, text: Prompt, pooling: str) -> list[int]:
+        """The token ids of a text that `embed` would take; raises as it does."""
+        tokens = self.encode(text) if isinstance(text, str) else list(text)
+        check_embedded(tokens, pooling, self.config.vocab_size, self.context)
+        return tokens
 
     def _all_logits(self, cache: KvCache, tokens: list[int]) -> F32:
         slots = len(tokens)

@@ -219,20 +219,12 @@ class GenerationRequest(BaseModel):
 
     def check_model(self, *names: str) -> None:
         """Raise RequestError unless the request names one of these models, or none at all."""
-        if self.model is not None and self.model not in names:
-            raise RequestError(
-                f"The model {self.model[:200]!r} is not served here.",
-                f"Ask for {listed(names)}, or leave `model` out.",
-                status=404,
-                param="model",
-                code="model_not_found",
-            )
+        check_model(self.model, *names)
 
     def adapter(self, model: str, adapters: Collection[str]) -> str | None:
         """The adapter that the request names; None where it names the model itself, or nothing. Raises RequestError
         for any other name."""
-        self.check_model(model, *adapters)
-        return self.model if self.model in adapters else None
+        return adapter_named(self.model, model, adapters)
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -318,6 +310,25 @@ URLS: Mapping[str, type[ChatCompletionRequest] | type[CompletionRequest]] = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/completions": CompletionRequest,
 }
+
+
+def check_model(wanted: str | None, *names: str) -> None:
+    """Raise RequestError unless the model that a request names is one of these; None names none."""
+    if wanted is not None and wanted not in names:
+        raise RequestError(
+            f"The model {wanted[:200]!r} is not served here.",
+            f"Ask for {listed(names)}, or leave `model` out.",
+            status=404,
+            param="model",
+            code="model_not_found",
+        )
+
+
+def adapter_named(wanted: str | None, model: str, adapters: Collection[str]) -> str | None:
+    """The adapter that a request names; None where it names the model itself, or nothing. Raises RequestError for any
+    other name."""
+    check_model(wanted, model, *adapters)
+    return wanted if wanted in adapters else None
 
 
 def parse(url: str, body: Any) -> ChatCompletionRequest | CompletionRequest:

@@ -131,6 +131,30 @@ class TextCompletion(Completion):
     choices: list[TextChoice]
 
 
+class Embedding(Body):
+    """A text as a vector: numbers, or the base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Body):
+    """Tokens of all texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Body):
+    """The answer to POST /v1/embeddings, in the order of its texts."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
 class Model(Body):
     """A model that is served."""
 

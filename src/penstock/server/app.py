@@ -7,7 +7,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
@@ -18,9 +18,11 @@ from starlette.responses import Response
 
 from penstock.memory.text_room import LONG_TEXT
 from penstock.openai_api.answers import prepare
+from penstock.openai_api.embeddings import parse_embeddings, prepare_embeddings
 from penstock.openai_api.errors import RequestError
-from penstock.openai_api.requests import parse
-from penstock.openai_api.responses import ChatCompletion, Health, Model, ModelList, TextCompletion
+from penstock.openai_api.requests import adapter_named, parse
+from penstock.openai_api.responses import ChatCompletion, EmbeddingList, Health, Model, ModelList, TextCompletion
+from penstock.openai_api.tokens import Text, Tokens, detokenize, tokenize
 from penstock.server.bodies import Bodies
 from penstock.server.chats.routes import add_chats
 from penstock.server.chats.service import Chats
@@ -34,9 +36,12 @@ from penstock.server.replies import StreamReply, WholeReply
 from penstock.system import machine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from penstock.llm import LLM
     from penstock.openai_api.answers import Prepared
+    from penstock.openai_api.embeddings import PreparedEmbeddings
     from penstock.openai_api.requests import StreamOptions
     from penstock.openai_api.responses import Completion
     from penstock.server.metrics import Metrics
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
     from penstock.server.worker import Worker
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+Made = TypeVar("Made")
 
 
 class Gateway:
@@ -85,6 +91,25 @@ class Gateway:
         if stream:
             return StreamReply(job, self.worker, self.settings, self.metrics, identity, options)
         return WholeReply(job, self.worker, self.settings, self.metrics, identity, self._executor)
+
+    async def embed(self, request: Request) -> Response:
+        """The reply to a request for vectors."""
+        self.worker.check_room()
+        value = await self.read_json(request)
+        prepared = await asyncio.get_running_loop().run_in_executor(self._executor, self._prepare_embeddings, value)
+        job = Job(prepared)
+        self.worker.offer(job)
+        identity = {"id": "", "created": 0, "model": prepared.adapter or self.settings.model}
+        return WholeReply(job, self.worker, self.settings, self.metrics, identity, self._executor)
+
+    def _prepare_embeddings(self, body: Any) -> PreparedEmbeddings:
+        request, llm = parse_embeddings(body), self.worker.llm
+        return prepare_embeddings(llm, request, adapter_named(request.model, self.settings.model, llm.adapters))
+
+    async def of_tokens(self, request: Request, make: Callable[[LLM, Any], Made]) -> Made:
+        """What `make` makes of the model and a body."""
+        value = await self.read_json(request)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, make, self.worker.llm, value)
 
     async def prepare(self, body: bytes) -> Prepared:
         """A request for a chat completion, ready for a job. Raises RequestError."""
@@ -175,6 +200,7 @@ def create_app(worker: Worker, settings: Settings, metrics: Metrics, chats: Path
     app.state.chats = Chats(ChatStore(chats), app.state.gateway)
     _add_completions(app)
     add_chats(app)
+    _add_texts(app)
     _add_models(app)
     _add_state(app)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
@@ -201,6 +227,25 @@ def _add_completions(app: FastAPI) -> None:
     async def completions(request: Request) -> Response:
         """Go on with one text or several."""
         return await _gateway(request).complete(request, TEXT)
+
+
+def _add_texts(app: FastAPI) -> None:
+    problems = errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
+
+    @app.post("/v1/embeddings", response_model=None, responses={200: {"model": EmbeddingList}, **problems})
+    async def embeddings(request: Request) -> Response:
+        """Texts as vectors: pooled hidden rows of the model."""
+        return await _gateway(request).embed(request)
+
+    @app.post("/tokenize", responses=problems)
+    async def tokens(request: Request) -> Tokens:
+        """The token ids of a text or a conversation."""
+        return await _gateway(request).of_tokens(request, tokenize)
+
+    @app.post("/detokenize", responses=problems)
+    async def text(request: Request) -> Text:
+        """The text of token ids."""
+        return await _gateway(request).of_tokens(request, detokenize)
 
 
 def _add_models(app: FastAPI) -> None:

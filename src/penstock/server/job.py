@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from penstock.completion import Piece
     from penstock.openai_api.answers import Answers, Prepared
+    from penstock.openai_api.embeddings import Embedded, PreparedEmbeddings
     from penstock.openai_api.errors import RequestError
 
 
@@ -30,19 +31,26 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """What was asked for that no completion makes."""
+
+    answers: Embedded
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """There will be no answer."""
 
     error: RequestError
 
 
-Event = Pieces | Ended | Failed
+Event = Pieces | Ended | Made | Failed
 
 
 class Job:
     """A request that was accepted. To be made in the loop that takes its events."""
 
-    def __init__(self, request: Prepared, drawn: Sequence[int] = ()) -> None:
+    def __init__(self, request: Prepared | PreparedEmbeddings, drawn: Sequence[int] = ()) -> None:
         """`drawn`: tokens of its only answer that an earlier run drew."""
         self.request = request
         self.drawn = drawn

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
+from penstock.openai_api.embeddings import PreparedEmbeddings
 from penstock.openai_api.streaming import Chunks
 from penstock.server.errors import error_response
-from penstock.server.job import Ended, Failed, Pieces
+from penstock.server.job import Ended, Failed, Made, Pieces
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -85,6 +86,8 @@ class StreamReply(Reply):
     def __init__(self, job: Job, worker: Worker, settings: Settings, metrics: Metrics, identity: dict[str, Any],
                  options: StreamOptions | None) -> None:  # fmt: skip
         super().__init__(job, worker, settings, metrics, identity)
+        if isinstance(job.request, PreparedEmbeddings):
+            raise TypeError("vectors are not streamed")
         self._chunks = Chunks(job.request, worker.llm.tokenizer, options, **identity)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,7 +131,7 @@ class WholeReply(Reply):
         begun = False
         while not self._job.cancelled:
             event = await self._job.next(self._settings.keep_alive_seconds)
-            if isinstance(event, Ended):
+            if isinstance(event, (Ended, Made)):
                 await self._finish(event, begun, send)
                 return
             if isinstance(event, Failed):
@@ -144,7 +147,7 @@ class WholeReply(Reply):
                 await self._send(send, b" ")
                 sign_due = clock() + self._settings.keep_alive_seconds
 
-    async def _finish(self, event: Ended, begun: bool, send: Send) -> None:
+    async def _finish(self, event: Ended | Made, begun: bool, send: Send) -> None:
         loop, parts = asyncio.get_running_loop(), event.answers.response_parts(**self._identity)
         while (part := await loop.run_in_executor(self._executor, next, parts, None)) is not None:
             if not begun:

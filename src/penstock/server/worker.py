@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from penstock.errors import InternalError, MemoryCeilingError, PenstockError
 from penstock.openai_api.answers import submit
+from penstock.openai_api.embeddings import Embedded, PreparedEmbeddings
 from penstock.openai_api.errors import RequestError
-from penstock.server.job import Ended, Failed, Job, Pieces
+from penstock.server.job import Ended, Failed, Job, Made, Pieces
 from penstock.server.settings import MOST_SEQUENCES
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ class Worker:
     def _round(self) -> None:
         self._drop_cancelled()
         self._admit()
+        self._embed()
         self._pass()
         self._deliver()
 
@@ -197,13 +199,35 @@ class Worker:
                 job = self._queue.popleft()
                 # Within the lock, since it is neither in the queue nor running in between.
                 try:
-                    job.answers = submit(self.llm, job.request, drawn=(job.drawn,))
+                    if not isinstance(job.request, PreparedEmbeddings):
+                        job.answers = submit(self.llm, job.request, drawn=(job.drawn,))
                     self._running.append(job)
                 except RequestError as error:
                     job.tell(Failed(error))
                 except Exception:
                     log.exception("A request could not be begun.")
                     job.tell(Failed(failed()))
+
+    def _embed(self) -> None:
+        """Texts become vectors in passes of their own, between those of answers."""
+        for job in list(self._running):
+            request = job.request
+            if not isinstance(request, PreparedEmbeddings):
+                continue
+            self.progress.start()
+            try:
+                vectors = self.llm.embed(request.texts, pooling=request.pooling, adapter=request.adapter)
+                job.tell(Made(Embedded(request, vectors)))
+            except Abandoned:
+                pass
+            except PenstockError as error:
+                job.tell(Failed(RequestError.of(error)))
+            except Exception:
+                log.exception("Texts could not become vectors.")
+                job.tell(Failed(failed()))
+            finally:
+                self.progress.end(True)
+                self._end(job)
 
     def _pass(self) -> None:
         if not self.llm.busy:
