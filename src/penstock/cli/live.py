@@ -8,12 +8,13 @@ import time
 from typing import TYPE_CHECKING
 
 from penstock.cli.progress import Progress, fit
-from penstock.cli.status_line import StatusLine
 from penstock.engine.scheduler import MAX_ROWS
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from penstock.cli.formatted_text import FormattedText
+    from penstock.cli.status_line import StatusLine
     from penstock.completion import Piece
     from penstock.events import Event
     from penstock.llm import LLM
@@ -31,10 +32,10 @@ def is_terminal() -> bool:
 class Live:
     """One answer on a terminal: prints its pieces, listens to its passes. A context manager that leaves only text."""
 
-    def __init__(self, llm: LLM, prompt_tokens: int, line: StatusLine | None = None) -> None:
+    def __init__(self, llm: LLM, prompt_tokens: int, line: StatusLine | FormattedText) -> None:
         passes = -(-prompt_tokens // MAX_ROWS)
         self._llm = llm
-        self._line = line or StatusLine(sys.stdout)
+        self._line = line
         self._progress = Progress(llm.config.num_hidden_layers, passes * llm.weights.pass_bytes)
         self._prompt_tokens = prompt_tokens
         self._due = 0.0
@@ -47,8 +48,7 @@ class Live:
     ) -> None:
         if self._listen in self._llm.events.listeners:
             self._llm.events.listeners.remove(self._listen)
-        self._line.show("")
-        self._line.write("\n")
+        self._line.end()
 
     def begin(self) -> None:
         """Show the first reads, which tell how long the first token will take, and from then on every pass."""
