@@ -41,7 +41,7 @@ def rows_of(text: str, columns: int) -> list[str]:
 
 @pytest.mark.parametrize("columns", quick([30], [20, 30, 80, 200]))
 def test_the_text_is_left_alone(columns: int) -> None:
-    with OnTerminal(*RUN, columns=columns) as terminal:
+    with OnTerminal(*RUN, "--plain", columns=columns) as terminal:
         assert terminal.end() == 0
     assert STATUS.search(terminal.raw)
     assert terminal.rows == rows_of(text(), columns)

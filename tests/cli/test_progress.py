@@ -34,7 +34,7 @@ def test_before_the_first_token() -> None:
     assert words(progress, 105.0) == "first token in about 15 s, layer 2/4, 1.00 GB/s"
 
 
-@pytest.mark.parametrize(("forecast", "elapsed", "left"), [(20.0, 10.0, 10.0), (20.0, 30.0, 20.0), (None, 30.0, 30.0)])
+@pytest.mark.parametrize(("forecast", "elapsed", "left"), [(20.0, 10.0, 10.0), (20.0, 30.0, 30.0), (None, 30.0, 30.0)])
 def test_what_has_been_seen_corrects_the_forecast(forecast: float | None, elapsed: float, left: float) -> None:
     progress = begun(forecast)
     progress.take(event("compute", 500))
@@ -50,6 +50,25 @@ def test_a_pass_that_read_more_than_expected_promises_no_less_than_now() -> None
     progress.take(event("compute", 5000))
     assert progress.seconds_left(130.0) == 0.0
     assert words(progress, 130.0).startswith("first token in about 1 s")
+
+
+def test_before_anything_has_been_seen_the_forecast_runs_down() -> None:
+    assert [begun().seconds_left(now) for now in (105.0, 120.0, 130.0)] == [15.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("applied", "left"), [(125, 0.875 * 50), (250, 0.75 * 80), (500, 0.5 * 80)])
+def test_from_a_quarter_of_the_way_on_only_what_was_seen_counts(applied: int, left: float) -> None:
+    """The forecast is 20 s, and it takes 80."""
+    progress = begun(20.0)
+    progress.take(event("compute", applied))
+    assert progress.seconds_left(100.0 + 80 * applied / 1000) == pytest.approx(left)
+
+
+@pytest.mark.parametrize(
+    ("room", "told"), [(26, "first token in about 20 s"), (21, "first token in 20 s"), (9, "20 s left")]
+)
+def test_what_is_told_is_what_is_left(room: int, told: str) -> None:
+    assert words(begun(), 100.0, room) == told
 
 
 def test_after_the_first_token() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from penstock.cli.progress import Progress, fit
 from penstock.engine.scheduler import MAX_ROWS
+from penstock.memory.budget import LEAST_CHUNK_ROWS
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,10 +34,10 @@ class Live:
     """One answer on a terminal: prints its pieces, listens to its passes. A context manager that leaves only text."""
 
     def __init__(self, llm: LLM, prompt_tokens: int, line: StatusLine | FormattedText) -> None:
-        passes = -(-prompt_tokens // MAX_ROWS)
         self._llm = llm
+        self._passes = -(-prompt_tokens // _chunk_rows(llm, prompt_tokens))
         self._line = line
-        self._progress = Progress(llm.config.num_hidden_layers, passes * llm.weights.pass_bytes)
+        self._progress = Progress(llm.config.num_hidden_layers, self._passes * llm.weights.pass_bytes)
         self._prompt_tokens = prompt_tokens
         self._due = 0.0
 
@@ -88,4 +89,10 @@ class Live:
             return None
         operations = 2 * self._prompt_tokens * self._llm.architecture.pass_weights
         arithmetic = operations / (ROUGH_FLOPS * self._llm.kernels.threads)
-        return max(streamed / rate if streamed else 0.0, arithmetic)
+        return max(self._passes * streamed / rate if streamed else 0.0, arithmetic)
+
+
+def _chunk_rows(llm: LLM, prompt_tokens: int) -> int:
+    """Tokens of the prompt that a pass has room for."""
+    kv = llm.memory.rooms[0].share.kv.bytes_for(prompt_tokens)
+    return max(1, min(prompt_tokens, MAX_ROWS, max(LEAST_CHUNK_ROWS, llm.memory.budget.most_rows(kv, 1))))

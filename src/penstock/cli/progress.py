@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 RATE_SECONDS = 2.0
 """How far back the shown bytes a second look."""
+SEEN_SHARE = 0.25
+"""Of what the first token takes: how long it took tells the rest."""
 TOLD_SECONDS = 0.05
 """Guessing that takes less is not told."""
 
@@ -80,18 +82,20 @@ class Progress:
         return [item for item in said if item]
 
     def seconds_left(self, now: float) -> float | None:
-        """Until the first token: by the forecast at first, more and more by what has been seen."""
+        """Until the first token: by the forecast at first, from `SEEN_SHARE` on by what has been seen alone."""
         done, elapsed = min(1.0, self._applied / self._first_bytes), now - self._begin
-        if self._forecast is None:
-            return elapsed / done * (1 - done) if done else None
-        return (self._forecast * (1 - done) + elapsed) * (1 - done)
+        if not done:
+            return None if self._forecast is None else max(0.0, self._forecast - elapsed)
+        seen = elapsed / done
+        weight = 1.0 if self._forecast is None else min(1.0, done / SEEN_SHARE)
+        return (weight * seen + (1 - weight) * (self._forecast or 0.0)) * (1 - done)
 
     def _waiting(self, now: float) -> tuple[str, ...]:
         left = None if self.tokens else self.seconds_left(now)
         if left is None:
             return ()
         said = seconds_in_words(left)
-        return (f"first token in about {said}", f"first token: {said}", said)
+        return (f"first token in about {said}", f"first token in {said}", f"{said} left")
 
     def _layer(self) -> tuple[str, ...]:
         if self.guessing:
