@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from penstock.cli.attached import with_files
 from penstock.cli.chat_commands import run_command
-from penstock.cli.show import show, tell
+from penstock.cli.show import say, show, tell
 from penstock.cli.status_line import visible
 from penstock.errors import ChatTemplateError, PenstockError, UsageError
 
@@ -85,12 +85,12 @@ class Chat:
             self.files.clear()
 
     def _greet(self) -> None:
-        print(f"{self.llm.path.name}: /help lists the commands, Ctrl-D leaves.")
+        say(f"{self.llm.path.name}: /help lists the commands, Ctrl-D leaves.")
         turn = self.session.turn
         if turn is None or not turn.messages:
             return
         messages = turn.messages if turn.end is None else self.session.messages
-        print(f"The conversation goes on, at {len(self.session.tokens)} tokens and {len(messages)} messages:")
+        say(f"The conversation goes on, at {len(self.session.tokens)} tokens and {len(messages)} messages:")
         for message in messages[-2:] if turn.end is not None else messages[-1:]:
             if message["role"] == "user":
                 print(visible(f"> {_shortened(message['content'])}"))
@@ -129,7 +129,7 @@ class Chat:
                 print("/continue goes on with the answer.", file=sys.stderr)
         if interrupted:
             begun = session.turn is not None and session.turn.drawn
-            print(STOPPED if begun else STOPPED_BEFORE)
+            say(STOPPED if begun else STOPPED_BEFORE)
         if pieces:
             self.stats = pieces[-1].stats
             self._report(pieces)

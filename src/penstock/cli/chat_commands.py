@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from penstock.cli.attached import attach
+from penstock.cli.show import say
 from penstock.cli.stats import console, print_stats
 from penstock.cli.status_line import visible
 from penstock.errors import PenstockError
@@ -44,13 +45,13 @@ def run_command(chat: Chat, text: str) -> bool:
     name, _, argument = text.strip().partition(" ")
     argument = argument.strip()
     if name not in COMMANDS:
-        print(f"There is no command {visible(name)}; /help lists them.")
+        say(f"There is no command {visible(name)}; /help lists them.")
         return True
     command = COMMANDS[name]
     if argument and not command.argument:
-        print(f"{name} takes nothing behind it.")
+        say(f"{name} takes nothing behind it.")
     elif not argument and command.argument and not command.argument.startswith("["):
-        print(f"{name} takes {command.argument} behind it.")
+        say(f"{name} takes {command.argument} behind it.")
     elif name == "/exit":
         return False
     else:
@@ -72,10 +73,10 @@ def _help(chat: Chat, argument: str) -> None:
 
 def _system(chat: Chat, argument: str) -> None:
     if not argument:
-        print(visible(chat.session.system or "The model is told nothing before the conversation."))
+        say(visible(chat.session.system or "The model is told nothing before the conversation."))
         return
     chat.session.system = None if argument == "-" else argument
-    print("From the next message on; all that was said is then computed again.")
+    say("From the next message on; all that was said is then computed again.")
 
 
 def _set(chat: Chat, argument: str) -> None:
@@ -84,16 +85,16 @@ def _set(chat: Chat, argument: str) -> None:
     if not argument:
         _show_params(chat)
     elif name not in SETTABLE:
-        print(f"There is no {visible(name)} to set; there are {', '.join(SETTABLE)}.")
+        say(f"There is no {visible(name)} to set; there are {', '.join(SETTABLE)}.")
     elif not value.strip():
-        print(f"{name} is {_param_in_words(chat, name)}; /set {name} VALUE changes it.")
+        say(f"{name} is {_param_in_words(chat, name)}; /set {name} VALUE changes it.")
     else:
         try:
             chat.params = replace(chat.params, **{name: _value(name, value.strip())})
         except ValueError:
-            print(f"{visible(value.strip())} is no {'whole ' * (name in WHOLE)}number.")
+            say(f"{visible(value.strip())} is no {'whole ' * (name in WHOLE)}number.")
         else:
-            print(f"{name} is {_param_in_words(chat, name)}, from the next answer on.")
+            say(f"{name} is {_param_in_words(chat, name)}, from the next answer on.")
 
 
 def _value(name: str, text: str) -> Any:
@@ -108,7 +109,7 @@ def _value(name: str, text: str) -> Any:
 def _show_params(chat: Chat) -> None:
     for name in SETTABLE:
         print(f"{name:20}{_param_in_words(chat, name)}")
-    print("/set NAME VALUE changes one; the VALUE default takes it back.")
+    say("/set NAME VALUE changes one; the VALUE default takes it back.")
 
 
 def _param_in_words(chat: Chat, name: str) -> str:
@@ -122,27 +123,27 @@ def _file(chat: Chat, argument: str) -> None:
     attached = attach(Path(argument), chat.llm.check_length)
     chat.files.append(attached)
     tokens = len(chat.llm.text_prompt(str(attached)))
-    print(f"{attached.name} goes with the next message: {len(attached.text):,} characters, about {tokens:,} tokens.")
+    say(f"{attached.name} goes with the next message: {len(attached.text):,} characters, about {tokens:,} tokens.")
 
 
 def _retry(chat: Chat, argument: str) -> None:
     params = replace(chat.params, seed=None)  # the same one would draw the same answer
     if params.rule(chat.llm.defaults).temperature == 0:
-        print("The temperature is 0, so the same answer comes again; /set temperature 0.7, say, varies it.")
+        say("The temperature is 0, so the same answer comes again; /set temperature 0.7, say, varies it.")
     chat.answer(lambda: chat.session.retry(params))
 
 
 def _undo(chat: Chat, argument: str) -> None:
     with chat.uninterrupted():
         question = chat.session.undo()
-    print(f"Taken back: {visible(textwrap.shorten(question, 60, placeholder=' ...'))}")
+    say(f"Taken back: {visible(textwrap.shorten(question, 60, placeholder=' ...'))}")
 
 
 def _continue(chat: Chat, argument: str) -> None:
     if chat.session.unfinished:
         chat.answer(chat.session.go_on)
     else:
-        print("There is no unfinished answer.")
+        say("There is no unfinished answer.")
 
 
 def _stats(chat: Chat, argument: str) -> None:
@@ -161,18 +162,18 @@ def _save(chat: Chat, argument: str) -> None:
             else:
                 file.write("".join(f"## {m['role']}\n\n{m['content'].strip()}\n\n" for m in messages))
     except FileExistsError:
-        print(f"{visible(argument)} is there already; give another name.")
+        say(f"{visible(argument)} is there already; give another name.")
     except OSError as error:
-        print(f"{visible(argument)} cannot be written: {error.strerror}.")
+        say(f"{visible(argument)} cannot be written: {error.strerror}.")
     else:
-        print(f"{len(messages)} messages are in {visible(argument)}.")
+        say(f"{len(messages)} messages are in {visible(argument)}.")
 
 
 def _reset(chat: Chat, argument: str) -> None:
     chat.session.reset()
     chat.stats = None
     chat.files.clear()
-    print("The conversation is forgotten.")
+    say("The conversation is forgotten.")
 
 
 COMMANDS = {

@@ -29,6 +29,8 @@ _WIPE_ROW, _WIPE_BELOW = "\x1b[K", "\x1b[J"
 _LEAST_ROWS = 3
 DRAW_SECONDS = 0.05
 """Text that comes faster is drawn together."""
+DRAW_SHARE = 0.1
+"""Of the time, at most, that drawing takes: a long block takes longer to lay out."""
 
 
 class FormattedText:
@@ -59,8 +61,7 @@ class FormattedText:
         """More text, behind what is there."""
         self._layout.add(visible(text))
         self._waits = True
-        if time.perf_counter() >= self._due:
-            self._draw()
+        self._draw()
 
     def show(self, status: str) -> None:
         """Draw `status` in place of what is there."""
@@ -74,8 +75,8 @@ class FormattedText:
         self._put("\n")
 
     def _draw(self, ended: bool = False) -> None:
-        size = self._size()
-        if not (self._waits or ended or size.columns != self._columns):
+        size, begin = self._size(), time.perf_counter()
+        if not (ended or size.columns != self._columns or (self._waits and begin >= self._due)):
             self._put(self._status_below(self._drawn, size))
             return
         self._waits = False
@@ -99,7 +100,8 @@ class FormattedText:
         up = f"\x1b[{height - 1}A" if height > 1 else ""
         text = "\n".join(f"{row.text}{_WIPE_ROW}" for row in rows[same:] or [Row("", 0)])
         self._put(f"{up}\r{text}{self._status_below(rows, size)}")
-        self._due = time.perf_counter() + DRAW_SECONDS
+        end = time.perf_counter()
+        self._due = end + max(DRAW_SECONDS, (end - begin) / DRAW_SHARE)
 
     def _status_below(self, rows: Sequence[Row], size: os.terminal_size) -> str:
         """What draws the line below the last of these rows, and brings the cursor back to its end."""

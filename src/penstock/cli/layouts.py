@@ -80,10 +80,11 @@ def rows_of(console: Console, what: RenderableType, columns: int) -> list[Row]:
 
     The last column stays free, and as many more as terminals may differ by on the characters of a row: none may wrap.
     """
-    rows = _rendered(console, what, columns - 1)
-    excess = max((width + doubt - columns for width, doubt in map(_width, rows)), default=0)
-    if excess > 0:
-        rows = _rendered(console, what, max(2, columns - 1 - excess))
+    width = columns - 1
+    rows = _rendered(console, what, width)
+    while width > 2 and any(sum(_width(row)) > columns for row in rows):
+        width -= 1
+        rows = _rendered(console, what, width)
     return [Row(_written(console, row), _width(row)[0]) for row in rows]
 
 

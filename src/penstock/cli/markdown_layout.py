@@ -7,6 +7,7 @@ by rich, with nothing lost: HTML and backslashes are text, and a line break is o
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from markdown_it import MarkdownIt
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable("escape")
+_STRONG = re.compile(r"(?<!\s)\*\*|\*\*(?!\s)")
+"""What may begin or end strong text: not between blanks."""
 
 
 class MarkdownLayout:
@@ -93,13 +96,15 @@ def _closed(source: str) -> str:
     """The text with what its last line opens closed, and without marks at its end, of which nobody knows yet what they
     are: so none are shown that go away again."""
     before, newline, last = source.rpartition("\n")
+    if not last.strip("*`"):
+        return before + newline
     tokens = _PARSER.parse(source)
     if tokens and tokens[-1].type in ("fence", "code_block"):
         return source
     last = last.rstrip("*`")
     if last.count("`") % 2:
         last += "`"
-    elif last.count("**") % 2:
+    elif len(_STRONG.findall(last)) % 2:
         last = f"{last.rstrip()}**"
     return before + newline + last
 

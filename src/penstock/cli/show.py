@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
@@ -43,6 +45,14 @@ def tell(text: str, display: Display) -> None:
         below.end()
     else:
         print(visible(text))
+
+
+def say(text: str) -> None:
+    """Print a sentence or two of the program's own; on a terminal lines break between words."""
+    if sys.stdout.isatty():
+        width = max(20, shutil.get_terminal_size().columns - 1)
+        text = textwrap.fill(visible(text), width, break_long_words=False, break_on_hyphens=False)
+    print(text)
 
 
 def _below(display: Display) -> StatusLine | FormattedText:
