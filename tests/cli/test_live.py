@@ -199,6 +199,6 @@ def test_arithmetic_is_that_of_the_weights_however_they_are_stored(tmp_path: Pat
     for model in ("demo", tmp_path / "packed"):
         with LLM.open(model, threads=1) as llm:
             live = Live(llm, 4000, StatusLine(Terminal(80)))
-            promised.append(live._first_token_seconds(rate=1e30))
-            operations = 2 * 4000 * Architecture(llm.config).pass_weights
+            promised.append(live._begun(0.0, rate=1e30).seconds_left(0.0))
+            operations = Architecture(llm.config).flops(4000, 4000)
     assert promised == [operations / ROUGH_FLOPS] * 2
