@@ -16,6 +16,7 @@ from penstock import LLM, SamplingParams, Session
 from penstock.cli.chat import Chat
 from penstock.cli.chat_commands import COMMANDS
 from penstock.cli.chat_input import prompt_session
+from penstock.cli.chat_loop import run_chat
 from penstock.errors import ChatTemplateError, ReadError, SessionError, UsageError
 
 PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
@@ -43,7 +44,7 @@ def talk(session: Session, *typed: str | type[BaseException], params: SamplingPa
             return line
         raise line
 
-    Chat(session._llm, session, params, "text").run(read)
+    run_chat(Chat(session._llm, session, params, "text"), read)
 
 
 def answer_of(llm: LLM, *questions: str) -> list[str]:

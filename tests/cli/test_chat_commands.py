@@ -9,6 +9,7 @@ import pytest
 
 from penstock import LLM, SamplingParams, Session
 from penstock.cli.chat import Chat
+from penstock.cli.chat_loop import run_chat
 
 PARAMS = SamplingParams(temperature=0.9, seed=3, max_tokens=6, ignore_eos=True)
 
@@ -36,7 +37,7 @@ def talk(session: Session, *typed: str, params: SamplingParams = PARAMS) -> Chat
         return line
 
     chat = Chat(session._llm, session, params, "text")
-    chat.run(read)
+    run_chat(chat, read)
     return chat
 
 

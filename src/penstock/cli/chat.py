@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from penstock.cli.attached import with_files
-from penstock.cli.chat_commands import run_command
 from penstock.cli.show import say, show, tell
 from penstock.cli.status_line import visible
 from penstock.errors import ChatTemplateError, PenstockError, UsageError
@@ -60,31 +59,15 @@ class Chat:
         self.stats: Stats | None = None
         """Of the last answer."""
 
-    def run(self, read: Callable[[], str]) -> None:
-        """Answer what `read` gives until it raises EOFError, or until /exit. Ctrl-C ends an answer, not the chat."""
-        self._greet()
-        if self.session.turn is not None and self.session.turn.end is None:
-            self.answer(self.session.go_on)
-        while True:
-            try:
-                text = read()
-            except KeyboardInterrupt:
-                continue
-            except EOFError:
-                return
-            if text.startswith("/"):
-                if not run_command(self, text):
-                    return
-            elif text.strip():
-                self._ask(with_files(text.strip(), self.files))
-
-    def _ask(self, question: str) -> None:
-        before = self.session.turn
+    def ask(self, question: str) -> None:
+        """Answer a message, with the files that go with it."""
+        question, before = with_files(question, self.files), self.session.turn
         self.answer(lambda: self.session.ask(question, self.params))
         if self.session.turn is not before:  # an error may have come first
             self.files.clear()
 
-    def _greet(self) -> None:
+    def greet(self) -> None:
+        """Say how to leave, and show the end of a conversation that goes on."""
         say(f"{self.llm.path.name}: /help lists the commands, Ctrl-D leaves.")
         turn = self.session.turn
         if turn is None or not turn.messages:

@@ -14,6 +14,7 @@ from penstock.cli.asked import asked_text, stdin_is_terminal
 from penstock.cli.attached import attach, with_files
 from penstock.cli.chat import Chat
 from penstock.cli.chat_commands import COMMANDS
+from penstock.cli.chat_loop import run_chat
 from penstock.cli.leaving import at_the_end
 from penstock.cli.offer_pull import offer_to_pull
 from penstock.cli.opening import opens_model
@@ -139,7 +140,7 @@ def run(
             kept.system = kept.system if system is None else system
             chat = Chat(llm, kept, params, display, report)
             chat.files += [attach(path, llm.check_length) for path in file or ()]
-            chat.run(typed.prompt)
+            run_chat(chat, typed.prompt)
             return
         if (system is not None or file) and not llm.has_chat_template:
             raise ChatTemplateError(
