@@ -163,3 +163,30 @@ class TestUndo:
             ask(session, "more")
             with reopened(llm, tmp_path / "talk") as again:
                 assert again.messages == session.messages
+
+
+def test_a_long_question_that_was_stopped_keeps_what_whole_passes_computed(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm.engine.scheduler, "max_rows", 32)
+    question, passes, step = "write a class " * 30, 0, llm.step
+
+    def stepping() -> object:
+        nonlocal passes
+        if passes == 2:
+            raise KeyboardInterrupt
+        passes += 1
+        return step()
+
+    with Session(llm, tmp_path / "talk") as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(llm, "step", stepping)
+            with pytest.raises(KeyboardInterrupt):
+                list(session.ask(question, PARAMS))
+        session.stop()
+        rows = len(session.tokens)
+        assert session.rows_to_come == rows - 64
+        with reopened(llm, tmp_path / "talk") as again:
+            assert again.rows_to_come == rows - 63  # and the position that is a test
+            said = "".join(piece.text for piece in again.go_on())
+        assert said == llm.chat([{"role": "user", "content": question}], PARAMS).text
