@@ -93,6 +93,15 @@ class TestOfferingToPull:
             offer_pull.offer_to_pull(name)
         assert hub == []
 
+    def test_a_hub_that_has_none(self, hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        def unknown(name: str) -> Repository:
+            raise CheckpointError("The Hub has no such model.", "Check the name.")
+
+        monkeypatch.setattr(offer_pull, "find_repository", unknown)
+        with pytest.raises(CheckpointError, match=r"no such directory.* The Hub has no such model\.\nIf it is on"):
+            offer_pull.offer_to_pull("nobody/nothing")
+        assert hub == []
+
     def test_a_model_that_is_here(self, hub: list[str]) -> None:
         offer_pull.offer_to_pull("demo")
         assert hub == []

@@ -15,6 +15,7 @@ from rich.markdown import CodeBlock, Heading, ListItem, Markdown
 from rich.segment import Segment
 from rich.syntax import Syntax
 from rich.text import Text
+from rich.theme import Theme
 
 from penstock.cli.layouts import Row, Rows, rows_of
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"]).disable("escape")
+THEME = Theme({"markdown.code": "bold cyan"})
+"""Nothing with a background, which suits dark or light screens alone."""
 _STRONG = re.compile(r"(?<!\s)\*\*|\*\*(?!\s)")
 """What may begin or end strong text: not between blanks."""
 

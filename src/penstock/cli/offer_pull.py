@@ -24,7 +24,10 @@ def offer_to_pull(model: str) -> None:
     except CheckpointError as missing:
         if not (is_repo_id(model) and stdin_is_terminal() and is_terminal()):
             raise
-        files = find_repository(model).files.values()
+        try:
+            files = find_repository(model).files.values()
+        except CheckpointError as error:
+            raise CheckpointError(f"{missing.problem} {error.problem}", missing.remedy) from None
         size = sum(file.size for file in files if file.name.endswith(".safetensors"))
         print(
             f"{model} is not on this machine. On the Hub its weights take {format_size(size)}; here, packed, they "

@@ -63,9 +63,9 @@ def _below(display: Display) -> StatusLine | FormattedText:
 
     from penstock.cli.formatted_text import FormattedText
     from penstock.cli.layouts import WordLayout
-    from penstock.cli.markdown_layout import MarkdownLayout
+    from penstock.cli.markdown_layout import THEME, MarkdownLayout
 
-    console = Console(file=sys.stdout, force_terminal=True)
+    console = Console(file=sys.stdout, force_terminal=True, theme=THEME)
     return FormattedText(sys.stdout, MarkdownLayout(console) if display == "markdown" else WordLayout(console))
 
 
