@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import textwrap
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +26,18 @@ HINTS = (
     "Enter sends a message. Alt-Enter, or a backslash at the end of a line, begins another line; what is pasted may "
     "have several. Ctrl-C stops an answer. A message that begins with / goes with a space before it."
 )
-SETTABLE = [field.name for field in fields(SamplingParams) if field.name not in ("ignore_eos", "logprobs")]
+SETTABLE = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "seed",
+    "max_tokens",
+    "stop",
+)
 WHOLE = ("top_k", "seed", "max_tokens")
 WHERE_OPEN = {"seed": "another one for every answer", "max_tokens": "to the end of the context", "stop": "none"}
 """What is so where nothing is set, and the model has no say."""
@@ -100,7 +111,7 @@ def _set(chat: Chat, argument: str) -> None:
 def _value(name: str, text: str) -> Any:
     """Raises ValueError where it is no number and has to be one."""
     if text == "default":
-        return () if name == "stop" else None
+        return getattr(SamplingParams(), name)
     if name == "stop":
         return text.replace("\\n", "\n")
     return int(text) if name in WHOLE else float(text)
