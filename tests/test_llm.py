@@ -62,6 +62,16 @@ class TestRefusals:
             demo.generate("one prompt")
         assert caught.value.problem == "generate() takes a list of prompts."
 
+    def test_messages_where_text_goes_on(self, demo: LLM) -> None:
+        messages = [{"role": "user", "content": "Why?"}]
+        for call in (
+            lambda: next(demo.stream(messages)),  # type: ignore[arg-type]
+            lambda: demo.generate(messages),  # type: ignore[arg-type]
+            lambda: demo.generate([messages]),  # type: ignore[list-item]
+        ):
+            with pytest.raises(UsageError, match=r"These are messages.*\nGive them to chat_stream\(messages\)"):
+                call()
+
     def test_text_without_a_tokenizer(self, llm: LLM) -> None:
         for call in (lambda: llm.generate(["text"]), lambda: llm.encode("x"), lambda: llm.chat([])):
             with pytest.raises(TokenizerError, match="no tokenizer, so it cannot take or give text"):

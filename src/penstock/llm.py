@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from penstock.system import machine
 from penstock.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -47,6 +48,10 @@ if TYPE_CHECKING:
 
     Prompt = str | Sequence[int]
     Message = Mapping[str, Any]
+
+
+def _are_messages(prompt: object) -> bool:
+    return isinstance(prompt, Sequence) and any(isinstance(one, Mapping) for one in prompt)
 
 
 class LLM:
@@ -431,6 +436,11 @@ class LLM:
     ) -> list[Completion]:
         params = params or SamplingParams()
         check_adapter(adapter, [*self.adapters])
+        if any(isinstance(p, Mapping) or (not isinstance(p, str) and _are_messages(p)) for p in prompts):
+            raise UsageError(
+                "These are messages, and stream() and generate() go on with text as it stands.",
+                "Give them to chat_stream(messages) or chat(messages), which go through the model's template.",
+            )
         if any(isinstance(p, (int, np.integer)) for p in prompts):
             raise UsageError(
                 "A list of token ids is one prompt.", "For one prompt: generate([prompt]), or stream(prompt)."

@@ -13,8 +13,10 @@ import pytest
 
 from helpers.on_terminal import OnTerminal
 from penstock import LLM, SamplingParams, Session
-from penstock.cli.chat import COMMANDS, Chat
+from penstock.cli.chat import Chat
+from penstock.cli.chat_commands import COMMANDS
 from penstock.cli.chat_input import prompt_session
+from penstock.cli.chat_loop import run_chat
 from penstock.errors import ChatTemplateError, ReadError, SessionError, UsageError
 
 PARAMS = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
@@ -42,7 +44,7 @@ def talk(session: Session, *typed: str | type[BaseException], params: SamplingPa
             return line
         raise line
 
-    Chat(session._llm, session, params, "text").run(read)
+    run_chat(Chat(session._llm, session, params, "text"), read)
 
 
 def answer_of(llm: LLM, *questions: str) -> list[str]:
@@ -130,7 +132,7 @@ class TestStopping:
     ) -> None:
         talk(session, "write a class", "another")
         shown = capsys.readouterr().out
-        assert ("(stopped; /continue goes on)" if after else "(stopped; the question is dropped)") in shown
+        assert ("(stopped; /continue goes on" if after else "(stopped before the answer; /continue") in shown
         whole = answer_of(llm, "write a class")[0]
         if after:
             assert [m["role"] for m in session.messages] == ["user", "assistant"] * 2
@@ -184,7 +186,7 @@ class TestCommands:
         for words in (
             "2 messages are in",
             "is there already",
-            "takes the name of a file",
+            "/save takes FILE behind it",
             "cannot be written: No such",
         ):
             assert words in shown
@@ -282,7 +284,7 @@ def test_on_a_terminal(tmp_path: Path) -> None:
         assert terminal.end() == 0
     rows = "\n".join(terminal.rows)
     assert "> write\n  two\n  classes" in rows
-    assert "(stopped; /continue goes on)" in rows
+    assert "(stopped; /continue goes on" in rows
     assert "context: " in rows
     assert "Traceback" not in rows
     assert "write\n+two\n+classes" in (tmp_path / "penstock" / "history").read_text()

@@ -41,7 +41,7 @@ def rows_of(text: str, columns: int) -> list[str]:
 
 @pytest.mark.parametrize("columns", quick([30], [20, 30, 80, 200]))
 def test_the_text_is_left_alone(columns: int) -> None:
-    with OnTerminal(*RUN, columns=columns) as terminal:
+    with OnTerminal(*RUN, "--plain", columns=columns) as terminal:
         assert terminal.end() == 0
     assert STATUS.search(terminal.raw)
     assert terminal.rows == rows_of(text(), columns)
@@ -199,6 +199,6 @@ def test_arithmetic_is_that_of_the_weights_however_they_are_stored(tmp_path: Pat
     for model in ("demo", tmp_path / "packed"):
         with LLM.open(model, threads=1) as llm:
             live = Live(llm, 4000, StatusLine(Terminal(80)))
-            promised.append(live._first_token_seconds(rate=1e30))
-            operations = 2 * 4000 * Architecture(llm.config).pass_weights
+            promised.append(live._begun(0.0, rate=1e30).seconds_left(0.0))
+            operations = Architecture(llm.config).flops(4000, 4000)
     assert promised == [operations / ROUGH_FLOPS] * 2

@@ -91,3 +91,15 @@ def test_nothing_to_answer(session: Session, held: bool) -> None:
         session.told()
     with pytest.raises(UsageError, match=r"last answer is finished.\nGive a prompt" if held else "holds nothing yet"):
         answer(session, None)
+
+
+def test_a_system_message_is_told_from_now_on_and_an_answer_that_began_without_it_goes_on_without(
+    session: Session,
+) -> None:
+    pieces = session.ask("write a class", PARAMS)
+    next(pieces)
+    with pytest.raises(UsageError, match="began with --system None, not Be terse"):
+        session_answer(session, PATH, None, SamplingParams(), raw=False, system="Be terse.")
+    list(session_answer(session, PATH, None, SamplingParams(), raw=False, system=""))
+    list(session_answer(session, PATH, "another", PARAMS, raw=False, system="Be terse."))
+    assert session.messages[0] == {"role": "system", "content": "Be terse."}

@@ -13,20 +13,20 @@ from helpers.interrupts import CtrlC, ctrl_c, each_once
 from helpers.thorough import quick
 from penstock import LLM, SamplingParams, Session
 from penstock.sessions import log as session_log
-from penstock.sessions import session
+from penstock.sessions import session, session_model
 from penstock.sessions import state as session_state
 
 PARAMS = SamplingParams(temperature=0.9, seed=3, max_tokens=3, ignore_eos=True)
 QUESTIONS = [5, 6, 7, 8], [9, 10], [11]
-FILES = {module.__file__ for module in (session, session_log, session_state)}
+FILES = {module.__file__ for module in (session, session_log, session_model, session_state)}
 
 
 @pytest.fixture(autouse=True)
 def unplugged(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody pulls the plug here, and there is one model."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    identity = session.model_identity(llm.config, llm.tensors)
-    monkeypatch.setattr("penstock.sessions.session.model_identity", lambda config, tensors: identity)
+    identity = session_model.model_identity(llm.config, llm.tensors)
+    monkeypatch.setattr("penstock.sessions.session_model.model_identity", lambda config, tensors: identity)
 
 
 @pytest.fixture(scope="module")

@@ -32,16 +32,24 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     cached = _in_hub_cache(str(model))
     if cached is not None:
         return cached
+    on_hub = (
+        f"If it is on the Hugging Face Hub: penstock pull {model}. Otherwise give" if _is_repo(str(model)) else "Give"
+    )
     raise CheckpointError(
         f"{model}: no such directory, and no model of this name in {store_root()} or in the Hugging Face cache.",
-        "Give the directory that holds config.json, or `demo` for the model that ships with Penstock.",
+        f"{on_hub} the directory that holds config.json, or `demo` for the model that ships with Penstock.",
     )
+
+
+def _is_repo(name: str) -> bool:
+    """Whether it may be "owner/name" on the Hub."""
+    owner, slash, repo = name.partition("/")
+    return bool(owner and slash and repo) and "/" not in repo
 
 
 def _in_hub_cache(name: str) -> Path | None:
     """The snapshot of an "owner/name" repository that huggingface_hub has downloaded."""
-    owner, slash, repo = name.partition("/")
-    if not (owner and slash and repo) or "/" in repo:
+    if not _is_repo(name):
         return None
     from huggingface_hub import try_to_load_from_cache  # takes a while to import, and is seldom needed
     from huggingface_hub.errors import HFValidationError

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import Completer, Completion
+from prompt_toolkit.completion import Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.shortcuts import CompleteStyle
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from prompt_toolkit.completion import CompleteEvent
-    from prompt_toolkit.document import Document
     from prompt_toolkit.key_binding import KeyPressEvent
+
+TAKE_FILES = ("/file", "/save")
+"""Commands."""
 
 
 def history_path() -> Path:
@@ -35,7 +38,7 @@ def prompt_session(commands: Sequence[str], keep_history: bool) -> PromptSession
     What is pasted may have several lines, where the terminal tells what is pasted.
     """
     return PromptSession(
-        "> ",
+        [("bold", "> ")],
         multiline=True,
         prompt_continuation="  ",
         history=_history() if keep_history else InMemoryHistory(),
@@ -79,10 +82,11 @@ def _keys() -> KeyBindings:
 
 
 class _Commands(Completer):
-    """Completes the command that a message begins with."""
+    """Completes the command that a message begins with, and the name of a file behind it."""
 
     def __init__(self, commands: Sequence[str]) -> None:
         self._commands = commands
+        self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
         typed = document.text_before_cursor
@@ -90,3 +94,6 @@ class _Commands(Completer):
             for command in self._commands:
                 if command.startswith(typed):
                     yield Completion(command, -len(typed))
+            name, space, path = typed.partition(" ")
+            if space and name in TAKE_FILES:
+                yield from self._paths.get_completions(Document(path), complete_event)

@@ -8,12 +8,14 @@ import time
 from typing import TYPE_CHECKING
 
 from penstock.cli.progress import Progress, fit
-from penstock.cli.status_line import StatusLine
 from penstock.engine.scheduler import MAX_ROWS
+from penstock.memory.budget import LEAST_CHUNK_ROWS
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from penstock.cli.formatted_text import FormattedText
+    from penstock.cli.status_line import StatusLine
     from penstock.completion import Piece
     from penstock.events import Event
     from penstock.llm import LLM
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 REDRAW_SECONDS = 0.1
 ROUGH_FLOPS = 50e9
 """Operations a second of one thread, while nothing is known of this machine."""
+MANY_ROWS = 64
+"""From so many on, a layer's arithmetic takes much longer than that of the head, which has one row."""
 
 
 def is_terminal() -> bool:
@@ -31,11 +35,11 @@ def is_terminal() -> bool:
 class Live:
     """One answer on a terminal: prints its pieces, listens to its passes. A context manager that leaves only text."""
 
-    def __init__(self, llm: LLM, prompt_tokens: int, line: StatusLine | None = None) -> None:
-        passes = -(-prompt_tokens // MAX_ROWS)
+    def __init__(self, llm: LLM, prompt_tokens: int, line: StatusLine | FormattedText) -> None:
         self._llm = llm
-        self._line = line or StatusLine(sys.stdout)
-        self._progress = Progress(llm.config.num_hidden_layers, passes * llm.weights.pass_bytes)
+        self._passes = -(-prompt_tokens // _chunk_rows(llm, prompt_tokens))
+        self._line = line
+        self._progress = Progress(llm.config.num_hidden_layers)
         self._prompt_tokens = prompt_tokens
         self._due = 0.0
 
@@ -47,15 +51,14 @@ class Live:
     ) -> None:
         if self._listen in self._llm.events.listeners:
             self._llm.events.listeners.remove(self._listen)
-        self._line.show("")
-        self._line.write("\n")
+        self._line.end()
 
     def begin(self) -> None:
         """Show the first reads, which tell how long the first token will take, and from then on every pass."""
         self._line.show("reading")
         rate = self._llm.prefetch()
         now = time.perf_counter()
-        self._progress.begin(now, self._first_token_seconds(rate))
+        self._progress = self._begun(now, rate)
         self._llm.events.listeners.append(self._listen)
         self._line.show(self._status(now))
 
@@ -80,12 +83,21 @@ class Live:
         self._progress.sample(now, self._llm.weights.totals.bytes_read)
         return fit(self._progress.items(now), self._line.room)
 
-    def _first_token_seconds(self, rate: float) -> float | None:
-        """By the disk or by arithmetic, whichever is slower; None where nothing is known of the disk."""
-        weights = self._llm.weights
-        streamed = weights.streamed_bytes
-        if streamed and not rate:
-            return None
-        operations = 2 * self._prompt_tokens * self._llm.architecture.pass_weights
-        arithmetic = operations / (ROUGH_FLOPS * self._llm.kernels.threads)
-        return max(streamed / rate if streamed else 0.0, arithmetic)
+    def _begun(self, now: float, rate: float) -> Progress:
+        """The way to the first token, with a forecast: by the disk's bytes a second or by arithmetic, whichever is
+        slower; none where nothing is known of the disk."""
+        llm, rows = self._llm, self._prompt_tokens
+        reading = self._passes * llm.weights.streamed_bytes / (rate or 1.0)
+        computing = llm.architecture.flops(rows, rows) / (ROUGH_FLOPS * llm.kernels.threads)
+        head, layers = llm.architecture.head_flops(1) / 2, llm.config.num_hidden_layers
+        head_layers = layers * head / max(1.0, llm.architecture.pass_weights - head)  # as bytes; of rows it has one
+        progress = Progress(layers, self._passes, head_layers if rows < MANY_ROWS else head_layers / rows)
+        known = rate or not llm.weights.streamed_bytes
+        progress.begin(now, max(reading, computing) if known else None)
+        return progress
+
+
+def _chunk_rows(llm: LLM, prompt_tokens: int) -> int:
+    """Tokens of the prompt that a pass has room for."""
+    kv = llm.memory.rooms[0].share.kv.bytes_for(prompt_tokens)
+    return max(1, min(prompt_tokens, MAX_ROWS, max(LEAST_CHUNK_ROWS, llm.memory.budget.most_rows(kv, 1))))

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 RATE_SECONDS = 2.0
 """How far back the shown bytes a second look."""
+SEEN_SHARE = 0.25
+"""Of what the first token takes: how long it took tells the rest."""
 TOLD_SECONDS = 0.05
 """Guessing that takes less is not told."""
 
@@ -20,11 +22,12 @@ TOLD_SECONDS = 0.05
 class Progress:
     """Takes in events and samples; tells items for a status line, each with a shorter form where there is one."""
 
-    def __init__(self, layers: int, first_bytes: int) -> None:
-        """`first_bytes`: of weights that are to be applied until the first token comes."""
+    def __init__(self, layers: int, passes: int = 1, head_layers: float = 0.0) -> None:
+        """`passes`: until the first token comes. `head_layers`: as many layers take as long as the head does."""
         self._layers = layers
-        self._first_bytes = max(1, first_bytes)
-        self._applied = 0
+        self._work = passes * layers + head_layers
+        """Of the first token, in layers."""
+        self._passes_done = 0
         self._parts = 0
         """Parts of this pass that are done: the embedding, layers, the head."""
         self._begin = 0.0
@@ -45,12 +48,11 @@ class Progress:
 
     def take(self, event: Event) -> None:
         """Something has happened in the thread of the passes."""
-        if event.kind == "compute":
-            self._applied += event.nbytes
-        elif event.kind == "part":
+        if event.kind == "part":
             self._parts += 1
         elif event.kind == "pass":
             self._parts = 0
+            self._passes_done += 1
             self.guessing = self._draft_seconds >= TOLD_SECONDS
         elif event.kind == "draft":
             self._draft_seconds, self.guessing = event.end - event.begin, False
@@ -80,18 +82,21 @@ class Progress:
         return [item for item in said if item]
 
     def seconds_left(self, now: float) -> float | None:
-        """Until the first token: by the forecast at first, more and more by what has been seen."""
-        done, elapsed = min(1.0, self._applied / self._first_bytes), now - self._begin
-        if self._forecast is None:
-            return elapsed / done * (1 - done) if done else None
-        return (self._forecast * (1 - done) + elapsed) * (1 - done)
+        """Until the first token: by the forecast at first, from `SEEN_SHARE` on by what has been seen alone."""
+        layers = self._passes_done * self._layers + min(self._layers, max(0, self._parts - 1))
+        done, elapsed = min(1.0, layers / self._work), now - self._begin
+        if not done:
+            return None if self._forecast is None else max(0.0, self._forecast - elapsed)
+        seen = elapsed / done
+        weight = 1.0 if self._forecast is None else min(1.0, done / SEEN_SHARE)
+        return (weight * seen + (1 - weight) * (self._forecast or 0.0)) * (1 - done)
 
     def _waiting(self, now: float) -> tuple[str, ...]:
         left = None if self.tokens else self.seconds_left(now)
         if left is None:
             return ()
         said = seconds_in_words(left)
-        return (f"first token in about {said}", f"first token: {said}", said)
+        return (f"first token in about {said}", f"first token in {said}", f"{said} left")
 
     def _layer(self) -> tuple[str, ...]:
         if self.guessing:

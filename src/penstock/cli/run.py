@@ -11,13 +11,17 @@ import typer
 
 from penstock.cli import options as opt
 from penstock.cli.asked import asked_text, stdin_is_terminal
-from penstock.cli.chat import COMMANDS, Chat
+from penstock.cli.attached import attach, with_files
+from penstock.cli.chat import Chat
+from penstock.cli.chat_commands import COMMANDS
+from penstock.cli.chat_loop import run_chat
 from penstock.cli.leaving import at_the_end
+from penstock.cli.offer_pull import offer_to_pull
 from penstock.cli.opening import opens_model
 from penstock.cli.session_answer import session_answer
 from penstock.cli.show import choose_display, show
 from penstock.cli.stats import ALL, check_stats, print_all_stats, print_layers, print_stats, stats_object
-from penstock.errors import UsageError
+from penstock.errors import ChatTemplateError, UsageError
 from penstock.llm import LLM
 from penstock.options import OpenOptions
 from penstock.sampling import SamplingParams
@@ -46,6 +50,13 @@ def run(
             "standard input is a pipe or a file, and a pipe is not silent for 5 seconds)",
         ),
     ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(help="A text file (UTF-8) to put behind the prompt, by its name; may be given several times."),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="What to tell the model before the conversation: how to answer, say.")
+    ] = None,
     max_tokens: opt.MaxTokens = None,
     temperature: opt.Temperature = None,
     top_p: opt.TopP = None,
@@ -70,7 +81,11 @@ def run(
     no_history: Annotated[
         bool, typer.Option("--no-history", help="Keep no history of what is typed in chats.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No status line below the text.")] = False,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="On a terminal, leave Markdown as it comes."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="The plain text, no status line below it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Generate text; without a prompt on a terminal, chat."""
@@ -92,7 +107,13 @@ def run(
             f"{'--raw' if raw else '--json'} needs a prompt.",
             "Give the text to complete, or `-` to read it from standard input.",
         )
-    display, adapter = choose_display(as_json, quiet), options.sole_adapter
+    if raw and (system is not None or file):
+        raise UsageError(
+            f"{'--file' if file else '--system'} needs the chat template, which --raw leaves out.",
+            "Leave --raw out, or put all that is to be completed into the prompt.",
+        )
+    offer_to_pull(model)
+    display, adapter = choose_display(as_json, quiet, plain, raw), options.sole_adapter
 
     def report(pieces: list[Piece]) -> None:
         if not pieces or not pieces[-1].stats.log:
@@ -116,18 +137,28 @@ def run(
             llm.events.listeners.append(listener)
         if chats:
             kept = stack.enter_context(Session(llm, session, adapter))
-            Chat(llm, kept, params, display, report).run(typed.prompt)
+            kept.system = kept.system if system is None else system
+            chat = Chat(llm, kept, params, display, report)
+            chat.files += [attach(path, llm.check_length) for path in file or ()]
+            run_chat(chat, typed.prompt)
             return
+        if (system is not None or file) and not llm.has_chat_template:
+            raise ChatTemplateError(
+                f"This model has no chat template, so it takes no {'--file' if file else '--system'}.",
+                "Put all that is to be completed into the prompt.",
+            )
         text = asked_text(prompt, stdin, llm.check_length, optional=session is not None)
-        raw = raw or not llm.has_chat_template
+        text = with_files(text, [attach(path, llm.check_length) for path in file or ()])
+        if not llm.has_chat_template:
+            raw, display = True, "words" if display == "markdown" else display
         if session is not None:
             kept = last.enter_context(Session(llm, session, adapter))
-            coming = session_answer(kept, session, text or None, params, raw)
-            if display == "live" and not kept.unfinished:  # no pass is to come
-                display = "text"
-            pieces, interrupted = show(llm, coming, kept.rows_to_come, display)
+            coming = session_answer(kept, session, text or None, params, raw, system)
+            rows = kept.rows_to_come if kept.unfinished else 0  # no pass is to come
+            pieces, interrupted = show(llm, coming, rows, display)
         else:
-            tokens = llm.text_prompt(text) if raw else llm.chat_prompt([{"role": "user", "content": text}])
+            messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
+            tokens = llm.text_prompt(text) if raw else llm.chat_prompt(messages)
             coming = llm.stream(tokens, params, adapter=adapter)
             pieces, interrupted = show(llm, coming, len(tokens), display)
         if as_json:

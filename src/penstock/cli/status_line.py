@@ -39,6 +39,11 @@ def visible(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+def dim(text: str) -> str:
+    """The text, dimmed where colours are wanted."""
+    return text if not text or os.environ.get("NO_COLOR") else f"{_DIM}{text}{_NOT_DIM}"
+
+
 class StatusLine:
     """Text, and a line below it."""
 
@@ -46,7 +51,6 @@ class StatusLine:
         """On the terminal `out`; its size may change, so `size` is asked every time."""
         self._out = out
         self._size = size or (lambda: os.get_terminal_size(out.fileno()))
-        self._dim = ("", "") if os.environ.get("NO_COLOR") else (_DIM, _NOT_DIM)
         self._end = TextEnd()
         self._drawn = False
         self.status = ""
@@ -71,6 +75,11 @@ class StatusLine:
         self.status = status
         self._put("")
 
+    def end(self) -> None:
+        """No more text comes: leave the screen to it."""
+        self.show("")
+        self.write("\n")
+
     def _put(self, text: str) -> None:
         wipe, drawing = _WIPE if self._drawn else "", self._drawing()
         self._drawn = self._drawn or bool(drawing)  # may be interrupted
@@ -85,7 +94,7 @@ class StatusLine:
         if not status or column is None or rows < _LEAST_ROWS:
             return ""
         on = self._end.move_on() if column == columns else ""
-        return f"{on}{_ROW_BELOW}{_SAVE}{_DOWN}{_WIPE}{self._dim[0]}{status}{self._dim[1]}{_RESTORE}"
+        return f"{on}{_ROW_BELOW}{_SAVE}{_DOWN}{_WIPE}{dim(status)}{_RESTORE}"
 
 
 class TextEnd:

@@ -12,21 +12,17 @@ values depend on all that counts, so they come out as they were with the same mo
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from penstock.completion import Piece, Stats
-from penstock.errors import ContextError, SessionError, UsageError
-from penstock.models.kv_planes import KV_ITEM_BYTES
+from penstock.errors import ContextError, PenstockError, SessionError, UsageError
 from penstock.sampling import SamplingParams
-from penstock.sessions.fields import RecordFields
 from penstock.sessions.follow_up import appended, common_length, extended
-from penstock.sessions.identity import adapter_difference, difference, identity_fields
 from penstock.sessions.log import NewRecord, SessionLog
-from penstock.sessions.state import MODEL, PASS, TOLD, TURN, Turn, read_log
-from penstock.weights.identity import model_identity
+from penstock.sessions.session_model import SessionModel
+from penstock.sessions.state import PASS, TOLD, TURN, Turn, read_log
 
 if TYPE_CHECKING:
     import os
@@ -53,9 +49,10 @@ class Session:
         """
         self.turn: Turn | None = None
         """The latest prompt and its answer."""
+        self.system: str | None = None
+        """What the model is told before the conversation, from the next question on; an open file brings its own."""
         self._llm = llm
         self._cache = llm.new_cache(adapter)
-        self._adapter = None if adapter is None else llm.adapters[adapter]
         self._running: Completion | None = None
         self._closed = False
         self._saved_turn: Turn | None = None
@@ -66,6 +63,7 @@ class Session:
         self._proof: tuple[int, bytes] | None = None
         """A position behind the cache's that is to be computed again, and its keys and values."""
         self._log = None if path is None else SessionLog(Path(path))
+        self._model = SessionModel(llm, None if adapter is None else llm.adapters[adapter], self._name)
         try:
             if self._log is not None:
                 self._open(self._log)
@@ -79,13 +77,55 @@ class Session:
         An answer that was not finished stays as far as it came; one that had not begun goes, and its question with it.
         Raises as LLM.submit does, ChatTemplateError besides, and SessionError where the file has no room.
         """
+        return self._ask([*self.messages, {"role": "user", "content": question}], params)
+
+    def retry(self, params: SamplingParams | None = None) -> Iterator[Piece]:
+        """Another answer to the last question, in place of the one that there is; of its keys and values none are
+        computed again. Raises as `ask` does, and UsageError where nothing was asked."""
+        return self._ask(self._asked()[1], params)
+
+    def undo(self) -> str:
+        """Take back the last question and its answer; what was asked.
+
+        Raises UsageError where nothing was asked, ChatTemplateError, and SessionError where the file has no room.
+        """
+        self._check_open()
+        undone, (*before, question) = self._asked()
+        self._end_running()
+        if all(message["role"] == "system" for message in before):
+            self.reset()
+            return str(question["content"])
+        *asked, answer = before
+        tokenizer = self._llm.text_side()
+        text = tokenizer.chat_template().render(before, add_generation_prompt=False)
+        prompt = extended(tokenizer, self.tokens, text, self._llm.most_prompt)
+        kept = self._keep_common(prompt)
+        try:
+            self.turn = turn = Turn.answered(asked, prompt, answer["content"], later=undone)
+            self._save_turn(turn, kept)
+            self._save(turn)
+            self.told()
+        except PenstockError:
+            self.turn = undone
+            raise
+        return str(question["content"])
+
+    def _asked(self) -> tuple[Turn, list[Message]]:
+        """The latest turn, and the conversation up to its question. Raises UsageError where there is none."""
+        if self.turn is None or self.turn.messages is None:
+            raise UsageError("Nothing has been asked yet.", "Ask something first.")
+        return self.turn, self.turn.messages
+
+    def _ask(self, messages: list[Message], params: SamplingParams | None) -> Iterator[Piece]:
+        """The answer to a conversation, behind what the model is told before it."""
         if self.turn is not None and self.turn.messages is None:
             raise UsageError(f"{self._name} holds a text, not a conversation.", "Go on with it: --raw, or complete().")
-        messages = [*self.messages, {"role": "user", "content": question}]
+        said = [message for message in messages if message["role"] != "system"]
+        messages = [*([{"role": "system", "content": self.system}] if self.system else []), *said]
         tokenizer, most = self._llm.text_side(), self._llm.most_prompt
         text = tokenizer.chat_template().render(messages, check_length=tokenizer.length_check(most))
         prompt = extended(tokenizer, self.tokens, text, most)
-        return self._begin(prompt, params, messages, question)
+        return self._begin(prompt, params, messages, messages[-1]["content"])
 
     def complete(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Piece]:
         """What follows on all that is there and `prompt`, text or token ids; for models without a chat template.
@@ -160,7 +200,7 @@ class Session:
         self._end_running()
         self._saved_turn, self._saved, self._saved_tokens = None, 0, 0
         if self._log is not None:
-            self._log.rewrite([self._model_record()])
+            self._log.rewrite([self._model.record()])
         self.turn = self._proof = None
         self._cache.truncate(0)
 
@@ -222,12 +262,7 @@ class Session:
         params = params or SamplingParams()
         self._llm.check(prompt, params)
         self._end_running()
-        common = common_length(self.tokens, prompt)
-        if self._proof is not None and self._proof[0] >= common:
-            self._proof = None
-        kept = min(self._cache.length, common, len(prompt) - 1)
-        self._cache.truncate(kept)
-        self._saved = min(self._saved, kept)  # what the file has behind is not of this turn, wherever Ctrl-C comes
+        kept = self._keep_common(prompt)
         before, completion = self.turn, self._llm.submit(prompt, params, cache=self._cache)
         try:
             completion.sequence.stores_prompt = self._log is None  # else all of it is in the file
@@ -239,6 +274,16 @@ class Session:
             if isinstance(error, Exception):  # and not Ctrl-C, which may have come when it was on the disk
                 self.turn = before
             raise
+
+    def _keep_common(self, prompt: list[int]) -> int:
+        """Cut the cache back to what `prompt` has in common with all that was said; how many positions stay."""
+        common = common_length(self.tokens, prompt)
+        if self._proof is not None and self._proof[0] >= common:
+            self._proof = None
+        kept = min(self._cache.length, common, len(prompt) - 1)
+        self._cache.truncate(kept)
+        self._saved = min(self._saved, kept)  # what the file has behind is not of this turn, wherever Ctrl-C comes
+        return kept
 
     def _answer(self, turn: Turn, completion: Completion) -> Iterator[Piece]:
         """Run the passes of an answer: each is on the disk before what it brought is told."""
@@ -292,11 +337,11 @@ class Session:
         self._saved_turn, self._saved, self._saved_tokens = None, min(self._saved, kept), 0
         if log is not None and log.size > 2 * kept * self._llm.kv_shape.slot_bytes + SLACK_BYTES:
             begun = NewRecord(TURN, turn.as_json(0))
-            log.rewrite([self._model_record(), begun, self._pass_record(turn, 0, kept)])
+            log.rewrite([self._model.record(), begun, self._pass_record(turn, 0, kept)])
             self._saved = kept
         elif log is not None:
             if log.is_new:
-                log.append(self._model_record())
+                log.append(self._model.record())
             log.append(NewRecord(TURN, turn.as_json(self._saved)))
         self._saved_turn = turn
 
@@ -320,26 +365,16 @@ class Session:
         slots = (self._llm.chain.read_slot(self._cache, slot) for slot in range(begin, end))
         return NewRecord(PASS, meta, slots, (end - begin) * self._llm.kv_shape.slot_bytes)
 
-    def _model_record(self) -> NewRecord:
-        through = "" if self._adapter is None else f" and the adapter {self._adapter.path}"
-        return NewRecord(MODEL, {**self._identity, "model": f"{self._llm.path}{through}"})
-
-    @cached_property
-    def _identity(self) -> dict[str, Any]:
-        identity = model_identity(self._llm.config, self._llm.tensors)
-        if self._adapter is not None:
-            identity["adapter"] = self._adapter.digest
-        return {"identity": identity, "kv": asdict(self._llm.kv_shape)}
-
     def _open(self, log: SessionLog) -> None:
         """Take in what the file holds."""
         if log.is_new:
             return
-        held = read_log(log, self._llm.kv_shape.slot_bytes, self._llm.config.vocab_size, self._check_model)
+        held = read_log(log, self._llm.kv_shape.slot_bytes, self._llm.config.vocab_size, self._model.check)
         self.turn = held.turn
         if held.turn is None:
             return
         self._saved_turn, self._saved, self._saved_tokens = held.turn, held.positions, len(held.turn.drawn)
+        self.system = held.turn.system
         self._llm.chain.make_room(self._llm.memory.need_to_fill(self._cache, held.positions))
         for data in held.slots(log):
             self._llm.chain.append_slot(self._cache, data)
@@ -347,32 +382,3 @@ class Session:
             last = held.positions - 1
             self._proof = last, self._llm.chain.read_slot(self._cache, last)
             self._cache.truncate(last)
-
-    def _check_model(self, meta: object) -> None:
-        """Raise SessionError unless the file is of this model and KV type, ValueError where it tells no model."""
-        here = self._identity
-        said = RecordFields(meta, (*here, "model"))
-        identity = said.part("identity", identity_fields(said["identity"]))
-        kv = said.part("kv", here["kv"])
-        dtype, own = kv["dtype"], here["kv"]["dtype"]
-        if not isinstance(identity["config"], dict) or dtype not in list(KV_ITEM_BYTES):
-            raise ValueError
-        differs = difference(identity.all, here["identity"])
-        if differs is not None:
-            raise SessionError(
-                f"{self._name} was made with another model than {self._llm.path}, with {said['model']}: {differs}.",
-                "Open it with the model that made it, or begin another session.",
-            )
-        adapter_differs = adapter_difference(identity.all, here["identity"])
-        if adapter_differs is not None:
-            raise SessionError(
-                f"{self._name} was made {adapter_differs}, by {said['model']}; its keys and values are of no use here.",
-                "Open it with what made it (--adapter), or begin another session.",
-            )
-        if dtype != own:
-            raise SessionError(
-                f"{self._name} has keys and values in {dtype}, and this run would have them in {own}.",
-                f"Add --kv-dtype {dtype}, or begin another session.",
-            )
-        if kv.all != here["kv"]:
-            raise ValueError

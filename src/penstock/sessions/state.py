@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     Message = dict[str, Any]
 
 MODEL, TURN, PASS, TOLD = "mod ", "turn", "pass", "told"
-ROLES = ("user", "assistant")
 ENDS = ("stop", "length", "cut")
 LATER = ("frequency_penalty", "presence_penalty", "logit_bias", "schema", "regex", "grammar")
 """Parameters that are written only where they are set: before there were any, no session had them."""
@@ -77,6 +76,17 @@ class Turn:
         )
         return cls(messages, asked, sequence.prompt, settled, sequence.max_tokens)
 
+    @classmethod
+    def answered(cls, messages: list[Message], prompt: list[int], text: str, later: Turn) -> Turn:
+        """An earlier turn of the conversation that `later` was of: `prompt` is all of its tokens, its answer's too."""
+        return cls(messages, messages[-1]["content"], prompt, later.params, later.limit, end="stop", text=text)
+
+    @property
+    def system(self) -> str | None:
+        """What the model is told before the conversation."""
+        first = self.messages[0] if self.messages else {"role": "user"}
+        return str(first["content"]) if first["role"] == "system" else None
+
     @property
     def tokens(self) -> list[int]:
         return self.prompt + self.drawn
@@ -112,8 +122,8 @@ class Turn:
         does not give."""
         said = RecordFields(meta, ("messages", "asked", "prompt", "params", "limit", "cached"))
         prompt, asked = said.tokens("prompt", vocab_size), said.text("asked")
-        messages = None if said["messages"] is None else [_message(one) for one in said.list("messages")]
-        if messages is not None and messages[-1:] != [{"role": "user", "content": asked}]:
+        messages = None if said["messages"] is None else _messages(said.list("messages"))
+        if messages is not None and messages[-1]["content"] != asked:
             raise ValueError
         params = _params(said["params"])
         limit = said.whole("limit", 1, min(params.max_tokens or MOST, MOST))
@@ -121,11 +131,15 @@ class Turn:
         return turn, said.whole("cached", 0, len(prompt) - 1)
 
 
-def _message(value: object) -> Message:
-    said = RecordFields(value, ("role", "content"))
-    if said["role"] not in ROLES:
+def _messages(values: list[object]) -> list[Message]:
+    """A conversation up to a question: questions and answers in turn, after a system message or none."""
+    said = [RecordFields(value, ("role", "content")) for value in values]
+    messages = [{"role": one["role"], "content": one.text("content")} for one in said]
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if len(turns) % 2 == 0 or turns != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
         raise ValueError
-    return {"role": said["role"], "content": said.text("content")}
+    return messages
 
 
 def _params(value: object) -> SamplingParams:
