@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 
 import httpx
 import numpy as np
 import openai
 import pytest
 
+from helpers.serving import MODEL, Serving, serving
 from penstock import LLM
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM.open("demo", memory="1GiB") as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def server(llm: LLM) -> Iterator[Serving]:
+    with serving(llm) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def spare() -> Iterator[LLM]:
+    """The same model, which no server has."""
+    with LLM.open("demo") as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def client(server: Serving) -> openai.OpenAI:
+    return server.client()
+
 
 TEXTS = ["def add(a, b):", "class A:\n    pass\n"]
 
 
-def test_embeddings(client: openai.OpenAI, llm: LLM) -> None:
-    expected = llm.embed(TEXTS)
-    found = client.embeddings.create(model="demo", input=TEXTS)  # base64, as the client asks
+def test_embeddings(client: openai.OpenAI, spare: LLM) -> None:
+    expected = spare.embed(TEXTS)
+    found = client.embeddings.create(model=MODEL, input=TEXTS)  # base64, as the client asks
     np.testing.assert_array_equal(np.float32([each.embedding for each in found.data]), expected)
     assert [each.index for each in found.data] == [0, 1]
-    assert found.usage.prompt_tokens == found.usage.total_tokens == sum(len(llm.encode(text)) for text in TEXTS)
-    plain = client.embeddings.create(model="demo", input=llm.encode(TEXTS[0]), encoding_format="float")
+    assert found.usage.prompt_tokens == found.usage.total_tokens == sum(len(spare.encode(text)) for text in TEXTS)
+    plain = client.embeddings.create(model=MODEL, input=spare.encode(TEXTS[0]), encoding_format="float")
     np.testing.assert_array_equal(np.float32(plain.data[0].embedding), expected[0])
-    last = client.embeddings.create(model="demo", input=TEXTS[0], extra_body={"pooling": "last"})
-    np.testing.assert_array_equal(np.float32(last.data[0].embedding), llm.embed(TEXTS[:1], pooling="last")[0])
+    last = client.embeddings.create(model=MODEL, input=TEXTS[0], extra_body={"pooling": "last"})
+    np.testing.assert_array_equal(np.float32(last.data[0].embedding), spare.embed(TEXTS[:1], pooling="last")[0])
 
 
 @pytest.mark.parametrize(

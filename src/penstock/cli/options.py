@@ -32,6 +32,10 @@ TopP = Annotated[float | None, typer.Option(help="Keep the likeliest tokens that
 TopK = Annotated[int | None, typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all.")]
 MinP = Annotated[float | None, typer.Option(help="Keep tokens at least this likely, relative to the likeliest.")]
 RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1, tokens already there become less likely.")]
+FrequencyPenalty = Annotated[
+    float, typer.Option(help="Above 0, tokens become less likely the more often the answer has them.")
+]
+PresencePenalty = Annotated[float, typer.Option(help="Above 0, tokens that the answer has become less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Draw the same tokens again. (default: a fresh one)")]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be given several times.")]
 Draft = Annotated[str | None, of_opening("draft")]

@@ -15,6 +15,7 @@ from penstock.cli.attached import attach, with_files
 from penstock.cli.chat import Chat
 from penstock.cli.chat_commands import COMMANDS
 from penstock.cli.chat_loop import run_chat
+from penstock.cli.forms import GrammarFile, Regex, Schema, form_of
 from penstock.cli.leaving import at_the_end
 from penstock.cli.offer_pull import offer_to_pull
 from penstock.cli.opening import opens_model
@@ -63,6 +64,11 @@ def run(
     top_k: opt.TopK = None,
     min_p: opt.MinP = None,
     repetition_penalty: opt.RepetitionPenalty = None,
+    frequency_penalty: opt.FrequencyPenalty = 0.0,
+    presence_penalty: opt.PresencePenalty = 0.0,
+    schema: Schema = None,
+    regex: Regex = None,
+    grammar: GrammarFile = None,
     seed: opt.Seed = None,
     stop: opt.Stop = None,
     options: OpenOptions = OpenOptions(),  # noqa: B008
@@ -96,6 +102,9 @@ def run(
         top_k=top_k,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        **form_of(schema, regex, grammar),
         seed=seed,
         max_tokens=max_tokens,
         stop=stop or (),
@@ -113,7 +122,7 @@ def run(
             "Leave --raw out, or put all that is to be completed into the prompt.",
         )
     offer_to_pull(model)
-    display, adapter = choose_display(as_json, quiet, plain, raw), options.sole_adapter
+    display, adapter = choose_display(as_json, quiet, plain or params.form is not None, raw), options.sole_adapter
 
     def report(pieces: list[Piece]) -> None:
         if not pieces or not pieces[-1].stats.log:

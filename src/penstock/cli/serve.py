@@ -42,6 +42,10 @@ def serve(
     max_tokens: Annotated[
         int, typer.Option(help="Most tokens of an answer, for requests that name no limit.", min=1)
     ] = 1024,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Pages from there, like https://app.example, may use the server; several times for several."),
+    ] = None,
     chats: Annotated[
         str | None,
         typer.Option(
@@ -54,7 +58,7 @@ def serve(
     """Serve a model over OpenAI's HTTP protocol, with a chat page."""
     try:
         # Before the model is opened, which shares out what memory is left.
-        from penstock.server.guard import is_loopback
+        from penstock.server.guard import check_origin, is_loopback
         from penstock.server.run import listen, run, url
         from penstock.server.settings import Settings, default_body, queue_tokens
     except ModuleNotFoundError as error:
@@ -70,6 +74,7 @@ def serve(
         queue=queue,
         max_tokens=max_tokens,
         api_key=api_key,
+        allowed_origins=tuple(map(check_origin, allow_origin or ())),
         chats=_chats_folder(chats),
         loopback=is_loopback(host),
     )

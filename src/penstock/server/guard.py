@@ -7,13 +7,15 @@ import secrets
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 
+from penstock.errors import UsageError
 from penstock.openai_api.errors import RequestError
 from penstock.server.errors import error_response
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from penstock.server.settings import Settings
 
@@ -36,14 +38,18 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
+        if (origin := headers.get("origin")) in self._settings.allowed_origins and origin is not None:
+            send = _allowing(origin, send)
         try:
-            self._check(Headers(scope=scope), scope["path"])
+            asks_first = self._check(headers, scope["path"], scope["method"])
         except RequestError as error:
             await error_response(error)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        await (Response(status_code=204) if asks_first else self._app)(scope, receive, send)
 
-    def _check(self, headers: Headers, path: str) -> None:
+    def _check(self, headers: Headers, path: str, method: str) -> bool:
+        """Whether a browser asks if it may send what it has not sent yet. Raises RequestError for what is refused."""
         host = headers.get("host", "")
         name = host_name(host)
         if self._settings.loopback and not is_loopback(name):
@@ -55,14 +61,43 @@ class Guard:
         if host and not name:
             raise RequestError(f"The header Host has {host[:100]!r}, which is no host.", "Send the server's own.")
         origin = headers.get("origin")
-        if origin is not None and not is_page_of(origin, host):
-            raise RequestError(f"Pages from {origin[:100]!r} may not use this server.", "Use its own page.", status=403)
+        allowed = origin in self._settings.allowed_origins
+        if origin is not None and not allowed and not is_page_of(origin, host):
+            remedy = "Use its own page, or serve with --allow-origin."
+            raise RequestError(f"Pages from {origin[:100]!r} may not use this server.", remedy, status=403)
+        if allowed and method == "OPTIONS" and "access-control-request-method" in headers:
+            return True
         key = self._settings.api_key
         if key is None or path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
-            return
+            return False
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), key.encode()):
             raise RequestError("The API key is missing or wrong.", "Send Authorization: Bearer KEY.", status=401)
+        return False
+
+
+def _allowing(origin: str, send: Send) -> Send:
+    """Tells the browser, with each answer, that a page from there may have it (the Fetch standard's CORS protocol)."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers["Access-Control-Allow-Origin"] = origin
+            headers["Access-Control-Allow-Methods"] = "GET, POST"
+            headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
+            headers["Access-Control-Max-Age"] = "600"
+            headers.add_vary_header("Origin")
+        await send(message)
+
+    return sending
+
+
+def check_origin(origin: str) -> str:
+    """An origin as browsers write it. Raises UsageError for what is none."""
+    parts = urlsplit(origin)
+    if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or not parts.netloc:
+        raise UsageError(f"{origin!r} is no origin.", "Give one like https://app.example:8080, without a path.")
+    return origin.lower()
 
 
 def host_name(host: str) -> str:

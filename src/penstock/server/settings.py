@@ -40,6 +40,8 @@ class Settings:
     max_tokens: int = DEFAULT_MAX_TOKENS
     """For requests that name no limit."""
     api_key: str | None = None
+    allowed_origins: tuple[str, ...] = ()
+    """Pages from there, like https://app.example, may use the server from a browser."""
     chats: Path | None = None
     """The folder of the chat page's conversations; without one, they are gone when the server ends."""
     loopback: bool = True
