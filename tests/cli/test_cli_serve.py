@@ -75,6 +75,11 @@ def test_a_signal_ends_streams_and_then_the_server(sent: signal.Signals, code: i
         (("--api-key", "", "--port", "0"), "The API key is empty"),
         (("--max-body", "lots", "--port", "0"), "'lots' is not a size"),
         (("--memory", "60MiB", "--port", "0"), "The least that works is"),
+        (("--chats", "", "--port", "0"), "--chats names no folder"),
+        (
+            ("--chats", "/dev/null/chats", "--port", "0"),
+            "Cannot keep conversations in /dev/null/chats: Not",
+        ),
         (("--queue", "0"), "--queue"),
         (("--port", "99999"), "--port"),
     ],
@@ -83,6 +88,16 @@ def test_wrong_use(arguments: tuple[str, ...], words: str) -> None:
     code, errors = refused(*arguments)
     assert code == 2
     assert words in errors
+
+
+def test_conversations_outlive_the_server(tmp_path: Path) -> None:
+    for found in ([], ["New chat"]):
+        with served("--memory", "1GiB", "--chats", str(tmp_path / "chats")) as (_, url):
+            assert [chat["title"] for chat in httpx.get(f"{url}/chats").json()["chats"]] == found
+            assert httpx.post(f"{url}/chats", json={}).status_code == 201
+    with served("--memory", "1GiB", "--chats", "none") as (_, url):
+        assert httpx.post(f"{url}/chats", json={}).status_code == 201
+        assert len(httpx.get(f"{url}/chats").json()["chats"]) == 1
 
 
 def test_a_port_in_use() -> None:

@@ -13,7 +13,10 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
 
+from helpers.adapters import LoraCase
+from helpers.http_siege import write_model
 from helpers.serving import PATIENCE, Serving, braked, eventually, serving
 from penstock import LLM
 from penstock.server.chats.conversation import Chat, Message
@@ -253,6 +256,23 @@ def test_hostile_text_does_nothing(browser: webdriver.Chrome, server: Serving, c
     assert all(url.startswith(server.url) for url in asked)
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     browser.get_log("browser")  # what the policy refused
+
+
+def test_the_choice_of_an_adapter(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    write_model(model)
+    adapter = LoraCase().write(tmp_path / "style", model, 1)
+    with LLM.open(model, adapters=[adapter]) as llm, serving(llm, keep_alive_seconds=0.1) as server:
+        page = Page(browser, server)
+        eventually(lambda: page.texts("#models option") == ["demo", "style"])
+        page.settle(max_tokens="2")
+        Select(browser.find_element(By.ID, "models")).select_by_visible_text("style")
+        page.say("hello", Keys.ENTER)
+        eventually(lambda: page.text("#send") == "Send" and page.turns("assistant"))
+        assert page.text("#problem") == ""
+        browser.refresh()
+        eventually(lambda: page.turns("user") == ["hello"])
+        assert browser.find_element(By.ID, "models").get_attribute("value") == "style"
 
 
 def test_a_key(browser: webdriver.Chrome, llm: LLM) -> None:

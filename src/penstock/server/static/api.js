@@ -5,6 +5,8 @@ export const kept = {
   write(name, value) { try { localStorage.setItem(`penstock.${name}`, value); } catch { /* full or forbidden: not kept */ } },
 };
 
+export const SILENT = "The server does not answer.";
+
 export class Problem extends Error {
   constructor(message, status, code) { super(message); this.status = status; this.code = code; }
 }
@@ -19,7 +21,7 @@ export async function ask(method, url, { body, version, headers = {}, signal } =
     response = await fetch(url, { method, headers, signal, body: body && JSON.stringify(body) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem("The server does not answer.", 0);
+    throw new Problem(SILENT, 0);
   }
   if (response.ok || response.status === 304) return response;
   let error = {};

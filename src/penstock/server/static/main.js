@@ -1,7 +1,7 @@
 /* The page: which conversation is shown, and what is done with it. */
 
 import { $, icon, notice, say, toEnd } from "./dom.js";
-import { ask, json, kept } from "./api.js";
+import { SILENT, ask, json, kept } from "./api.js";
 import { openSide, showList } from "./list.js";
 import { Live, showBusy } from "./live.js";
 import { openSettings } from "./settings.js";
@@ -51,8 +51,10 @@ async function load(id) {
   try {
     chat = await json("GET", `chats/${id}`);
   } catch (error) {
-    if (error.status === 404 && chat?.id === id) chat = null;
     failed(error);
+    showBusy(Boolean(live));
+    if (error.status !== 404) return;  // `look` tries again
+    if (chat?.id === id) chat = null;
   }
   show();
   if (stays) $("scroll").scrollTop = at; else toEnd();
@@ -61,6 +63,7 @@ async function load(id) {
 async function refresh() {
   try {
     const response = await ask("GET", "chats", { headers: tag ? { "If-None-Match": tag } : {} });
+    if ($("problem").textContent === SILENT) problem("");
     if (response.status === 304) return;
     tag = response.headers.get("ETag");
     chats = (await response.json()).chats;
@@ -93,7 +96,8 @@ const actions = {
   async rename(entry, title) {
     try {
       if (title && title !== entry.title) {
-        const changed = await json("PATCH", `chats/${entry.id}`, { body: { title }, version: entry.version });
+        const { version } = await json("GET", `chats/${entry.id}`);  // an answer may have ended meanwhile
+        const changed = await json("PATCH", `chats/${entry.id}`, { body: { title }, version });
         if (chat?.id === entry.id) { chat = { ...chat, title, version: changed.version }; $("title").textContent = title; }
       }
     } catch (error) { failed(error); }
