@@ -202,6 +202,19 @@ def test_several_conversations(page: Page) -> None:
     eventually(lambda: page.turns("user") == ["first"])
 
 
+def test_one_that_is_being_answered_is_deleted(page: Page, server: Serving) -> None:
+    with braked(server.llm) as brake:
+        page.say("hello", Keys.ENTER)
+        assert brake.holds.wait(PATIENCE)
+        eventually(lambda: page.text("#send") == "Stop")
+        page.press("[aria-label='Delete hello']")
+        eventually(lambda: page.text("#send") == "Send" and not page.turns("user"))
+        page.press("#notice button", "Undo")
+        brake.release()
+    eventually(lambda: page.turns("user") == ["hello"] and "Try again" in page.text(".foot"))
+    assert page.text("#problem") == ""
+
+
 def test_two_tabs(page: Page, server: Serving) -> None:
     page.settle(max_tokens="3")
     page.say("hello", Keys.ENTER)

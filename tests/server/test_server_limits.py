@@ -404,4 +404,4 @@ class TestSettings:
         for ceiling in (512 << 20, 2 << 30, 16 << 30):
             body = default_body(ceiling)
             settings = Settings(model="m", max_body=body, queue_tokens=queue_tokens(ceiling, 100, body))
-            assert settings.reserve + BYTES_TO_TOKENIZE * body < ceiling / 12
+            assert settings.reserve + BYTES_TO_TOKENIZE * body < ceiling / 8

@@ -17,9 +17,12 @@ let models = [];
 let busy = false;     // a question is being sent
 
 /* Showing. */
-function show() {
+function leave() {
   live?.leave();
   live = null;
+}
+function show() {
+  leave();
   const views = showTalk(chat, modelName(), { edit, again, resume });
   if (chat?.running) follow(views.at(-1));
   $("title").textContent = chat?.title ?? "New chat";
@@ -51,10 +54,11 @@ async function load(id) {
   try {
     chat = await json("GET", `chats/${id}`);
   } catch (error) {
-    failed(error);
+    const gone = error.status === 404 && chat?.id === id;
+    if (gone) notice(`"${chat.title}" was deleted.`); else failed(error);
     showBusy(Boolean(live));
     if (error.status !== 404) return;  // `look` tries again
-    if (chat?.id === id) chat = null;
+    if (gone) chat = null;
   }
   show();
   if (stays) $("scroll").scrollTop = at; else toEnd();
@@ -98,15 +102,19 @@ const actions = {
       if (title && title !== entry.title) {
         const { version } = await json("GET", `chats/${entry.id}`);  // an answer may have ended meanwhile
         const changed = await json("PATCH", `chats/${entry.id}`, { body: { title }, version });
-        if (chat?.id === entry.id) { chat = { ...chat, title, version: changed.version }; $("title").textContent = title; }
+        if (chat?.id === entry.id) {
+          $("title").textContent = title;
+          if (chat.version === version) chat = { ...chat, title, version: changed.version };  // else `look` loads it
+        }
       }
     } catch (error) { failed(error); }
     tag = "";
     await refresh();
   },
   async remove(entry) {
-    try { await ask("DELETE", `chats/${entry.id}`); } catch (error) { failed(error); return; }
     const shown = chat?.id === entry.id;
+    if (shown) leave();
+    try { await ask("DELETE", `chats/${entry.id}`); } catch (error) { failed(error); return; }
     if (shown) startNew();
     await refresh();
     notice(`"${entry.title}" is deleted.`, "Undo", async () => {
