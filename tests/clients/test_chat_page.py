@@ -236,7 +236,7 @@ def test_refusals_are_shown_and_lose_nothing(page: Page) -> None:
     page.press("#cancel")
     page.settle(json_schema='{"type": 5}')
     page.say("hello", Keys.ENTER)
-    eventually(lambda: "response_format" in page.text("#problem"))
+    eventually(lambda: "This JSON schema cannot be followed" in page.text("#problem"))
     assert page.browser.find_element(By.ID, "input").get_attribute("value") == "hello"
     page.settle(json_schema="", max_tokens="3")
     page.press("#send")

@@ -173,6 +173,19 @@ def test_past_its_limit(page: Page) -> None:
     assert chat["messages"][1]["stats"]["tokens"] == 24
 
 
+def test_answers_follow_a_schema_also_after_a_cut(page: Page) -> None:
+    properties = {"city": {"type": "string", "maxLength": 5}}
+    schema = {"type": "object", "properties": properties, "required": ["city"], "additionalProperties": False}
+    chat = page.asked(page.new(temperature=0.0, max_tokens=3, json_schema=json.dumps(schema)), content="hello")
+    chat = page.ended(chat["id"])
+    for _ in range(20):
+        if chat["messages"][1]["state"] == "done":
+            break
+        assert chat["messages"][1]["state"] == "length"
+        chat = page.ended(page.asked(chat, resume=True)["id"])
+    assert set(json.loads(chat["messages"][1]["content"])) == {"city"}
+
+
 def test_again_and_in_other_words(page: Page) -> None:
     chat = page.ended(page.asked(page.new(**GREEDY), content="one")["id"])
     chat = page.ended(page.asked(chat, keep=2, content="two")["id"])
@@ -259,7 +272,7 @@ def test_what_is_refused_changes_nothing(page: Page) -> None:
     for body, why in [
         ({"settings": {"temperature": 3}}, "settings.temperature=3: Input should be less than or equal to 2."),
         ({"settings": {"json_schema": "{"}}, "settings.json_schema is not JSON: EOF while parsing"),
-        ({"settings": {"top_k": 1}}, "settings.top_k=1: Extra inputs are not permitted."),
+        ({"settings": {"top_k": 1}}, "settings.top_k is not known here: leave it out."),
         ({"title": ""}, 'title="": String should have at least 1 character.'),
         ({"title": "x" * 201}, "title="),
         ([], ": Input should be a valid dictionary or instance of ChatChange."),
