@@ -323,6 +323,17 @@ def test_only_who_may(llm: LLM, folder: Path) -> None:
             assert mine.http.get("/chats").json() == {"chats": []}
 
 
+def test_pages_that_may_use_the_model_may_not_read_conversations(llm: LLM, folder: Path) -> None:
+    there = {"Origin": "http://app.example"}
+    with serving(llm, chats=folder, allowed_origins=("http://app.example",)) as server, Page(server, **there) as page:
+        models = page.http.get("/v1/models")
+        assert (models.status_code, models.headers["access-control-allow-origin"]) == (200, "http://app.example")
+        for path in ("/chats", "/chats/" + "0" * 32):
+            refused = page.http.get(path)
+            assert refused.status_code == 403
+            assert "access-control-allow-origin" not in refused.headers
+
+
 def test_a_folder_that_fails(llm: LLM, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with serving(llm, chats=tmp_path / "file" / "chats") as server, Page(server) as page:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from penstock.server.settings import Settings
 
+CHATS = "/chats"
 OPEN_PATHS, OPEN_FOLDER = ("/", "/health"), "/static/"
 """They need no key: what the page is made of, and whether the server works."""
 
@@ -39,7 +40,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if (origin := headers.get("origin")) in self._settings.allowed_origins and origin is not None:
+        if (origin := headers.get("origin")) is not None and self._allows(origin, scope["path"]):
             send = _allowing(origin, send)
         try:
             asks_first = self._check(headers, scope["path"], scope["method"])
@@ -47,6 +48,10 @@ class Guard:
             await error_response(error)(scope, receive, send)
             return
         await (Response(status_code=204) if asks_first else self._app)(scope, receive, send)
+
+    def _allows(self, origin: str, path: str) -> bool:
+        """Whether a page from elsewhere may use this path: the model, but not what is said in the server's own page."""
+        return origin in self._settings.allowed_origins and not (path == CHATS or path.startswith(f"{CHATS}/"))
 
     def _check(self, headers: Headers, path: str, method: str) -> bool:
         """Whether a browser asks if it may send what it has not sent yet. Raises RequestError for what is refused."""
@@ -61,7 +66,7 @@ class Guard:
         if host and not name:
             raise RequestError(f"The header Host has {host[:100]!r}, which is no host.", "Send the server's own.")
         origin = headers.get("origin")
-        allowed = origin in self._settings.allowed_origins
+        allowed = origin is not None and self._allows(origin, path)
         if origin is not None and not allowed and not is_page_of(origin, host):
             remedy = "Use its own page, or serve with --allow-origin."
             raise RequestError(f"Pages from {origin[:100]!r} may not use this server.", remedy, status=403)
