@@ -28,7 +28,7 @@ from penstock.packing.pack import pack
 from penstock.server.app import create_app
 from penstock.server.bodies import Bodies
 from penstock.server.metrics import Metrics
-from penstock.server.settings import Settings, default_body, queue_tokens
+from penstock.server.settings import PAGE_BYTES, Settings, default_body, queue_tokens
 
 BODY = {"prompt": "def ", "max_tokens": 3, "temperature": 0}
 ENDLESS = {"prompt": "def ", "max_tokens": 100000, "ignore_eos": True}
@@ -404,4 +404,5 @@ class TestSettings:
         for ceiling in (512 << 20, 2 << 30, 16 << 30):
             body = default_body(ceiling)
             settings = Settings(model="m", max_body=body, queue_tokens=queue_tokens(ceiling, 100, body))
-            assert settings.reserve + BYTES_TO_TOKENIZE * body < ceiling / 8
+            assert settings.reserve - PAGE_BYTES + BYTES_TO_TOKENIZE * body < ceiling / 12
+            assert ceiling / 32 >= PAGE_BYTES
