@@ -170,7 +170,9 @@ def test_the_object_with_layers(run: tuple[LLM, Stats]) -> None:
 
 def test_a_single_pass(run: tuple[LLM, Stats]) -> None:
     llm, stats = run
-    one = Stats(stats.prompt_tokens, 0, 1, 2.0, 2.0, stats.log[:1], stats.parts)
+    one = Stats(
+        stats.prompt_tokens, 0, tokens=1, seconds=2.0, first_token_seconds=2.0, log=stats.log[:1], parts=stats.parts
+    )
     told = stats_object(llm, one)
     assert told["streamed_bytes_per_pass"] == stats.log[0].bytes_read
     assert told["seconds_per_token"] == 0.0

@@ -170,7 +170,7 @@ class TestPlainHttp:
             ("GET", "/nothing", 404),
             ("GET", "/v1/chat/completions", 405),
             ("DELETE", "/v1/models", 405),
-            ("POST", "/v1/embeddings", 404),
+            ("POST", "/v1/audio/speech", 404),
         ],
     )
     def test_what_is_not_there(self, server: Serving, method: str, path: str, status: int) -> None:

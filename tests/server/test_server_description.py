@@ -84,5 +84,6 @@ def test_requests_are_described(server: Serving) -> None:
     fields = described["components"]["schemas"][body["$ref"].rpartition("/")[2]]["properties"]
     assert {"prompt", "temperature", "min_p", "stop"} <= set(fields)
     assert described["paths"].keys() == {
-        "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model_id}", "/health", "/metrics"
+        "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model_id}", "/health", "/metrics",
+        "/v1/embeddings", "/tokenize", "/detokenize",
     }  # fmt: skip

@@ -7,12 +7,24 @@ from typing import TYPE_CHECKING, Any
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from penstock.openai_api.embeddings import EmbeddingRequest
 from penstock.openai_api.requests import URLS
 from penstock.openai_api.responses import ErrorBody
+from penstock.openai_api.tokens import DetokenizeRequest, TokenizeRequest
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from collections.abc import Mapping
 
+    from fastapi import FastAPI
+    from pydantic import BaseModel
+
+BODIES: Mapping[str, type[BaseModel]] = {
+    **URLS,
+    "/v1/embeddings": EmbeddingRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
+"""What each path parses by itself."""
 REF = "#/components/schemas/{model}"
 PROBLEMS = {
     400: "The request is malformed, or asks for what is not supported.",
@@ -36,9 +48,9 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def describe(app: FastAPI) -> dict[str, Any]:
     """The description of an app, with the bodies that it parses by itself."""
     description = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    _, definitions = models_json_schema([(model, "validation") for model in URLS.values()], ref_template=REF)
+    _, definitions = models_json_schema([(model, "validation") for model in BODIES.values()], ref_template=REF)
     description["components"]["schemas"].update(definitions["$defs"])
-    for url, model in URLS.items():
+    for url, model in BODIES.items():
         description["paths"][url]["post"]["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": REF.format(model=model.__name__)}}},
