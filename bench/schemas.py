@@ -82,6 +82,7 @@ BY_HAND: dict[str, Schema] = {
     "tuple": {"type": "array", "prefixItems": [WORD, COUNTED, {"type": "boolean"}], "items": False, "minItems": 3},
     "tuple and more": {"type": "array", "prefixItems": [WORD], "items": COUNTED, "minItems": 2, "maxItems": 4},
     "tuple that may end": {"type": "array", "prefixItems": [WORD, COUNTED], "items": False},
+    "items in a list": {"type": "array", "items": [COUNTED, WORD], "additionalItems": False, "minItems": 2},
     "array of kinds": some({"anyOf": [WORD, COUNTED]}),
     # objects
     "object": thing(name=WORD, age=COUNTED),
@@ -117,6 +118,7 @@ BY_HAND: dict[str, Schema] = {
     "tree": {"$ref": "#/$defs/tree", "$defs": {"tree": _TREE}},
     "linked list": {"$ref": "#/$defs/node", "$defs": {"node": thing(
         value=COUNTED, next={"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]})}},
+    "anchor": {"$ref": "#place", "$defs": {"a": {"$anchor": "place", **TEXT}}},
     "reference to the root": thing(("inner",), name=WORD, inner={"$ref": "#"}),
     "two that call each other": {"$ref": "#/$defs/a", "$defs": {
         "a": thing(("b",), n=COUNTED, b={"$ref": "#/$defs/b"}), "b": thing(("a",), s=WORD, a={"$ref": "#/$defs/a"})}},
@@ -129,7 +131,7 @@ BY_HAND: dict[str, Schema] = {
     "order": thing(id={"type": "string", "format": "uuid"}, paid={"type": "boolean"},
                    items=some(thing(sku={"type": "string", "pattern": "^[A-Z]{2}[0-9]{3}$"}, count=COUNTED))),
     "sentiment": thing(label={"enum": ["positive", "negative", "neutral"]}, score={"enum": [1, 2, 3, 4, 5]}),
-    "GeoJSON": thing(type={"const": "Point"}, coordinates=some({"type": "integer", "minimum": -90, "maximum": 90}, 2, 2)),
+    "GeoJSON": thing(type={"const": "Point"}, coordinates=some({"type": "integer", "minimum": 0, "maximum": 90}, 2, 2)),
     "call of a function": thing(name={"enum": ["search", "open"]}, arguments=thing(query=TEXT)),
 }  # fmt: skip
 
@@ -201,9 +203,7 @@ REFUSED: dict[str, Schema] = {
     "propertyNames": {"type": "object", "propertyNames": {"maxLength": 3}},
     "unevaluatedProperties": {"type": "object", "unevaluatedProperties": False},
     "unevaluatedItems": {"type": "array", "unevaluatedItems": False},
-    "contentEncoding": {"type": "string", "contentEncoding": "base64"},
     "$dynamicRef": {"$dynamicRef": "#node"},
-    "$anchor": {"$ref": "#place", "$defs": {"a": {"$anchor": "place", "type": "string"}}},
     "a reference elsewhere": {"$ref": "https://example.org/schema.json"},
     "a reference to nothing": {"$ref": "#/$defs/none"},
     "a format that is not known": {"type": "string", "format": "colour"},
@@ -211,7 +211,10 @@ REFUSED: dict[str, Schema] = {
     "allOf that contradict": {"allOf": [{"type": "string"}, {"type": "integer"}]},
     "a pattern that looks around": {"type": "string", "pattern": "^(?=a)b$"},
     "a type that is none": {"type": "text"},
-    "a keyword that is none": {"type": "string", "maxlength": 3},
-    "items in a list": {"type": "array", "items": [COUNTED, WORD], "additionalItems": False, "minItems": 2},
-    "minProperties of several": {"type": "object", "additionalProperties": COUNTED, "minProperties": 2},
 }
+
+ANNOTATIONS: dict[str, Schema] = {
+    "contentEncoding": {"type": "string", "contentEncoding": "base64"},
+    "a keyword that is none": {"type": "string", "maxlength": 3},
+}
+"""Words that hold an answer to nothing, as JSON Schema has it."""

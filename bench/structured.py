@@ -2,10 +2,10 @@
 
     python bench/structured.py MODEL [--schemas 200] [--tokens 300] [--memory M] [--json FILE]
 
-Every schema (`bench/schemas.py`) is answered without guesses and with them, greedily and drawn with a seed at temperature
-0.8. Answers of one kind share passes, so seconds say little. An answer that ended by itself has to be JSON that the package
-`jsonschema` finds valid; those that `--tokens` cut are counted. Time a token is what all calls of matchers took (masks,
-tokens taken, guesses looked at), over the tokens of all answers. The exit code is 1 where anything was wrong.
+Every schema (`bench/schemas.py`) is answered without guesses and with them, greedily and drawn with a seed at a
+temperature of 0.8. Answers share passes. One that ended by itself has to be JSON that the package `jsonschema` finds
+valid; those that `--tokens` cut are counted. Time a token is what all calls of matchers took (masks, tokens taken,
+guesses looked at), over the tokens of all answers. The exit code is 1 where anything was wrong.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def answers(llm: LLM, schemas: Mapping[str, Schema], temperature: float, tokens:
     found: dict[str, Output | str] = {}
     names = [*schemas]
     for begin in range(0, len(names), TOGETHER):
-        group = {name: _submit(llm, name, schemas[name], temperature, tokens) for name in names[begin : begin + TOGETHER]}
+        group = {
+            name: _submit(llm, name, schemas[name], temperature, tokens) for name in names[begin : begin + TOGETHER]
+        }
         while any(completion.runs for completion in group.values()):
             llm.step()
         for name, completion in group.items():

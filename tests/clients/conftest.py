@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from helpers.cases import DEMO
+from helpers.served import Served
 from penstock.openai_api.tool_formats import tool_format
 from penstock.text.tokenizer import Tokenizer
 
@@ -23,15 +23,6 @@ def chosen() -> Path:
     """The model to serve."""
     found = [TRAINED / name for name in ("qwen05", "qwen15") if (TRAINED / name).exists()]
     return Path(os.environ.get("PENSTOCK_CLIENTS_MODEL", str([*found, DEMO][0])))
-
-
-@dataclass(frozen=True)
-class Served:
-    """What clients have to know of a server."""
-
-    model: str
-    url: str
-    """Of its OpenAI API."""
 
 
 @pytest.fixture(scope="session")

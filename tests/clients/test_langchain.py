@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from clients.conftest import Served
+from helpers.served import Served
 
 ChatOpenAI = pytest.importorskip("langchain_openai").ChatOpenAI
 
@@ -32,7 +32,13 @@ def weather(city: Literal["Paris", "Rome"]) -> str:
 @pytest.fixture(scope="module")
 def chat(served: Served) -> Any:
     return ChatOpenAI(
-        base_url=served.url, api_key="none", model=served.model, temperature=0, max_tokens=100, max_retries=0, timeout=300
+        base_url=served.url,
+        api_key="none",
+        model=served.model,
+        temperature=0,
+        max_tokens=100,
+        max_retries=0,
+        timeout=300,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel
 
-from clients.conftest import Served
+from helpers.served import Served
 
 OpenAILike = pytest.importorskip("llama_index.llms.openai_like").OpenAILike
 

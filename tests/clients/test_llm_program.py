@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.conftest import Served
+from helpers.served import Served
 
 pytest.importorskip("llm")
 

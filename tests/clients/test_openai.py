@@ -10,7 +10,7 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel, Field
 
-from clients.conftest import Served
+from helpers.served import Served
 
 QUESTION: Any = [{"role": "user", "content": "What is the weather like in Paris?"}]
 WEATHER: Any = {
@@ -64,7 +64,7 @@ def test_a_chat_and_its_stream(client: OpenAI, served: Served) -> None:
 def test_the_stream_helper(client: OpenAI, served: Served) -> None:
     with client.chat.completions.stream(model=served.model, messages=QUESTION, temperature=0, max_tokens=24) as stream:
         told = "".join(event.delta for event in stream if event.type == "content.delta")
-        assert stream.get_final_completion().choices[0].message.content == told != ""
+        assert stream.current_completion_snapshot.choices[0].message.content == told != ""
 
 
 def test_parse(client: OpenAI, served: Served) -> None:
