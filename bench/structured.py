@@ -6,12 +6,15 @@ Every schema (`bench/schemas.py`) is answered without guesses and with them, gre
 temperature of 0.8. Answers share passes. One that ended by itself has to be JSON that the package `jsonschema` finds
 valid; those that `--tokens` cut are counted. Time a token is what all calls of matchers took (masks, tokens taken,
 guesses looked at), over the tokens of all answers. The exit code is 1 where anything was wrong.
+
+With --masks the model is not run: tokens are drawn at random from those that may follow, and only matchers are timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +22,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jsonschema import Draft202012Validator, FormatChecker
 from schemas import Schema, all_schemas
 
 from penstock import LLM, SamplingParams
+from penstock.checkpoints.checkpoint import generation_defaults
 from penstock.completion import Output
+from penstock.grammars.compiler import GrammarCompiler
+from penstock.grammars.grammar import Grammar
 from penstock.grammars.matcher import Matcher
+from penstock.text.tokenizer import Tokenizer
 
 TIMED = ("mask", "mask_after", "take", "forced", "forced_after", "allows", "ended")
 ROUNDS = {"greedy": 0.0, "drawn": 0.8}
@@ -156,6 +164,35 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return told
 
 
+def walk(model: Path, schemas: Mapping[str, Schema], tokens: int) -> dict[str, float]:
+    """What matchers cost along random texts of the schemas."""
+    tokenizer = Tokenizer.open(model)
+    assert tokenizer is not None
+    end = generation_defaults(model).eos_token_ids
+    compiler, draws, drawn = GrammarCompiler(tokenizer.to_json, tokenizer.vocab_size, end), random.Random(1), 0
+    begin = time.perf_counter()
+    matchers = [compiler.matcher(Grammar("schema", json.dumps(schema))) for schema in schemas.values()]
+    compiled = time.perf_counter() - begin
+    with timing() as clock:
+        for matcher in matchers:
+            left = tokens
+            while left > 0 and not matcher.ended:
+                forced = matcher.forced()
+                taken = forced or [draws.choice(np.flatnonzero(matcher.mask()).tolist())]
+                if taken[0] in end:
+                    break
+                for token in taken:
+                    matcher.take(token)
+                left, drawn = left - len(taken), drawn + len(taken)
+    return {
+        "vocabulary": tokenizer.vocab_size,
+        "tokens": drawn,
+        "masks": clock.calls["mask"],
+        "ms_a_token": 1000 * clock.seconds / drawn,
+        "ms_a_schema": 1000 * compiled / len(matchers),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -164,7 +201,11 @@ def main() -> None:
     parser.add_argument("--memory")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--masks", action="store_true")
     args = parser.parse_args()
+    if args.masks:
+        print(json.dumps(walk(Path(args.model), all_schemas(args.schemas), args.tokens)))
+        return
     told = measure(args)
     for kind, found in told.items():
         print(f"{kind}: {json.dumps(found, ensure_ascii=False)}", flush=True)

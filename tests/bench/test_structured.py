@@ -64,3 +64,8 @@ def test_what_cannot_be_held_to_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ANNOTATIONS)
 def test_what_holds_to_nothing_is_taken(name: str) -> None:
     assert Grammar("schema", json.dumps(ANNOTATIONS[name])).source()
+
+
+def test_matchers_alone() -> None:
+    found = structured.walk(DEMO, all_schemas(12), 50)
+    assert found["tokens"] >= found["masks"] > 0 < found["ms_a_token"]
