@@ -13,6 +13,7 @@ Schema = dict[str, Any]
 COUNT = 200
 SEED = 7
 
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 TEXT: Schema = {"type": "string", "maxLength": 16}
 WORD: Schema = {"type": "string", "pattern": "^[a-z]{2,10}$"}
 COUNTED: Schema = {"type": "integer", "minimum": 0, "maximum": 999}
@@ -82,7 +83,9 @@ BY_HAND: dict[str, Schema] = {
     "tuple": {"type": "array", "prefixItems": [WORD, COUNTED, {"type": "boolean"}], "items": False, "minItems": 3},
     "tuple and more": {"type": "array", "prefixItems": [WORD], "items": COUNTED, "minItems": 2, "maxItems": 4},
     "tuple that may end": {"type": "array", "prefixItems": [WORD, COUNTED], "items": False},
-    "items in a list": {"type": "array", "items": [COUNTED, WORD], "additionalItems": False, "minItems": 2},
+    "items in a list": {"$schema": DRAFT_7,
+                        "type": "array", "items": [COUNTED, WORD], "additionalItems": False,
+                        "minItems": 2},
     "array of kinds": some({"anyOf": [WORD, COUNTED]}),
     # objects
     "object": thing(name=WORD, age=COUNTED),

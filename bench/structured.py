@@ -19,11 +19,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema import Draft202012Validator
+from jsonschema.validators import validator_for
 from schemas import Schema, all_schemas
 
 from penstock import LLM, SamplingParams
@@ -81,10 +83,12 @@ def timing() -> Iterator[Clock]:
 def why_invalid(schema: Schema, text: str) -> str | None:
     """What is wrong with an answer; None if nothing is."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=Decimal)  # as floats, 0.3 is no multiple of 0.1
     except ValueError as error:
         return f"no JSON: {error}"
-    errors = Draft202012Validator(schema, format_checker=FormatChecker()).iter_errors(value)
+    schema = json.loads(json.dumps(schema), parse_float=Decimal)
+    kind = validator_for(schema, Draft202012Validator)
+    errors = kind(schema, format_checker=kind.FORMAT_CHECKER).iter_errors(value)
     return next((error.message for error in errors), None)
 
 
