@@ -91,7 +91,10 @@ class TestGood:
         assert text(prompt=prompt).prompts == prompts
 
     def test_fields_that_mean_nothing_here(self) -> None:
-        named = chat(user="u", metadata={"a": "b"}, service_tier="auto", prompt_cache_key="k", safety_identifier="s")
+        named = chat(
+            user="u", metadata={"a": "b"}, service_tier="auto", prompt_cache_key="k", safety_identifier="s",
+            prompt_cache_retention="24h", prompt_cache_options={"ttl": "30m"},
+        )  # fmt: skip
         assert named.params() == chat().params()
 
     @pytest.mark.parametrize(
@@ -144,6 +147,7 @@ class TestGood:
         chat(
             tools=[], functions=[], tool_choice="none", response_format={"type": "text"}, logit_bias={}, audio=None,
             presence_penalty=0, frequency_penalty=0.0, modalities=["text"], store=False,
+            verbosity="medium", moderation=None, stream=True, stream_options={"include_obfuscation": False},
         )  # fmt: skip
         text(echo=False, suffix="", best_of=2, n=2)
 
@@ -227,6 +231,9 @@ class TestBad:
             ({"modalities": ["text", "audio"]}, "modalities"),
             ({"audio": {}}, "audio"),
             ({"prediction": {}}, "prediction"),
+            ({"verbosity": "low"}, "verbosity"),
+            ({"moderation": {}}, "moderation"),
+            ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
             ({"reasoning_effort": "high"}, "reasoning_effort"),
             ({"store": True}, "store"),
             ({"max_tokens": 0}, "max_tokens"),

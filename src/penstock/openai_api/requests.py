@@ -44,6 +44,7 @@ class StreamOptions(BaseModel):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_obfuscation: only(False) = None  # type: ignore[valid-type]
 
 
 class Message(BaseModel):
@@ -169,6 +170,8 @@ class GenerationRequest(BaseModel):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> GenerationRequest:
@@ -244,6 +247,8 @@ class ChatCompletionRequest(GenerationRequest):
     prediction: only() = None  # type: ignore[valid-type]
     web_search_options: only() = None  # type: ignore[valid-type]
     reasoning_effort: only("none") = None  # type: ignore[valid-type]
+    verbosity: only("medium") = None  # type: ignore[valid-type]
+    moderation: only() = None  # type: ignore[valid-type]
     store: only(False) = None  # type: ignore[valid-type]
 
     @model_validator(mode="after")
