@@ -107,7 +107,8 @@ class ModelDrafter:
         x = np.stack([draft.hidden[node] for draft, (_, node) in zip(drafts, nodes, strict=True)])
         logits = self._model.head(x)[:, : self._vocab]
         for (tree, node), row in zip(nodes, logits, strict=True):
-            if tree.matcher is not None:
+            # Where the likeliest may follow, the others are looked at when they are guessed: a mask takes much longer.
+            if tree.matcher is not None and not tree.allows(node, int(row.argmax())):
                 row[~tree.matcher.mask_after(tree.said(node))[: self._vocab]] = -np.inf
         lists = [_shortlist(*spot, row) for spot, row in zip(nodes, logits, strict=True)]
         count = min(map(len, lists))
