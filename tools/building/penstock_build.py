@@ -1,4 +1,4 @@
-"""The build backend that pip calls (PEP 517): scikit-build-core, with the compiler in the ziglang wheel where there is none.
+"""The build backend that pip calls (PEP 517): scikit-build-core, and the ziglang wheel where no compiler is found.
 
 `PENSTOCK_TARGET`, such as `x86_64-linux-gnu.2.28`, always takes the latter, and makes it compile for that CPU and that
 version of the C library (scripts/wheel).
