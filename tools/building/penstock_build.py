@@ -110,7 +110,7 @@ def _zig_tools(folder: Path) -> dict[str, str]:
         script = folder / tool
         script.write_text(f'#!/bin/sh\nexec "{zig}" {" ".join((tool, *its_options))} "$@"\n')
         script.chmod(0o755)
-    cache = os.environ.get("ZIG_GLOBAL_CACHE_DIR", str(folder / "cache"))
+    cache = str(folder / "cache")
     path = os.pathsep.join([str(folder), os.environ.get("PATH", "")])
     tools = {"CC": str(folder / "cc"), "CXX": str(folder / "c++"), "PATH": path}
     return tools | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
