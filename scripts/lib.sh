@@ -4,7 +4,6 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
-zig=$venv/zig
 
 say() { echo "${0##*/}: $*" >&2; }
 
@@ -67,6 +66,7 @@ compiles_cxx20() {
     printf '#include <%s>\n' bit concepts span | "$1" -std=c++20 -fsyntax-only -x c++ - 2>/dev/null
 }
 
+# Leaves CXX unset where the build is to take the compiler in the ziglang wheel (tools/building).
 find_compiler() {
     local candidate
     if [ "$(uname)" = Darwin ] && ! xcode-select -p >/dev/null 2>&1; then
@@ -80,30 +80,12 @@ find_compiler() {
         fi
     done
     case $(uname -sm) in
-        "Linux x86_64" | "Linux aarch64") use_zig ;;
+        "Linux x86_64" | "Linux aarch64")
+            say "no C++20 compiler found: taking the one in the ziglang wheel (100 MB, 600 MB unpacked and at work)"
+            unset CXX
+            ;;
         *) missing "no C++20 compiler" g++ gcc-c++ gcc gcc ;;
     esac
-}
-
-# The compiler in the ziglang wheel. By default it compiles for the CPU it runs on, which would spoil the baseline files,
-# and traps undefined behaviour; these options prevent both, and one set of them for all needs only one C++ library.
-use_zig() {
-    local tool
-    if [ ! -x "$zig/ziglang/zig" ]; then
-        say "no C++20 compiler found: taking the one in the ziglang wheel (100 MB, 600 MB unpacked and at work)"
-        rm -rf "$zig"
-        pip install --no-cache-dir --no-deps --no-compile --target "$zig" ziglang==0.17.1
-        mkdir "$zig/tools"
-        for tool in cc c++; do
-            printf '#!/bin/sh\nexec "%s" %s -mcpu=baseline -O2 -s -fPIC "$@"\n' "$zig/ziglang/zig" $tool >"$zig/tools/$tool"
-        done
-        for tool in ar ranlib; do
-            printf '#!/bin/sh\nexec "%s" %s "$@"\n' "$zig/ziglang/zig" $tool >"$zig/tools/$tool"
-        done
-        chmod +x "$zig"/tools/*
-    fi
-    export CXX=$zig/tools/c++ PATH=$zig/tools:$PATH
-    export ZIG_GLOBAL_CACHE_DIR=$zig/cache ZIG_LOCAL_CACHE_DIR=$zig/cache
 }
 
 # What is installed already, by the state of the sources it was made from.
@@ -123,17 +105,20 @@ install_dev() {
 }
 
 # Penstock itself, editable: changes in Python files need no new installation, others and moved files are noticed here.
-# Beside the development tools the build keeps its objects; without them it leaves nothing but the result.
+# With a compiler and the development tools the build keeps its objects; otherwise it leaves nothing but the result.
 install_penstock() {
     local state keep="" build
     state=$(state_of pyproject.toml CMakeLists.txt cpp)$(cd "$root" && find src -name '*.py' | LC_ALL=C sort | cksum)
     is_done penstock "$state" && return
     find_compiler
     say "building Penstock into .venv, which takes a minute or two"
-    [ ! -e "$venv/.done-dev" ] || keep=1
-    build=$venv/build/${CXX//\//-}
-    PATH=$venv/bin:$PATH pip install ${keep:+--no-build-isolation} --config-settings=build-dir="$build" --editable "$root"
-    [ -n "$keep" ] || rm -rf "$venv/build" "$zig"
+    [ -z "${CXX:-}" ] || [ ! -e "$venv/.done-dev" ] || keep=1
+    build=${CXX:-zig}
+    build=$venv/build/${build//\//-}
+    mkdir -p "$build"
+    PATH=$venv/bin:$PATH TMPDIR=$venv/build \
+        pip install ${keep:+--no-build-isolation} --config-settings=build-dir="$build" --editable "$root"
+    [ -n "$keep" ] || rm -rf "$venv/build"
     set_done penstock "$state"
 }
 

@@ -1,4 +1,6 @@
-"""`./scripts/install` adds the packages of an extra, and builds nothing for it: the compiler may be gone."""
+"""`./scripts/install` adds the packages of an extra, and builds nothing for it: the compiler may be gone. Without one,
+the build backend takes one, and no folder remains.
+"""
 
 from __future__ import annotations
 
@@ -43,3 +45,27 @@ def test_no_such_extra() -> None:
     result = installed("serve", "nope")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "install: there is no extra nope: pyproject.toml lists them\n"
+
+
+@pytest.mark.parametrize(("compiles", "cxx", "remains"), [("true", "c++", True), ("false", "none", False)])
+def test_build(compiles: str, cxx: str, remains: bool, tmp_path: Path) -> None:
+    """Beside the development tools; without a compiler pip has to make the environment that zig comes with."""
+    (tmp_path / ".done-dev").touch()
+    code = f"""
+        . scripts/lib.sh
+        venv=$1
+        unset CXX
+        has() {{ true; }}
+        compiles_cxx20() {{ {compiles}; }}
+        pip() {{ printf '%s\\n' "${{CXX:-none}}" "$@"; }}
+        install_penstock
+    """
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code, "install", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    used, install, *options = result.stdout.split()
+    assert (used, install, options[-2:]) == (cxx, "install", ["--editable", str(ROOT)])
+    assert ("--no-build-isolation" in options) == remains
+    assert (tmp_path / "build").exists() == remains
+    assert ("ziglang" in result.stderr) == (not remains)
