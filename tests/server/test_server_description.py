@@ -85,5 +85,5 @@ def test_requests_are_described(server: Serving) -> None:
     assert {"prompt", "temperature", "min_p", "stop"} <= set(fields)
     assert described["paths"].keys() == {
         "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model_id}", "/health", "/metrics",
-        "/v1/embeddings", "/tokenize", "/detokenize",
+        "/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize",
     }  # fmt: skip

@@ -22,6 +22,7 @@ from penstock.openai_api.embeddings import parse_embeddings, prepare_embeddings
 from penstock.openai_api.errors import RequestError
 from penstock.openai_api.requests import adapter_named, parse
 from penstock.openai_api.responses import ChatCompletion, EmbeddingList, Health, Model, ModelList, TextCompletion
+from penstock.openai_api.responses_request import ResponsesRequest, parse_responses
 from penstock.openai_api.tokens import Text, Tokens, detokenize, tokenize
 from penstock.server.bodies import Bodies
 from penstock.server.chats.routes import add_chats
@@ -33,6 +34,7 @@ from penstock.server.guard import Guard
 from penstock.server.job import Job
 from penstock.server.page import INDEX, assets
 from penstock.server.replies import StreamReply, WholeReply
+from penstock.server.response_replies import StreamResponse, WholeResponse
 from penstock.system import machine
 
 if TYPE_CHECKING:
@@ -42,13 +44,17 @@ if TYPE_CHECKING:
     from penstock.llm import LLM
     from penstock.openai_api.answers import Prepared
     from penstock.openai_api.embeddings import PreparedEmbeddings
-    from penstock.openai_api.requests import StreamOptions
+    from penstock.openai_api.requests import ChatCompletionRequest, CompletionRequest
     from penstock.openai_api.responses import Completion
     from penstock.server.metrics import Metrics
     from penstock.server.settings import Settings
     from penstock.server.worker import Worker
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+    Asked = ChatCompletionRequest | CompletionRequest | ResponsesRequest
+
+CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+PREFIXES = {CHAT: "chatcmpl-", TEXT: "cmpl-", RESPONSES: "resp_"}
+"""Of ids."""
 Made = TypeVar("Made")
 
 
@@ -80,17 +86,21 @@ class Gateway:
         self.worker.check_room()
         loop = asyncio.get_running_loop()
         async with self._bodies.read(request) as body:
-            prepared, stream, options = await loop.run_in_executor(self._executor, self._prepare, url, body)
+            prepared, asked = await loop.run_in_executor(self._executor, self._prepare, url, body)
         job = Job(prepared)
         self.worker.offer(job)
         identity = {
-            "id": f"{'chatcmpl' if prepared.chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "id": f"{PREFIXES[url]}{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": prepared.adapter or self.settings.model,
         }
-        if stream:
-            return StreamReply(job, self.worker, self.settings, self.metrics, identity, options)
-        return WholeReply(job, self.worker, self.settings, self.metrics, identity, self._executor)
+        common = job, self.worker, self.settings, self.metrics, identity
+        if isinstance(asked, ResponsesRequest):
+            stream = asked.stream
+            return StreamResponse(asked, *common) if stream else WholeResponse(asked, *common, self._executor)
+        if asked.stream:
+            return StreamReply(*common, asked.stream_options)
+        return WholeReply(*common, self._executor)
 
     async def embed(self, request: Request) -> Response:
         """The reply to a request for vectors."""
@@ -119,7 +129,7 @@ class Gateway:
                 "Begin a new one, or raise --max-body.",
                 status=413,
             )
-        prepared, _, _ = await asyncio.get_running_loop().run_in_executor(self._executor, self._prepare, CHAT, body)
+        prepared, _ = await asyncio.get_running_loop().run_in_executor(self._executor, self._prepare, CHAT, body)
         return prepared
 
     async def read_json(self, request: Request) -> Any:
@@ -128,9 +138,15 @@ class Gateway:
         async with self._bodies.read(request) as body:
             return parse_json(body)
 
-    def _prepare(self, url: str, body: bytes) -> tuple[Prepared, bool, StreamOptions | None]:
-        """The request in a body, whether to stream, and how."""
-        request = parse(url, parse_json(body))
+    def _prepare(self, url: str, body: bytes) -> tuple[Prepared, Asked]:
+        """The request in a body, ready for a job, and as it was asked."""
+        value = parse_json(body)
+        asked: Asked
+        request: ChatCompletionRequest | CompletionRequest
+        if url == RESPONSES:
+            asked, request = parse_responses(value)
+        else:
+            asked = request = parse(url, value)
         llm, most = self.worker.llm, self.settings.max_tokens
         adapter = request.adapter(self.settings.model, llm.adapters)
         try:
@@ -138,7 +154,7 @@ class Gateway:
         finally:
             if len(body) > LONG_TEXT:
                 machine.trim_heap()
-        return prepared, bool(request.stream), request.stream_options
+        return prepared, asked
 
     def models(self) -> dict[str, Model]:
         """What is served, by name: the model, and with each of its adapters."""
@@ -227,6 +243,13 @@ def _add_completions(app: FastAPI) -> None:
     async def completions(request: Request) -> Response:
         """Go on with one text or several."""
         return await _gateway(request).complete(request, TEXT)
+
+    described: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}, **problems}
+
+    @app.post(RESPONSES, response_model=None, responses=described)
+    async def model_responses(request: Request) -> Response:
+        """Answer in the shape of OpenAI's Responses API."""
+        return await _gateway(request).complete(request, RESPONSES)
 
 
 def _add_texts(app: FastAPI) -> None:

@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 from penstock.openai_api.embeddings import EmbeddingRequest
 from penstock.openai_api.requests import URLS
 from penstock.openai_api.responses import ErrorBody
+from penstock.openai_api.responses_request import ResponsesRequest
 from penstock.openai_api.tokens import DetokenizeRequest, TokenizeRequest
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 BODIES: Mapping[str, type[BaseModel]] = {
     **URLS,
+    "/v1/responses": ResponsesRequest,
     "/v1/embeddings": EmbeddingRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,

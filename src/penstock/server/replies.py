@@ -20,10 +20,13 @@ from penstock.server.errors import error_response
 from penstock.server.job import Ended, Failed, Made, Pieces
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from concurrent.futures import Executor
 
     from starlette.types import Receive, Scope, Send
 
+    from penstock.completion import Piece
+    from penstock.openai_api.errors import RequestError
     from penstock.openai_api.requests import StreamOptions
     from penstock.server.job import Job
     from penstock.server.metrics import Metrics
@@ -92,22 +95,33 @@ class StreamReply(Reply):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._start(send)
-        await self._send(send, self._comment() + _events(self._chunks.begin()))
+        await self._send(send, self._comment() + self._begin())
         while not self._job.cancelled:  # Python 3.11 may lose a cancellation of this task
             event = await self._job.next(self._settings.keep_alive_seconds)
             if isinstance(event, Pieces):
-                await self._send(send, _events([self._chunks.piece(*piece) for piece in event.pieces]))
+                await self._send(send, self._pieces(event.pieces))
             elif isinstance(event, Ended):
                 self._outcome = "completed"
-                end = _events(self._chunks.end(event.answers.usage))
-                await self._send(send, end + b"data: [DONE]\n\n", more=False)
+                await self._send(send, self._end(event.answers.usage), more=False)
                 return
             elif isinstance(event, Failed):
                 self._outcome = "failed"
-                await self._send(send, _events([event.error.body()]), more=False)
+                await self._send(send, self._failed(event.error), more=False)
                 return
             else:
                 await self._send(send, self._comment())
+
+    def _begin(self) -> bytes:
+        return sse_events(self._chunks.begin())
+
+    def _pieces(self, pieces: list[tuple[int, Piece]]) -> bytes:
+        return sse_events([self._chunks.piece(*piece) for piece in pieces])
+
+    def _end(self, usage: dict[str, Any]) -> bytes:
+        return sse_events(self._chunks.end(usage)) + b"data: [DONE]\n\n"
+
+    def _failed(self, error: RequestError) -> bytes:
+        return sse_events([error.body()])
 
     def _comment(self) -> bytes:
         """A sign of life, which tells those who read it how far things are."""
@@ -148,7 +162,7 @@ class WholeReply(Reply):
                 sign_due = clock() + self._settings.keep_alive_seconds
 
     async def _finish(self, event: Ended | Made, begun: bool, send: Send) -> None:
-        loop, parts = asyncio.get_running_loop(), event.answers.response_parts(**self._identity)
+        loop, parts = asyncio.get_running_loop(), self._parts(event)
         while (part := await loop.run_in_executor(self._executor, next, parts, None)) is not None:
             if not begun:
                 await self._start(send)
@@ -156,6 +170,9 @@ class WholeReply(Reply):
             await self._send(send, part.encode())
         self._outcome = "completed"
         await self._send(send, b"", more=False)
+
+    def _parts(self, event: Ended | Made) -> Iterator[str]:
+        return event.answers.response_parts(**self._identity)
 
 
 class CutError(Exception):
@@ -171,5 +188,9 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _events(chunks: list[dict[str, Any]]) -> bytes:
-    return b"".join(b"data: " + _json(chunk) + b"\n\n" for chunk in chunks)
+def sse_events(chunks: list[dict[str, Any]]) -> bytes:
+    """Chunks that have a type are events of that name."""
+    return b"".join(
+        (f"event: {chunk['type']}\n".encode() if "type" in chunk else b"") + b"data: " + _json(chunk) + b"\n\n"
+        for chunk in chunks
+    )
