@@ -62,7 +62,7 @@ class InputItem(BaseModel):
     def _check(self) -> InputItem:
         missing = [name for name in NEEDED[self.type] if getattr(self, name) is None]
         if missing:
-            raise PydanticCustomError("item", f"is a {self.type} without {missing[0]}")  # type: ignore[arg-type]
+            raise PydanticCustomError("item", f"is a {self.type} without {missing[0]}")
         return self
 
 
