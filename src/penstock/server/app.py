@@ -97,7 +97,7 @@ class Gateway:
         common = job, self.worker, self.settings, self.metrics, identity
         if isinstance(asked, ResponsesRequest):
             stream = asked.stream
-            return StreamResponse(asked, *common) if stream else WholeResponse(asked, *common, self._executor)
+            return StreamResponse(asked, *common, None) if stream else WholeResponse(asked, *common, self._executor)
         if asked.stream:
             return StreamReply(*common, asked.stream_options)
         return WholeReply(*common, self._executor)

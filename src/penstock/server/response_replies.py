@@ -35,7 +35,7 @@ class StreamResponse(StreamReply):
     """Its events."""
 
     def __init__(self, asked: ResponsesRequest, *args: Any) -> None:
-        super().__init__(*args, options=None)
+        super().__init__(*args)
         self._made = Events(asked, self._identity)
 
     def _begin(self) -> bytes:
