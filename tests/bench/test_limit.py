@@ -390,4 +390,5 @@ class TestMain:
     @pytest.mark.usefixtures("calls")
     def test_errors_are_lines(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         assert self.main(monkeypatch, "--memory", "lots", "--", "sleep") == 2
-        assert capsys.readouterr().err == "error: 'lots' is not a size.\nWrite it like 512MiB, 3G (the same as 3GiB), 2.5 GiB or 3GB (10**9 bytes each).\n"
+        remedy = "Write it like 512MiB, 3G (the same as 3GiB), 2.5 GiB or 3GB (10**9 bytes each)."
+        assert capsys.readouterr().err == f"error: 'lots' is not a size.\n{remedy}\n"

@@ -47,7 +47,7 @@ def test_no_sizes(text: Any) -> None:
     with pytest.raises(UsageError) as caught:
         parse_bytes(text)
     assert caught.value.problem == f"{text!r} is not a size."
-    assert caught.value.remedy == "Write it like 512MiB or 2GiB."
+    assert caught.value.remedy == "Write it like 512MiB, 3G (the same as 3GiB), 2.5 GiB or 3GB (10**9 bytes each)."
 
 
 @given(st.integers(0, 1 << 45))
