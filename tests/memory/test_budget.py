@@ -42,7 +42,7 @@ def test_sizes(text: str | int, count: int) -> None:
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "2 TiB", "-1GiB", "1e9", "2GiB more", "1,5GiB", "0x10", -5, True, None])
+@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "1e9", "2GiB more", "1,5GiB", "0x10", -5, True, None])
 def test_no_sizes(text: Any) -> None:
     with pytest.raises(UsageError) as caught:
         parse_bytes(text)

@@ -21,12 +21,12 @@ _EXAMPLES = "Write it like 512MiB, 3G (the same as 3GiB), 2.5 GiB or 3GB (10**9 
 
 def parse_bytes(text: str | int) -> int:
     """Bytes of a size like "512MiB", "3G", "2.5 gib", "3 GB" or a plain number, rounded down. Raises UsageError."""
-    said = str(text)
+    said, shown = str(text), repr(text[:100] if isinstance(text, str) else text)
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", said, re.ASCII)
     if match is None:
-        raise UsageError(f"{said[:100]!r} is not a size.", _EXAMPLES)
+        raise UsageError(f"{shown} is not a size.", _EXAMPLES)
     if match[2].lower() not in UNITS:
-        raise UsageError(f"{said[:100]!r} is not a size: there is no unit {match[2][:20]!r}.", _EXAMPLES)
+        raise UsageError(f"{shown} is not a size: there is no unit {match[2][:20]!r}.", _EXAMPLES)
     return int(Decimal(match[1]) * UNITS[match[2].lower()])
 
 
