@@ -19,12 +19,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.validators import validator_for
 from schemas import Schema, all_schemas
 
@@ -88,8 +89,17 @@ def why_invalid(schema: Schema, text: str) -> str | None:
         return f"no JSON: {error}"
     schema = json.loads(json.dumps(schema), parse_float=Decimal)
     kind = validator_for(schema, Draft202012Validator)
-    errors = kind(schema, format_checker=kind.FORMAT_CHECKER).iter_errors(value)
+    formats = FormatChecker()
+    formats.checkers = {**kind.FORMAT_CHECKER.checkers, "date": (_is_date, ValueError)}
+    errors = kind(schema, format_checker=formats).iter_errors(value)
     return next((error.message for error in errors), None)
+
+
+def _is_date(value: object) -> bool:
+    """As RFC 3339 has it: with a year 0, which is a leap year, and which Python's dates begin behind."""
+    if isinstance(value, str):
+        date.fromisoformat(f"0004{value[4:]}" if value.startswith("0000") else value)
+    return True
 
 
 def question(name: str) -> str:
