@@ -31,7 +31,7 @@ STEPS: dict[str, tuple[object, str, Callable[..., bool]]] = {
     "parsed": (worker, "parse", lambda url, body: body.get("seed") == 13),
     "submitted in part": (LLM, "submit", lambda *args, choice=0, **_: args[2].seed == 13 and choice == 1),
     "drawn": (Sampler, "__call__", lambda self, *_: self.seed == 13),
-    "drawn later": (Sampler, "__call__", lambda self, logits, position, seen: self.seed == 13 and len(seen) > 9),
+    "drawn later": (Sampler, "__call__", lambda self, _, __, seen, ___: self.seed == 13 and len(seen) > 9),
     "made text": (Completion, "_new_text", lambda self: self.stats.seed == 13),
     "kept": (worker, "_new_tokens", lambda running: running.custom_id == "victim"),
     "answered": (Answers, "response", lambda self, **_: self.request.params.seed == 13),
