@@ -77,7 +77,7 @@ class LLM:
         if self.tokenizer is not None:
             self.tokenizer.room = TextRoom(self.engine.make_room_beside, options.longest_text)
         self._grammars = GrammarCompiler(
-            lambda: self.text_side().to_json(),
+            str if self.tokenizer is None else self.tokenizer.to_json,  # not of self: a closed model goes at once
             self.config.vocab_size,
             self.defaults.eos_token_ids,
             self.engine.make_room_beside,

@@ -121,7 +121,6 @@ def run(
             f"{'--file' if file else '--system'} needs the chat template, which --raw leaves out.",
             "Leave --raw out, or put all that is to be completed into the prompt.",
         )
-    offer_to_pull(model)
     display, adapter = choose_display(as_json, quiet, plain or params.form is not None, raw), options.sole_adapter
 
     def report(pieces: list[Piece]) -> None:
@@ -141,6 +140,7 @@ def run(
 
     with ExitStack() as last, ExitStack() as stack:
         listener = stack.enter_context(Trace(trace, f"penstock run {model}")) if trace else None
+        offer_to_pull(model)
         llm = stack.enter_context(LLM.open_with(model, options))
         if listener:
             llm.events.listeners.append(listener)
