@@ -79,8 +79,7 @@ class SamplingParams:
         _check("repetition_penalty", self.repetition_penalty, 0, None, open_below=True)
         _check("frequency_penalty", self.frequency_penalty, -2, 2)
         _check("presence_penalty", self.presence_penalty, -2, 2)
-        self.biases  # noqa: B018
-        self.form  # noqa: B018
+        _ = self.biases, self.form  # which raise
         _check("seed", self.seed, 0, 2**64 - 1, whole=True)
         _check("max_tokens", self.max_tokens, 1, MOST_WHOLE, whole=True)
         _check("logprobs", self.logprobs, 0, MOST_LOGPROBS, whole=True)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from helpers.cases import DEMO
 from penstock.errors import GrammarError, MemoryCeilingError, TokenizerError, UsageError
-from penstock.grammars.compiler import KEPT, GrammarCompiler
-from penstock.grammars.grammar import Grammar
+from penstock.grammars.compiler import GrammarCompiler
+from penstock.grammars.grammar import KEPT, Grammar
 from penstock.text.tokenizer import Tokenizer
 
 SCHEMA = Grammar(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from penstock.errors import ChatTemplateError, ContextError, ReadError, UsageError
 from penstock.grammars.grammar import ANY_OBJECT, Grammar
 from penstock.openai_api.errors import RequestError
-from penstock.openai_api.requests import ChatCompletionRequest, CompletionRequest, parse
+from penstock.openai_api.requests import ChatCompletionRequest, CompletionRequest, check_model, parse
 from penstock.openai_api.tools import for_template
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -283,10 +283,10 @@ class TestBad:
         assert caught.value.status == 404
 
     def test_another_model(self) -> None:
-        chat(model="demo").check_model("demo")
-        chat().check_model("demo")
+        check_model(chat(model="demo").model, "demo")
+        check_model(chat().model, "demo")
         with pytest.raises(RequestError, match="'gpt' is not served here") as caught:
-            chat(model="gpt").check_model("demo")
+            check_model(chat(model="gpt").model, "demo")
         assert (caught.value.status, caught.value.code) == (404, "model_not_found")
 
     JSON = st.recursive(

@@ -105,8 +105,6 @@ class Engine:
             matcher=matcher,
         )
         sequence.begin()
-        if len(drawn) >= sequence.max_tokens:
-            sequence.finish_reason = "length"
         if sequence.finish_reason is None:
             self.scheduler.enter(sequence)
         return sequence

@@ -140,12 +140,11 @@ class Sequence:
 
     def begin(self) -> None:
         """Take in what an earlier run drew, or what the grammar forces before anything is drawn."""
-        if self.matcher is None:
-            return
-        for token in self.token_ids:
-            self.matcher.take(token)
-        if not self.token_ids:
-            self._take_forced()
+        if self.matcher is not None:
+            for token in self.token_ids:
+                self.matcher.take(token)
+            if not self.token_ids:
+                self._take_forced()
         self._end_where_it_must()
 
     def draw(self, logits: F32 | Likeliest) -> list[int] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llguidance import LLMatcher, LLTokenizer
 
 from penstock.errors import TokenizerError
-from penstock.grammars.grammar import LIMITS
+from penstock.grammars.grammar import KEPT, LIMITS
 from penstock.grammars.matcher import Matcher
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ TOKEN_BYTES = 640
 """What the trie of a vocabulary takes, a token, with what is there while it is built; measured with 152,000 tokens."""
 GRAMMAR_BYTES = 4 << 20
 """What a grammar takes, by far the most of them less."""
-KEPT = 8
-"""Compiled grammars that are kept: the same schema comes again and again."""
 
 
 class GrammarCompiler:

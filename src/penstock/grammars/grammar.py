@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import llguidance
@@ -20,6 +21,8 @@ MOST_CHARACTERS = 1 << 20
 SEPARATORS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """Of JSON: on one line, as models write it most. Free white space would be tokens that say nothing, and a small model
 may never end it."""
+KEPT = 8
+"""Grammars that are kept, as text and compiled: the same schema comes again and again."""
 LIMITS = LLParserLimits(max_lexer_states=30_000, max_grammar_size=200_000, verbose_errors=False)
 """What one grammar may take, some 60 MB at most."""
 
@@ -65,17 +68,7 @@ class Grammar:
 
     def source(self) -> str:
         """The grammar as the library takes it. Raises UsageError for what makes none."""
-        try:
-            if self.kind == "schema":
-                source = LLMatcher.grammar_from_json_schema(self.text, overrides=SEPARATORS)  # type: ignore[arg-type]
-            else:
-                source = llguidance.grammar_from(self.kind, self.text)
-        except (ValueError, RecursionError) as error:
-            raise self.refused(str(error)) from error
-        failed, messages = LLMatcher.validate_grammar_with_warnings(source, limits=LIMITS)
-        if failed:
-            raise self.refused(messages[0])
-        return source
+        return _source(self)
 
     def refused(self, reason: str) -> UsageError:
         """Why it cannot be followed."""
@@ -84,6 +77,22 @@ class Grammar:
             f"This {NAMES[self.kind]} cannot be followed: {reason}",
             "Change it, or leave it out; docs/structured.md says what is supported.",
         )
+
+
+@lru_cache(KEPT)
+def _source(grammar: Grammar) -> str:
+    """A request is looked at more than once on its way: as it comes, as it is admitted, as it begins."""
+    try:
+        if grammar.kind == "schema":
+            source = LLMatcher.grammar_from_json_schema(grammar.text, overrides=SEPARATORS)  # type: ignore[arg-type]
+        else:
+            source = llguidance.grammar_from(grammar.kind, grammar.text)
+    except (ValueError, RecursionError) as error:
+        raise grammar.refused(str(error)) from error
+    failed, messages = LLMatcher.validate_grammar_with_warnings(source, limits=LIMITS)
+    if failed:
+        raise grammar.refused(messages[0])
+    return source
 
 
 def _json(schema: Mapping[str, Any]) -> str:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from penstock.errors import PenstockError
 from penstock.openai_api.errors import RequestError
 from penstock.openai_api.fields import Prompt
 from penstock.openai_api.json_parts import Series, json_parts
-from penstock.openai_api.requests import STRICT, request_error
+from penstock.openai_api.requests import STRICT, validated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,12 +61,7 @@ class PreparedEmbeddings:
 
 def parse_embeddings(body: Any) -> EmbeddingRequest:
     """Raises RequestError."""
-    if not isinstance(body, dict):
-        raise RequestError("The body is not a JSON object.", 'Send one like {"input": "..."}.')
-    try:
-        return EmbeddingRequest.model_validate(body)
-    except ValidationError as error:
-        raise request_error(error) from None
+    return validated(EmbeddingRequest, body, '{"input": "..."}')
 
 
 def prepare_embeddings(llm: LLM, request: EmbeddingRequest, adapter: str | None = None) -> PreparedEmbeddings:

@@ -7,7 +7,7 @@ unless they have values that change nothing; and values outside OpenAI's ranges.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -34,6 +34,7 @@ from penstock.strict_json import listed
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+Body = TypeVar("Body", bound=BaseModel)
 STRICT = ConfigDict(strict=True, extra="forbid")
 
 
@@ -220,10 +221,6 @@ class GenerationRequest(BaseModel):
             **(self.form if self.structured_outputs is None else self.structured_outputs.form()),
         )
 
-    def check_model(self, *names: str) -> None:
-        """Raise RequestError unless the request names one of these models, or none at all."""
-        check_model(self.model, *names)
-
     def adapter(self, model: str, adapters: Collection[str]) -> str | None:
         """The adapter that the request names; None where it names the model itself, or nothing. Raises RequestError
         for any other name."""
@@ -342,19 +339,30 @@ def parse(url: str, body: Any) -> ChatCompletionRequest | CompletionRequest:
         raise RequestError(
             f"{url[:200]!r} is not served here.", f"Use one of: {', '.join(URLS)}.", status=404, param="url"
         )
-    if not isinstance(body, dict):
-        raise RequestError("The body is not a JSON object.", 'Send one like {"messages": [...]}.')
-    try:
-        request = URLS[url].model_validate(body)
-        request.params()
-    except ValidationError as error:
-        raise request_error(error) from None
-    except UsageError as error:
-        raise RequestError.of(error) from None
+    request = validated(URLS[url], body, '{"messages": [...]}')
+    check_params(request)
     return request
 
 
-def request_error(error: ValidationError) -> RequestError:
+def check_params(request: GenerationRequest) -> None:
+    """Raise RequestError for what no sampling can be."""
+    try:
+        request.params()
+    except UsageError as error:
+        raise RequestError.of(error) from None
+
+
+def validated(kind: type[Body], body: Any, like: str) -> Body:
+    """A JSON body as what it has to be; `like`: an example. Raises RequestError."""
+    if not isinstance(body, dict):
+        raise RequestError("The body is not a JSON object.", f"Send one like {like}.")
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        raise _request_error(error) from None
+
+
+def _request_error(error: ValidationError) -> RequestError:
     """The first thing that is wrong, by the name that the client gave it."""
     first = error.errors(include_url=False, include_context=False)[0]
     kind, place = first["type"], first["loc"] or (first["type"],)

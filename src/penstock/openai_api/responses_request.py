@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from penstock.errors import UsageError
-from penstock.openai_api.errors import RequestError
 from penstock.openai_api.fields import WHOLE, only
-from penstock.openai_api.requests import STRICT, ChatCompletionRequest, request_error
+from penstock.openai_api.requests import STRICT, ChatCompletionRequest, check_params, validated
 from penstock.openai_api.tools import MOST_TOOLS, FunctionSpec, NamedFunction
 from penstock.sampling import MOST_WHOLE
 
@@ -154,7 +152,7 @@ class ResponsesRequest(BaseModel):
         return self
 
     def chat(self) -> ChatCompletionRequest:
-        """The same request as one of a chat. Raises pydantic's ValidationError."""
+        """The same request as one of a chat. Raises RequestError."""
         chat = self.model_dump(include={
             "model", "temperature", "top_p", "parallel_tool_calls", "user", "metadata", "stream"
         })  # fmt: skip
@@ -171,7 +169,7 @@ class ResponsesRequest(BaseModel):
             chat["response_format"] = {"type": form.type} | (
                 {"json_schema": schema} if form.schema_ is not None else {}
             )
-        return ChatCompletionRequest.model_validate(chat)
+        return validated(ChatCompletionRequest, chat, '{"messages": [...]}')
 
     def _messages(self) -> list[dict[str, Any]]:
         """A text and the calls behind it are one message of the assistant."""
@@ -198,14 +196,7 @@ def _plain(content: str | list[dict[str, Any]]) -> str:
 
 def parse_responses(body: Any) -> tuple[ResponsesRequest, ChatCompletionRequest]:
     """The request that a JSON body makes, and its chat. Raises RequestError."""
-    if not isinstance(body, dict):
-        raise RequestError("The body is not a JSON object.", 'Send one like {"input": "..."}.')
-    try:
-        request = ResponsesRequest.model_validate(body)
-        chat = request.chat()
-        chat.params()
-    except ValidationError as error:
-        raise request_error(error) from None
-    except UsageError as error:
-        raise RequestError.of(error) from None
+    request = validated(ResponsesRequest, body, '{"input": "..."}')
+    chat = request.chat()
+    check_params(chat)
     return request, chat

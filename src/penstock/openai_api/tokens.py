@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from penstock.errors import PenstockError
 from penstock.openai_api.errors import RequestError
-from penstock.openai_api.requests import STRICT, Message, request_error
+from penstock.openai_api.requests import STRICT, Message, validated
 from penstock.openai_api.responses import Body
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Text(Body):
 
 def tokenize(llm: LLM, body: Any) -> Tokens:
     """Raises RequestError."""
-    request = _checked(TokenizeRequest, body)
+    request = validated(TokenizeRequest, body, '{"prompt": "..."}')
     try:
         tokenizer = llm.text_side()
         if request.messages is None:
@@ -76,17 +76,8 @@ def tokenize(llm: LLM, body: Any) -> Tokens:
 
 def detokenize(llm: LLM, body: Any) -> Text:
     """With special tokens as they are written. Raises RequestError."""
-    request = _checked(DetokenizeRequest, body)
+    request = validated(DetokenizeRequest, body, '{"tokens": [...]}')
     try:
         return Text(prompt=llm.text_side().decode(request.tokens, skip_special_tokens=False))
     except PenstockError as error:
         raise RequestError.of(error, "tokens") from error
-
-
-def _checked(kind: Any, body: Any) -> Any:
-    if not isinstance(body, dict):
-        raise RequestError("The body is not a JSON object.")
-    try:
-        return kind.model_validate(body)
-    except ValidationError as error:
-        raise request_error(error) from None

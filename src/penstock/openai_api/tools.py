@@ -106,7 +106,6 @@ class ToolUse:
 
     form: ToolFormat
     names: tuple[str, ...]
-    several: bool
     shown: frozenset[int]
     """Special tokens that calls are written with."""
     grammar: str | None
@@ -154,7 +153,7 @@ def tool_use(
     grammar = call_grammar(form, schemas, tokenizer, must=must, several=many) if held else None
     ids = (tokenizer.token_id(marker) for marker in form.markers())
     shown = frozenset(token for token in ids if token is not None) & tokenizer.special_ids
-    return ToolUse(form, tuple(schemas), many, shown, grammar)
+    return ToolUse(form, tuple(schemas), shown, grammar)
 
 
 def for_template(tools: Sequence[Tool]) -> list[Mapping[str, Any]]:
