@@ -6,12 +6,12 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from penstock.openai_api.errors import RequestError
-from penstock.openai_api.requests import request_error
+from penstock.openai_api.requests import validated
 from penstock.server.chats.conversation import Ask, Chat, ChatChange, ChatSettings
 
 if TYPE_CHECKING:
@@ -103,11 +103,7 @@ def _chats(request: Request) -> Chats:
 
 
 async def _body(request: Request, shape: type[Body]) -> Body:
-    value = await request.app.state.gateway.read_json(request)
-    try:
-        return shape.model_validate(value)
-    except ValidationError as error:
-        raise request_error(error) from None
+    return validated(shape, await request.app.state.gateway.read_json(request), "those of the page")
 
 
 def _version(request: Request) -> int:
