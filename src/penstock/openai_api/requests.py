@@ -356,8 +356,13 @@ def validated(kind: type[Body], body: Any, like: str) -> Body:
     """A JSON body as what it has to be; `like`: an example. Raises RequestError."""
     if not isinstance(body, dict):
         raise RequestError("The body is not a JSON object.", f"Send one like {like}.")
+    return checked(kind, body)
+
+
+def checked(kind: type[Body], value: Any) -> Body:
+    """As `validated`, of any JSON value."""
     try:
-        return kind.model_validate(body)
+        return kind.model_validate(value)
     except ValidationError as error:
         raise _request_error(error) from None
 

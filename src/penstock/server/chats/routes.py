@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from penstock.openai_api.errors import RequestError
-from penstock.openai_api.requests import validated
+from penstock.openai_api.requests import checked
 from penstock.server.chats.conversation import Ask, Chat, ChatChange, ChatSettings
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _chats(request: Request) -> Chats:
 
 
 async def _body(request: Request, shape: type[Body]) -> Body:
-    return validated(shape, await request.app.state.gateway.read_json(request), "those of the page")
+    return checked(shape, await request.app.state.gateway.read_json(request))
 
 
 def _version(request: Request) -> int:
