@@ -73,6 +73,10 @@ def test_embeddings_that_cannot_be(client: openai.OpenAI, body: dict[str, object
 def test_another_model(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="not served here"):
         client.embeddings.create(model="gpt-4", input="a")
+    root = str(client.base_url).removesuffix("/v1/")
+    for path, body in (("tokenize", {"prompt": "a"}), ("detokenize", {"tokens": [5]})):
+        assert httpx.post(f"{root}/{path}", json={"model": MODEL, **body}).status_code == 200
+        assert httpx.post(f"{root}/{path}", json={"model": "gpt-4", **body}).status_code == 404
 
 
 def test_tokens_and_back(client: openai.OpenAI, llm: LLM) -> None:

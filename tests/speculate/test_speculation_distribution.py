@@ -144,29 +144,29 @@ def test_tokens_are_distributed_as_the_target_says(target: Engine, distributions
     assert min(found.values()) > LEAST_P, found
 
 
-def careless(tree: Tree, draw: Callable[[int], int | None]) -> list[int]:
+def careless(tree: Tree, draw: Callable[[int], Sequence[int] | None]) -> list[int]:
     """A walk that takes the first guess for right, whatever is drawn."""
     nodes = [0]
     while True:
-        token = draw(nodes[-1])
+        drawn = draw(nodes[-1])
         child = next(iter(tree.children(nodes[-1])), None)
-        if token is None or child is None:
+        if not drawn or child is None:
             return nodes
         tree.key.token_ids[-1] = tree.tokens[child]  # type: ignore[attr-defined]
         nodes.append(child)
 
 
-def lenient(tree: Tree, draw: Callable[[int], int | None]) -> list[int]:
+def lenient(tree: Tree, draw: Callable[[int], Sequence[int] | None]) -> list[int]:
     """A walk that takes a guess for right where the target finds it likelier than most."""
     sequence: Any = tree.key
     real, rows, nodes = sequence.draw, list[F32](), [0]
     sequence.draw = lambda row: (rows.append(row[0]), real(row))[1]
     while True:
-        token, row = draw(nodes[-1]), rows[-1]
+        drawn, row = draw(nodes[-1]), rows[-1]
         shares = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
         child = next((c for c in tree.children(nodes[-1]) if shares[tree.tokens[c]] > 1 / VOCAB), None)
-        child = tree.child(nodes[-1], token) if token is not None and child is None else child
-        if token is None or child is None:
+        child = tree.child(nodes[-1], drawn[0]) if drawn and child is None else child
+        if not drawn or child is None:
             sequence.draw = real
             return nodes
         sequence.token_ids[-1] = tree.tokens[child]

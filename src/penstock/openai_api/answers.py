@@ -80,12 +80,11 @@ def prepare(
             use = _tool_use(llm, request)
             if use is not None and use.grammar is not None:
                 params = replace(params, grammar=use.grammar)
-            _check_form(params, "response_format" if use is None else "tools")
             messages = [message.plain() for message in request.messages]
             prompts = [llm.chat_prompt(messages, tools=None if use is None else for_template(request.tools or []))]
         else:
-            _check_form(params, "response_format")
             prompts = request.prompts
+        _check_form(params, "response_format" if use is None else "tools")
         if request.max_tokens == 0:  # nothing is drawn
             default_max_tokens = 0
         tokens = tuple(_checked(llm, prompt, params, default_max_tokens) for prompt in prompts)

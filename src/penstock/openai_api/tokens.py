@@ -9,10 +9,12 @@ from pydantic_core import PydanticCustomError
 
 from penstock.errors import PenstockError
 from penstock.openai_api.errors import RequestError
-from penstock.openai_api.requests import STRICT, Message, validated
+from penstock.openai_api.requests import STRICT, Message, check_model, validated
 from penstock.openai_api.responses import Body
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from penstock.llm import LLM
 
 
@@ -57,9 +59,10 @@ class Text(Body):
     prompt: str
 
 
-def tokenize(llm: LLM, body: Any) -> Tokens:
-    """Raises RequestError."""
+def tokenize(llm: LLM, names: Collection[str], body: Any) -> Tokens:
+    """`names`: of the model, and of what it is with its adapters. Raises RequestError."""
     request = validated(TokenizeRequest, body, '{"prompt": "..."}')
+    check_model(request.model, *names)
     try:
         tokenizer = llm.text_side()
         if request.messages is None:
@@ -74,9 +77,10 @@ def tokenize(llm: LLM, body: Any) -> Tokens:
     return Tokens(count=len(ids), max_model_len=llm.context, tokens=ids)
 
 
-def detokenize(llm: LLM, body: Any) -> Text:
-    """With special tokens as they are written. Raises RequestError."""
+def detokenize(llm: LLM, names: Collection[str], body: Any) -> Text:
+    """With special tokens as they are written; else as `tokenize`."""
     request = validated(DetokenizeRequest, body, '{"tokens": [...]}')
+    check_model(request.model, *names)
     try:
         return Text(prompt=llm.text_side().decode(request.tokens, skip_special_tokens=False))
     except PenstockError as error:

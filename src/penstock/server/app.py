@@ -38,7 +38,7 @@ from penstock.server.response_replies import StreamResponse, WholeResponse
 from penstock.system import machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Collection
     from pathlib import Path
 
     from penstock.llm import LLM
@@ -71,8 +71,16 @@ class Gateway:
 
     async def complete(self, request: Request, url: str) -> Response:
         """The reply to a request for a completion."""
+        return await self._counted(self._accept(request, url))
+
+    async def embed(self, request: Request) -> Response:
+        """The reply to a request for vectors."""
+        return await self._counted(self._accept_texts(request))
+
+    async def _counted(self, reply: Awaitable[Response]) -> Response:
+        """A reply, or the error in its place, counted."""
         try:
-            return await self._accept(request, url)
+            return await reply
         except ClientDisconnect:
             self.metrics.count("cancelled")
             return Response(status_code=400)  # nobody reads it
@@ -102,8 +110,7 @@ class Gateway:
             return StreamReply(*common, asked.stream_options)
         return WholeReply(*common, self._executor)
 
-    async def embed(self, request: Request) -> Response:
-        """The reply to a request for vectors."""
+    async def _accept_texts(self, request: Request) -> Response:
         self.worker.check_room()
         value = await self.read_json(request)
         prepared = await asyncio.get_running_loop().run_in_executor(self._executor, self._prepare_embeddings, value)
@@ -116,10 +123,10 @@ class Gateway:
         request, llm = parse_embeddings(body), self.worker.llm
         return prepare_embeddings(llm, request, adapter_named(request.model, self.settings.model, llm.adapters))
 
-    async def of_tokens(self, request: Request, make: Callable[[LLM, Any], Made]) -> Made:
-        """What `make` makes of the model and a body."""
-        value = await self.read_json(request)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, make, self.worker.llm, value)
+    async def of_tokens(self, request: Request, make: Callable[[LLM, Collection[str], Any], Made]) -> Made:
+        """What `make` makes of the model, its names and a body."""
+        value, names = await self.read_json(request), self.models().keys()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, make, self.worker.llm, names, value)
 
     async def prepare(self, body: bytes) -> Prepared:
         """A request for a chat completion, ready for a job. Raises RequestError."""
