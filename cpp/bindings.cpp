@@ -136,6 +136,26 @@ void bind_add_rows(ThreadPool& pool, const Matrix<const float>& x, const Vector<
   add_rows(pool, args);
 }
 
+void bind_route(ThreadPool& pool, const Matrix<const float>& logits, const std::optional<Vector<const float>>& bias,
+                bool sigmoid, bool renormalize, float scaling, std::int64_t groups, std::int64_t kept_groups,
+                const Matrix<std::int32_t>& ids, const Matrix<float>& weights) {
+  const Rows<const float> rows = rows_of(logits, "logits");
+  const Rows<std::int32_t> out = rows_of(ids, "ids");
+  const Rows<float> out_weights = rows_of(weights, "weights");
+  const RouteArgs args{rows,   bias ? bias->data() : nullptr, sigmoid,  renormalize, scaling,
+                       groups, kept_groups,                   out.cols, out.data,    out_weights.data};
+  require(rows.cols >= 1 && rows.cols <= kMostExperts, "experts: 1 to ", kMostExperts, ", not ", rows.cols);
+  if (bias) require_equal(bias->shape(0), rows.cols, "length of bias");
+  require_equal(out.rows, rows.rows, "rows of ids");
+  require_same_shape(out, out_weights, "ids and weights");
+  require(out.stride == out.cols && out_weights.stride == out.cols, "ids and weights must be contiguous");
+  require(groups >= 1 && rows.cols % groups == 0, "groups must divide the experts");
+  require(kept_groups >= 1 && kept_groups <= groups, "kept_groups must be 1 to groups");
+  require(out.cols >= 1 && out.cols <= rows.cols / groups * kept_groups, "there are fewer experts than are chosen");
+  const nb::gil_scoped_release release;
+  route(pool, args);
+}
+
 void bind_rope_table(const Vector<const std::int64_t>& positions, const Vector<const float>& inv_freq,
                      const Matrix<float>& cos, const Matrix<float>& sin) {
   const Rows<float> cos_rows = rows_of(cos, "cos"), sin_rows = rows_of(sin, "sin");
@@ -305,6 +325,10 @@ NB_MODULE(_core, m) {
   m.def("add_rows", &bind_add_rows, "pool"_a, nb::arg("x").noconvert(), nb::arg("factors").noconvert(),
         nb::arg("out").noconvert(), nb::arg("at").noconvert() = nb::none(),
         "out[at[r]] += factors[r] * x[r], r ascending; at: int32, or None for every row in order.");
+  m.def("route", &bind_route, "pool"_a, nb::arg("logits").noconvert(), nb::arg("bias").noconvert().none(), "sigmoid"_a,
+        "renormalize"_a, "scaling"_a, "groups"_a, "kept_groups"_a, nb::arg("ids").noconvert(),
+        nb::arg("weights").noconvert(),
+        "The experts ids[rows, k], int32, ascending, that rows of logits [rows, experts] go to, and their weights.");
   m.def("rope_table", &bind_rope_table, nb::arg("positions").noconvert(), nb::arg("inv_freq").noconvert(),
         nb::arg("cos").noconvert(), nb::arg("sin").noconvert(),
         "cos, sin [rows, d/2] of the float32 angles position * inv_freq; positions: int64.");

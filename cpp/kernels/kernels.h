@@ -123,6 +123,26 @@ struct AddRowsArgs {
   Rows<float> out;
 };
 
+// Which `chosen` of the experts, the columns of `logits`, each row goes to: those with the highest score (a softmax over
+// all, or sigmoids) plus bias, of the `kept_groups` of `groups` groups of experts whose two best choices have the largest
+// sum; ties go to the lower number. Told by ascending number: ids and weights [logits.rows][chosen], the scores without
+// bias, divided by their sum in the order of choice if `renormalize`, times scaling.
+struct RouteArgs {
+  Rows<const float> logits;  // cols: at most kMostExperts
+  const float* bias;         // or null
+  bool sigmoid;
+  bool renormalize;
+  float scaling;
+  std::int64_t groups;
+  std::int64_t kept_groups;
+  std::int64_t chosen;
+  std::int32_t* ids;
+  float* weights;
+};
+
+// Their scores fit the least scratch.
+inline constexpr std::int64_t kMostExperts = 4096;
+
 // Rotates the first `rotary` dimensions of each of `heads` heads of x in place: row r, head h starts at
 // x.data + r * x.stride + h * dim. cos and sin are [rows][rotary / 2].
 struct RopeArgs {
@@ -205,6 +225,7 @@ struct Kernels {
   void (*gated)(const GatedArgs&, std::int64_t begin, std::int64_t end, Scratch);          // columns, each for all rows
   void (*scale)(const ScaleArgs&, std::int64_t begin, std::int64_t end, Scratch);          // columns, each for all rows
   void (*add_rows)(const AddRowsArgs&, std::int64_t begin, std::int64_t end, Scratch);     // columns, each for all rows
+  void (*route)(const RouteArgs&, std::int64_t begin, std::int64_t end, Scratch);          // rows
   void (*rope)(const RopeArgs&, std::int64_t begin, std::int64_t end, Scratch);            // rows
   void (*widen)(const WidenArgs&, std::int64_t begin, std::int64_t end, Scratch);          // elements
   void (*exp)(const ExpArgs&, std::int64_t begin, std::int64_t end, Scratch);              // elements

@@ -171,6 +171,12 @@ void add_rows(ThreadPool& pool, const AddRowsArgs& args) {
   split_columns(pool, active_kernels().add_rows, args, args.x.cols, args.x.rows);
 }
 
+void route(ThreadPool& pool, const RouteArgs& args) {
+  const auto lock = pool.acquire();
+  split(pool, active_kernels().route, args, args.logits.rows,
+        grain_of(pool, args.logits.rows, args.logits.cols * (args.chosen + 8)));
+}
+
 void rope(ThreadPool& pool, const RopeArgs& args) {
   const auto lock = pool.acquire();
   split(pool, active_kernels().rope, args, args.x.rows, grain_of(pool, args.x.rows, args.x.cols));

@@ -26,6 +26,7 @@ void rms_norm(ThreadPool& pool, const RmsNormArgs& args);
 void gated(ThreadPool& pool, const GatedArgs& args);
 void scale(ThreadPool& pool, const ScaleArgs& args);
 void add_rows(ThreadPool& pool, const AddRowsArgs& args);
+void route(ThreadPool& pool, const RouteArgs& args);
 void rope(ThreadPool& pool, const RopeArgs& args);
 void widen(ThreadPool& pool, const WidenArgs& args);
 void exp(ThreadPool& pool, const ExpArgs& args);

@@ -239,7 +239,8 @@ def open_weights(
     if ring is None:
         ring = choose_ring(ceiling, largest_chunk([tensors[name] for name in order]))
     drafts = [name for name in draft_order(architecture) if name in tensors] if guesses else ()
-    return Weights(tensors, order, kernels, ring, events, drafts)
+    experts = [parts for layer in share.layers if (parts := architecture.experts(layer))]
+    return Weights(tensors, order, kernels, ring, events, drafts, experts)
 
 
 def decoder_of(

@@ -37,10 +37,10 @@ def files() -> Iterator[Files]:
 class Immediate:
     """An executor that is done when `submit` returns, so that the order of reads is that of their submission."""
 
-    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+    def submit(self, work: Callable[[], Any], urgent: bool = False) -> Future[Any]:
         future: Future[Any] = Future()
         try:
-            future.set_result(function(*args))
+            future.set_result(work())
         except BaseException as error:
             future.set_exception(error)
         return future

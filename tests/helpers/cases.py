@@ -93,7 +93,77 @@ QWEN2: dict[str, Any] = _family(
 )
 QWEN3 = _family("qwen3", "Qwen3ForCausalLM", attention_bias=False, use_sliding_window=False)
 
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+QWEN3_MOE = _family(
+    "qwen3_moe",
+    "Qwen3MoeForCausalLM",
+    attention_bias=False,
+    use_sliding_window=False,
+    decoder_sparse_step=1,
+    mlp_only_layers=[],
+    router_aux_loss_coef=0.001,
+    output_router_logits=False,
+    **EXPERTS,
+)
+OLMOE = _family(
+    "olmoe",
+    "OlmoeForCausalLM",
+    num_experts=8,
+    num_experts_per_tok=3,
+    norm_topk_prob=False,
+    pad_token_id=0,
+)
+MIXTRAL = _family(
+    "mixtral", "MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.0
+)
+QWEN2_MOE = _family(
+    "qwen2_moe",
+    "Qwen2MoeForCausalLM",
+    shared_expert_intermediate_size=40,
+    use_sliding_window=False,
+    **EXPERTS | {"norm_topk_prob": False},
+)
+GLM4_MOE = _family(
+    "glm4_moe",
+    "Glm4MoeForCausalLM",
+    attention_bias=True,
+    moe_intermediate_size=24,
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+    n_shared_experts=1,
+    n_group=1,
+    topk_group=1,
+    norm_topk_prob=True,
+    routed_scaling_factor=1.5,
+    first_k_dense_replace=1,
+    use_qk_norm=False,
+    partial_rotary_factor=0.5,
+    num_nextn_predict_layers=0,
+)
+
+MOE_CASES = {
+    "qwen3-moe": Case(QWEN3_MOE | _attention(4, 2, 16)),
+    "qwen3-moe-steps": Case(
+        QWEN3_MOE
+        | {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3], "norm_topk_prob": False}
+        | {"tie_word_embeddings": True, "attention_bias": True}
+    ),
+    "olmoe": Case(OLMOE | _attention(4, 4)),
+    "olmoe-renormalized": Case(OLMOE | {"norm_topk_prob": True}),
+    "mixtral": Case(MIXTRAL, nulls=("sliding_window",)),
+    "mixtral-window": Case(MIXTRAL | {"sliding_window": 17, "num_local_experts": 5}),
+    "qwen2-moe": Case(QWEN2_MOE),
+    "glm4-moe": Case(GLM4_MOE),
+    "glm4-moe-groups": Case(
+        GLM4_MOE
+        | {"n_group": 4, "topk_group": 2, "use_qk_norm": True, "n_shared_experts": 2, "num_hidden_layers": 3}
+        | {"attention_bias": False, "norm_topk_prob": False}
+    ),
+}
+"""Mixtures of experts."""
+
 FAMILY_CASES = {
+    **MOE_CASES,
     "qwen2-window": Case(
         QWEN2 | {"use_sliding_window": True, "sliding_window": 20, "layer_types": [FULL, SLIDING]} | _attention(4, 2)
     ),

@@ -47,6 +47,23 @@ class Reading:
     fused_qkv: bool = False
     fused_gate_up: bool = False
     inner: int = 0
+    mixtures: list[bool] = field(default_factory=list)
+    """Of each layer: whether its MLP is a mixture of experts."""
+    experts: int = 0
+    chosen: int = 0
+    expert_inner: int = 0
+    expert_names: tuple[str, str, str, str] = ("mlp", "gate_proj", "up_proj", "down_proj")
+    """What they are in, and their parts."""
+    sigmoid: bool = False
+    renormalized: bool = False
+    scaling: float = 1.0
+    groups: tuple[int, int] = (1, 1)
+    """How many there are, and how many are chosen from."""
+    choice_bias: bool = False
+    shared: str = ""
+    """The MLP beside them."""
+    shared_inner: int = 0
+    shared_gate: bool = False
     mlp: tuple[str, str, str, str] = ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj", "mlp.down_proj")
 
 
@@ -60,6 +77,7 @@ def read(config: Mapping[str, Any]) -> Reading:
         scale=head_dim**-0.5,
         windows=[0] * layers,
         ropes=["main"] * layers,
+        mixtures=[False] * layers,
         inner=config["intermediate_size"],
         qkv_bias=bool(config.get("attention_bias")),
         o_bias=bool(config.get("attention_bias")),
@@ -154,6 +172,47 @@ def _phi3(config: Mapping[str, Any], reading: Reading) -> None:
     reading.windows = [config.get("sliding_window") or 0] * len(reading.windows)
 
 
+def _mixture(config: Mapping[str, Any], reading: Reading, count: str, inner: str) -> None:
+    reading.experts, reading.chosen, reading.expert_inner = config[count], config["num_experts_per_tok"], config[inner]
+    reading.renormalized = config.get("norm_topk_prob", False)
+    step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+    reading.mixtures = [i not in dense and (i + 1) % step == 0 for i in range(len(reading.mixtures))]
+
+
+def _qwen3_moe(config: Mapping[str, Any], reading: Reading) -> None:
+    reading.qk_norm = "head"
+    _mixture(config, reading, "num_experts", "moe_intermediate_size")
+
+
+def _qwen2_moe(config: Mapping[str, Any], reading: Reading) -> None:
+    reading.qkv_bias = config.get("qkv_bias", True)
+    _sliding(config, reading)
+    _mixture(config, reading, "num_experts", "moe_intermediate_size")
+    reading.shared, reading.shared_gate = "mlp.shared_expert", True
+    reading.shared_inner = config["shared_expert_intermediate_size"]
+
+
+def _olmoe(config: Mapping[str, Any], reading: Reading) -> None:
+    reading.qk_norm = "all"
+    _mixture(config, reading, "num_experts", "intermediate_size")
+
+
+def _mixtral(config: Mapping[str, Any], reading: Reading) -> None:
+    reading.windows = [config["sliding_window"] or 0] * len(reading.windows)
+    _mixture(config, reading, "num_local_experts", "intermediate_size")
+    reading.expert_names, reading.renormalized = ("block_sparse_moe", "w1", "w3", "w2"), True
+
+
+def _glm4_moe(config: Mapping[str, Any], reading: Reading) -> None:
+    reading.o_bias = False
+    reading.qk_norm = "head" if config.get("use_qk_norm") else ""
+    _mixture(config, reading, "n_routed_experts", "moe_intermediate_size")
+    reading.mixtures = [i >= config["first_k_dense_replace"] for i in range(len(reading.mixtures))]
+    reading.sigmoid = reading.choice_bias = True
+    reading.scaling, reading.groups = config["routed_scaling_factor"], (config["n_group"], config["topk_group"])
+    reading.shared, reading.shared_inner = "mlp.shared_experts", config["n_shared_experts"] * reading.expert_inner
+
+
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every tensor's shape, by the names that the family's files have."""
     reading, config = read(config), text_side(config)
@@ -164,10 +223,12 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         for norm in reading.norms:
             if norm is not None:
                 shapes[f"{prefix}{norm}.weight"] = (hidden,)
-        for name, shape in matrices(config, reading).items():
+        for name, shape in matrices(config, reading, layer).items():
             shapes[f"{prefix}{name}.weight"] = shape
             if has_bias(reading, name):
                 shapes[f"{prefix}{name}.bias"] = shape[:1]
+        if reading.mixtures[layer] and reading.choice_bias:
+            shapes[f"{prefix}{reading.expert_names[0]}.gate.e_score_correction_bias"] = (reading.experts,)
         if reading.qk_norm:
             heads = [config["num_attention_heads"], config["num_key_value_heads"]]
             for name, count in zip("qk", heads, strict=True):
@@ -179,7 +240,7 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def matrices(config: Mapping[str, Any], reading: Reading) -> dict[str, tuple[int, int]]:
+def matrices(config: Mapping[str, Any], reading: Reading, layer: int = 0) -> dict[str, tuple[int, int]]:
     hidden, inner = config["hidden_size"], reading.inner
     queries = config["num_attention_heads"] * reading.head_dim
     keys = config["num_key_value_heads"] * reading.head_dim
@@ -188,12 +249,28 @@ def matrices(config: Mapping[str, Any], reading: Reading) -> dict[str, tuple[int
     attention |= {"self_attn.k_proj": (keys, hidden), "self_attn.v_proj": (keys, hidden)}
     if reading.fused_qkv:
         attention = {"self_attn.qkv_proj": (queries + 2 * keys, hidden)}
+    if reading.mixtures[layer]:
+        mixture = _mixture_matrices(hidden, reading)
+        return attention | {"self_attn.o_proj": (hidden, queries)} | mixture
     mlp = {gate_up: (2 * inner, hidden)} if reading.fused_gate_up else {gate: (inner, hidden), up: (inner, hidden)}
     return attention | {"self_attn.o_proj": (hidden, queries)} | mlp | {down: (hidden, inner)}
 
 
+def _mixture_matrices(hidden: int, reading: Reading) -> dict[str, tuple[int, int]]:
+    within, gate, up, down = reading.expert_names
+    found = {f"{within}.gate": (reading.experts, hidden)}
+    mlps = [(f"{within}.experts.{number}", reading.expert_inner) for number in range(reading.experts)]
+    if reading.shared_gate:
+        found[f"{reading.shared}_gate"] = (1, hidden)
+    for name, inner in [*mlps, *([(reading.shared, reading.shared_inner)] if reading.shared else [])]:
+        found |= {f"{name}.{gate}": (inner, hidden), f"{name}.{up}": (inner, hidden), f"{name}.{down}": (hidden, inner)}
+    return found
+
+
 def has_bias(reading: Reading, name: str) -> bool:
     """Whether a matrix of a layer has one."""
+    if "experts" in name or "expert_gate" in name or name.endswith(("mlp.gate", "moe.gate")):
+        return False
     if "mlp" in name:
         return reading.mlp_bias
     return reading.o_bias if "o_proj" in name else reading.qkv_bias

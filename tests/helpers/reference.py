@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from helpers.family_reading import frequencies, read, text_side
+from helpers.family_reading import Reading, frequencies, read, text_side
 
 F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
@@ -36,6 +36,9 @@ class Reference:
         whole: dict[str, Any] = json.loads((path / "config.json").read_text())
         self.reading, self.config = read(whole), dict(text_side(whole))
         self.weights = read_weights(path)
+        self.margin = math.inf
+        """The least by which a row of any pass preferred its last expert to the next: below 1e-4, float32 may choose
+        another, and then nothing can be compared."""
         self.frequencies = frequencies(whole, context)
 
     def forward(
@@ -100,9 +103,35 @@ class Reference:
         attended = ops.attention(q, k, v, rows, float(np.float32(reading.scale)), window, cap)
         x = added(x[rows], normed(after, linear("self_attn.o_proj", attended.reshape(len(rows), -1))))
         h = normed(before_mlp, x)
+        if reading.mixtures[index]:
+            return added(x, normed(after_mlp, self._mixture(f"{name}.{reading.expert_names[0]}", linear, h, ops)))
         gate, up, gate_up, down = reading.mlp
         parts = np.split(linear(gate_up, h), 2, axis=-1) if reading.fused_gate_up else (linear(gate, h), linear(up, h))
         return added(x, normed(after_mlp, linear(down, ops.gated(*parts, reading.gelu))))
+
+    def _mixture(self, name: str, linear: Any, h: Any, ops: Any) -> Any:
+        """What the experts of a layer make of rows, each of those that it goes to (arXiv 2101.03961)."""
+        reading = self.reading
+        within, gate, up, down = reading.expert_names
+
+        def mlp(name: str, h: Any) -> Any:
+            return linear(f"{name}.{down}", ops.gated(linear(f"{name}.{gate}", h), linear(f"{name}.{up}", h), False))
+
+        bias = self.weights.get(f"{name}.gate.e_score_correction_bias")
+        weights, margin = ops.route(linear(f"{within}.gate", h), bias, reading)
+        self.margin = min(self.margin, margin)
+        y = np.zeros_like(h)
+        for expert in range(reading.experts):
+            rows = np.flatnonzero(weights[:, expert])
+            if len(rows):
+                out = mlp(f"{within}.experts.{expert}", h[rows])
+                y[rows] = ops.add(y[rows], ops.times(out, weights[rows, expert]))
+        if reading.shared:
+            shared = mlp(reading.shared, h)
+            if reading.shared_gate:
+                shared = ops.times(shared, ops.sigmoid(linear(f"{reading.shared}_gate", h))[:, 0])
+            y = ops.add(y, shared)
+        return y
 
     def _queries_keys_values(self, linear: Any, h: Any) -> list[Any]:
         """Each [n, heads, head_dim]."""
@@ -196,6 +225,35 @@ def silu(x: F64) -> F64:
 def gelu(x: F64) -> F64:
     """With tanh (arXiv 1606.08415)."""
     return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def sigmoid(x: F64) -> F64:
+    return 1 / (1 + np.exp(-x))
+
+
+def times(x: F64, factors: F64) -> F64:
+    """Row by row."""
+    return x * factors[:, None]
+
+
+def route(logits: F64, bias: F64 | None, reading: Reading) -> tuple[F64, float]:
+    """The weight of each expert for each row [n, experts], 0 of those that it does not go to; and the least margin of
+    a choice, as logits have them."""
+    scores = sigmoid(logits) if reading.sigmoid else softmax(logits)
+    choice = scores + bias if bias is not None else scores if reading.sigmoid else logits
+    groups, kept = reading.groups
+    if kept < groups:
+        by_group = choice.reshape(len(choice), groups, -1)
+        sums = np.sort(by_group, axis=-1)[..., -2:].sum(axis=-1)
+        out = sums < np.sort(sums, axis=-1)[:, -kept, None]
+        choice = np.where(out[..., None], -np.inf, by_group).reshape(choice.shape)
+    ranked = np.sort(choice, axis=-1)[:, ::-1]
+    chosen = choice >= ranked[:, reading.chosen - 1, None]
+    margin = math.inf if reading.chosen == reading.experts else (ranked[:, reading.chosen - 1] - ranked[:, reading.chosen]).min()
+    weights = np.where(chosen, scores, 0)
+    if reading.renormalized:
+        weights = weights / weights.sum(axis=-1, keepdims=True)
+    return weights * reading.scaling, float(margin)
 
 
 def gated(gate: F64, up: F64, with_gelu: bool) -> F64:

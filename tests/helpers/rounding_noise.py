@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from helpers import reference as exact
+from helpers.family_reading import Reading
 from helpers.reference import F32, F64, I64, Reference
 
 UNIT = 2.0**-24
@@ -87,6 +88,17 @@ class RoundingNoise:
         size = np.einsum("hqk,khd->qhd", weights, np.abs(values))
         out = self._moved(np.einsum("hqk,khd->qhd", weights, values), gamma(keys[..., None]) * size)
         return self._rounded(out / total, 1)
+
+    def sigmoid(self, x: F64) -> F64:
+        return self._rounded(exact.sigmoid(x), EXP_ROUNDINGS + 2)
+
+    def times(self, x: F64, factors: F64) -> F64:
+        return self._rounded(exact.times(x, factors), 1)
+
+    def route(self, logits: F64, bias: F64 | None, reading: Reading) -> tuple[F64, float]:
+        # exp, the sum, the division; and once more a sum and a division, and the factor.
+        weights, margin = exact.route(logits, bias, reading)
+        return self._rounded(weights, EXP_ROUNDINGS + lanes(logits.shape[-1]) + reading.chosen + 4), margin
 
     def gated(self, gate: F64, up: F64, with_gelu: bool) -> F64:
         # Of GELU, roundings of exp's argument count times its size.

@@ -16,6 +16,7 @@
 #include "kernels/generic/norm.h"
 #include "kernels/generic/quantize_rows.h"
 #include "kernels/generic/rope.h"
+#include "kernels/generic/route.h"
 #include "kernels/generic/scale.h"
 #include "kernels/generic/unpack.h"
 #include "kernels/generic/widen.h"
@@ -48,6 +49,7 @@ constexpr Kernels make_kernels(const char* name) {
       .gated = gated<V>,
       .scale = scale<V>,
       .add_rows = add_rows<V>,
+      .route = route<V>,
       .rope = rope<V>,
       .widen = widen<V>,
       .exp = exp<V>,

@@ -12,7 +12,7 @@ from penstock.architectures import names
 from penstock.architectures.names import EMBEDDING, FINAL_NORM, HEAD, bias_of, in_layer
 
 if TYPE_CHECKING:
-    from penstock.architectures.config import ModelConfig
+    from penstock.architectures.config import ExpertsConfig, ModelConfig
 
 Shape = tuple[int, ...]
 
@@ -40,7 +40,21 @@ class Architecture:
 
     def layer_matrices(self, layer: int) -> list[str]:
         """All matrices of a layer, in the order in which a pass needs them."""
-        return [in_layer(layer, part) for part in self._layer_shapes()]
+        return [in_layer(layer, part) for part in self._layer_shapes(layer)]
+
+    def experts(self, layer: int) -> list[tuple[str, str, str]]:
+        """Gate, up and down of each expert of a layer; none where it has a plain MLP."""
+        experts = self.config.experts_of(layer)
+        if experts is None:
+            return []
+        parts = (names.mlp_parts(names.expert(number)) for number in range(experts.count))
+        return [(in_layer(layer, gate), in_layer(layer, up), in_layer(layer, down)) for gate, up, down in parts]
+
+    @property
+    def expert_matrices(self) -> frozenset[str]:
+        """Of all experts: a pass needs those only that its rows go to."""
+        layers = range(self.config.num_hidden_layers)
+        return frozenset(name for layer in layers for parts in self.experts(layer) for name in parts)
 
     def matrices_of(self, layers: Iterable[int], *, head: bool) -> list[str]:
         """Those that a pass through some layers needs whole, in its order."""
@@ -101,10 +115,10 @@ class Architecture:
     def flops(self, rows: int, positions: int) -> int:
         """Floating-point operations of a pass of `rows` rows, the last of a sequence of `positions`, one logit row."""
         config = self.config
-        layer_weights = sum(prod(shape) for shape in self._layer_shapes().values())
+        layers = [self._weights_per_row(layer) for layer in range(config.num_hidden_layers)]
         windows = Counter(config.layer_kind(layer).window for layer in range(config.num_hidden_layers))
         seen = sum(layers * _keys_seen(rows, positions, window) for window, layers in windows.items())
-        products = 2 * rows * layer_weights * config.num_hidden_layers
+        products = 2 * rows * sum(layers)
         return products + 4 * seen * config.num_attention_heads * config.head_dim + self.head_flops(1)
 
     def share_past_windows(self, positions: int) -> float:
@@ -127,10 +141,8 @@ class Architecture:
         head are there at a time, maybe twice, beside what is kept of it."""
         config = self.config
         heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-        piece_rows = min(config.intermediate_size, max(1, int(piece_bytes / (weight_bytes * config.hidden_size))))
-        if config.fused_gate_up:
-            piece_rows = config.intermediate_size
-        widest = max(heads, config.intermediate_size + piece_rows, config.hidden_size)
+        piece_rows = max(1, int(piece_bytes / (weight_bytes * config.hidden_size)))
+        widest = max(heads, self._mlp_floats(piece_rows), config.hidden_size)
         if self.sums_apart:
             widest += config.hidden_size
         hidden = rows * (2 * config.hidden_size + widest + len(config.ropes) * config.head_dim)
@@ -138,6 +150,23 @@ class Architecture:
         head_rows = min(config.vocab_size, max(1, int(piece_bytes / (weight_bytes * config.hidden_size))))
         ranked = 0 if logit_rows is None else ranked_rows * (2 * 4 * head_rows + RANKED_BYTES)
         return 4 * (hidden + logits) + ranked
+
+    def _mlp_floats(self, piece_rows: int) -> int:
+        """What a row takes amid an MLP at most, beside its hidden and its normalised row."""
+        config, hidden, experts = self.config, self.config.hidden_size, self.config.experts
+        if config.fused_gate_up:
+            return 2 * config.intermediate_size
+        dense, mixed = (size + min(size, piece_rows) for size in (config.intermediate_size, self._widest_expert))
+        if experts is None:
+            return dense
+        # What the router says, the sum, what all rows share; of the expert that all may go to, what comes and goes.
+        around = experts.count + 2 * experts.per_token + (2 + bool(experts.shared_size)) * hidden
+        return max(dense if experts.dense_layers else 0, around + hidden + mixed)
+
+    @property
+    def _widest_expert(self) -> int:
+        experts = self.config.experts
+        return max(experts.intermediate_size, experts.shared_size) if experts is not None else 0
 
     def scoring_bytes(self, rows: int, piece_bytes: int, weight_bytes: float = 2.0) -> int:
         """Peak bytes besides, where no more is told of so many rows than how likely a token is: normalised rows, what
@@ -149,11 +178,12 @@ class Architecture:
     def adapter_bytes(self, rows: int, rank: int, piece_bytes: int, weight_bytes: float = 2.0) -> int:
         """Peak float32 bytes besides, where rows go through adapters of such a rank: what the first product gives, and
         what the second one and the matrix's own give for a piece."""
+        shapes = {shape for layer in range(self.config.num_hidden_layers) for shape in self._layer_shapes(layer).values()}
         widest = max(
             min(outputs, max(1, int(piece_bytes / (weight_bytes * inputs))))
-            for outputs, inputs in self._layer_shapes().values()
+            for outputs, inputs in shapes
         )
-        longest = max(inputs for _, inputs in self._layer_shapes().values())
+        longest = max(inputs for _, inputs in shapes)
         return 4 * (rows * (rank + 2 * widest + 1) + min(rows, GATHERED) * longest)
 
     def iter_tensors(self) -> Iterator[tuple[str, Shape]]:
@@ -167,21 +197,25 @@ class Architecture:
             yield HEAD, (vocab, hidden)
 
     def _iter_layer(self, layer: int) -> Iterator[tuple[str, Shape]]:
-        for part, shape in self._layer_parts():
+        for part, shape in self._layer_parts(layer):
             yield in_layer(layer, part), shape
             if len(shape) == 2 and self._has_bias(part):
                 yield bias_of(in_layer(layer, part)), shape[:1]
+        experts = self.config.experts_of(layer)
+        if experts is not None and experts.choice_bias:
+            yield names.choice_bias_of(layer), (experts.count,)
 
-    def _layer_parts(self) -> Iterator[tuple[str, Shape]]:
+    def _layer_parts(self, layer: int) -> Iterator[tuple[str, Shape]]:
         """Matrices and norms of a layer, in the order of a pass."""
         config, hidden = self.config, (self.config.hidden_size,)
-        norms, shapes = config.norms, self._layer_shapes()
+        norms, shapes = config.norms, self._layer_shapes(layer)
         around = {
             names.Q: (norms.pre_attention, None),
             names.QKV: (norms.pre_attention, None),
             names.OUT: (None, norms.post_attention),
             names.GATE: (norms.pre_mlp, None),
             names.GATE_UP: (norms.pre_mlp, None),
+            names.ROUTER: (norms.pre_mlp, None),
             names.DOWN: (None, norms.post_mlp),
         }
         for part, shape in shapes.items():
@@ -203,22 +237,48 @@ class Architecture:
 
     def _has_bias(self, part: str) -> bool:
         if part.startswith("mlp."):
-            return self.config.mlp_bias
+            return self.config.mlp_bias and part in (names.GATE, names.UP, names.GATE_UP, names.DOWN)
         return self.config.o_bias if part == names.OUT else self.config.qkv_bias
 
-    def _layer_shapes(self) -> dict[str, Shape]:
+    def _layer_shapes(self, layer: int) -> dict[str, Shape]:
         """Of a layer's matrices, in the order of a pass."""
         config = self.config
-        hidden, inner = config.hidden_size, config.intermediate_size
+        hidden = config.hidden_size
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
         attention = {names.Q: (queries, hidden), names.K: (keys, hidden), names.V: (keys, hidden)}
         if config.fused_qkv:
             attention = {names.QKV: (queries + 2 * keys, hidden)}
-        gate_up = {names.GATE: (inner, hidden), names.UP: (inner, hidden)}
-        if config.fused_gate_up:
-            gate_up = {names.GATE_UP: (2 * inner, hidden)}
-        return {**attention, names.OUT: (hidden, queries), **gate_up, names.DOWN: (hidden, inner)}
+        experts = config.experts_of(layer)
+        mlp = self._mlp_shapes() if experts is None else dict(self._iter_mixture(experts))
+        return {**attention, names.OUT: (hidden, queries), **mlp}
+
+    def _mlp_shapes(self) -> dict[str, Shape]:
+        hidden, inner = self.config.hidden_size, self.config.intermediate_size
+        if self.config.fused_gate_up:
+            return {names.GATE_UP: (2 * inner, hidden), names.DOWN: (hidden, inner)}
+        return {names.GATE: (inner, hidden), names.UP: (inner, hidden), names.DOWN: (hidden, inner)}
+
+    def _iter_mixture(self, experts: ExpertsConfig) -> Iterator[tuple[str, Shape]]:
+        """The router, what all rows share, and the experts in the order of their numbers."""
+        hidden = self.config.hidden_size
+        yield names.ROUTER, (experts.count, hidden)
+        sizes = [(names.SHARED, experts.shared_size)] if experts.shared_size else []
+        if experts.shared_gate:
+            yield names.SHARED_GATE, (1, hidden)
+        sizes += [(names.expert(number), experts.intermediate_size) for number in range(experts.count)]
+        for prefix, inner in sizes:
+            gate, up, down = names.mlp_parts(prefix)
+            yield from ((gate, (inner, hidden)), (up, (inner, hidden)), (down, (hidden, inner)))
+
+    def _weights_per_row(self, layer: int) -> int:
+        """Weights of a layer that each row is multiplied with."""
+        weights = sum(map(prod, self._layer_shapes(layer).values()))
+        experts = self.config.experts_of(layer)
+        if experts is None:
+            return weights
+        idle = experts.count - experts.per_token
+        return weights - idle * 3 * experts.intermediate_size * self.config.hidden_size
 
 
 def _keys_seen(rows: int, positions: int, window: int) -> int:

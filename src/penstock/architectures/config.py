@@ -71,6 +71,35 @@ SANDWICH_NORMS = Norms(
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsConfig:
+    """Layers whose MLP is a mixture of experts (arXiv 2101.03961): a router gives each row to a few of them, and what
+    they give is summed with the router's weights, in the order of their numbers (docs/design.md, "Experts")."""
+
+    count: int
+    per_token: int
+    """Experts that a row goes to."""
+    intermediate_size: int
+    """Of each expert."""
+    sigmoid: bool = False
+    """Whether scores are sigmoids of the router's logits, in place of a softmax over all experts."""
+    renormalize: bool = False
+    """Whether the weights of a row's experts are divided by their sum."""
+    scaling: float = 1.0
+    """Of the weights."""
+    groups: int = 1
+    kept_groups: int = 1
+    """Of as many groups of experts, only so many are chosen from."""
+    choice_bias: bool = False
+    """Whether a vector is added to scores where experts are chosen, and not where they are weighed."""
+    shared_size: int = 0
+    """Of an MLP beside them, which all rows go through; 0: none."""
+    shared_gate: bool = False
+    """Whether its output is multiplied by the sigmoid of a product of its own."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers that have a plain MLP in their place."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """What a decoder needs to run, with transformers' names; sizes are positive, eos_token_ids may be empty.
 
@@ -116,6 +145,7 @@ class ModelConfig:
     fused_qkv: bool = False
     """Queries, keys and values come of one matrix, in this order."""
     fused_gate_up: bool = False
+    experts: ExpertsConfig | None = None
 
     @property
     def score_scale(self) -> float:
@@ -135,6 +165,10 @@ class ModelConfig:
         """Positions of a sequence, where nobody asks for others: those that the model was trained for, but where more
         than the original ones change the keys of all, only these."""
         return self.rope.original_max_position_embeddings if self.rope.long_factors else self.max_position_embeddings
+
+    def experts_of(self, layer: int) -> ExpertsConfig | None:
+        """Those of a layer; None where it has a plain MLP."""
+        return None if self.experts is None or layer in self.experts.dense_layers else self.experts
 
     def layer_kind(self, layer: int) -> LayerKind:
         return self.layer_kinds[layer] if self.layer_kinds else LayerKind()

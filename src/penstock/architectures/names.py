@@ -10,6 +10,8 @@ HEAD = "lm_head.weight"
 
 Q, K, V, QKV, OUT = (f"self_attn.{part}_proj" for part in ("q", "k", "v", "qkv", "o"))
 GATE, UP, GATE_UP, DOWN = (f"mlp.{part}_proj" for part in ("gate", "up", "gate_up", "down"))
+ROUTER, SHARED_GATE = "mlp.gate", "mlp.shared_expert_gate"
+SHARED = "mlp.shared_expert"
 Q_NORM, K_NORM = "self_attn.q_norm", "self_attn.k_norm"
 
 EMBEDDING_PART, FINAL_NORM_PART, HEAD_PART = "embed_tokens", "norm", "lm_head"
@@ -18,6 +20,21 @@ EMBEDDING_PART, FINAL_NORM_PART, HEAD_PART = "embed_tokens", "norm", "lm_head"
 def in_layer(layer: int, part: str) -> str:
     """The weight of a part of a layer."""
     return f"model.layers.{layer}.{part}.weight"
+
+
+def expert(number: int) -> str:
+    """What the names of an expert's matrices begin with in a layer, in place of "mlp"."""
+    return f"mlp.experts.{number}"
+
+
+def mlp_parts(prefix: str = "mlp") -> tuple[str, str, str]:
+    """Gate, up and down of an MLP: of a layer, of an expert, or the one that all rows share."""
+    return f"{prefix}.gate_proj", f"{prefix}.up_proj", f"{prefix}.down_proj"
+
+
+def choice_bias_of(layer: int) -> str:
+    """What is added to the scores of a layer's experts where they are chosen."""
+    return f"model.layers.{layer}.{ROUTER}.e_score_correction_bias"
 
 
 def is_norm(name: str) -> bool:
@@ -50,8 +67,14 @@ def is_embedding(name: str) -> bool:
 
 _TEXT_SIDE = ("model.language_model.", "language_model.")
 """How names begin in checkpoints of models that see pictures, too."""
-_OTHER_NAMES = {"shared_mlp.input_linear.": f"{GATE_UP}.", "shared_mlp.output_linear.": f"{DOWN}."}
-"""Parts that some families (Granite 4) call otherwise."""
+_OTHER_NAMES = {
+    "shared_mlp.input_linear.": f"{GATE_UP}.",
+    "shared_mlp.output_linear.": f"{DOWN}.",
+    "mlp.shared_experts.": f"{SHARED}.",
+}
+"""Parts that some families (Granite 4, GLM 4) call otherwise."""
+_MIXTRAL = "block_sparse_moe."
+_MIXTRAL_PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
 def canonical_name(name: str, prefix: str) -> str:
@@ -59,11 +82,19 @@ def canonical_name(name: str, prefix: str) -> str:
     name = _text_side_name(name)
     for other, own in _OTHER_NAMES.items():
         name = name.replace(other, own)
+    if _MIXTRAL in name:
+        name = _mixtral_name(name)
     if not prefix or name.startswith(("model.", "lm_head.")):
         return name
     if name.startswith(("layers.", "embed_tokens.", "norm.")):
         return f"model.{name}"
     return prefix + name
+
+
+def _mixtral_name(name: str) -> str:
+    """Of a router or an expert of a Mixtral."""
+    *front, part, suffix = name.replace(_MIXTRAL, "mlp.").split(".")
+    return ".".join([*front, _MIXTRAL_PARTS.get(part, part), suffix])
 
 
 def _text_side_name(name: str) -> str:

@@ -9,12 +9,15 @@ from penstock.architectures.config import ModelConfig
 from penstock.architectures.exaone4 import EXAONE4
 from penstock.architectures.family import Family
 from penstock.architectures.gemma import GEMMA2, GEMMA3
+from penstock.architectures.glm import GLM4_MOE
 from penstock.architectures.granite import GRANITE, GRANITE4
 from penstock.architectures.llama import LLAMA
 from penstock.architectures.mistral import MISTRAL
-from penstock.architectures.olmo import OLMO2, OLMO3
+from penstock.architectures.mixtral import MIXTRAL
+from penstock.architectures.olmo import OLMO2, OLMO3, OLMOE
 from penstock.architectures.phi3 import PHI3
 from penstock.architectures.qwen import QWEN2, QWEN3
+from penstock.architectures.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from penstock.architectures.smollm3 import SMOLLM3
 from penstock.architectures.unsupported import why_not
 from penstock.errors import CheckpointWarning, UnsupportedError
@@ -34,6 +37,11 @@ FAMILIES: tuple[Family, ...] = (
     GRANITE,
     GRANITE4,
     EXAONE4,
+    QWEN3_MOE,
+    OLMOE,
+    MIXTRAL,
+    QWEN2_MOE,
+    GLM4_MOE,
 )
 
 WITH_TEXT_SIDE: Mapping[str, str] = {

@@ -35,6 +35,8 @@ class RopeDefaults:
     """The base, where none is given."""
     partial: bool = False
     """Whether it may turn a part of a head's dimensions."""
+    share: float = 1.0
+    """Which part of a head's dimensions turns, where that is not given."""
     longrope: bool = False
     """Whether it has no other scaling, whatever that is called."""
 
@@ -46,7 +48,7 @@ def read_rope(fields: Fields, family: RopeDefaults, *, head_dim: int, max_positi
     if not family.partial:
         check_only_value(rope, "partial_rotary_factor", (1, None))
         check_only_value(fields, "partial_rotary_factor", (1, None))
-    plain = RopeConfig(base, rotary_dim=_rotary_dim(fields, rope, head_dim))
+    plain = RopeConfig(base, rotary_dim=_rotary_dim(fields, rope, head_dim, family.share))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return plain
@@ -73,13 +75,12 @@ def read_local_rope(fields: Fields, theta: float) -> RopeConfig:
     return RopeConfig(fields.positive("rope_local_base_freq", theta))
 
 
-def _rotary_dim(fields: Fields, rope: Fields, head_dim: int) -> int:
-    """By `partial_rotary_factor`; 0 where every dimension turns."""
+def _rotary_dim(fields: Fields, rope: Fields, head_dim: int, usual: float) -> int:
+    """By `partial_rotary_factor`, or the usual share; 0 where every dimension turns."""
     fields.get("partial_rotary_factor")
     own = rope if rope.get("partial_rotary_factor") is not None else fields
-    if own.get("partial_rotary_factor") is None:
-        return 0
-    share = own.positive("partial_rotary_factor")
+    given = own.get("partial_rotary_factor") is not None
+    share = own.positive("partial_rotary_factor") if given else usual
     rotary = int(head_dim * min(share, 2))
     if not 2 <= rotary <= head_dim or rotary % 2:
         own.fail("partial_rotary_factor", f"a share, up to 1, that is an even number of a head's {head_dim} dimensions")

@@ -174,6 +174,29 @@ class Kernels:
         """out[at[r]] += factors[r] * x[r] for the rows of x[rows, n]; without `at`, row by row."""
         _core.add_rows(self._pool, x, factors, out, at)
 
+    def route(
+        self,
+        logits: F32,
+        chosen: int,
+        *,
+        bias: F32 | None = None,
+        sigmoid: bool = False,
+        renormalize: bool = False,
+        scaling: float = 1.0,
+        groups: int = 1,
+        kept_groups: int = 1,
+    ) -> tuple[I32, F32]:
+        """Which `chosen` experts each row of logits[rows, experts] goes to, ascending, and with what weights: int32 and
+        float32 [rows, chosen] (arXiv 2101.03961).
+
+        Scores are a softmax over all experts, or sigmoids; the best of score + `bias` are chosen, ties go to the lower
+        number, of the `kept_groups` of `groups` groups whose two best have the largest sum (arXiv 2412.19437). Weights
+        are the scores, divided by their sum if `renormalize`, times `scaling`.
+        """
+        ids, weights = np.empty((len(logits), chosen), np.int32), np.empty((len(logits), chosen), np.float32)
+        _core.route(self._pool, logits, bias, sigmoid, renormalize, scaling, groups, kept_groups, ids, weights)
+        return ids, weights
+
     def rope(self, x: F32, cos: F32, sin: F32) -> None:
         """Rotate the first 2 n dimensions of x[rows, heads, d] in place by the angles of cos, sin [rows, n] (arXiv
         2104.09864)."""

@@ -25,13 +25,19 @@ from penstock.architectures.names import (
     OUT,
     Q_NORM,
     QKV,
+    ROUTER,
+    SHARED,
+    SHARED_GATE,
     UP,
     K,
     Q,
     V,
     bias_of,
+    choice_bias_of,
+    expert,
     in_layer,
     is_norm,
+    mlp_parts,
 )
 from penstock.errors import UsageError
 from penstock.models.adapted import AdaptedRows
@@ -46,9 +52,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from penstock.adapters.adapter import LowRank
-    from penstock.architectures.config import ModelConfig, WhichRope
+    from penstock.architectures.config import ExpertsConfig, ModelConfig, WhichRope
     from penstock.checkpoints.checkpoint import Tensor
-    from penstock.compute.kernels import F32, I64, Kernels
+    from penstock.compute.kernels import F32, I32, I64, Kernels
     from penstock.events import Events
     from penstock.models.adapted import Addend
     from penstock.models.kv_cache import KvCache
@@ -63,6 +69,9 @@ class Matrices(Protocol):
     def tensors(self) -> Mapping[str, Tensor]: ...
     @property
     def events(self) -> Events: ...
+    def expect(self, names: Sequence[str]) -> None:
+        """Told of matrices of experts, in the order in which their pieces will be asked for."""
+
     def pieces(self, name: str) -> Generator[PieceData]: ...
     def rows(self, name: str, indices: I64) -> F32: ...
 
@@ -266,9 +275,54 @@ class Decoder:
         return q, k, v
 
     def _mlp(self, index: int, x: F32, adapted: AdaptedRows) -> None:
-        norms = self.config.norms
-        gated = self._gated(index, self._normed(index, norms.pre_mlp, x), adapted)
-        self._add(index, DOWN, norms.post_mlp, gated, x, adapted)
+        norms, experts = self.config.norms, self.config.experts_of(index)
+        h = self._normed(index, norms.pre_mlp, x)
+        if experts is not None:
+            self._add_whole(index, norms.post_mlp, self._mixture(index, experts, h, adapted), x)
+            return
+        self._add(index, DOWN, norms.post_mlp, self._gated(index, h, adapted), x, adapted)
+
+    def _mixture(self, index: int, experts: ExpertsConfig, h: F32, adapted: AdaptedRows) -> F32:
+        """What the experts of a layer make of normalised rows h[n, hidden_size], summed with the router's weights in
+        the order of their numbers; then what all rows share."""
+        ids, factors = self._route(index, experts, h, adapted)
+        used = [int(number) for number in np.unique(ids)]
+        parts = {number: [in_layer(index, part) for part in mlp_parts(expert(number))] for number in used}
+        self.weights.expect([name for number in used for name in parts[number]])
+        shared = self._shared(index, experts, h, adapted)  # computed while experts are read
+        y = np.zeros_like(h)
+        for number in used:
+            rows, places = np.nonzero(ids == number)
+            gate, up, down = parts[number]
+            out = self._linear(down, self._gated_by(gate, up, h[rows]))
+            self.kernels.add_rows(out, factors[rows, places], y, at=rows.astype(np.int32))
+        if shared is not None:
+            self.kernels.add_rows(*shared, y)
+        return y
+
+    def _route(self, index: int, experts: ExpertsConfig, h: F32, adapted: AdaptedRows) -> tuple[I32, F32]:
+        """Which experts each row goes to, and with what weights, [n, per_token]."""
+        return self.kernels.route(
+            self._linear(in_layer(index, ROUTER), h, adapted),
+            experts.per_token,
+            bias=self._vectors[choice_bias_of(index)] if experts.choice_bias else None,
+            sigmoid=experts.sigmoid,
+            renormalize=experts.renormalize,
+            scaling=experts.scaling,
+            groups=experts.groups,
+            kept_groups=experts.kept_groups,
+        )
+
+    def _shared(self, index: int, experts: ExpertsConfig, h: F32, adapted: AdaptedRows) -> tuple[F32, F32] | None:
+        """What an MLP gives that all rows go through, [n, hidden_size], and its weight for each row."""
+        if not experts.shared_size:
+            return None
+        factors = np.ones(len(h), np.float32)
+        if experts.shared_gate:  # its sigmoid is that of a router with one expert
+            logits = self._linear(in_layer(index, SHARED_GATE), h, adapted)
+            factors = self.kernels.route(logits, 1, sigmoid=True)[1].reshape(-1)
+        gate, up, down = (in_layer(index, part) for part in mlp_parts(SHARED))
+        return self._linear(down, self._gated_by(gate, up, h, adapted), adapted), factors
 
     def _add(self, index: int, matrix: str, norm: str | None, h: F32, x: F32, adapted: AdaptedRows) -> None:
         """Add h @ matrix.T, normalised and multiplied as the family has it, to x[n, hidden_size]; the product is
@@ -277,24 +331,31 @@ class Decoder:
         if not self.architecture.sums_apart:
             self._linear(name, h, adapted, add_to=x)
             return
-        y = self._linear(name, h, adapted)
+        self._add_whole(index, norm, self._linear(name, h, adapted), x)
+
+    def _add_whole(self, index: int, norm: str | None, y: F32, x: F32) -> None:
+        """Add y to x[n, hidden_size], normalised in place and multiplied as the family has it."""
         if norm is not None:
             self._norm(in_layer(index, norm), y, y)
         self.kernels.add_rows(y, np.full(len(y), self.config.residual_multiplier, np.float32), x)
 
     def _gated(self, index: int, x: F32, adapted: AdaptedRows) -> F32:
-        """activation(gate(x)) * up(x), [n, intermediate_size].
-
-        Of two matrices, each by itself, since they need not be cut alike; only one piece of up(x) is held at a time.
-        """
+        """activation(gate(x)) * up(x), [n, intermediate_size], of a layer with a plain MLP."""
         config = self.config
         if config.fused_gate_up:
             both = self._linear(in_layer(index, GATE_UP), x, adapted)
             gate = both[:, : config.intermediate_size]
             self.kernels.gated(gate, both[:, config.intermediate_size :], config.activation, gate)
             return gate
-        out, up = self._linear(in_layer(index, GATE), x, adapted), in_layer(index, UP)
-        addends = adapted.addends(up, x)
+        return self._gated_by(in_layer(index, GATE), in_layer(index, UP), x, adapted)
+
+    def _gated_by(self, gate_name: str, up: str, x: F32, adapted: AdaptedRows | None = None) -> F32:
+        """activation(gate(x)) * up(x), [n, rows of the matrices], of two.
+
+        Each by itself, since they need not be cut alike; only one piece of up(x) is held at a time.
+        """
+        config, out = self.config, self._linear(gate_name, x, adapted)
+        addends = adapted.addends(up, x) if adapted is not None else ()
         room = np.empty((len(x), 0), np.float32)
         with self._pieces(up) as pieces:
             for piece in pieces:

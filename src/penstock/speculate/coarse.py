@@ -116,6 +116,9 @@ class CoarseWeights:
         there = [self.load(name) for name in names]
         return all(there)
 
+    def expect(self, names: Sequence[str]) -> None:
+        """Nothing to do: they are in memory."""
+
     def pieces(self, name: str) -> Generator[PieceData]:
         """A matrix that is in memory since it was loaded, in one piece, however many it is stored in; of a head more
         than one where some of its rows are absent."""

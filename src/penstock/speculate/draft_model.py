@@ -75,6 +75,9 @@ class NibbleWeights:
     def nbytes(self) -> int:
         return sum(piece.nbytes for pieces in self._pieces.values() for piece in pieces)
 
+    def expect(self, names: Sequence[str]) -> None:
+        """Nothing to do: they are in memory."""
+
     def pieces(self, name: str) -> Generator[PieceData]:
         yield from self._pieces[name]
 

@@ -50,6 +50,9 @@ class Listening:
     def rows(self, name: str, indices: I64) -> F32:
         return self._weights.rows(name, indices)
 
+    def expect(self, names: Sequence[str]) -> None:
+        self._weights.expect(names)
+
     def pieces(self, name: str) -> Generator[PieceData]:
         heard = _Heard(self.tensors[name].shape[0])
         with closing(self._weights.pieces(name)) as pieces:

@@ -28,6 +28,8 @@ def draft_order(architecture: Architecture) -> list[str]:
     head comes first for the others and last for these (`is_common`). Of the layers, those in the middle are missed
     least (arXiv 2403.03853), and least of all where they are far from one another.
     """
+    if architecture.config.experts is not None:  # a guess would need as many of them as the token itself
+        return []
     layers = draft_layers(architecture.config.num_hidden_layers)
     of_layers = [name for layer in layers for name in architecture.layer_matrices(layer)]
     return [architecture.head, *of_layers, architecture.head]

@@ -22,12 +22,13 @@ from penstock.disk.reader import ReadAhead, ReadTotals
 from penstock.errors import UsageError
 from penstock.events import Events
 from penstock.system.pages import page_array
+from penstock.weights.experts import ExpertResidency
 from penstock.weights.pieces import largest_chunk, split
 from penstock.weights.residency import is_common, residency_order
 from penstock.weights.stored_rows import row_reader
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 
     from penstock.checkpoints.checkpoint import Tensor
     from penstock.compute.kernels import F32, I64, U8, Kernels
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from penstock.disk.reader import Ring
     from penstock.weights.pieces import CoarseBytes, Piece, PieceData, PlainData, StoredData
 
+SCAN_SHARE = 0.75
+"""Where a layer needs so much of its experts, all of the next layer's are read ahead."""
 ROW_READS = 8
 """Embedding rows that are read at once."""
 
@@ -53,10 +56,13 @@ class Weights:
         ring: Ring,
         events: Events | None = None,
         draft_order: Sequence[str] = (),
+        experts: Sequence[Sequence[Sequence[str]]] = (),
     ) -> None:
         """None of the pieces stay in memory, until `limit_resident` says how many may. `draft_order`: matrices that
         guesses are made with, those first that they need most; without any, nothing is kept for guesses alone. One that
-        comes twice is needed first in its common rows (residency.py), and later in the others."""
+        comes twice is needed first in its common rows (residency.py), and later in the others. `experts`: for each layer
+        that has some, the matrices of each, which are beside each other in `order`: they are read when they are told to
+        be needed (`expect`)."""
         self.tensors = tensors
         self._kernels = kernels
         self.events = events or Events()
@@ -70,7 +76,12 @@ class Weights:
         self._draft, self._spare_draft = _draft_ranks(self._parts, draft_order)
         """Parts that guesses are made with, and how much they are needed: the lower the more; those of them that a
         matrix can do without."""
-        self._priority = _priority(self._parts, self._draft)
+        self._experts = ExpertResidency(
+            [[self._range_of(names) for names in layer] for layer in experts], [part.nbytes for part in self._parts]
+        )
+        self._of_experts = {index for layer in experts for names in layer for index in self._range_of(names)}
+        self._scanning = False
+        self._priority = _priority(self._parts, self._draft, self._of_experts)
         self._ends = [*accumulate(self._parts[index].nbytes for index in self._priority)]
         self._resident: dict[int, U8] = {}
         self._indexed: dict[int, PieceData] = {}
@@ -90,15 +101,17 @@ class Weights:
             self._files,
             [part.extent for part in self._parts],
             self._in_memory.__contains__,
-            max(ring.depth, 1 + held),
+            max(ring.depth, (1 + held) * (2 if experts else 1)),
             self._read_done,
             ring.reads,
-            keep=lambda index: index in self._keep,
+            keep=self._place_of,
+            demanded=1 + held if experts else 0,
         )
+        self._follow()
         self._closed = False
         self.largest_chunk = largest_chunk([tensors[name] for name in order])
         """Bytes of the largest part that cannot be cut."""
-        self.pass_bytes = self._ends[-1] if self._ends else 0
+        self.pass_bytes = sum(part.nbytes for part in self._parts)
 
     @property
     def totals(self) -> ReadTotals:
@@ -139,14 +152,54 @@ class Weights:
             if indexing
             else set(self._priority[: bisect_right(self._ends, budget)])
         )
-        if indexing == self._indexing and keep == self._keep:
+        if indexing != self._indexing or keep != self._keep:
+            self._indexing, self._keep = indexing, keep
+            for index in self._resident.keys() - self._keep - self._of_experts:
+                del self._resident[index]
+            self._indexed.clear()
+            self._in_memory.clear()
+            self._in_memory.update(self._resident)
+        if self._of_experts:
+            kept = sum(self._parts[index].nbytes for index in keep)
+            self._forget(self._experts.limit(0 if indexing else budget - kept))
+        self._follow()
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Told of all matrices of experts that a layer needs, in the order in which their pieces will be asked for:
+        those that are not in memory are read now. Where nearly all are, so will the next layers', and these are read
+        ahead."""
+        wanted = [index for name in names for indices in self._by_name[name] for index in indices]
+        scanning = len(wanted) >= SCAN_SHARE * self._experts.parts_beside(wanted[0])
+        if scanning != self._scanning:
+            self._scanning = scanning
+            self._follow()
+        away = [index for index in wanted if index not in self._in_memory]
+        if scanning and self._stream.is_ahead(away):
             return
-        self._indexing, self._keep = indexing, keep
-        for index in self._resident.keys() - self._keep:
-            del self._resident[index]
-        self._indexed.clear()
-        self._in_memory.clear()
-        self._in_memory.update(self._resident)
+        self._stream.demand(())
+        self._forget(self._experts.use(wanted))
+        self._stream.demand([index for index in wanted if index not in self._in_memory])
+
+    def _forget(self, indices: Iterable[int]) -> None:
+        for index in indices:
+            self._resident.pop(index, None)
+            self._in_memory.discard(index)
+
+    def _follow(self) -> None:
+        """Have the reader run ahead over what every pass takes and is not in memory."""
+        away = self._in_memory if self._scanning else self._in_memory | self._of_experts
+        self._stream.follow([index for index in range(len(self._parts)) if index not in away])
+
+    def _place_of(self, index: int) -> U8 | None:
+        """Where a part is read that stays in memory."""
+        if index in self._keep:
+            return aligned_buffer(self._parts[index].nbytes)
+        return self._experts.buffer(index) if index in self._of_experts else None
+
+    def _range_of(self, names: Sequence[str]) -> range:
+        """The parts of matrices that are beside each other."""
+        indices = [index for name in names for of_piece in self._by_name[name] for index in of_piece]
+        return range(indices[0], indices[-1] + 1)
 
     def pieces(self, name: str) -> Generator[PieceData]:
         """The pieces of a matrix, in order; each is valid until the next one is asked for. Raises ReadError."""
@@ -253,7 +306,7 @@ class Weights:
         data = self._stream.take(index)
         try:
             self.events.tell("wait", name, begin, time.perf_counter(), data.nbytes)
-            if index in self._keep:
+            if index in self._keep or self._experts.arrived(index):
                 self._resident[index] = _copy(data) if self._stream.in_ring(data) else data
                 self._in_memory.add(index)
             yield data
@@ -321,11 +374,13 @@ def _draft_ranks(parts: Sequence[_Part], order: Sequence[str]) -> tuple[dict[int
     return {i: (last if i in spare else first)[piece.name] for i, piece in drafting.items()}, spare
 
 
-def _priority(parts: Sequence[_Part], draft: Mapping[int, int]) -> list[int]:
+def _priority(parts: Sequence[_Part], draft: Mapping[int, int], experts: Collection[int]) -> list[int]:
     """The order in which parts become resident: first those that guesses are made with, by need; then what is left of
-    the coarse tier, and of the rest, every prefix of either spread evenly."""
+    the coarse tier, and of the rest, every prefix of either spread evenly. Those of experts come when they are
+    needed."""
     needed = sorted(draft, key=lambda index: (draft[index], index))
-    tiers = ([i for i, p in enumerate(parts) if i not in draft and p.coarse is coarse] for coarse in (True, False))
+    others = [i for i in range(len(parts)) if i not in draft and i not in experts]
+    tiers = ([i for i in others if parts[i].coarse is coarse] for coarse in (True, False))
     return [*needed, *(tier[i] for tier in tiers for i in residency_order(len(tier)))]
 
 
