@@ -113,9 +113,7 @@ OLMOE = _family(
     norm_topk_prob=False,
     pad_token_id=0,
 )
-MIXTRAL = _family(
-    "mixtral", "MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.0
-)
+MIXTRAL = _family("mixtral", "MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2, router_jitter_noise=0.0)
 QWEN2_MOE = _family(
     "qwen2_moe",
     "Qwen2MoeForCausalLM",

@@ -249,7 +249,11 @@ def route(logits: F64, bias: F64 | None, reading: Reading) -> tuple[F64, float]:
         choice = np.where(out[..., None], -np.inf, by_group).reshape(choice.shape)
     ranked = np.sort(choice, axis=-1)[:, ::-1]
     chosen = choice >= ranked[:, reading.chosen - 1, None]
-    margin = math.inf if reading.chosen == reading.experts else (ranked[:, reading.chosen - 1] - ranked[:, reading.chosen]).min()
+    margin = (
+        math.inf
+        if reading.chosen == reading.experts
+        else (ranked[:, reading.chosen - 1] - ranked[:, reading.chosen]).min()
+    )
     weights = np.where(chosen, scores, 0)
     if reading.renormalized:
         weights = weights / weights.sum(axis=-1, keepdims=True)

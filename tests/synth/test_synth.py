@@ -78,6 +78,12 @@ PARAMETERS = {
     "smollm3-3b": 3_075_098_624,
     "granite-3.3-2b": 2_533_539_840,
     "granite-3.3-8b": 8_170_864_640,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
+    "olmoe-1b-7b": 6_919_161_856,
+    "mixtral-8x7b": 46_702_792_704,
+    "qwen1.5-moe-a2.7b": 14_315_784_192,
+    "glm-4.5-air": 106_852_251_264,  # of 110,468,824,832, those of the layer that predicts further tokens left out
 }
 
 

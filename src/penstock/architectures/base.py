@@ -178,11 +178,10 @@ class Architecture:
     def adapter_bytes(self, rows: int, rank: int, piece_bytes: int, weight_bytes: float = 2.0) -> int:
         """Peak float32 bytes besides, where rows go through adapters of such a rank: what the first product gives, and
         what the second one and the matrix's own give for a piece."""
-        shapes = {shape for layer in range(self.config.num_hidden_layers) for shape in self._layer_shapes(layer).values()}
-        widest = max(
-            min(outputs, max(1, int(piece_bytes / (weight_bytes * inputs))))
-            for outputs, inputs in shapes
-        )
+        shapes = {
+            shape for layer in range(self.config.num_hidden_layers) for shape in self._layer_shapes(layer).values()
+        }
+        widest = max(min(outputs, max(1, int(piece_bytes / (weight_bytes * inputs)))) for outputs, inputs in shapes)
         longest = max(inputs for _, inputs in shapes)
         return 4 * (rows * (rank + 2 * widest + 1) + min(rows, GATHERED) * longest)
 

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 def _finish(fields: Fields, config: ModelConfig) -> ModelConfig:
     window = window_of(fields, None)
     kinds = kinds_of([SLIDING if window else FULL] * config.num_hidden_layers, window)
-    experts = read_experts(
-        fields, ("num_local_experts", 8), 2, ("intermediate_size", 14336), renormalize=True
-    )
+    experts = read_experts(fields, ("num_local_experts", 8), 2, ("intermediate_size", 14336), renormalize=True)
     return replace(config, layer_kinds=kinds, experts=experts)
 
 

@@ -6,6 +6,7 @@ are made with, then y + s d, the product rounded before the sum. A row's bits de
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from penstock.adapters.adapter import LowRank
-    from penstock.compute.kernels import F32, Kernels
+    from penstock.compute.kernels import F32, I32, I64, Kernels
     from penstock.models.rows import RowIndex, Rows
 
 
@@ -50,6 +51,14 @@ class AdaptedRows:
         self._kernels = kernels
         self._parts = [(adapters[name], at) for name, at in rows.by_adapter().items()]
 
+    def of(self, rows: I64) -> AdaptedRows:
+        """As it is where only some of the pass's rows, ascending, are multiplied."""
+        if not self._parts:
+            return self
+        some = copy(self)
+        some._parts = [(matrices, own) for matrices, at in self._parts if len(own := _places(rows, at))]
+        return some
+
     def addends(self, name: str, x: F32) -> Sequence[Addend]:
         """What comes to the product of matrix `name` with all rows x[n, k]."""
         return [
@@ -69,3 +78,9 @@ class AdaptedRows:
             part = slice(begin, begin + GATHERED)
             self._kernels.matmul(x[at[part]], low_rank.a, low_rank.a_dtype, out[part])
         return out
+
+
+def _places(rows: I64, at: RowIndex) -> I32:
+    """Where the rows `at` are among `rows`, both ascending."""
+    inside = (rows >= at.start) & (rows < at.stop) if isinstance(at, slice) else np.isin(rows, at)
+    return np.flatnonzero(inside).astype(np.int32)

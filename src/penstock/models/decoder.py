@@ -6,11 +6,10 @@ the next one is asked for, so a pass costs one walk over the weights however man
 
 from __future__ import annotations
 
-import time
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from copy import copy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,55 +24,34 @@ from penstock.architectures.names import (
     OUT,
     Q_NORM,
     QKV,
-    ROUTER,
-    SHARED,
-    SHARED_GATE,
     UP,
     K,
     Q,
     V,
-    bias_of,
-    choice_bias_of,
-    expert,
     in_layer,
     is_norm,
-    mlp_parts,
 )
 from penstock.errors import UsageError
 from penstock.models.adapted import AdaptedRows
 from penstock.models.logits import Logits, Ranking
+from penstock.models.mixture import mixture
+from penstock.models.products import Products
 from penstock.models.rope import inverse_frequencies
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.scores import Scoring
 from penstock.models.tokens import check_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from penstock.adapters.adapter import LowRank
-    from penstock.architectures.config import ExpertsConfig, ModelConfig, WhichRope
-    from penstock.checkpoints.checkpoint import Tensor
-    from penstock.compute.kernels import F32, I32, I64, Kernels
-    from penstock.events import Events
-    from penstock.models.adapted import Addend
+    from penstock.architectures.config import ModelConfig, WhichRope
+    from penstock.compute.kernels import F32, Kernels
     from penstock.models.kv_cache import KvCache
     from penstock.models.kv_planes import U64, KvPlanes
+    from penstock.models.products import Matrices
     from penstock.weights.pieces import PieceData
-
-
-class Matrices(Protocol):
-    """Where a model's matrices come from: its weights, or some stand-in for them."""
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]: ...
-    @property
-    def events(self) -> Events: ...
-    def expect(self, names: Sequence[str]) -> None:
-        """Told of matrices of experts, in the order in which their pieces will be asked for."""
-
-    def pieces(self, name: str) -> Generator[PieceData]: ...
-    def rows(self, name: str, indices: I64) -> F32: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +94,12 @@ class Decoder:
         if config.norm_offset:
             offset = np.float32(config.norm_offset)
             self._vectors = {name: vector + offset if is_norm(name) else vector for name, vector in vectors.items()}
+        self._products = Products(weights, kernels, self._vectors, config.activation)
 
     def over(self, weights: Matrices) -> Decoder:
         """The same model with its matrices from elsewhere."""
         other = copy(self)
-        other.weights = weights
+        other.weights, other._products = weights, replace(self._products, weights=weights)
         return other
 
     def forward(self, tokens: Sequence[int], position: int, cache: KvCache) -> F32:
@@ -194,7 +173,7 @@ class Decoder:
 
     def head(self, x: F32) -> F32:
         """Logits [n, vocab_size] of normalised rows."""
-        logits = self._linear(self.architecture.head, x)
+        logits = self._products.linear(self.architecture.head, x)
         self.scale_logits(logits)
         return logits
 
@@ -207,7 +186,7 @@ class Decoder:
         whole = np.empty((int((~kept).sum()), self.weights.tensors[name].shape[0]), np.float32)
         ranking, scoring = Ranking(int(kept.sum())), Scoring(rows.targets, rows.top)
         x, x_scored = (x[~scored], x[scored]) if scored.any() else (x, x[:0])
-        with self._pieces(name) as pieces:
+        with self._products.pieces(name) as pieces:
             for piece in pieces:
                 if len(x):
                     part = self._piece_logits(piece, x)
@@ -221,7 +200,7 @@ class Decoder:
     def _piece_logits(self, piece: PieceData, x: F32) -> F32:
         """Those of a piece of the head [n, rows of the piece]."""
         part = np.empty((len(x), piece.rows.stop - piece.rows.start), np.float32)
-        self._apply(piece, self.architecture.head, x, part, ())
+        self._products.apply(piece, self.architecture.head, x, part, ())
         self.scale_logits(part)
         return part
 
@@ -260,12 +239,12 @@ class Decoder:
         config = self.config
         if config.fused_qkv:
             heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-            both = self._linear(in_layer(index, QKV), h, adapted)
+            both = self._products.linear(in_layer(index, QKV), h, adapted)
             both = both.reshape(len(h), heads + 2 * kv_heads, config.head_dim)
             q, k, v = both[:, :heads], both[:, heads : heads + kv_heads], both[:, heads + kv_heads :]
         else:
             q, k, v = (
-                self._linear(in_layer(index, part), h, adapted).reshape(len(h), -1, config.head_dim)
+                self._products.linear(in_layer(index, part), h, adapted).reshape(len(h), -1, config.head_dim)
                 for part in (Q, K, V)
             )
         if config.qk_norm != "none":
@@ -278,60 +257,18 @@ class Decoder:
         norms, experts = self.config.norms, self.config.experts_of(index)
         h = self._normed(index, norms.pre_mlp, x)
         if experts is not None:
-            self._add_whole(index, norms.post_mlp, self._mixture(index, experts, h, adapted), x)
+            self._add_whole(index, norms.post_mlp, mixture(self._products, index, experts, h, adapted), x)
             return
         self._add(index, DOWN, norms.post_mlp, self._gated(index, h, adapted), x, adapted)
-
-    def _mixture(self, index: int, experts: ExpertsConfig, h: F32, adapted: AdaptedRows) -> F32:
-        """What the experts of a layer make of normalised rows h[n, hidden_size], summed with the router's weights in
-        the order of their numbers; then what all rows share."""
-        ids, factors = self._route(index, experts, h, adapted)
-        used = [int(number) for number in np.unique(ids)]
-        parts = {number: [in_layer(index, part) for part in mlp_parts(expert(number))] for number in used}
-        self.weights.expect([name for number in used for name in parts[number]])
-        shared = self._shared(index, experts, h, adapted)  # computed while experts are read
-        y = np.zeros_like(h)
-        for number in used:
-            rows, places = np.nonzero(ids == number)
-            gate, up, down = parts[number]
-            out = self._linear(down, self._gated_by(gate, up, h[rows]))
-            self.kernels.add_rows(out, factors[rows, places], y, at=rows.astype(np.int32))
-        if shared is not None:
-            self.kernels.add_rows(*shared, y)
-        return y
-
-    def _route(self, index: int, experts: ExpertsConfig, h: F32, adapted: AdaptedRows) -> tuple[I32, F32]:
-        """Which experts each row goes to, and with what weights, [n, per_token]."""
-        return self.kernels.route(
-            self._linear(in_layer(index, ROUTER), h, adapted),
-            experts.per_token,
-            bias=self._vectors[choice_bias_of(index)] if experts.choice_bias else None,
-            sigmoid=experts.sigmoid,
-            renormalize=experts.renormalize,
-            scaling=experts.scaling,
-            groups=experts.groups,
-            kept_groups=experts.kept_groups,
-        )
-
-    def _shared(self, index: int, experts: ExpertsConfig, h: F32, adapted: AdaptedRows) -> tuple[F32, F32] | None:
-        """What an MLP gives that all rows go through, [n, hidden_size], and its weight for each row."""
-        if not experts.shared_size:
-            return None
-        factors = np.ones(len(h), np.float32)
-        if experts.shared_gate:  # its sigmoid is that of a router with one expert
-            logits = self._linear(in_layer(index, SHARED_GATE), h, adapted)
-            factors = self.kernels.route(logits, 1, sigmoid=True)[1].reshape(-1)
-        gate, up, down = (in_layer(index, part) for part in mlp_parts(SHARED))
-        return self._linear(down, self._gated_by(gate, up, h, adapted), adapted), factors
 
     def _add(self, index: int, matrix: str, norm: str | None, h: F32, x: F32, adapted: AdaptedRows) -> None:
         """Add h @ matrix.T, normalised and multiplied as the family has it, to x[n, hidden_size]; the product is
         there as a whole before anything is done with it."""
         name = in_layer(index, matrix)
         if not self.architecture.sums_apart:
-            self._linear(name, h, adapted, add_to=x)
+            self._products.linear(name, h, adapted, add_to=x)
             return
-        self._add_whole(index, norm, self._linear(name, h, adapted), x)
+        self._add_whole(index, norm, self._products.linear(name, h, adapted), x)
 
     def _add_whole(self, index: int, norm: str | None, y: F32, x: F32) -> None:
         """Add y to x[n, hidden_size], normalised in place and multiplied as the family has it."""
@@ -343,66 +280,11 @@ class Decoder:
         """activation(gate(x)) * up(x), [n, intermediate_size], of a layer with a plain MLP."""
         config = self.config
         if config.fused_gate_up:
-            both = self._linear(in_layer(index, GATE_UP), x, adapted)
+            both = self._products.linear(in_layer(index, GATE_UP), x, adapted)
             gate = both[:, : config.intermediate_size]
             self.kernels.gated(gate, both[:, config.intermediate_size :], config.activation, gate)
             return gate
-        return self._gated_by(in_layer(index, GATE), in_layer(index, UP), x, adapted)
-
-    def _gated_by(self, gate_name: str, up: str, x: F32, adapted: AdaptedRows | None = None) -> F32:
-        """activation(gate(x)) * up(x), [n, rows of the matrices], of two.
-
-        Each by itself, since they need not be cut alike; only one piece of up(x) is held at a time.
-        """
-        config, out = self.config, self._linear(gate_name, x, adapted)
-        addends = adapted.addends(up, x) if adapted is not None else ()
-        room = np.empty((len(x), 0), np.float32)
-        with self._pieces(up) as pieces:
-            for piece in pieces:
-                gate, width = out[:, piece.rows], piece.rows.stop - piece.rows.start
-                if width > room.shape[1]:  # the first piece is the longest
-                    room = np.empty((len(x), width), np.float32)
-                upward = room[:, :width]
-                self._apply(piece, up, x, upward, addends)
-                self.kernels.gated(gate, upward, config.activation, gate)
-        return out
-
-    def _linear(self, name: str, x: F32, adapted: AdaptedRows | None = None, add_to: F32 | None = None) -> F32:
-        """x @ weight.T + bias, and what adapters have besides, [n, rows of the weight], into a new array or added to
-        `add_to`."""
-        n_out = self.weights.tensors[name].shape[0]
-        out = np.empty((len(x), n_out), np.float32) if add_to is None else add_to
-        addends = adapted.addends(name, x) if adapted is not None else ()
-        with self._pieces(name) as pieces:
-            for piece in pieces:
-                self._apply(piece, name, x, out[:, piece.rows], addends, accumulate=add_to is not None)
-        return out
-
-    def _pieces(self, name: str) -> closing[Generator[PieceData]]:
-        """The pieces of a matrix; whatever happens among them, their buffers go back at once."""
-        return closing(self.weights.pieces(name))
-
-    def _apply(
-        self,
-        piece: PieceData,
-        name: str,
-        x: F32,
-        out: F32,
-        addends: Sequence[Addend],
-        accumulate: bool = False,
-    ) -> None:
-        """One piece's part of `_linear`. What is added to comes last, so a row that goes through no adapter has the
-        same bits whatever goes through one beside it."""
-        bias = self._vectors.get(bias_of(name))
-        bias = bias if bias is None else bias[piece.rows]
-        begin = time.perf_counter()
-        y = np.empty(out.shape, np.float32) if accumulate and addends else out
-        piece.matmul(self.kernels, x, y, bias, accumulate and not addends)
-        for addend in addends:
-            addend.add_to(self.kernels, y, piece.rows)
-        if y is not out:
-            self.kernels.add_rows(y, np.ones(len(y), np.float32), out)
-        self.weights.events.tell("compute", name, begin, time.perf_counter(), piece.nbytes)
+        return self._products.gated(in_layer(index, GATE), in_layer(index, UP), x, adapted)
 
     def _normed(self, index: int, norm: str | None, x: F32) -> F32:
         return x if norm is None else self._norm(in_layer(index, norm), x, np.empty_like(x))

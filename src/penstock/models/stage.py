@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from penstock.compute.kernels import F32, U8
-    from penstock.models.decoder import Decoder, Matrices
+    from penstock.models.decoder import Decoder
     from penstock.models.kv_cache import KvCount, NumberedOp, Outbox
     from penstock.models.kv_planes import KvShape
     from penstock.models.logits import Logits
+    from penstock.models.products import Matrices
     from penstock.models.rows import Rows
     from penstock.weights.weights import Weights
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from penstock.errors import UsageError
+from penstock.synth.expert_shapes import EXPERT_SHAPES
 from penstock.synth.family_shapes import FAMILY_SHAPES
 
 
@@ -90,6 +91,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "smollm2-360m": _smollm2(960, 2560, 32, 15, 5),
         "smollm2-1.7b": _smollm2(2048, 8192, 24, 32, 32, rope_theta=130000.0),
         **FAMILY_SHAPES,
+        **EXPERT_SHAPES,
     }
 )
 """The content of each shape's config.json, by the name that commands know it by."""

@@ -65,6 +65,8 @@ _GAINS = {
     "qkv_proj": 1.05,
     "gate_up_proj": 0.87,
     "lm_head": 0.9,
+    "gate": 1.0,  # of experts
+    "shared_expert_gate": 1.0,
 }
 
 

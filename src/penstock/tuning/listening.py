@@ -17,7 +17,7 @@ from penstock.tuning.fit import error_basis, quantized
 from penstock.weights.pieces import PackedData
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from penstock.checkpoints.checkpoint import Tensor
     from penstock.compute.corrections import Correction

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
     from penstock.compute.kernels import U8
 
-SIZE_STEP = 64 << 10
-"""Buffers come in multiples of this, so that one that held an expert fits another, whose packed size is not the same."""
+
+def room_for(nbytes: int) -> int:
+    """Bytes of a buffer for a part: in steps of a sixteenth at most, so that one that held an expert's fits another's
+    of a slightly different size."""
+    step = max(ALIGNMENT, 1 << max(0, nbytes.bit_length() - 5))
+    return -(-nbytes // step) * step + ALIGNMENT
 
 
 class ExpertResidency:
@@ -74,7 +78,7 @@ class ExpertResidency:
         for expert in used.keys() - new:
             self._kept[self._layer[expert]].move_to_end(expert)
         for expert in new:
-            while not self._admit(expert) and (victim := self._victim(used)) is not None:
+            while not self._admit(expert) and (victim := self._victim(self._layer[expert], used)) is not None:
                 dropped += self._drop(victim)
         return dropped
 
@@ -82,8 +86,8 @@ class ExpertResidency:
         """Take at most so many bytes: parts that must be forgotten."""
         dropped: list[int] = []
         self._budget = budget
-        while self._promised > budget and (victim := self._victim(())) is not None:
-            dropped += self._drop(victim)
+        while self._promised > budget:
+            dropped += self._drop(next(iter(max(self._kept, key=len))))
         self._free_spare(budget)
         return dropped
 
@@ -96,13 +100,11 @@ class ExpertResidency:
         self._kept[self._layer[expert]][expert] = None
         return True
 
-    def _victim(self, used: Collection[int]) -> int | None:
-        """The expert to go: of the layer that has the most, the one that it used the longest ago; none of `used`."""
-        for kept in sorted(self._kept, key=len, reverse=True):
-            for expert in kept:
-                if expert not in used:
-                    return expert
-        return None
+    def _victim(self, layer: int, used: Collection[int]) -> int | None:
+        """The expert to go for one of a layer: of the layer that has the most, if that is more than this one has, else
+        of this one, the one used the longest ago; none of `used`."""
+        own, most = self._kept[layer], max(self._kept, key=len)
+        return next((expert for expert in (most if len(most) > len(own) else own) if expert not in used), None)
 
     def _drop(self, expert: int) -> list[int]:
         """Take its room from an expert: the parts that it had."""
@@ -133,7 +135,7 @@ class ExpertResidency:
                 self._held -= room
 
     def _room_of(self, part: int) -> int:
-        return -(-self._sizes[part] // SIZE_STEP) * SIZE_STEP + ALIGNMENT
+        return room_for(self._sizes[part])
 
     def _expert_of(self, part: int) -> int | None:
         place = bisect_right(self._begins, part) - 1

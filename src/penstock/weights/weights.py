@@ -60,8 +60,8 @@ class Weights:
     ) -> None:
         """None of the pieces stay in memory, until `limit_resident` says how many may. `draft_order`: matrices that
         guesses are made with, those first that they need most; without any, nothing is kept for guesses alone. One that
-        comes twice is needed first in its common rows (residency.py), and later in the others. `experts`: for each layer
-        that has some, the matrices of each, which are beside each other in `order`: they are read when they are told to
+        comes twice is needed first in its common rows (residency.py), and later in the others. `experts`: of each layer
+        that has some, the matrices of each, which are beside each other in `order`; they are read when they are told to
         be needed (`expect`)."""
         self.tensors = tensors
         self._kernels = kernels

@@ -1,0 +1,140 @@
+"""Mixtures of experts give the same bits whatever is in memory, and read no more than their rows need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.assembled import GREEDY, commit, generate, new_cache, open_engine
+from helpers.cases import MOE_CASES, random_tokens
+from helpers.numerics_oracles import same_bits
+from helpers.thorough import quick
+from penstock import LLM, SamplingParams
+from penstock.packing.pack import pack
+
+LENGTH = 60
+NAMES = quick(["qwen3-moe", "glm4-moe-groups"], list(MOE_CASES))
+
+
+@pytest.fixture(params=["raw", "packed"])
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def written(path: Path, name: str, form: str) -> Path:
+    case = MOE_CASES[name]
+    wide = {"hidden_size": 256, "moe_intermediate_size": 256, "intermediate_size": 256} if form == "packed" else {}
+    own = {key: value for key, value in wide.items() if key in case.config or key != "moe_intermediate_size"}
+    raw = type(case)(case.config | own, case.dtype, case.files, case.nulls).write(path / "raw")
+    if form == "raw":
+        return raw
+    pack(raw, path / "packed")
+    return path / "packed"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_residency_chunks_and_threads(tmp_path: Path, name: str, form: str) -> None:
+    path, tokens = written(tmp_path, name, form), random_tokens(LENGTH, 61)
+    with open_engine(path) as engine:
+        expected = commit(engine, new_cache(engine), tokens)
+    for resident in (0, 0.3, 2, 8, 40):  # small parts take a page and more
+        with open_engine(path, resident=resident, threads=2, piece_bytes=700) as engine:
+            for chunk in (LENGTH, 7, 1, 1):  # the first fills what may be in memory
+                assert same_bits(commit(engine, new_cache(engine), tokens, chunk), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_instruction_set(tmp_path: Path, name: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, tokens = written(tmp_path, name, "raw"), random_tokens(24, 61)
+    with open_engine(path) as engine:
+        expected = commit(engine, new_cache(engine), tokens)
+    monkeypatch.setenv("PENSTOCK_ISA", isa)
+    with open_engine(path) as engine:
+        assert same_bits(commit(engine, new_cache(engine), tokens, 5), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_alone_and_in_company(tmp_path: Path, name: str, form: str) -> None:
+    path, prompts = written(tmp_path, name, form), [random_tokens(n, 61, seed=n) for n in (31, 3, 18)]
+    params = SamplingParams(temperature=0.8, top_k=20, seed=5)
+    expected = []
+    for prompt in prompts:
+        with open_engine(path) as engine:
+            expected += generate(engine, [prompt], 8, params)
+    with open_engine(path, max_rows=9, threads=2, resident=8) as engine:
+        together = generate(engine, prompts, 8, params)
+    for (tokens, logits), (alone, alone_logits) in zip(together, expected, strict=True):
+        assert tokens == alone
+        assert same_bits(logits, alone_logits)
+
+
+def test_guesses_change_no_token(tmp_path: Path, form: str) -> None:
+    path, prompt = written(tmp_path, "qwen3-moe", form), random_tokens(8, 61) * 3
+    answers = []
+    for nodes in (0, 12):
+        with LLM.open(path, draft_nodes=nodes) as llm:
+            [output] = llm.generate([prompt], SamplingParams(temperature=0, max_tokens=24, ignore_eos=True))
+            answers.append(output.token_ids)
+    assert answers[0] == answers[1]
+
+
+def test_only_what_rows_need_is_read(tmp_path: Path) -> None:
+    """A row's pass reads its experts; a pass of many rows reads each once."""
+    path = MOE_CASES["qwen3-moe"].write(tmp_path)
+    with open_engine(path) as engine:
+        [stage] = engine.chain.stages
+        weights, cache = stage.weights, new_cache(engine)  # type: ignore[attr-defined]
+        sizes = {name: tensor.nbytes for name, tensor in weights.tensors.items() if "experts" in name}
+        dense = weights.pass_bytes - sum(sizes.values())
+        expert = 3 * sizes["model.layers.0.mlp.experts.0.up_proj.weight"]
+        layers, chosen = 2, 2
+
+        def read_by(tokens: list[int]) -> int:
+            before = weights.totals.bytes_read
+            commit(engine, cache, tokens)
+            return int(weights.totals.bytes_read - before)
+
+        assert read_by([5]) == dense + layers * chosen * expert
+        assert read_by([6]) == dense + layers * chosen * expert
+        assert read_by(random_tokens(50, 61)) <= weights.pass_bytes
+
+
+def test_prompts_of_many_rows_read_ahead(tmp_path: Path) -> None:
+    """Where a layer needs nearly all experts, the next layer's are on their way before its router is asked."""
+    path = MOE_CASES["qwen3-moe"].write(tmp_path)
+    with open_engine(path) as engine:
+        [stage] = engine.chain.stages
+        weights, asked = stage.weights, []  # type: ignore[attr-defined]
+        demand = weights._stream.demand
+        weights._stream.demand = lambda indices: (asked.append(len(indices)), demand(indices))[1]
+        commit(engine, new_cache(engine), random_tokens(60, 61))
+        assert weights._scanning
+        assert sum(count > 0 for count in asked) < 3
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_read_error_ends_one_pass_not_all(tmp_path: Path, broken: bool) -> None:
+    path, tokens = MOE_CASES["olmoe"].write(tmp_path), random_tokens(9, 61)
+    with open_engine(path, resident=8) as engine:
+        expected = commit(engine, new_cache(engine), tokens)
+    with open_engine(path, resident=8) as engine:
+        [stage] = engine.chain.stages
+        files, cache = stage.weights._files, new_cache(engine)  # type: ignore[attr-defined]
+        read = files.read
+        state: dict[str, Any] = {"left": 40}
+
+        def failing(*arguments: Any) -> Any:
+            state["left"] -= 1
+            if broken and state["left"] == 0:
+                raise OSError("a broken disk")
+            return read(*arguments)
+
+        files.read = failing
+        try:
+            commit(engine, cache, tokens)
+        except OSError:
+            assert broken
+        cache.truncate(0)
+        assert same_bits(commit(engine, cache, tokens), expected)
