@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from helpers.assembled import GREEDY, commit, generate, new_cache, open_engine
+from helpers.assembled import commit, generate, new_cache, open_engine
 from helpers.cases import MOE_CASES, random_tokens
 from helpers.numerics_oracles import same_bits
 from helpers.thorough import quick

@@ -87,7 +87,7 @@ class ExpertResidency:
         dropped: list[int] = []
         self._budget = budget
         while self._promised > budget:
-            dropped += self._drop(next(iter(max(self._kept, key=len))))
+            dropped += self._drop(next(iter(self._fullest)))
         self._free_spare(budget)
         return dropped
 
@@ -103,8 +103,13 @@ class ExpertResidency:
     def _victim(self, layer: int, used: Collection[int]) -> int | None:
         """The expert to go for one of a layer: of the layer that has the most, if that is more than this one has, else
         of this one, the one used the longest ago; none of `used`."""
-        own, most = self._kept[layer], max(self._kept, key=len)
+        own, most = self._kept[layer], self._fullest
         return next((expert for expert in (most if len(most) > len(own) else own) if expert not in used), None)
+
+    @property
+    def _fullest(self) -> OrderedDict[int, None]:
+        """Those of the layer that has the most."""
+        return max(self._kept, key=lambda kept: len(kept))
 
     def _drop(self, expert: int) -> list[int]:
         """Take its room from an expert: the parts that it had."""
