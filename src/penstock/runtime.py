@@ -110,7 +110,7 @@ class Runtime:
         if options.guesses:
             drafters = [*free_drafters(chain, self.stages, corrections), *drafters]
         worth = None if self.draft is None else Worth("draft", self.draft.nbytes)
-        costs = Costs(self.architecture.pass_weights)
+        costs = Costs.of(self.architecture)
         speculator = Speculator(drafters, costs, options.draft_nodes, worth, self.drop_draft)
         self.engine = Engine(chain, self.memory, speculator, self.kernels, self.context, defaults)
         if options.prefix_cache is not None:
@@ -155,6 +155,7 @@ class Runtime:
             scratch=self.kernels.scratch_bytes * self.kernels.threads,
             chunk=one.weights.largest_chunk,
             indexed=one.weights.indexed_bytes,
+            experts=one.weights.expert_bytes,
             head=one.share.head,
         )
 
@@ -240,7 +241,7 @@ def open_weights(
         ring = choose_ring(ceiling, largest_chunk([tensors[name] for name in order]))
     drafts = [name for name in draft_order(architecture) if name in tensors] if guesses else ()
     experts = [parts for layer in share.layers if (parts := architecture.experts(layer))]
-    return Weights(tensors, order, kernels, ring, events, drafts, experts)
+    return Weights(tensors, order, kernels, ring, events, drafts, experts, architecture.expert_share(1))
 
 
 def decoder_of(

@@ -37,7 +37,10 @@ def plan(resident: int, streamed: int) -> Plan:
 def counted_flops(config: ModelConfig, rows: int, positions: int) -> int:
     """One multiplication and one addition for every weight and row, and for every key and value that a row sees."""
     shapes = Architecture(config).tensors
-    layers = sum(prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) == 2)
+    matrices = {name: prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) == 2}
+    of_experts = sum(size for name, size in matrices.items() if ".experts." in name)
+    share = config.experts.per_token / config.experts.count if config.experts is not None else 1
+    layers = sum(matrices.values()) - of_experts + round(of_experts * share)
     seen = sum(range(positions - rows + 1, positions + 1))
     attention = 4 * seen * config.num_attention_heads * config.head_dim * config.num_hidden_layers
     return 2 * rows * layers + attention + 2 * prod(shapes["model.embed_tokens.weight"])

@@ -50,6 +50,12 @@ class Architecture:
         parts = (names.mlp_parts(names.expert(number)) for number in range(experts.count))
         return [(in_layer(layer, gate), in_layer(layer, up), in_layer(layer, down)) for gate, up, down in parts]
 
+    def expert_share(self, rows: float) -> float:
+        """Which part of a layer's experts so many rows need together, if each needed any as often, and none because
+        others do: somewhat more than they do in fact. 1 where there are none."""
+        experts = self.config.experts
+        return 1.0 if experts is None else 1 - (1 - experts.per_token / experts.count) ** rows
+
     @property
     def expert_matrices(self) -> frozenset[str]:
         """Of all experts: a pass needs those only that its rows go to."""
@@ -106,6 +112,12 @@ class Architecture:
     def pass_weights(self) -> int:
         """How many weights the matrices have that a pass needs whole: all but an embedding that is no head too."""
         return sum(map(prod, self.pass_matrices.values()))
+
+    @property
+    def weights_per_row(self) -> int:
+        """Of them, how many a row is multiplied with: all but the experts that it does not go to."""
+        layers = sum(map(self._weights_per_row, range(self.config.num_hidden_layers)))
+        return layers + prod(self.tensors[self.head])
 
     @property
     def vector_bytes(self) -> int:

@@ -27,6 +27,11 @@ def expert(number: int) -> str:
     return f"mlp.experts.{number}"
 
 
+def is_expert(name: str) -> bool:
+    """Whether a matrix is one of an expert's."""
+    return ".mlp.experts." in name
+
+
 def mlp_parts(prefix: str = "mlp") -> tuple[str, str, str]:
     """Gate, up and down of an MLP: of a layer, of an expert, or the one that all rows share."""
     return f"{prefix}.gate_proj", f"{prefix}.up_proj", f"{prefix}.down_proj"

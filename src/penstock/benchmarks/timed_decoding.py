@@ -93,7 +93,7 @@ def guessing(llm: LLM, drafters: Sequence[Drafter] = (), nodes: int | None = 0) 
     """Let these drafters guess within the block, instead of the model's own, through a speculator that has learned
     nothing yet. `nodes`: guesses a pass, None for the engine's choice; without any, decoding is plain."""
     engine = llm.engine
-    own, engine.speculator = engine.speculator, Speculator(drafters, Costs(llm.architecture.pass_weights), nodes)
+    own, engine.speculator = engine.speculator, Speculator(drafters, Costs.of(llm.architecture), nodes)
     try:
         yield engine.speculator
     finally:

@@ -35,4 +35,4 @@ def pack(
     if tune:
         tune_model(out, threads=threads)
     else:
-        offer(out)
+        offer(out, out)

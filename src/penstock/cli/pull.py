@@ -53,7 +53,7 @@ def pull(
         tune_model(result.path, threads=threads)
     print(f"Run it with: penstock run {name}")
     if not tune:
-        offer(name)
+        offer(name, result.path)
 
 
 class _Watcher(PullWatcher):

@@ -62,6 +62,10 @@ def as_object(model: str, adapters: Sequence[str] = ()) -> dict[str, Any]:
         "attention_heads": config.num_attention_heads,
         "key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
+        "experts": None
+        if config.experts is None
+        else {"count": config.experts.count, "per_token": config.experts.per_token},
+        "parameters_per_token": described.checkpoint.architecture.weights_per_row,
         "vocabulary": config.vocab_size,
         "context": config.max_position_embeddings,
         "kv_bytes_per_token": kv,
@@ -95,6 +99,10 @@ def lines(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "family", f"{told['family']}, {format_count(told['parameters'])} weights"
     heads = f"{told['attention_heads']} heads of {told['head_dim']}, {told['key_value_heads']} of keys and values"
     yield "layers", f"{told['layers']}, hidden size {told['hidden_size']:,}; {heads}"
+    if told["experts"] is not None:
+        count, chosen = told["experts"]["count"], told["experts"]["per_token"]
+        active = format_count(told["parameters_per_token"])
+        yield "experts", f"{count} a layer, {chosen} for each token, which meets {active} weights in all"
     yield "vocabulary", f"{told['vocabulary']:,} tokens"
     kv = ", ".join(f"{nbytes:,} bytes in {kind}" for kind, nbytes in told["kv_bytes_per_token"].items())
     yield "context", f"{told['context']:,} tokens; keys and values of each: {kv}"
@@ -111,6 +119,8 @@ def lines(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _packed(told: dict[str, Any]) -> str:
     if told["form"] != "packed":
         return f"no ({told['form']})"
+    if told["experts"] is not None:
+        return f"yes, {told['packed_ratio']:.3f} of the original bytes"
     tuned = "tuned" if told["tuned"] else "not tuned (`penstock tune` makes guesses better)"
     return f"yes, {told['packed_ratio']:.3f} of the original bytes; {tuned}"
 

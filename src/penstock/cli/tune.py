@@ -48,9 +48,13 @@ def tune_model(path: Path, text: str | None = None, memory: str | None = None, t
     print(f"{tuned.path}: {size}, from {tuned.tokens} tokens, in {seconds_in_words(tuned.seconds)}")
 
 
-def offer(model: str | Path) -> None:
-    """Say that a model that was packed can be tuned."""
-    print(f"Better guesses, so faster answers, for a few minutes: penstock tune {model}")
+def offer(model: str | Path, path: Path) -> None:
+    """Say that a model that was packed to `path` can be tuned, unless it is a mixture of experts."""
+    from penstock.checkpoints.checkpoint import open_checkpoint
+    from penstock.tuning.tune import can_be_tuned
+
+    if can_be_tuned(open_checkpoint(path).config):
+        print(f"Better guesses, so faster answers, for a few minutes: penstock tune {model}")
 
 
 def _read(path: Path) -> str:

@@ -249,10 +249,10 @@ def _best(
     """What to expect of the drafter that makes tokens come fastest; `without`: the plan where none is asked."""
 
     def pass_seconds(plan: Plan, rows: int) -> float:
-        rates = subject.rates
-        one = rates.row_seconds(plan)
+        rates, share = subject.rates, subject.budget.architecture.expert_share(rows)
+        one = rates.row_seconds(plan, share)
         compute = _compute_seconds(subject.budget.architecture, one, rates.flops, rows, subject.context)
-        return max(plan.streamed / rates.disk_bytes, compute)
+        return max(plan.streamed_with(share) / rates.disk_bytes, compute)
 
     found = [GuessForecast(1.0, 0, 0, 0.0, pass_seconds(without, 1))]
     for name, step_seconds in steps.items():

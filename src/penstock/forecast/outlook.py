@@ -251,7 +251,7 @@ def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint
             budget=budget,
             tokenizer=max(0, budget.process - before.nbytes),
             kernels=llm.kernels,
-            tiers=tiers_here(tensors) if size.decoded else tiers_ahead(matrices),
+            tiers=_tiers(llm.config, tiers_here(tensors) if size.decoded else tiers_ahead(matrices)),
             draft=_draft(settings, llm.config, path, llm.kernels),
             corrections=Components.of(usable_corrections(llm.path, llm.files, llm.weights.tensors)),
         )
@@ -284,13 +284,18 @@ def _look_ahead(model: str, described: _Described, settings: PlanSettings, proce
         ),
         tokenizer=tokenizer,
         kernels=kernels,
-        tiers=tiers_ahead(matrices),
+        tiers=_tiers(config, tiers_ahead(matrices)),
         draft=_draft(settings, config, None, kernels),
     )
     contexts = _contexts(subject.budget, settings)
     with probe_file(store_root(), PROBE_FILE_BYTES) as path:
         basis = f"direct reads of a new file of random numbers in {path.parent.parent}"
         return _outlook(subject, settings, contexts, [path], basis)
+
+
+def _tiers(config: ModelConfig, tiers: Mapping[str, int]) -> Mapping[str, int]:
+    """Those that guesses are made with: none of a mixture of experts."""
+    return tiers if config.experts is None else {}
 
 
 def _draft(settings: PlanSettings, config: ModelConfig, path: Path | None, kernels: Kernels) -> DraftShape | None:
@@ -330,7 +335,7 @@ def _outlook(
         rates, budget = Rates.of(size, disk.bytes_per_second, compute), size.stored_in(subject.budget)
         shape = _kv_shape(budget, settings)
         plan = budget.plan(Demand(kv=shape.bytes_for(context)))
-        token = forecast_token(plan, rates)
+        token = forecast_token(plan, rates, budget.architecture.expert_share(1))
         prompts = {tokens: first_token(budget, settings, tokens, rates) for tokens in settings.prompts}
         guesses = None
         if settings.draft != "none":

@@ -36,9 +36,11 @@ class Rates:
         flops = _blend(share, compute.packed_flops_per_second, compute.flops_per_second)
         return cls(disk_bytes, raw_bytes * size.ratio, flops, compute.indexed_row_bytes_per_second)
 
-    def row_seconds(self, plan: Plan) -> float:
-        """Seconds for which a single row is multiplied with all weights, however these come from the disk."""
-        return plan.resident / self.indexed_bytes if plan.indexed else plan.weights / self.row_bytes
+    def row_seconds(self, plan: Plan, share: float = 1.0) -> float:
+        """Seconds for which a single row is multiplied with the weights, or with a share of the experts, however these
+        come from the disk."""
+        part = plan.needed(share) / plan.weights
+        return part * (plan.resident / self.indexed_bytes if plan.indexed else plan.weights / self.row_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,10 @@ class Forecast:
     seconds: float
 
 
-def forecast_token(plan: Plan, rates: Rates) -> Forecast:
-    """A further token, by a pass of one row whose memory is shared out as `plan` says."""
-    return _pass(plan.streamed, rates.row_seconds(plan), rates)
+def forecast_token(plan: Plan, rates: Rates, share: float = 1.0) -> Forecast:
+    """A further token, by a pass of one row, which needs such a `share` of the experts, and whose memory is shared out
+    as `plan` says."""
+    return _pass(plan.streamed_with(share), rates.row_seconds(plan, share), rates)
 
 
 def forecast_prompt(architecture: Architecture, plan: Plan, tokens: int, chunk: int, rates: Rates) -> Forecast:
@@ -66,8 +69,10 @@ def forecast_prompt(architecture: Architecture, plan: Plan, tokens: int, chunk: 
     for begin in range(0, tokens, chunk):
         end = min(tokens, begin + chunk)
         arithmetic = architecture.flops(end - begin, end) / rates.flops
-        compute_seconds = max(arithmetic, rates.row_seconds(plan))
-        passes.append(_pass(plan.streamed if begin else plan.weights, compute_seconds, rates))
+        share = architecture.expert_share(end - begin)
+        compute_seconds = max(arithmetic, rates.row_seconds(plan, share))
+        nbytes = plan.streamed_with(share) if begin else plan.needed(share)
+        passes.append(_pass(nbytes, compute_seconds, rates))
     return _in_turn(passes)
 
 

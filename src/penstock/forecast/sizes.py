@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from penstock.architectures.base import Architecture
-from penstock.architectures.names import is_embedding
+from penstock.architectures.names import is_embedding, is_expert
 from penstock.compute.codec import is_packed, rows_per_chunk
 from penstock.compute.indexed import likely_bytes
 from penstock.packed_format.layout import STREAM_ALIGNMENT
@@ -70,10 +70,12 @@ class StoredSize:
     indexed: int = 0
     """What all take where packed ones are kept in indexed rows, as for Budget."""
     estimated: bool = False
+    experts: int = 0
+    """Of `nbytes`, those of experts."""
 
     def stored_in(self, budget: Budget) -> Budget:
         """A budget for weights that are stored so."""
-        return replace(budget, weights=self.nbytes, chunk=self.chunk, indexed=self.indexed)
+        return replace(budget, weights=self.nbytes, chunk=self.chunk, indexed=self.indexed, experts=self.experts)
 
     @property
     def ratio(self) -> float:
@@ -89,7 +91,7 @@ def pass_matrices(config: ModelConfig, dtype: str = "BF16") -> list[Matrix]:
 def raw_size(matrices: Sequence[Matrix]) -> StoredSize:
     """Of the original checkpoint."""
     nbytes = sum(matrix.nbytes for matrix in matrices)
-    return StoredSize(nbytes, nbytes)
+    return StoredSize(nbytes, nbytes, experts=sum(matrix.nbytes for matrix in matrices if is_expert(matrix.name)))
 
 
 def packed_size(matrices: Sequence[Matrix]) -> StoredSize | None:
@@ -107,6 +109,7 @@ def packed_size(matrices: Sequence[Matrix]) -> StoredSize | None:
         chunk=int(max(chunks) * (PACKED_RATIO - COARSE_RATIO)),
         indexed=raw - decoded + sum(likely_bytes(*matrix.shape) for matrix in packing),
         estimated=True,
+        experts=sum(m.packed_nbytes if m.packs else m.nbytes for m in matrices if is_expert(m.name)),
     )
 
 
@@ -119,6 +122,7 @@ def size_here(tensors: Sequence[Tensor]) -> StoredSize:
         coarse=sum(tensor.coarse_bytes for tensor in tensors),
         chunk=largest_chunk(tensors),
         indexed=sum(likely_bytes(*t.shape) if t.in_tiers else t.nbytes for t in tensors) * holds_packed(tensors),
+        experts=sum(tensor.nbytes for tensor in tensors if is_expert(tensor.name)),
     )
 
 

@@ -80,6 +80,10 @@ class Budget:
     """Adapters, which are in memory whole."""
     adapter_rank: int = 0
     """The highest; 0 where there are none."""
+    experts: int = 0
+    """Of the weights, those of experts."""
+    hit_rate: float = 0.0
+    """How often an expert that is needed is in memory, at least; it is as often as its share of all is, in any case."""
 
     @property
     def ring(self) -> Ring:
@@ -99,9 +103,14 @@ class Budget:
                 f"The least that works is {least}: raise --memory or shorten the prompt.",
             )
         room = self._usable - needs
+        share = self.architecture.expert_share(demand.rows)
         # A piece is unpacked before it is indexed.
         indexes = 0 < self.indexed <= room - UNPACKED_PIECES * self.ring.piece_bytes
         resident = self.indexed if indexes else min(self.weights, room)
+        dense = self.weights - self.experts
+        away = 0 if indexes else self.experts - max(0, resident - dense)
+        hits = max(self.hit_rate, 1 - away / self.experts) if self.experts else 0.0
+        streamed = 0 if indexes else max(0, dense - resident) + int(self.experts * share * (1 - hits))
         return Plan(
             ceiling=self.ceiling,
             process=self.process,
@@ -113,8 +122,11 @@ class Budget:
             kv=demand.kv,
             activations=activations,
             resident=resident,
-            streamed=0 if indexes else self.weights - resident,
+            streamed=streamed,
             indexed=self.weights if indexes else 0,
+            idle=0 if indexes else self.weights - resident - streamed,
+            experts=self.experts,
+            hit_rate=hits,
         )
 
     def holds_all(self) -> bool:
@@ -207,7 +219,8 @@ class Plan:
     """How a ceiling is shared out, in bytes: all but `streamed` is in memory, and at most `ceiling` together.
 
     `resident` and `streamed` are the weights of a pass, as stored or, where all are resident, in the form that is
-    quickest to multiply with; the other parts are as in Budget and Demand.
+    quickest to multiply with; `idle` are those of experts that it is not expected to need; the other parts are as in
+    Budget and Demand.
     """
 
     ceiling: int
@@ -223,11 +236,25 @@ class Plan:
     adapters: int = 0
     indexed: int = 0
     """What the weights take as stored, where they are resident in the form quickest to multiply with; else 0."""
+    idle: int = 0
+    experts: int = 0
+    """Of all weights, those of experts."""
+    hit_rate: float = 0.0
+    """Which part of the experts that a pass needs is expected to be in memory."""
 
     @property
     def weights(self) -> int:
-        """All that a pass needs, as stored."""
-        return self.indexed or self.resident + self.streamed
+        """All that the model has, as stored."""
+        return self.indexed or self.resident + self.streamed + self.idle
+
+    def needed(self, share: float) -> int:
+        """Of them, what a pass is multiplied with that needs such a share of the experts."""
+        return self.weights - int(self.experts * (1 - share))
+
+    def streamed_with(self, share: float) -> int:
+        """What such a pass reads."""
+        dense = max(0, self.weights - self.experts - self.resident)
+        return 0 if self.indexed else dense + int(self.experts * share * (1 - self.hit_rate))
 
     def __str__(self) -> str:
         parts = ("process", "scratch", "draft", "adapters", "ring", "allowance", "kv", "activations", "resident")

@@ -1,14 +1,19 @@
 """What passes and drafts take, measured as they run, so that a guess can be weighed against its price.
 
-A pass takes the disk's time or the arithmetic's, whichever is longer; the arithmetic grows with the rows.
+A pass takes the disk's time or the arithmetic's, whichever is longer; the arithmetic grows with the rows, and where a
+model has experts, so does what is read.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from penstock.architectures.base import Architecture
     from penstock.models.pass_stats import PassStats
 
 FADING, DISK_FADING = 0.9, 0.3
@@ -18,6 +23,8 @@ DISK_BOUND = 0.9
 """A pass that computes for less than this share of its time was waiting for the disk."""
 MOST_SHARE = 0.5
 """Of the time of passes that all have about as many rows: what is put down to the rows, at most."""
+EXPERTS_SHARE = 0.9
+"""Of the bytes that such passes read: what is put down to their experts, where there are some."""
 GUESS_FLOPS = 5e10
 """Floating-point operations a second, before any pass of several rows was measured: few, to be careful."""
 
@@ -27,13 +34,14 @@ class Line:
     """Seconds as a + b * rows, by least squares with fading weights; `b` is what `slope` says until rows differ."""
 
     slope: float
+    most_share: float = MOST_SHARE
     _n: float = 0.0
     _x: float = 0.0
     _y: float = 0.0
     _xx: float = 0.0
     _xy: float = 0.0
 
-    def add(self, rows: int, seconds: float) -> None:
+    def add(self, rows: float, seconds: float) -> None:
         # In proportion to the seconds, since passes of many rows must not drown those of few.
         weight = 1 / max(seconds, 1e-9) ** 2
         moments = weight, weight * rows, weight * seconds, weight * rows * rows, weight * rows * seconds
@@ -48,8 +56,8 @@ class Line:
             return 0.0
         mean_x, mean_y = self._x / self._n, self._y / self._n
         variance = self._xx / self._n - mean_x**2
-        slope = min(self.slope, MOST_SHARE * mean_y / mean_x)
-        if variance > 0.05 * max(mean_x, 1.0) ** 2:
+        slope = min(self.slope, self.most_share * mean_y / mean_x)
+        if variance > 0.05 * mean_x**2:
             slope = max(0.0, (self._xy / self._n - mean_x * mean_y) / variance)
         return max(0.0, mean_y + slope * (rows - mean_x))
 
@@ -64,17 +72,29 @@ class Costs:
 
     weights: int
     """How many a row is multiplied with."""
+    expert_share: Callable[[float], float] | None = None
+    """Which part of the experts so many rows need; None where there are none."""
     disk_seconds: float = 0.0
+    """Of a pass of few rows."""
     disk_bound: bool = False
     """Whether the last pass was waiting for the disk."""
     free_seconds: float = 0.0
     """Of one question to the free drafters."""
     _warm: bool = False
     _compute: Line = field(init=False)
+    _experts: Line = field(init=False)
+    """Seconds of reading, by the share of the experts."""
     _drafts: dict[str, Line] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._compute = Line(2 * self.weights / GUESS_FLOPS)
+        self._experts = Line(math.inf, EXPERTS_SHARE)
+
+    @classmethod
+    def of(cls, architecture: Architecture) -> Costs:
+        """Of a model that is opened."""
+        share = None if architecture.config.experts is None else architecture.expert_share
+        return cls(architecture.weights_per_row, share)
 
     def learn_cold_pass(self, stats: PassStats, streamed: int) -> None:
         """Take in a pass that brought weights into memory, after which the next ones will read `streamed` bytes.
@@ -95,6 +115,8 @@ class Costs:
         compute = seconds - _streaming_wait(stats)
         self._compute.add(stats.rows, compute)
         self.disk_bound = compute < DISK_BOUND * seconds
+        if self.disk_bound and self.expert_share is not None:
+            self._experts.add(self.expert_share(stats.rows), seconds)
         if self.disk_bound:
             self.disk_seconds += (seconds - self.disk_seconds) * (DISK_FADING if self.disk_seconds else 1)
         else:
@@ -107,12 +129,17 @@ class Costs:
 
     def pass_seconds(self, rows: float) -> float:
         """A pass of so many rows."""
-        compute = self._compute(rows)
-        slower = max(compute, self.disk_seconds)
+        compute, disk = self._compute(rows), self._disk(rows)
+        slower = max(compute, disk)
         if not slower:
             return 0.0
-        faster = min(compute, self.disk_seconds)
+        faster = min(compute, disk)
         return float(slower * (1 + (faster / slower) ** SHARPNESS) ** (1 / SHARPNESS))
+
+    def _disk(self, rows: float) -> float:
+        if self.expert_share is None or not self.disk_seconds:
+            return self.disk_seconds
+        return self._experts(self.expert_share(rows)) if self._experts.known else self.disk_seconds
 
     def learn_draft(self, drafter: str, rows: int, seconds: float) -> None:
         self._draft(drafter).add(rows, seconds)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from penstock.architectures.base import Architecture
+    from penstock.architectures.config import ModelConfig
     from penstock.compute.corrections import Correction
 
 MOST_TOKENS, LEAST_TOKENS = 400, 64
@@ -68,6 +69,11 @@ def tune(
         raise UsageError(
             f"{model} is not packed: it has no coarse tier to guess with.", "Pack it first: penstock pack."
         )
+    if not can_be_tuned(architecture.config):
+        raise UsageError(
+            f"{model} is a mixture of experts: it does not guess with its own coarse weights.",
+            "Nothing needs to be tuned; a smaller model with the same tokenizer may guess for it: --draft.",
+        )
     layers = architecture.config.num_hidden_layers
     options = OpenOptions(draft="none", max_resident=0, threads=threads, memory=memory, reserve=_needs(architecture))
     with LLM.open_with(str(model), options, lambda layer, *_: on_layer(layer + 1, layers)) as llm:
@@ -82,6 +88,12 @@ def tune(
             raise PenstockError(problem, "Check the disk and your permissions there.") from error
     nbytes = sum(correction.nbytes for correction in found.values())
     return Tuned(path, nbytes, 8 * nbytes / architecture.pass_weights, len(tokens), time.perf_counter() - begin)
+
+
+def can_be_tuned(config: ModelConfig) -> bool:
+    """Whether a packed model guesses with its own coarse weights. A mixture's would need as many experts for a guess as
+    for the token itself."""
+    return config.experts is None
 
 
 def _own_text() -> str:

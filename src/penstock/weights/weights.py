@@ -57,12 +57,13 @@ class Weights:
         events: Events | None = None,
         draft_order: Sequence[str] = (),
         experts: Sequence[Sequence[Sequence[str]]] = (),
+        expert_share: float = 1.0,
     ) -> None:
         """None of the pieces stay in memory, until `limit_resident` says how many may. `draft_order`: matrices that
         guesses are made with, those first that they need most; without any, nothing is kept for guesses alone. One that
         comes twice is needed first in its common rows (residency.py), and later in the others. `experts`: of each layer
         that has some, the matrices of each, which are beside each other in `order`; they are read when they are told to
-        be needed (`expect`)."""
+        be needed (`expect`), as a row needs `expert_share` of them."""
         self.tensors = tensors
         self._kernels = kernels
         self.events = events or Events()
@@ -80,6 +81,8 @@ class Weights:
             [[self._range_of(names) for names in layer] for layer in experts], [part.nbytes for part in self._parts]
         )
         self._of_experts = {index for layer in experts for names in layer for index in self._range_of(names)}
+        self.expert_bytes = sum(self._parts[index].nbytes for index in self._of_experts)
+        self._expert_share = expert_share
         self._scanning = False
         self._priority = _priority(self._parts, self._draft, self._of_experts)
         self._ends = [*accumulate(self._parts[index].nbytes for index in self._priority)]
@@ -129,8 +132,12 @@ class Weights:
 
     @property
     def streamed_bytes(self) -> int:
-        """Bytes that the next pass would read."""
-        return self.pass_bytes - sum(self._parts[index].nbytes for index in self._in_memory)
+        """Bytes that the next pass would read; of experts, those of one row, if any is needed as often."""
+        away = self.pass_bytes - sum(self._parts[index].nbytes for index in self._in_memory)
+        if not self._of_experts:
+            return away
+        idle = self.expert_bytes - sum(self._parts[index].nbytes for index in self._in_memory & self._of_experts)
+        return away - int(idle * (1 - self._expert_share))
 
     def prefetch(self) -> tuple[int, float]:
         """Fill the reader's ring with what the next pass streams first: bytes that came, and seconds they took.
