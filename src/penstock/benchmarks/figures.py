@@ -9,7 +9,10 @@ from penstock.forecast.sizes import holds_packed
 from penstock.system import machine
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from penstock.llm import LLM
+    from penstock.models.pass_stats import PassTotals
 
 
 def weight_figures(llm: LLM, compute_seconds: float | None) -> dict[str, Any]:
@@ -17,13 +20,27 @@ def weight_figures(llm: LLM, compute_seconds: float | None) -> dict[str, Any]:
     relative to BF16, and the bytes of BF16 that a pass decodes and applies in a second, if one of a single row computed
     for `compute_seconds`."""
     stored, in_bf16 = llm.weights.pass_bytes, 2 * llm.architecture.pass_weights
+    met = 2 * llm.architecture.weights_per_row
     packed = holds_packed(llm.weights.tensors.values())
     return {
         "weight_bytes": in_bf16,
         "stored_bytes": stored,
         "packed_ratio": stored / in_bf16 if packed else None,
-        "decoded_bytes_per_second": in_bf16 / compute_seconds if packed and compute_seconds else None,
+        "decoded_bytes_per_second": met / compute_seconds if packed and compute_seconds else None,
         "resident_bytes": llm.weights.resident_bytes,
+    }
+
+
+def experts_figures(passes: Sequence[PassTotals]) -> dict[str, Any]:
+    """How many experts the rows of a pass needed in all layers, and how many of them were read, in the mean; None where
+    there are none."""
+    needed, read = (sum(getattr(totals, name) for totals in passes) for name in ("experts", "experts_read"))
+    if not needed:
+        return dict.fromkeys(("experts_per_pass", "experts_read_per_pass", "expert_hit_rate"))
+    return {
+        "experts_per_pass": needed / len(passes),
+        "experts_read_per_pass": read / len(passes),
+        "expert_hit_rate": 1 - read / needed,
     }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penstock.benchmarks.figures import check_counts, process_figures, weight_figures
+from penstock.benchmarks.figures import check_counts, experts_figures, process_figures, weight_figures
 from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import ContextError, UsageError
 from penstock.forecast.probe import measure_disk, room_for_probe
@@ -72,6 +72,10 @@ class Result:
     resident_share_of_memory: float
     """Of the ceiling."""
     streamed_bytes_per_pass: float
+    experts_per_pass: float | None
+    """How many experts the rows of a pass need, of all layers, in the mean; None where there are none."""
+    experts_read_per_pass: float | None
+    expert_hit_rate: float | None
     first_pass_bytes_read: int
     """By the passes of the prompts, together."""
     probe_bytes_per_second: float
@@ -209,6 +213,7 @@ def _result(
         batch=settings.batch,
         prompt_tokens=settings.prompt_tokens,
         prompt_passes=len(prompt),
+        **experts_figures(typical),
         **weight_figures(llm, compute_seconds),
         **process_figures(llm),
     )

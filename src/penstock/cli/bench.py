@@ -127,6 +127,13 @@ def _time_rows(result: Result) -> list[tuple[str, str, str]]:
     ]
 
 
+def _expert_rows(result: Result) -> list[tuple[str, str, str]]:
+    if result.experts_per_pass is None:
+        return []
+    needed = f"needed in each pass, {result.expert_hit_rate:.0%} of them in memory"
+    return [("experts", f"{result.experts_per_pass:.1f}", needed)]
+
+
 def _weight_rows(result: Result) -> list[tuple[str, str, str]]:
     ratio = f", {result.packed_ratio:.3f} of BF16" if result.packed_ratio is not None else ""
     limit = [
@@ -134,9 +141,10 @@ def _weight_rows(result: Result) -> list[tuple[str, str, str]]:
         ("ratio", f"{result.ratio_to_disk_limit or 0:.2f}", "of a pass to that limit"),
     ]
     return [
-        ("weights", format_size(result.stored_bytes), f"that a pass needs{ratio}"),
+        ("weights", format_size(result.stored_bytes), f"of all matrices{ratio}"),
         ("resident", format_size(result.resident_bytes), "of them, in memory"),
         ("streamed", format_size(result.streamed_bytes_per_pass), "read in each pass"),
+        *_expert_rows(result),
         ("disk", f"{format_size(result.probe_bytes_per_second)}/s", "by itself, before the passes"),
         *(limit if result.ratio_to_disk_limit is not None else ()),
         ("memory", format_size(result.peak_rss_bytes), f"at most, of {format_size(result.memory_ceiling_bytes)}"),

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
-from penstock.benchmarks.figures import process_figures, weight_figures
+from penstock.benchmarks.figures import experts_figures, process_figures, weight_figures
 from penstock.cli.tables import right
 from penstock.cli.units import format_seconds, format_size
 from penstock.errors import UsageError
@@ -61,6 +61,7 @@ def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]
         "bytes_per_second": stats.bytes_read / max(wait + compute, 1e-9),
         **weight_figures(llm, statistics.median(of_one_row) if of_one_row else None),
         "streamed_bytes_per_pass": statistics.median_low(totals.bytes_read for totals in log[1:] or log) if log else 0,
+        **experts_figures(log[1:] or log),
         "read_seconds": sum(totals.read_seconds for totals in log),
         "disk_wait_seconds": wait,
         "compute_seconds": compute,
@@ -98,6 +99,8 @@ def print_stats(llm: LLM, stats: Stats) -> None:
     busy = max(waiting + computing, 1e-9)
     streamed = told["streamed_bytes_per_pass"]
     read = f"{format_size(streamed)} are read in each pass" if streamed else "which is all of them"
+    if told["experts_per_pass"]:
+        read += f"; {told['expert_hit_rate']:.0%} of the experts that were needed were in memory"
     guesses = f"; {stats.tokens_per_pass:.2f} tokens a pass" if told["guesses"] else ""
     lines = (
         f"{stats.tokens} tokens in {stats.seconds:.2f} s: first after {stats.first_token_seconds:.2f} s, then "
@@ -122,6 +125,7 @@ def print_all_stats(llm: LLM, stats: Stats) -> None:
         f"{stats.tokens_per_pass:.2f} tokens a pass; seed {stats.seed}",
         *_guess_lines(told["guesses"], packed=told["packed_ratio"] is not None),
         *_packed_lines(told),
+        *_expert_lines(told),
         f"weights: {resident} resident, {streamed} streamed a pass; "
         f"{format_size(stats.bytes_read)} read in all, {format_size(told['bytes_per_second'])}/s",
         f"time: {told['disk_wait_seconds'] / busy:.0%} waiting for the disk, "
@@ -153,6 +157,15 @@ def _packed_lines(told: dict[str, Any]) -> list[str]:
     if told["decoded_bytes_per_second"] is not None:
         line += f"; decoded and applied at {format_size(told['decoded_bytes_per_second'])}/s of BF16"
     return [line]
+
+
+def _expert_lines(told: dict[str, Any]) -> list[str]:
+    """Of the passes after the first."""
+    if not told["experts_per_pass"]:
+        return []
+    needed, read = told["experts_per_pass"], told["experts_read_per_pass"]
+    hits = f"{told['expert_hit_rate']:.0%} were in memory"
+    return [f"experts: {needed:.1f} needed in each pass, {read:.1f} of them read: {hits}"]
 
 
 def print_layers(stats: Stats) -> None:

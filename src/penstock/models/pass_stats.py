@@ -14,6 +14,10 @@ class PartStats:
     read_seconds: float
     wait_seconds: float
     compute_seconds: float
+    experts: int = 0
+    """How many its rows needed,"""
+    experts_read: int = 0
+    """and how many of them were not in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class PassStats:
             read_seconds=sum(part.read_seconds for part in self.parts),
             wait_seconds=sum(part.wait_seconds for part in self.parts),
             compute_seconds=sum(part.compute_seconds for part in self.parts),
+            experts=sum(part.experts for part in self.parts),
+            experts_read=sum(part.experts_read for part in self.parts),
         )
 
 
@@ -63,3 +69,5 @@ class PassTotals:
     read_seconds: float
     wait_seconds: float
     compute_seconds: float
+    experts: int = 0
+    experts_read: int = 0

@@ -179,11 +179,13 @@ class Stage:
 
     @contextmanager
     def _part(self, name: str, parts: list[PartStats]) -> Iterator[None]:
-        totals = self.weights.totals
+        weights, totals = self.weights, self.weights.totals
+        needed, fetched = weights.experts_needed, weights.experts_read
         begin, nbytes, read, waited = time.perf_counter(), totals.bytes_read, totals.read_seconds, totals.wait_seconds
         yield
         wait = totals.wait_seconds - waited
         end = time.perf_counter()
         compute = end - begin - wait
         self.weights.events.tell("part", name, begin, end, totals.bytes_read - nbytes)
-        parts.append(PartStats(name, totals.bytes_read - nbytes, totals.read_seconds - read, wait, compute))
+        experts = weights.experts_needed - needed, weights.experts_read - fetched
+        parts.append(PartStats(name, totals.bytes_read - nbytes, totals.read_seconds - read, wait, compute, *experts))

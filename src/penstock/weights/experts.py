@@ -53,6 +53,10 @@ class ExpertResidency:
         expert = self._expert_of(part)
         return 0 if expert is None else self._layer_sizes[self._layer[expert]]
 
+    def count(self, parts: Iterable[int]) -> int:
+        """How many experts these are parts of."""
+        return len({self._expert_of(part) for part in parts})
+
     def buffer(self, part: int) -> U8 | None:
         """Where a part is to be read; None where its expert does not stay in memory."""
         expert = self._expert_of(part)

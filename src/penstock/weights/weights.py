@@ -11,7 +11,6 @@ import time
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -23,12 +22,12 @@ from penstock.errors import UsageError
 from penstock.events import Events
 from penstock.system.pages import page_array
 from penstock.weights.experts import ExpertResidency
+from penstock.weights.parts import Part, draft_ranks, priority
 from penstock.weights.pieces import largest_chunk, split
-from penstock.weights.residency import is_common, residency_order
 from penstock.weights.stored_rows import row_reader
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
     from penstock.checkpoints.checkpoint import Tensor
     from penstock.compute.kernels import F32, I64, U8, Kernels
@@ -68,13 +67,13 @@ class Weights:
         self._kernels = kernels
         self.events = events or Events()
         pieces = [piece for name in order for piece in split(tensors[name], ring.piece_bytes)]
-        self._parts = [_Part(piece, i) for piece in pieces for i in range(len(piece.extents))]
+        self._parts = [Part(piece, i) for piece in pieces for i in range(len(piece.extents))]
         self._by_name: dict[str, list[list[int]]] = {}
         for index, part in enumerate(self._parts):
             of_tensor = self._by_name.setdefault(part.piece.name, [])
             of_tensor[-1].append(index) if part.index else of_tensor.append([index])
         self.draft_names = tuple(dict.fromkeys(draft_order))
-        self._draft, self._spare_draft = _draft_ranks(self._parts, draft_order)
+        self._draft, self._spare_draft = draft_ranks(self._parts, draft_order)
         """Parts that guesses are made with, and how much they are needed: the lower the more; those of them that a
         matrix can do without."""
         self._experts = ExpertResidency(
@@ -83,8 +82,10 @@ class Weights:
         self._of_experts = {index for layer in experts for names in layer for index in self._range_of(names)}
         self.expert_bytes = sum(self._parts[index].nbytes for index in self._of_experts)
         self._expert_share = expert_share
+        self.experts_needed = self.experts_read = 0
+        """Running totals: each expert of a layer counts in every pass that needs it."""
         self._scanning = False
-        self._priority = _priority(self._parts, self._draft, self._of_experts)
+        self._priority = priority(self._parts, self._draft, self._of_experts)
         self._ends = [*accumulate(self._parts[index].nbytes for index in self._priority)]
         self._resident: dict[int, U8] = {}
         self._indexed: dict[int, PieceData] = {}
@@ -110,11 +111,15 @@ class Weights:
             keep=self._place_of,
             demanded=1 + held if experts else 0,
         )
-        self._follow()
         self._closed = False
         self.largest_chunk = largest_chunk([tensors[name] for name in order])
         """Bytes of the largest part that cannot be cut."""
         self.pass_bytes = sum(part.nbytes for part in self._parts)
+        self._stale = False
+        """Whether the reader's sequence has what is in memory by now."""
+        self._away = [self.pass_bytes - self.expert_bytes, self.expert_bytes]
+        """Bytes that are not in memory, of what every pass needs and of experts."""
+        self._follow()
 
     @property
     def totals(self) -> ReadTotals:
@@ -133,11 +138,8 @@ class Weights:
     @property
     def streamed_bytes(self) -> int:
         """Bytes that the next pass would read; of experts, those of one row, if any is needed as often."""
-        away = self.pass_bytes - sum(self._parts[index].nbytes for index in self._in_memory)
-        if not self._of_experts:
-            return away
-        idle = self.expert_bytes - sum(self._parts[index].nbytes for index in self._in_memory & self._of_experts)
-        return away - int(idle * (1 - self._expert_share))
+        of_all, of_experts = self._away
+        return of_all + int(of_experts * self._expert_share)
 
     def prefetch(self) -> tuple[int, float]:
         """Fill the reader's ring with what the next pass streams first: bytes that came, and seconds they took.
@@ -165,11 +167,14 @@ class Weights:
                 del self._resident[index]
             self._indexed.clear()
             self._in_memory.clear()
-            self._in_memory.update(self._resident)
+            self._stale = True
+            self._away = [self.pass_bytes - self.expert_bytes, self.expert_bytes]
+            self._note(self._resident)
         if self._of_experts:
             kept = sum(self._parts[index].nbytes for index in keep)
             self._forget(self._experts.limit(0 if indexing else budget - kept))
-        self._follow()
+        if self._stale:
+            self._follow()
 
     def expect(self, names: Sequence[str]) -> None:
         """Told of all matrices of experts that a layer needs, in the order in which their pieces will be asked for:
@@ -181,19 +186,32 @@ class Weights:
             self._scanning = scanning
             self._follow()
         away = [index for index in wanted if index not in self._in_memory]
+        self.experts_needed += self._experts.count(wanted)
+        self.experts_read += self._experts.count(away)
         if scanning and self._stream.is_ahead(away):
             return
         self._stream.demand(())
         self._forget(self._experts.use(wanted))
         self._stream.demand([index for index in wanted if index not in self._in_memory])
 
+    def _note(self, indices: Iterable[int]) -> None:
+        """These parts are in memory now."""
+        for index in {*indices} - self._in_memory:
+            of_experts = index in self._of_experts
+            self._in_memory.add(index)
+            self._away[of_experts] -= self._parts[index].nbytes
+            self._stale |= not of_experts
+
     def _forget(self, indices: Iterable[int]) -> None:
+        """These parts of experts are not any more."""
         for index in indices:
-            self._resident.pop(index, None)
-            self._in_memory.discard(index)
+            if self._resident.pop(index, None) is not None:
+                self._in_memory.discard(index)
+                self._away[1] += self._parts[index].nbytes
 
     def _follow(self) -> None:
         """Have the reader run ahead over what every pass takes and is not in memory."""
+        self._stale = False
         away = self._in_memory if self._scanning else self._in_memory | self._of_experts
         self._stream.follow([index for index in range(len(self._parts)) if index not in away])
 
@@ -287,7 +305,7 @@ class Weights:
         """The piece in indexed rows, which stay in memory."""
         data = piece.indexed(parts, self._kernels)
         self._indexed[indices[0]] = data
-        self._in_memory.update(indices)
+        self._note(indices)
         if self.resident_bytes > self._budget:  # exponents that vary more than any trained model's
             self.indexed_bytes = 0
             self.limit_resident(self._budget)
@@ -315,7 +333,7 @@ class Weights:
             self.events.tell("wait", name, begin, time.perf_counter(), data.nbytes)
             if index in self._keep or self._experts.arrived(index):
                 self._resident[index] = _copy(data) if self._stream.in_ring(data) else data
-                self._in_memory.add(index)
+                self._note([index])
             yield data
         except BaseException:
             # A walk that was dropped may be closed by the garbage collector, even amid the start of another read.
@@ -343,52 +361,6 @@ class Weights:
         part = self._parts[index]
         part.piece.check(part.index, data)
         self.events.tell("read", part.piece.name, begin, end, part.nbytes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Part `index` of a piece."""
-
-    piece: Piece
-    index: int
-
-    @property
-    def extent(self) -> Extent:
-        return self.piece.extents[self.index]
-
-    @property
-    def nbytes(self) -> int:
-        return self.extent.nbytes
-
-    @property
-    def coarse(self) -> bool:
-        return self.index == 0 and len(self.piece.extents) == 2
-
-    @property
-    def drafts(self) -> bool:
-        return self.index == 0 and self.piece.drafts
-
-
-def _draft_ranks(parts: Sequence[_Part], order: Sequence[str]) -> tuple[dict[int, int], set[int]]:
-    """By part that guesses are made with: its place in `order`; and the parts whose place is not the first of their
-    matrix."""
-    first = {name: rank for rank, name in reversed([*enumerate(order)])}
-    last = {name: rank for rank, name in enumerate(order)}
-    rows = {part.piece.name: part.piece.rows.stop for part in parts}
-    drafting = {i: part.piece for i, part in enumerate(parts) if part.drafts and part.piece.name in first}
-    spare = {i for i, piece in drafting.items() if first[piece.name] < last[piece.name]}
-    spare -= {i for i in spare if is_common(drafting[i].rows, rows[drafting[i].name])}
-    return {i: (last if i in spare else first)[piece.name] for i, piece in drafting.items()}, spare
-
-
-def _priority(parts: Sequence[_Part], draft: Mapping[int, int], experts: Collection[int]) -> list[int]:
-    """The order in which parts become resident: first those that guesses are made with, by need; then what is left of
-    the coarse tier, and of the rest, every prefix of either spread evenly. Those of experts come when they are
-    needed."""
-    needed = sorted(draft, key=lambda index: (draft[index], index))
-    others = [i for i in range(len(parts)) if i not in draft and i not in experts]
-    tiers = ([i for i in others if parts[i].coarse is coarse] for coarse in (True, False))
-    return [*needed, *(tier[i] for tier in tiers for i in residency_order(len(tier)))]
 
 
 def _copy(data: U8) -> U8:
