@@ -20,7 +20,7 @@ from itertools import accumulate
 from operator import mul
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, ClassVar, NoReturn
+from typing import BinaryIO, ClassVar, NamedTuple, NoReturn
 
 from penstock.errors import FormatError
 from penstock.strict_json import (
@@ -62,11 +62,10 @@ class DType(Enum):
     I64 = "I64"
     U64 = "U64"
 
-    @property
-    def bits(self) -> int:
+    def __init__(self, name: str) -> None:
+        size = re.search(r"\d+", name)
+        self.bits = int(size[0]) if size else 8
         """Size of one element. Every name but BOOL's says it in its first number."""
-        size = re.search(r"\d+", self.value)
-        return int(size[0]) if size else 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +187,18 @@ def _parse_metadata(metadata: object, path: Path) -> dict[str, str]:
     return metadata
 
 
+class _Where(NamedTuple):
+    """A tensor, as messages name it: there are many, and hardly ever a message."""
+
+    path: Path
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: tensor {shown(self.name)}"
+
+
 def _parse_tensor(name: str, entry: object, data_begin: int, path: Path) -> TensorInfo:
-    where = f"{path}: tensor {shown(name)}"
+    where = _Where(path, name)
     if not isinstance(entry, dict):
         _fail(f"{where} is {shown(entry)}, not an object")
     for key in ("dtype", "shape", "data_offsets"):
@@ -210,14 +219,14 @@ def _parse_tensor(name: str, entry: object, data_begin: int, path: Path) -> Tens
     return TensorInfo(name, dtype, shape, path, data_begin + begin, data_begin + end)
 
 
-def _parse_dtype(value: object, where: str) -> DType:
+def _parse_dtype(value: object, where: _Where) -> DType:
     dtype = DType.__members__.get(value) if isinstance(value, str) else None
     if dtype is None:
         _fail(f"{where} has the unknown dtype {shown(value)}")
     return dtype
 
 
-def _parse_shape(value: object, where: str) -> tuple[int, ...]:
+def _parse_shape(value: object, where: _Where) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(size) is int and size >= 0 for size in value):
         _fail(f"{where} has the shape {shown(value)}, not a list of non-negative integers")
     # Empty dimensions count as 1, so that no stride overflows; step by step, so that no product grows huge.
@@ -226,7 +235,7 @@ def _parse_shape(value: object, where: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _parse_offsets(value: object, where: str) -> tuple[int, int]:
+def _parse_offsets(value: object, where: _Where) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2 or not all(type(offset) is int for offset in value):
         _fail(f"{where} has the data_offsets {shown(value)}, not two integers")
     begin, end = value

@@ -136,7 +136,7 @@ def generation_defaults(path: str | PathLike[str]) -> GenerationDefaults:
 
 def _read_tensors(file: Path) -> Stored:
     header = read_header(file)
-    return Stored(header, read_packed(file).tensors if is_packed_file(header) else header.tensors)
+    return Stored(header, read_packed(file, header=header).tensors if is_packed_file(header) else header.tensors)
 
 
 def _by_name(layout: Layout, stored: Mapping[Path, Stored]) -> dict[str, Tensor]:

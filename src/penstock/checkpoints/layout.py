@@ -157,7 +157,8 @@ def _read_index(folder: Folder) -> dict[str, Path]:
         _check_shard_name(shard, index)
         if not folder.has(shard):
             raise CheckpointError(f"{folder.path} lacks {shard}, which {INDEX} lists", folder.complete)
-    return {name: folder.path / shard for name, shard in weight_map.items()}
+    paths = {shard: folder.path / shard for shard in {*weight_map.values()}}
+    return {name: paths[shard] for name, shard in weight_map.items()}
 
 
 def _check_shard_name(shard: str, index: Path) -> None:

@@ -58,13 +58,13 @@ class PackedFile:
     tensors: Mapping[str, PackedTensor]
 
 
-def read_packed(path: Path, check_seal: bool = True) -> PackedFile:
+def read_packed(path: Path, check_seal: bool = True, header: Header | None = None) -> PackedFile:
     """Read and check all of a packed file but its chunks.
 
-    `check_seal=False` is for what wants to know of all damage. Raises ChecksumError where the seal is broken,
-    FormatError where a file of a sound seal breaks the format.
+    `check_seal=False` is for what wants to know of all damage; `header`: where it was read already. Raises
+    ChecksumError where the seal is broken, FormatError where a file of a sound seal breaks the format.
     """
-    header = read_header(path)
+    header = header or read_header(path)
     with open_regular(path) as file:
         parts = _read_service(file, header)
         if check_seal:
