@@ -158,7 +158,7 @@ def test_llama3_rope_was_trained_for_all_positions_unless_it_says_less() -> None
 
 
 UNSUPPORTED = {
-    "mixtral": ({"architectures": ["MixtralForCausalLM"]}, "the architecture is ['MixtralForCausalLM']"),
+    "phimoe": ({"architectures": ["PhimoeForCausalLM"]}, "the architecture is ['PhimoeForCausalLM']"),
     "another family's type": ({"architectures": ["MistralForCausalLM"]}, "the model_type is 'llama'"),
     "two": ({"architectures": ["LlamaForCausalLM", "X"]}, "the architecture is ['LlamaForCausalLM', 'X']"),
     "classifier": ({"architectures": ["LlamaForSequenceClassification"]}, "['LlamaForSequenceClassification']"),
