@@ -43,6 +43,13 @@ def run(
         ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Complete the text as it stands, without the template.")] = False,
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            help="Fill in what belongs between the prompt and this text, by a model that was trained to fill in a "
+            "middle; without the template."
+        ),
+    ] = None,
     stdin: Annotated[
         bool | None,
         typer.Option(
@@ -109,6 +116,12 @@ def run(
         max_tokens=max_tokens,
         stop=stop or (),
     )
+    if suffix is not None and (prompt is None or session is not None or system is not None or file):
+        raise UsageError(
+            "--suffix needs a prompt, and goes with no --session, --system or --file.",
+            "Give what stands before the gap as the prompt, or `-` to read it from standard input.",
+        )
+    raw = raw or suffix is not None
     goes_on = session is not None and (raw or as_json)
     chats = prompt is None and stdin is None and stdin_is_terminal() and not goes_on
     if chats and (raw or as_json):
@@ -165,6 +178,9 @@ def run(
             coming = session_answer(kept, session, text or None, params, raw, system)
             rows = kept.rows_to_come if kept.unfinished else 0  # no pass is to come
             pieces, interrupted = show(llm, coming, rows, display)
+        elif suffix is not None:
+            rows = len(llm.infilling_prompt(text, suffix))
+            pieces, interrupted = show(llm, llm.fill_in_stream(text, suffix, params, adapter=adapter), rows, display)
         else:
             messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
             tokens = llm.text_prompt(text) if raw else llm.chat_prompt(messages)
