@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
-from helpers.cases import DEMO
 from helpers.serving import MODEL, serving
+from helpers.tools_model import with_tools
 from penstock import LLM
 
-# As Hermes and Qwen have it, in few words: the demo model never saw any of it, and is made to call all the same.
-TOOLS_BEFORE = (
-    "{% if tools %}<tool_call>{{ tools | map(attribute='function') | map(attribute='name') | join(' ') }}{% endif %}"
-)
 CITIES, UNITS = ["Paris", "Rome", "Oslo"], ["celsius", "fahrenheit"]
 SCHEMA: Any = {
     "type": "object",
@@ -39,10 +34,7 @@ ASKED: Any = {
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    path = tmp_path_factory.mktemp("tools") / "model"
-    shutil.copytree(DEMO, path)
-    template = (DEMO / "chat_template.jinja").read_text()
-    (path / "chat_template.jinja").write_text(TOOLS_BEFORE + template)
+    path = with_tools(tmp_path_factory.mktemp("tools") / "model")
     with LLM.open(path, memory="1GiB") as llm, serving(llm) as running:
         yield running.client()
 
