@@ -1,4 +1,4 @@
-"""`penstock demo`: offline, on this very machine."""
+"""What `penstock demo` shows: offline, on this very machine."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ LITTLE_BYTES = 2 << 30
 """Memory to forecast for besides, where the 8B fits in what is free."""
 
 
-def demo() -> None:
-    """See it work: a small model streamed from disk, damage found, and what an 8B would take on this machine."""
+def demonstrate() -> None:
+    """All of it. Ends the process with 1 where bits differ, or damage is not noticed."""
     console = Console(highlight=False)
     with steps.packed_copy() as packed:
         compare_bits(console, packed)

@@ -12,25 +12,17 @@ import typer
 from penstock.cli import options as opt
 from penstock.cli.asked import asked_text, stdin_is_terminal
 from penstock.cli.attached import attach, with_files
-from penstock.cli.chat import Chat
-from penstock.cli.chat_commands import COMMANDS
-from penstock.cli.chat_loop import run_chat
 from penstock.cli.forms import GrammarFile, Regex, Schema, form_of
 from penstock.cli.leaving import at_the_end
-from penstock.cli.offer_pull import offer_to_pull
 from penstock.cli.opening import opens_model
-from penstock.cli.session_answer import session_answer
-from penstock.cli.show import choose_display, show
 from penstock.cli.stats import ALL, check_stats, print_all_stats, print_layers, print_stats, stats_object
 from penstock.errors import ChatTemplateError, UsageError
-from penstock.llm import LLM
 from penstock.options import OpenOptions
-from penstock.sampling import SamplingParams
-from penstock.sessions.session import Session
 from penstock.trace import Trace
 
 if TYPE_CHECKING:
     from penstock.completion import Piece
+    from penstock.llm import LLM
 
 
 @opens_model()
@@ -102,6 +94,17 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Generate text; without a prompt on a terminal, chat."""
+    # Here, since help and completion in the shell come without.
+    from penstock.cli.chat import Chat
+    from penstock.cli.chat_commands import COMMANDS
+    from penstock.cli.chat_loop import run_chat
+    from penstock.cli.offer_pull import offer_to_pull
+    from penstock.cli.session_answer import session_answer
+    from penstock.cli.show import choose_display, show
+    from penstock.llm import LLM
+    from penstock.sampling import SamplingParams
+    from penstock.sessions.session import Session
+
     check_stats(stats)
     params = SamplingParams(
         temperature=temperature,
