@@ -22,7 +22,7 @@ from penstock.sampling import SamplingParams
 from penstock.scoring import Scorer, tokens_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from types import TracebackType
 
     from penstock.compute.kernels import F32
@@ -97,6 +97,25 @@ class LLM(OpenModel):
         Closing the iterator ends the sequence. Raises UsageError, ContextError, ReadError, TokenizerError.
         """
         yield from self.drive(self._start([prompt], params, adapter))
+
+    def fill_in(
+        self, prefix: str, suffix: str, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Output:
+        """What belongs between two texts, by a model that was trained to fill in the middle.
+
+        Special tokens that are spelled out in the texts are plain text. Raises TokenizerError where the tokenizer has
+        no tokens for that, and as `stream` does.
+        """
+        completions = self._start_infilling(prefix, suffix, params, adapter)
+        for _ in self.drive(completions):
+            pass
+        return completions[0].output()
+
+    def fill_in_stream(
+        self, prefix: str, suffix: str, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> Iterator[Piece]:
+        """As `fill_in`, a piece after every pass that drew something."""
+        yield from self.drive(self._start_infilling(prefix, suffix, params, adapter))
 
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams | None = None, *, adapter: str | None = None
@@ -222,8 +241,18 @@ class LLM(OpenModel):
     ) -> None:
         self.close()
 
+    def _start_infilling(
+        self, prefix: str, suffix: str, params: SamplingParams | None, adapter: str | None
+    ) -> list[Completion]:
+        tokens = self.infilling_prompt(prefix, suffix)
+        return self._start([tokens], params, adapter, self.infilling.ends)
+
     def _start(
-        self, prompts: Sequence[Prompt], params: SamplingParams | None, adapter: str | None = None
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | None,
+        adapter: str | None = None,
+        ends: Collection[int] = (),
     ) -> list[Completion]:
         params = params or SamplingParams()
         check_adapter(adapter, [*self.adapters])
@@ -242,7 +271,9 @@ class LLM(OpenModel):
         try:
             for prompt in tokens:
                 matcher = self._matcher(params)
-                sequences.append(self.engine.add(prompt, params, most_tokens, adapter=adapter, matcher=matcher))
+                sequences.append(
+                    self.engine.add(prompt, params, most_tokens, adapter=adapter, matcher=matcher, ends=ends)
+                )
             return [Completion(sequence, self.tokenizer, params.stops) for sequence in sequences]
         except BaseException:  # Ctrl-C among them: none is left to compute for nobody
             for sequence in sequences:

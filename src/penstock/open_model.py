@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from penstock.adapters.named import check_adapter
@@ -21,6 +22,7 @@ from penstock.options import OpenOptions
 from penstock.runtime import Runtime
 from penstock.sampling import SamplingParams
 from penstock.system import machine
+from penstock.text.infilling import Infilling
 from penstock.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -90,6 +92,7 @@ class OpenModel:
         cache: KvCache | None = None,
         adapter: str | None = None,
         shown: Collection[int] = (),
+        ends: Collection[int] = (),
     ) -> Completion:
         """Let a prompt take part in the passes that `step` runs from now on, or as soon as memory has room for it.
 
@@ -97,7 +100,7 @@ class OpenModel:
         choice: several answers to a prompt, of one seed, differ by it. most_tokens: a bound for parameters that have
         none. cache: of this model's `new_cache`, with the keys and values of some of the first tokens; it comes to have
         those of the others, and stays the caller's. adapter: the name of the one to go through; a cache has its own.
-        shown: special tokens that are a part of the text.
+        shown: special tokens that are a part of the text. ends: tokens that end it, besides the model's own.
         The caller takes `pieces`, looks at `error`, and calls `cancel` when it has lost interest.
 
         Raises UsageError, ContextError, TokenizerError; MemoryCeilingError where it would not fit even by itself.
@@ -118,6 +121,7 @@ class OpenModel:
             cache=cache,
             adapter=adapter,
             matcher=self._matcher(params),
+            ends=ends,
         )
         try:
             return Completion(sequence, self.tokenizer, params.stops, shown)
@@ -168,6 +172,15 @@ class OpenModel:
         """The token ids of a text, as `encode` gives them; raises ContextError where it is too long for a prompt in any
         case, before it is divided."""
         return self.text_side().encode(text, most_tokens=self.most_prompt)
+
+    @cached_property
+    def infilling(self) -> Infilling:
+        """How the model is asked for what belongs into a gap. Raises TokenizerError where it cannot be."""
+        return Infilling(self.text_side())
+
+    def infilling_prompt(self, prefix: str, suffix: str) -> list[int]:
+        """The token ids after which the model writes what belongs between two texts; `infilling.ends` end that."""
+        return self.infilling.prompt(prefix, suffix, most_tokens=self.most_prompt)
 
     def check_length(self, characters: int) -> None:
         """Raise TokenizerError, ContextError or MemoryCeilingError where no prompt may have so many characters."""

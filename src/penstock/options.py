@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from penstock.adapters.named import adapter_places
+from penstock.adapters.places import adapter_places
 from penstock.errors import UsageError
 from penstock.memory.text_room import BYTES_TO_TOKENIZE
-from penstock.models.kv_planes import check_kv_dtype
+from penstock.models.kv_dtypes import check_kv_dtype
 from penstock.models.stage import Share
 from penstock.speculate.speculator import MOST_FIXED_NODES
 from penstock.system.sizes import parse_bytes

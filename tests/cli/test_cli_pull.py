@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from helpers.hub_server import TOKEN, Hub, Repo, directory_files, serve
 from helpers.pulling import REPO, contents, start, write_model
-from penstock.cli.pull import _Watcher
+from penstock.cli.pull_bar import PullBar
 from penstock.packing.pack import pack
 
 
@@ -99,7 +99,7 @@ class TestWatcher:
         return Progress(console=Console(file=io.StringIO(), width=200))
 
     def test_what_it_shows(self, bar: Progress) -> None:
-        watcher = _Watcher(bar)
+        watcher = PullBar(bar)
         task = bar.tasks[0]
         assert (task.description, task.total) == ("asking the Hub", None)
         watcher.file("model-00001-of-00002.safetensors", 1, 2)
@@ -109,13 +109,13 @@ class TestWatcher:
         assert task.description == "file 1 of 2, checking"
 
     def test_what_an_earlier_call_has_done_is_no_speed(self, bar: Progress) -> None:
-        watcher = _Watcher(bar)
+        watcher = PullBar(bar)
         watcher.progress(1 << 30, 1 << 32)
         watcher.progress((1 << 30) + 1, 1 << 32)
         assert bar.tasks[0].completed == (1 << 30) + 1
         assert (bar.tasks[0].speed or 0) < 1 << 20
 
     def test_notices(self, bar: Progress) -> None:
-        _Watcher(bar).notice("main of a/b has moved on [to 1]")
+        PullBar(bar).notice("main of a/b has moved on [to 1]")
         assert isinstance(bar.console.file, io.StringIO)
         assert bar.console.file.getvalue() == "main of a/b has moved on [to 1]\n"

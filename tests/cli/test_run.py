@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.infilling import with_tokens
 from helpers.on_terminal import OnTerminal
 from penstock import LLM, SamplingParams
 from penstock.cli import offer_pull
@@ -42,6 +43,7 @@ def test_a_prompt_what_is_piped_to_it_files_and_a_system_message(tmp_path: Path)
         (("--raw", "--system", "x"), "--system needs the chat template, which --raw leaves out"),
         (("--raw", "--file", "x"), "--file needs the chat template, which --raw leaves out"),
         (("--file", "/no/such"), "/no/such cannot be read: No such file or directory"),
+        (("--suffix", "x", "--system", "x"), "--suffix needs a prompt, and goes with no --session, --system or --file"),
     ],
 )
 def test_wrong_use(arguments: tuple[str, ...], words: str) -> None:
@@ -49,6 +51,17 @@ def test_wrong_use(arguments: tuple[str, ...], words: str) -> None:
     assert result.returncode == 2
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_suffix(tmp_path: Path) -> None:
+    model = with_tokens(tmp_path / "model")
+    with LLM.open(model) as llm:
+        expected = llm.fill_in("def f(x):\n    ", "\n\nf(1)\n", SamplingParams(temperature=0, max_tokens=8)).text
+    result = run(str(model), "def f(x):\n    ", "--suffix", "\n\nf(1)\n", "--no-stdin", *GREEDY)
+    assert (result.stderr, result.stdout) == ("", expected + "\n")
+    refused = run("demo", "def f(x):\n    ", "--suffix", "\n\nf(1)\n", "--no-stdin", *GREEDY)
+    assert refused.returncode == 1
+    assert "cannot fill in a middle" in refused.stderr
 
 
 def test_a_session_keeps_its_system_message(tmp_path: Path) -> None:

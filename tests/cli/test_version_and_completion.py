@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import penstock
 from helpers import in_process
 from penstock.cli.options import complete_model
 from penstock.cli.rm import complete_removable
@@ -27,6 +28,48 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_version() -> None:
     result = in_process.penstock("--version")
     assert (result.returncode, result.stdout) == (0, f"penstock {version('penstock')}\n")
+    assert penstock.__version__ == version("penstock")
+
+
+HEAVY = ("numpy", "tokenizers", "llguidance", "jinja2", "xxhash", "penstock._core")
+"""What running a model takes, and asking about a command does not: half a second of imports."""
+SHOWING = f"""
+import sys
+from penstock.cli import main
+sys.argv = ["penstock", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print("heavy:", *sorted(set(sys.modules) & set({HEAVY!r})))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["run", "--help"], ["bench", "--help"]])
+def test_what_runs_no_model_imports_nothing_for_it(arguments: list[str]) -> None:
+    command = [sys.executable, "-c", SHOWING, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy:"
+
+
+def test_what_completion_needs(store: Path) -> None:
+    environment = os.environ | {
+        "_PENSTOCK_COMPLETE": "complete_bash",
+        "COMP_WORDS": "penstock run te",
+        "COMP_CWORD": "2",
+    }
+    done = subprocess.run([sys.executable, "-c", SHOWING], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["tests/one", "tests/two", "heavy:"]
+
+
+def test_what_is_exported_comes_when_it_is_asked_for() -> None:
+    asked = "import sys, penstock; before = 'numpy' in sys.modules; penstock.LLM; print(before, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+    assert set(penstock.__all__) <= set(dir(penstock))
+    for name in penstock.__all__:
+        assert getattr(penstock, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'penstock' has no attribute 'nothing'"):
+        penstock.nothing  # noqa: B018
 
 
 def test_names_of_models(store: Path) -> None:

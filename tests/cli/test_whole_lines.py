@@ -18,7 +18,7 @@ from penstock import cli
 from penstock.benchmarks import passes as benchmark
 from penstock.benchmarks.passes import BenchSettings
 from penstock.checkpoints.store import find_model
-from penstock.cli import bench_speculate
+from penstock.cli import bench_speculate, demonstration
 from penstock.cli.bench import table
 from penstock.cli.bench_speculate import text_tables
 from penstock.cli.plan_guesses import verdict
@@ -88,7 +88,7 @@ def test_what_the_demo_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("penstock.demo.layers.find_room", no_room)
     console = Console(width=30, file=StringIO(), highlight=False)
-    sys.modules["penstock.cli.demo"]._extrapolate(console)
+    demonstration._extrapolate(console)
     assert isinstance(console.file, StringIO)
     assert f"Left out: /tmp/{NAME} is full. Free some.\n" in console.file.getvalue()
 

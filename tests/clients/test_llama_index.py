@@ -23,6 +23,12 @@ class Review(BaseModel):
     stars: Literal[1, 2, 3, 4, 5]
 
 
+class Place(BaseModel):
+    """Where to ask about."""
+
+    city: Literal["Paris", "Rome"]
+
+
 def made(served: Served, **options: Any) -> Any:
     return OpenAILike(
         api_base=served.url, api_key="none", model=served.model, is_chat_model=True, temperature=0, max_tokens=100,
@@ -57,12 +63,12 @@ def test_structured_predict_by_a_call(served: Served) -> None:
 
 @pytest.mark.usefixtures("calls")
 def test_functions(served: Served) -> None:
-    def weather(city: Literal["Paris", "Rome"]) -> str:
+    def weather(city: str) -> str:
         """Tell the weather in a city."""
         return f"fine in {city}"
 
     llm = made(served, is_function_calling_model=True)
-    tool = FunctionTool.from_defaults(weather)
+    tool = FunctionTool.from_defaults(weather, fn_schema=Place)
     answer = llm.chat_with_tools([tool], user_msg="The weather in Rome?", tool_required=True)
     [call] = llm.get_tool_calls_from_response(answer)[:1]
     assert (call.tool_name, call.tool_kwargs["city"] in ("Paris", "Rome")) == ("weather", True)

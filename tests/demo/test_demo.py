@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,7 +20,7 @@ from helpers.cases import DEMO
 from helpers.checkpoints import tiny_config
 from helpers.thorough import quick
 from penstock import LLM
-from penstock.cli import app
+from penstock.cli import app, demonstration
 from penstock.demo import layers as demo_layers
 from penstock.demo import steps as demo
 from penstock.demo import timing as demo_timing
@@ -135,8 +134,8 @@ def invoke() -> str:
 @pytest.fixture
 def third_point(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The command goes on to its third point at once."""
-    monkeypatch.setattr(sys.modules["penstock.cli.demo"], "compare_bits", lambda console, packed: None)
-    monkeypatch.setattr(sys.modules["penstock.cli.demo"], "find_damage", lambda console, packed: None)
+    monkeypatch.setattr(demonstration, "compare_bits", lambda console, packed: None)
+    monkeypatch.setattr(demonstration, "find_damage", lambda console, packed: None)
     return home
 
 
@@ -183,7 +182,7 @@ class TestCommand:
     @pytest.mark.usefixtures("third_point")
     def test_memory_that_is_free(self, monkeypatch: pytest.MonkeyPatch, free: int, words: str) -> None:
         monkeypatch.setattr(machine, "footprint", lambda: Footprint(150 << 20, 0))
-        monkeypatch.setattr(sys.modules["penstock.cli.demo"], "measure_compute", lambda kernels: COMPUTE)
+        monkeypatch.setattr(demonstration, "measure_compute", lambda kernels: COMPUTE)
         monkeypatch.setattr(demo_timing, "time_all", lambda layers: TIMINGS)
         monkeypatch.setattr(machine, "available_bytes", lambda: free)
         said = invoke()
@@ -201,7 +200,7 @@ class TestCommand:
 
     @pytest.mark.usefixtures("home")
     def test_damage_that_nobody_sees_is_a_defect(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sys.modules["penstock.cli.demo"], "compare_bits", lambda console, packed: None)
+        monkeypatch.setattr(demonstration, "compare_bits", lambda console, packed: None)
         monkeypatch.setattr(demo, "refusal", lambda path: None)
         result = CliRunner().invoke(app, ["demo"])
         assert result.exit_code == 1

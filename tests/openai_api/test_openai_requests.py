@@ -257,7 +257,9 @@ class TestBad:
             ({"logprobs": True}, "logprobs"),
             ({"echo": True, "stream": True}, "echo"),
             ({"max_tokens": -1}, "max_tokens"),
-            ({"suffix": "x"}, "suffix"),
+            ({"suffix": "x", "echo": True}, "suffix"),
+            ({"suffix": "x", "prompt": [[1]]}, "suffix"),
+            ({"suffix": ["x"]}, "suffix"),
             ({"best_of": 2}, "best_of"),
         ],
     )

@@ -17,6 +17,7 @@ from helpers.serving import Serving, serving
 from helpers.thorough import examples
 from penstock import LLM
 from penstock.openai_api.responses import ChatCompletion, ErrorBody, TextCompletion
+from penstock.openai_api.responses_shape import ResponseObject
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,7 @@ def described(server: Serving) -> Any:
 OPERATIONS = (
     ("/v1/chat/completions", "POST"),
     ("/v1/completions", "POST"),
+    ("/v1/responses", "POST"),
     ("/v1/models", "GET"),
     ("/v1/models/{model_id}", "GET"),
     ("/health", "GET"),
@@ -58,7 +60,7 @@ def test_conforms(described: Any, path: str, method: str, mode: GenerationMode) 
     @given(described[path][method].as_strategy(generation_mode=mode))
     def check(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict):  # long answers show no more than short ones
-            for limit in ("max_tokens", "max_completion_tokens"):
+            for limit in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
                 value = case.body.get(limit)
                 if type(value) in (int, float) and value > 2:
                     case.body[limit] = 2
@@ -75,6 +77,7 @@ def test_answers_are_as_described(server: Serving) -> None:
     TextCompletion.model_validate(server.post("/v1/completions", json={"prompt": "x", **body}).json())
     chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3, "logprobs": True, "top_logprobs": 1}
     ChatCompletion.model_validate(server.post("/v1/chat/completions", json=chat).json())
+    ResponseObject.model_validate(server.post("/v1/responses", json={"input": "x", "max_output_tokens": 3}).json())
     ErrorBody.model_validate(server.post("/v1/chat/completions", json={}).json())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +10,10 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from helpers.serving import MODEL, serving
+from helpers.serving import MODEL, Serving, serving
 from penstock import LLM
+from penstock.models.pass_stats import PassStats
+from penstock.openai_api.responses_shape import ResponseObject
 
 GREEDY: Any = {"model": MODEL, "temperature": 0, "max_output_tokens": 8}
 
@@ -84,3 +87,62 @@ def test_what_is_refused(client: openai.OpenAI, body: Any, message: str) -> None
     with pytest.raises(openai.BadRequestError) as caught:
         client.post("/responses", body=body, cast_to=object)
     assert message in caught.value.message
+
+
+def test_an_engine_that_fails_amid_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was told by then stays told; the last event says that it failed, and nothing of why inside."""
+    with LLM.open("demo", memory="1GiB", draft="none") as llm, serving(llm) as running:
+        real, passes = llm.step, 0
+
+        def step() -> PassStats:
+            nonlocal passes
+            passes += 1
+            if passes == 3:
+                raise ZeroDivisionError("a secret of the server's")
+            return real()
+
+        monkeypatch.setattr(llm, "step", step)
+        asked: Any = {"input": "print it", "stream": True, **GREEDY}
+        events: list[Any] = list(running.client().responses.create(**asked))
+        kinds = [event.type for event in events]
+        assert kinds.count("response.output_text.delta") == 2
+        assert kinds[-1] == "response.failed"
+        assert "response.completed" not in kinds
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        failed = events[-1].response
+        assert failed.status == "failed"
+        assert failed.error.code == "server_error"
+        assert failed.error.message == "The server failed; its log says why."
+        again: list[Any] = list(running.client().responses.create(**asked))
+        assert again[-1].type == "response.incomplete"
+        told = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        assert again[-1].response.output_text.startswith(told)
+
+
+def test_an_engine_that_fails_before_a_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LLM.open("demo", memory="1GiB", draft="none") as llm, serving(llm) as running:
+        monkeypatch.setattr(llm, "step", failing)
+        with pytest.raises(openai.InternalServerError) as caught:
+            running.client().responses.create(input="print it", **GREEDY)
+        assert caught.value.body["message"] == "The server failed; its log says why."  # type: ignore[index]
+
+
+def test_objects_in_events_are_as_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LLM.open("demo", memory="1GiB") as llm, serving(llm) as running:
+        told = objects(running)
+        monkeypatch.setattr(llm, "step", failing)
+        told += objects(running)
+    assert [each.status for each in told] == ["in_progress", "in_progress", "incomplete"] + ["in_progress"] * 2 + [
+        "failed"
+    ]
+
+
+def objects(running: Serving) -> list[ResponseObject]:
+    """Responses that the events of a stream have in them."""
+    text = running.post("/v1/responses", json={"input": "print it", "stream": True, "max_output_tokens": 2}).text
+    events = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+    return [ResponseObject.model_validate(event["response"]) for event in events if "response" in event]
+
+
+def failing() -> PassStats:
+    raise ZeroDivisionError("a secret of the server's")

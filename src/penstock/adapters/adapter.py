@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 
 from penstock.adapters.config import parse_config
+from penstock.adapters.places import is_there
 from penstock.architectures.names import canonical_name, is_embedding
 from penstock.disk.files import Extent, Files, aligned_buffer
 from penstock.errors import CheckpointError, FormatError, MemoryCeilingError, UnsupportedError
@@ -98,14 +99,6 @@ def open_adapter(name: str, path: Path, architecture: Architecture, most_bytes: 
         weight: _low_rank(config, module, a, b, data, header.data_begin) for weight, (module, a, b) in pairs.items()
     }
     return Adapter(name, path, MappingProxyType(matrices), data.nbytes, _digest(matrices))
-
-
-def is_there(path: Path) -> bool:
-    """Whether a path leads anywhere; False, too, for one that no disk can have."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _check_there(path: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import warnings
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+from penstock import __version__
 from penstock.cli.batch import batch
 from penstock.cli.bench import bench
 from penstock.cli.config_file import config_path, read_defaults
@@ -57,7 +57,7 @@ app.command()(registered(serve))
 
 def _tell_version(wanted: bool) -> None:
     if wanted:
-        print(f"penstock {version('penstock')}")
+        print(f"penstock {__version__}")
         raise typer.Exit
 
 

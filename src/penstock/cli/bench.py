@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console, Group
 from rich.markup import escape
 
-from penstock.benchmarks import passes as benchmark
-from penstock.benchmarks.passes import BenchSettings, Result
-from penstock.benchmarks.plot import LastPass, PassPicture, check_plot, draw
 from penstock.cli import options as opt
-from penstock.cli.bench_speculate import OF_GUESSES, bench_speculate, picked, refuse
 from penstock.cli.tables import left, plain_table, right
 from penstock.cli.units import format_seconds, format_size
 from penstock.cli.whole_lines import tell, titled
+
+if TYPE_CHECKING:
+    from penstock.benchmarks.passes import BenchSettings, Result
+    from penstock.benchmarks.plot import PassPicture
 
 
 def bench(
@@ -66,6 +66,10 @@ def bench(
     """Measure seconds a pass and where they went, beside what the disk can do; or, with --speculate, guesses."""
     # By name, since both kinds of measurements take some of these options and refuse the others.
     given = {name: value for name, value in locals().items() if value not in (None, []) and value is not False}
+
+    from penstock.benchmarks.passes import BenchSettings
+    from penstock.cli.bench_speculate import OF_GUESSES, bench_speculate, picked, refuse
+
     if speculate:
         refuse(given, ("passes", "batch", "adapter"), "It measures plain passes: leave out --speculate.")
         return bench_speculate(model, given, as_json)
@@ -76,6 +80,9 @@ def bench(
 
 
 def _bench(model: str, settings: BenchSettings, plot: Path | None, as_json: bool) -> None:
+    from penstock.benchmarks import passes as benchmark
+    from penstock.benchmarks.plot import LastPass, PassPicture, check_plot, draw
+
     last = None
     if plot is not None:
         check_plot(plot)

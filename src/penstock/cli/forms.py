@@ -9,7 +9,6 @@ import typer
 
 from penstock.cli.attached import attach
 from penstock.errors import UsageError
-from penstock.grammars.grammar import MOST_CHARACTERS
 
 Schema = Annotated[
     Path | None, typer.Option(help="Answer with JSON that the JSON Schema in this file describes.", metavar="FILE")
@@ -33,5 +32,7 @@ def form_of(schema: Path | None, regex: str | None, grammar: Path | None) -> dic
 
 
 def _check_length(characters: int) -> None:
+    from penstock.grammars.grammar import MOST_CHARACTERS
+
     if characters > MOST_CHARACTERS:
         raise UsageError("The file is too long.", f"Give one of at most {MOST_CHARACTERS:,} characters.")

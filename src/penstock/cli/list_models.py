@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from penstock.checkpoints.description import describe
 from penstock.checkpoints.models_here import models_here
 from penstock.cli.status_line import visible
 from penstock.cli.tables import left, plain_table, right
@@ -75,6 +74,8 @@ def list_models(
 
 def entry(named: Named) -> Entry:
     """What is to be told of a model; damage and models of other programs are told, not raised."""
+    from penstock.checkpoints.description import describe
+
     try:
         nbytes, modified = named.nbytes, named.path.stat().st_mtime
     except OSError as error:  # deleted just now, or another user's

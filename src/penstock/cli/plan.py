@@ -12,16 +12,15 @@ from rich.console import Console, Group
 from rich.markup import escape
 
 from penstock.cli import options as opt
-from penstock.cli.plan_guesses import print_guesses
 from penstock.cli.tables import left, plain_table, right
 from penstock.cli.units import format_seconds, format_size
 from penstock.cli.whole_lines import tell, titled
-from penstock.forecast.outlook import PROMPTS, Form, Outlook, PlanSettings, Prospect, Subject, look
 from penstock.system.sizes import MIB
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from penstock.forecast.outlook import Form, Outlook, Prospect, Subject
     from penstock.forecast.seconds import Forecast
 
 CAVEAT = (
@@ -56,6 +55,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Tell what fits in memory, what streams, and how long a token will take; before any weight is downloaded."""
+    from penstock.cli.plan_guesses import print_guesses
+    from penstock.forecast.outlook import PROMPTS, PlanSettings, look
+
     prompts = tuple(prompt_tokens or PROMPTS)
     settings = PlanSettings(
         memory=memory,

@@ -14,11 +14,7 @@ from penstock.cli import options as opt
 from penstock.cli.progress import seconds_in_words
 from penstock.cli.tune import Tune, offer, tune_model
 from penstock.cli.units import format_size
-from penstock.hub.pull import PullWatcher
-from penstock.hub.pull import pull as pull_model
 from penstock.hub.repository import MAIN
-
-_JUMP = 64 << 20
 
 
 def pull(
@@ -36,12 +32,15 @@ def pull(
     threads: opt.Threads = None,
 ) -> None:
     """Download a model from the Hugging Face Hub and pack it on the way; goes on where it was interrupted."""
+    from penstock.cli.pull_bar import PullBar
+    from penstock.hub.pull import pull as pull_model
+
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True)
     try:
         with bar:
-            watcher = _Watcher(bar)
+            watcher = PullBar(bar)
             result = pull_model(repo, out, revision=revision, token=token, threads=threads, watcher=watcher)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
@@ -54,29 +53,3 @@ def pull(
     print(f"Run it with: penstock run {name}")
     if not tune:
         offer(name, result.path)
-
-
-class _Watcher(PullWatcher):
-    """Shows it in a bar."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._task = bar.add_task("asking the Hub", total=None)
-        self._done = 0
-        self._file = ""
-
-    def file(self, name: str, number: int, count: int) -> None:
-        self._file = f"file {number} of {count}"
-        self._bar.update(self._task, description=self._file)
-
-    def progress(self, done: int, total: int) -> None:
-        if done - self._done > _JUMP:  # an earlier call's work, which says nothing about the speed
-            self._bar.reset(self._task, total=total, completed=done)
-        self._bar.update(self._task, description=self._file, total=total, completed=done)
-        self._done = done
-
-    def checking(self, name: str) -> None:
-        self._bar.update(self._task, description=f"{self._file}, checking")
-
-    def notice(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, soft_wrap=True)

@@ -12,25 +12,17 @@ import typer
 from penstock.cli import options as opt
 from penstock.cli.asked import asked_text, stdin_is_terminal
 from penstock.cli.attached import attach, with_files
-from penstock.cli.chat import Chat
-from penstock.cli.chat_commands import COMMANDS
-from penstock.cli.chat_loop import run_chat
 from penstock.cli.forms import GrammarFile, Regex, Schema, form_of
 from penstock.cli.leaving import at_the_end
-from penstock.cli.offer_pull import offer_to_pull
 from penstock.cli.opening import opens_model
-from penstock.cli.session_answer import session_answer
-from penstock.cli.show import choose_display, show
 from penstock.cli.stats import ALL, check_stats, print_all_stats, print_layers, print_stats, stats_object
 from penstock.errors import ChatTemplateError, UsageError
-from penstock.llm import LLM
 from penstock.options import OpenOptions
-from penstock.sampling import SamplingParams
-from penstock.sessions.session import Session
 from penstock.trace import Trace
 
 if TYPE_CHECKING:
     from penstock.completion import Piece
+    from penstock.llm import LLM
 
 
 @opens_model()
@@ -43,6 +35,13 @@ def run(
         ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Complete the text as it stands, without the template.")] = False,
+    suffix: Annotated[
+        str | None,
+        typer.Option(
+            help="Fill in what belongs between the prompt and this text, by a model that was trained to fill in a "
+            "middle; without the template."
+        ),
+    ] = None,
     stdin: Annotated[
         bool | None,
         typer.Option(
@@ -95,6 +94,17 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Generate text; without a prompt on a terminal, chat."""
+    # Here, since help and completion in the shell come without.
+    from penstock.cli.chat import Chat
+    from penstock.cli.chat_commands import COMMANDS
+    from penstock.cli.chat_loop import run_chat
+    from penstock.cli.offer_pull import offer_to_pull
+    from penstock.cli.session_answer import session_answer
+    from penstock.cli.show import choose_display, show
+    from penstock.llm import LLM
+    from penstock.sampling import SamplingParams
+    from penstock.sessions.session import Session
+
     check_stats(stats)
     params = SamplingParams(
         temperature=temperature,
@@ -109,6 +119,12 @@ def run(
         max_tokens=max_tokens,
         stop=stop or (),
     )
+    if suffix is not None and (prompt is None or session is not None or system is not None or file):
+        raise UsageError(
+            "--suffix needs a prompt, and goes with no --session, --system or --file.",
+            "Give what stands before the gap as the prompt, or `-` to read it from standard input.",
+        )
+    raw = raw or suffix is not None
     goes_on = session is not None and (raw or as_json)
     chats = prompt is None and stdin is None and stdin_is_terminal() and not goes_on
     if chats and (raw or as_json):
@@ -165,6 +181,9 @@ def run(
             coming = session_answer(kept, session, text or None, params, raw, system)
             rows = kept.rows_to_come if kept.unfinished else 0  # no pass is to come
             pieces, interrupted = show(llm, coming, rows, display)
+        elif suffix is not None:
+            rows = len(llm.infilling_prompt(text, suffix))
+            pieces, interrupted = show(llm, llm.fill_in_stream(text, suffix, params, adapter=adapter), rows, display)
         else:
             messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
             tokens = llm.text_prompt(text) if raw else llm.chat_prompt(messages)

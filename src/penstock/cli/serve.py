@@ -8,13 +8,11 @@ from typing import Annotated
 
 import typer
 
-from penstock.adapters.named import check_names
 from penstock.checkpoints.store import store_root
 from penstock.cli import options as opt
 from penstock.cli.opening import opens_model
 from penstock.cli.running import listens_at
 from penstock.errors import UsageError
-from penstock.llm import LLM
 from penstock.options import OpenOptions
 from penstock.system import machine
 from penstock.system.sizes import parse_bytes
@@ -58,6 +56,8 @@ def serve(
     """Serve a model over OpenAI's HTTP protocol, with a chat page."""
     try:
         # Before the model is opened, which shares out what memory is left.
+        from penstock.adapters.named import check_names
+        from penstock.llm import LLM
         from penstock.server.guard import check_origin, is_loopback
         from penstock.server.run import listen, run, url
         from penstock.server.settings import Settings, default_body, queue_tokens

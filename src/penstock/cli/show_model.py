@@ -10,17 +10,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from penstock.adapters.named import open_adapters
-from penstock.checkpoints.checkpoint import generation_defaults
-from penstock.checkpoints.description import describe
 from penstock.checkpoints.store import find_model
 from penstock.cli import options as opt
 from penstock.cli.list_models import format_count
 from penstock.cli.status_line import visible
 from penstock.cli.units import format_size
 from penstock.cli.whole_lines import tell
-from penstock.models.kv_planes import KvShape
-from penstock.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,6 +41,12 @@ def show_model(
 
 def as_object(model: str, adapters: Sequence[str] = ()) -> dict[str, Any]:
     """What `--json` says. Raises PenstockError for what is no model that runs, and for adapters that do not fit."""
+    from penstock.adapters.named import open_adapters
+    from penstock.checkpoints.checkpoint import generation_defaults
+    from penstock.checkpoints.description import describe
+    from penstock.models.kv_planes import KvShape
+    from penstock.text.tokenizer import Tokenizer
+
     path = find_model(model)
     described = describe(path)
     config, tokenizer = described.checkpoint.config, Tokenizer.open(path)

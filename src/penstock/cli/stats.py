@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
-from penstock.benchmarks.figures import experts_figures, process_figures, weight_figures
 from penstock.cli.tables import right
 from penstock.cli.units import format_seconds, format_size
 from penstock.errors import UsageError
@@ -45,6 +44,8 @@ def check_stats(wanted: str | None) -> None:
 
 def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]:
     """What `--json` says of a completion's costs, seconds and bytes; with `layers`, of every part of the last pass."""
+    from penstock.benchmarks.figures import experts_figures, process_figures, weight_figures
+
     log = stats.log
     wait, compute = (sum(getattr(totals, name) for totals in log) for name in ("wait_seconds", "compute_seconds"))
     of_one_row = [totals.compute_seconds for totals in log if totals.rows == 1]

@@ -11,7 +11,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from penstock.cli import options as opt
 from penstock.synth.shapes import shape_config, shape_names
-from penstock.synth.synth import synthesize
 
 
 def synth(
@@ -23,6 +22,8 @@ def synth(
     threads: opt.Threads = None,
 ) -> None:
     """Make a checkpoint with random weights of realistic entropy, for measuring."""
+    from penstock.synth.synth import synthesize
+
     config = shape_config(shape, layers)
     console = Console(stderr=True)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())

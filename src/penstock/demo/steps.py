@@ -1,4 +1,4 @@
-"""What `penstock demo` does, step by step; cli/demo.py shows it.
+"""What `penstock demo` does, step by step; cli/demonstration.py shows it.
 
 First, text from a model most of whose weights stay on the disk, and the same bits from a resident run, from a packed
 copy, and from one whose passes check guesses. Then a bit of that copy is flipped, and it is run again. The third step

@@ -23,6 +23,7 @@ from penstock.sampling import Sampler, SamplingRule
 from penstock.speculate.speculator import walk
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from collections.abc import Sequence as List
 
     from penstock.checkpoints.generation_config import GenerationDefaults
@@ -73,13 +74,15 @@ class Engine:
         cache: KvCache | None = None,
         adapter: str | None = None,
         matcher: Matcher | None = None,
+        ends: Collection[int] = (),
     ) -> Sequence:
         """Let a sequence take part in the passes from now on, or as soon as there is room for it.
 
         `most_tokens` limits it beside its parameters. `drawn`: tokens that an earlier run of it drew already; it goes
         on with those that it would have drawn next. `choice`: several answers to a prompt differ by it. `cache`: has
         keys and values of the first tokens, comes to have those of the others, and stays the caller's. `adapter`: the
-        one to go through, by name, where there is no cache, which has its own. `matcher`: what it has to be.
+        one to go through, by name, where there is no cache, which has its own. `matcher`: what it has to be. `ends`:
+        tokens that end it, besides the model's own.
 
         Raises UsageError for an empty prompt or a token that the model does not have, ContextError where the context
         has no room for the prompt and one token.
@@ -96,7 +99,7 @@ class Engine:
             prompt=tokens,
             sampler=Sampler(params.rule(self._defaults), seed, self._kernels, choice, len(tokens)),
             max_tokens=min(limit for limit in limits if limit is not None),
-            stop_ids=frozenset(() if params.ignore_eos else self._defaults.eos_token_ids),
+            stop_ids=frozenset(() if params.ignore_eos else (*self._defaults.eos_token_ids, *ends)),
             cache=self.memory.new_cache(adapter=adapter) if cache is None else cache,
             lent=cache is not None,
             stores_prompt=cache is None,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from penstock.compute.kernels import KvLayer
-from penstock.errors import UsageError
 from penstock.models.kv_cache import BLOCK_SLOTS, CopyBlock, FreeBlocks, blocks_for
+from penstock.models.kv_dtypes import KV_ITEM_BYTES, check_kv_dtype
 from penstock.system.pages import page_array
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     U8 = npt.NDArray[np.uint8]
     U64 = npt.NDArray[np.uint64]
-
-KV_ITEM_BYTES = {"bf16": 2, "f32": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +64,6 @@ class KvShape:
     def bytes_for(self, slots: int) -> int:
         """Bytes of the blocks that hold `slots` slots."""
         return blocks_for(slots) * self.block_bytes
-
-
-def check_kv_dtype(dtype: str) -> None:
-    """Raise UsageError for a type that keys and values are not kept in."""
-    if dtype not in KV_ITEM_BYTES:
-        raise UsageError(f"kv_dtype={dtype!r} is not known.", f"Use one of: {', '.join(KV_ITEM_BYTES)}.")
 
 
 class KvPlanes:

@@ -52,6 +52,8 @@ class Prepared:
     """What its answers may call."""
     echo: bool = False
     """Whether answers begin with their prompts, with the probabilities of these where those of tokens are wanted."""
+    ends: frozenset[int] = frozenset()
+    """Tokens that end its answers, besides the model's own."""
 
     @property
     def tokens(self) -> int:
@@ -74,7 +76,7 @@ def prepare(
     chat = isinstance(request, ChatCompletionRequest)
     seed = secrets.randbits(SEED_BITS) if default_seed is None else default_seed
     try:
-        params, use = request.params(seed), None
+        params, use, ends = request.params(seed), None, frozenset[int]()
         prompts: Sequence[str | list[int]]
         if isinstance(request, ChatCompletionRequest):
             use = _tool_use(llm, request)
@@ -82,6 +84,8 @@ def prepare(
                 params = replace(params, grammar=use.grammar)
             messages = [message.plain() for message in request.messages]
             prompts = [llm.chat_prompt(messages, tools=None if use is None else for_template(request.tools or []))]
+        elif request.suffix:
+            prompts, ends = _infilling(llm, request.prompts, request.suffix)
         else:
             prompts = request.prompts
         _check_form(params, "response_format" if use is None else "tools")
@@ -93,7 +97,7 @@ def prepare(
     except PenstockError as error:
         raise RequestError.of(error, "messages" if chat else "prompt") from error
     echo = not isinstance(request, ChatCompletionRequest) and bool(request.echo)
-    return Prepared(chat, tokens, request.choices, params, default_max_tokens, adapter, use, echo)
+    return Prepared(chat, tokens, request.choices, params, default_max_tokens, adapter, use, echo, ends)
 
 
 def submit(
@@ -238,6 +242,14 @@ def _message(text: str, tools: ToolUse | None) -> tuple[dict[str, Any], bool]:
     return message | {"content": answer.said.strip() or None, "tool_calls": tools.as_json(answer.calls)}, True
 
 
+def _infilling(llm: LLM, prefixes: Sequence[Any], suffix: str) -> tuple[list[list[int]], frozenset[int]]:
+    """Prompts for what belongs between each of these texts and the suffix, and the tokens that end it."""
+    try:
+        return [llm.infilling_prompt(prefix, suffix) for prefix in prefixes], llm.infilling.ends
+    except PenstockError as error:
+        raise RequestError.of(error, "suffix") from error
+
+
 def _check_form(params: SamplingParams, param: str) -> None:
     """Raise RequestError where answers cannot be held to what is asked."""
     try:
@@ -284,7 +296,7 @@ def _checked(llm: LLM, prompt: str | Sequence[int], params: SamplingParams, most
 
 def _submit_one(llm: LLM, request: Prepared, prompt: array[int], choice: int, drawn: Sequence[int]) -> Completion:
     """Without a limit of the request's own, memory may set one below the default."""
-    asked: dict[str, Any] = {"drawn": drawn, "choice": choice, "adapter": request.adapter}
+    asked: dict[str, Any] = {"drawn": drawn, "choice": choice, "adapter": request.adapter, "ends": request.ends}
     if request.tools is not None:
         asked["shown"] = request.tools.shown
     try:

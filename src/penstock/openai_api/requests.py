@@ -280,7 +280,7 @@ class CompletionRequest(GenerationRequest):
     logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
     best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE] | None = None
     echo: bool | None = None
-    suffix: only("") = None  # type: ignore[valid-type]
+    suffix: str | None = None
 
     @model_validator(mode="after")
     def _check_completion(self) -> CompletionRequest:
@@ -290,6 +290,10 @@ class CompletionRequest(GenerationRequest):
             raise PydanticCustomError("n", f"is too high: prompts times n are at most {MOST_PROMPTS}")
         if self.echo and self.stream:
             raise PydanticCustomError("echo", "is not supported in streams: leave stream out")
+        if self.suffix and self.echo:
+            raise PydanticCustomError("suffix", "is not supported together with echo: leave one of them out")
+        if self.suffix and not isinstance(self.prompts[0], str):
+            raise PydanticCustomError("suffix", "is for prompts of text, and not of token ids")
         return self
 
     @property

@@ -23,6 +23,7 @@ from penstock.openai_api.errors import RequestError
 from penstock.openai_api.requests import adapter_named, parse
 from penstock.openai_api.responses import ChatCompletion, EmbeddingList, Health, Model, ModelList, TextCompletion
 from penstock.openai_api.responses_request import ResponsesRequest, parse_responses
+from penstock.openai_api.responses_shape import ResponseObject
 from penstock.openai_api.tokens import Text, Tokens, detokenize, tokenize
 from penstock.server.bodies import Bodies
 from penstock.server.chats.routes import add_chats
@@ -237,7 +238,7 @@ def _gateway(request: Request) -> Gateway:
 def _add_completions(app: FastAPI) -> None:
     problems = errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
 
-    def responses(model: type[Completion]) -> dict[int | str, dict[str, Any]]:
+    def responses(model: type[Completion | ResponseObject]) -> dict[int | str, dict[str, Any]]:
         stream: dict[str, Any] = {"text/event-stream": {}}  # a schema there would be of each event, not of the stream
         return {200: {"model": model, "content": stream}, **problems}
 
@@ -251,9 +252,7 @@ def _add_completions(app: FastAPI) -> None:
         """Go on with one text or several."""
         return await _gateway(request).complete(request, TEXT)
 
-    described: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}, **problems}
-
-    @app.post(RESPONSES, response_model=None, responses=described)
+    @app.post(RESPONSES, response_model=None, responses=responses(ResponseObject))
     async def model_responses(request: Request) -> Response:
         """Answer in the shape of OpenAI's Responses API."""
         return await _gateway(request).complete(request, RESPONSES)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import SessionError
-from penstock.models.kv_planes import KV_ITEM_BYTES
+from penstock.models.kv_dtypes import KV_ITEM_BYTES
 from penstock.sessions.fields import RecordFields
 from penstock.sessions.identity import adapter_difference, difference, identity_fields
 from penstock.sessions.log import NewRecord

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import psutil  # type: ignore[import-untyped]
 
 from penstock.system.cgroups import limited_groups
@@ -131,6 +130,8 @@ def _cached_bytes(paths: Iterable[str]) -> int:
 
 
 def _cached_pages(descriptor: int, nbytes: int, mincore: Callable[..., int]) -> int:
+    import numpy as np  # which who only asks about this machine can do without
+
     with mmap.mmap(descriptor, nbytes, access=mmap.ACCESS_READ) as mapping:
         content = np.frombuffer(mapping, np.uint8)
         resident = np.zeros(-(-nbytes // mmap.PAGESIZE), np.uint8)
