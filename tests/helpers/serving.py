@@ -79,6 +79,11 @@ def serving_shelf(shelf: Shelf, **settings: Any) -> Iterator[Serving]:
             worker.close(wait=True)
 
 
+def opened(shelf: Shelf, name: str) -> LLM:
+    """One of a shelf's models, opened in place of another."""
+    return shelf.open(name, lambda *_: None)
+
+
 class Brake:
     """Holds the engine at the end of a layer, while it is set."""
 

@@ -82,15 +82,14 @@ class Chats:
             check_version(chat, version)
             message = ask.apply(chat)
             check_room(chat)
+            if chat.settings.model is None and self._worker.shelf.several:
+                chat.settings.model = self._worker.shelf.names[0]  # as the page shows it
             body = chat.request()
             prepared, model = await self._gateway.prepare(json.dumps(body).encode())
             prepared = self._prolonged(prepared, message)
             job = Job(prepared, model, message.token_ids)
             self._worker.offer(job)
             message.seed, message.model = prepared.params.seed, body.get("model")
-            if self._worker.shelf.several:
-                message.model = message.model or model
-                chat.settings.model = chat.settings.model or model
 
             def save(stored: Chat) -> None:
                 stored.title, stored.settings, stored.messages = chat.title, chat.settings, chat.messages
