@@ -14,6 +14,7 @@ import pytest
 from helpers.http_siege import write_model
 from helpers.serving import PATIENCE, Serving, braked, eventually, serving_shelf
 from penstock import LLM, SamplingParams
+from penstock.known_model import KnownModel
 from penstock.options import OpenOptions
 from penstock.server.shelf import Shelf
 
@@ -257,19 +258,23 @@ def test_a_fault_of_our_own_in_opening(
 
 def test_those_that_wait_are_told_what_they_wait_for(server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = server.worker.shelf
-    real, seen = shelf.open, []
+    seen: list[str] = []
+    read = shelf._read_again
+    named = []
 
-    def opening(name: str, *more: Any) -> LLM:
+    def reading(name: str) -> KnownModel:
         eventually(lambda: seen)
-        return real(name, *more)
+        named.append(httpx.get(f"{server.url}/health").json()["model"])
+        return read(name)
 
-    monkeypatch.setattr(shelf, "open", opening)
+    monkeypatch.setattr(shelf, "_read_again", reading)
     with httpx.stream("POST", server.url + TEXT, json=BODY | {"model": "other", "stream": True}) as stream:
         for line in stream.iter_lines():
             if '"opening": true' in line:
                 seen.append(line)
     assert seen
     assert '"waiting": 1' in seen[0]
+    assert named == ["other"]
     assert server.worker.progress.layers == server.llm.config.num_hidden_layers
 
 

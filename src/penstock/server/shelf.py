@@ -81,7 +81,7 @@ class Shelf:
 
     @property
     def current(self) -> str:
-        """The model that answers requests which name none: the one that is open, else the first."""
+        """The model that answers requests which name none: the one that is open or is being opened, else the first."""
         return self._open or self.names[0]
 
     @property
@@ -95,7 +95,7 @@ class Shelf:
         return self._lock if self.several else nullcontext()
 
     def is_open(self, name: str) -> bool:
-        return name == self._open
+        return self._llm is not None and name == self._open
 
     def named(self, wanted: str | None) -> tuple[str, str | None]:
         """The model that a request names, and its adapter where it names that. Raises RequestError for other names."""
@@ -106,7 +106,7 @@ class Shelf:
 
     def model(self, name: str) -> KnownModel:
         """One of them, with what it is when open where it is; to be asked for, and let go, within `still`."""
-        return self._llm if self._llm is not None and self.is_open(name) else self._known[name]
+        return self._llm if self._llm is not None and name == self._open else self._known[name]
 
     def known(self, name: str) -> KnownModel:
         """One of them, open or not."""
@@ -123,8 +123,12 @@ class Shelf:
         """Close the model that is open, and open another. Raises as `LLM.open` does, and then none is open."""
         with self.still:
             self.close()
-            self._llm = LLM(self._read_again(name), self._options, on_layer)
             self._open = name
+            try:
+                self._llm = LLM(self._read_again(name), self._options, on_layer)
+            except BaseException:
+                self._open = None
+                raise
             return self._llm
 
     def close(self) -> None:
