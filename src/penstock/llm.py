@@ -11,7 +11,7 @@ import numpy as np
 from penstock.adapters.named import check_adapter
 from penstock.checkpoints.store import find_model
 from penstock.completion import Completion, Output, Piece
-from penstock.embedding import check_embedded, embed
+from penstock.embedding import embed
 from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import ContextError, MemoryCeilingError, UsageError
 from penstock.models.rows import Rows, SequenceRows
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from penstock.compute.kernels import F32
     from penstock.embedding import Pooling
     from penstock.engine import sequence as engine
+    from penstock.known_model import Message, Prompt
     from penstock.models.kv_cache import KvCache
     from penstock.models.stage import OnLayer
-    from penstock.open_model import Message, Prompt
     from penstock.scoring import Scorable, Score
 
 
@@ -207,12 +207,6 @@ class LLM(OpenModel):
             raise UsageError("embed() takes a list of texts.", "For one text: embed([text]).")
         tokens = [self.check_embedded(text, pooling) for text in texts]
         return embed(self.engine, self.model, tokens, pooling, adapter)
-
-    def check_embedded(self, text: Prompt, pooling: str) -> list[int]:
-        """The token ids of a text that `embed` would take; raises as it does."""
-        tokens = self.encode(text) if isinstance(text, str) else list(text)
-        check_embedded(tokens, pooling, self.config.vocab_size, self.context)
-        return tokens
 
     def _all_logits(self, cache: KvCache, tokens: list[int]) -> F32:
         slots = len(tokens)

@@ -5,16 +5,14 @@ Server, batches and sessions run passes of their own by it; who asks and waits f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from penstock.adapters.named import check_adapter
-from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint
 from penstock.completion import Completion
-from penstock.errors import TokenizerError, UsageError
+from penstock.errors import UsageError
 from penstock.grammars.compiler import GrammarCompiler
+from penstock.known_model import KnownModel
 from penstock.memory.budget import Demand
 from penstock.memory.text_room import BYTES_TO_TOKENIZE, TextRoom
 from penstock.models.kv_planes import KvShape
@@ -22,47 +20,42 @@ from penstock.options import OpenOptions
 from penstock.runtime import Runtime
 from penstock.sampling import SamplingParams
 from penstock.system import machine
-from penstock.text.infilling import Infilling
-from penstock.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from penstock.adapters.adapter import Adapter
     from penstock.grammars.matcher import Matcher
+    from penstock.known_model import Prompt
     from penstock.memory.budget import Plan
     from penstock.models.kv_cache import KvCache
     from penstock.models.pass_stats import PassStats
     from penstock.models.stage import OnLayer, Stage
     from penstock.speculate.draft_model import DraftModel
 
-    Prompt = str | Sequence[int]
-    Message = Mapping[str, Any]
 
-
-class OpenModel:
+class OpenModel(KnownModel):
     """Not to be used by two threads at once."""
 
-    def __init__(self, path: Path, options: OpenOptions, on_layer: OnLayer | None = None) -> None:
-        """The model in directory `path`; `LLM.open` takes names and sizes as people write them."""
+    def __init__(self, model: Path | KnownModel, options: OpenOptions, on_layer: OnLayer | None = None) -> None:
+        """The model in a directory, or one that is known already, with the same options; `LLM.open` takes names and
+        sizes as people write them."""
         machine.return_large_arrays()
         available = machine.available_bytes()
-        checkpoint = open_checkpoint(path)
-        self.defaults = generation_defaults(path)
-        self.tokenizer = Tokenizer.open(path)
+        known = model if isinstance(model, KnownModel) else KnownModel.read(model, options)
+        super().__init__(known.checkpoint, known.context, known.defaults, known.tokenizer)
         machine.trim_heap()
-        runtime = Runtime(checkpoint, options, available, self.defaults)
+        runtime = Runtime(known.checkpoint, options, available, self.defaults)
         self._runtime, self.engine = runtime, runtime.engine
-        self.path, self.files, self.config = checkpoint.path, checkpoint.files, runtime.config
-        self.architecture = runtime.architecture
-        self.context, self.kernels, self.events = runtime.context, runtime.kernels, runtime.events
+        self.config, self.architecture = runtime.config, runtime.architecture
+        self.kernels, self.events, self.memory = runtime.kernels, runtime.events, runtime.memory
         self.weights, self.model = runtime.weights[0], runtime.stages[0].decoder
-        self.tensors, self.memory = checkpoint.tensors, runtime.memory
         self.chain = runtime.engine.chain
         self.on_layer = on_layer
-        if self.tokenizer is not None:
-            self.tokenizer.room = TextRoom(self.engine.make_room_beside, options.longest_text)
+        self._makes_room = self.tokenizer is not None and options.longest_text is None
+        if self.tokenizer is not None and self._makes_room:
+            self.tokenizer.room = TextRoom(self.engine.make_room_beside)
         self._grammars = GrammarCompiler(
             str if self.tokenizer is None else self.tokenizer.to_json,  # not of self: a closed model goes at once
             self.config.vocab_size,
@@ -160,53 +153,10 @@ class OpenModel:
         """Submitted prompts that memory has no room for yet."""
         return len(self.engine.scheduler.waiting)
 
-    @property
-    def has_chat_template(self) -> bool:
-        return self.tokenizer is not None and self.tokenizer.has_chat_template
-
-    def chat_prompt(self, messages: Sequence[Message], **template: Any) -> list[int]:
-        """The token ids of a conversation, ready for the answer."""
-        return self.text_side().apply_chat_template(messages, most_tokens=self.most_prompt, **template)
-
-    def text_prompt(self, text: str) -> list[int]:
-        """The token ids of a text, as `encode` gives them; raises ContextError where it is too long for a prompt in any
-        case, before it is divided."""
-        return self.text_side().encode(text, most_tokens=self.most_prompt)
-
-    @cached_property
-    def infilling(self) -> Infilling:
-        """How the model is asked for what belongs into a gap. Raises TokenizerError where it cannot be."""
-        return Infilling(self.text_side())
-
-    def infilling_prompt(self, prefix: str, suffix: str) -> list[int]:
-        """The token ids after which the model writes what belongs between two texts; `infilling.ends` end that."""
-        return self.infilling.prompt(prefix, suffix, most_tokens=self.most_prompt)
-
     def check_length(self, characters: int) -> None:
         """Raise TokenizerError, ContextError or MemoryCeilingError where no prompt may have so many characters."""
         self.text_side().check_length(characters, self.most_prompt)
         self.memory.check_tokenizing(BYTES_TO_TOKENIZE * characters)
-
-    @property
-    def most_prompt(self) -> int:
-        """Tokens of the longest prompt that the context has room for, beside one token of an answer."""
-        return self.context - 1
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer puts around it.
-
-        Raises TokenizerError, and MemoryCeilingError where there is no room to divide it.
-        """
-        return self.text_side().encode(text)
-
-    def text_side(self) -> Tokenizer:
-        """The tokenizer. Raises TokenizerError where there is none."""
-        if self.tokenizer is None:
-            raise TokenizerError(
-                "This checkpoint has no tokenizer, so it cannot take or give text.",
-                "Give token ids, or put its tokenizer.json and tokenizer_config.json beside config.json.",
-            )
-        return self.tokenizer
 
     @property
     def stages(self) -> Sequence[Stage]:
@@ -248,7 +198,7 @@ class OpenModel:
     def close(self) -> None:
         """End the reader and free the weights; the model is of no use afterwards."""
         self._runtime.close()
-        if self.tokenizer is not None:  # which may outlive it
+        if self.tokenizer is not None and self._makes_room:  # the tokenizer may outlive it
             self.tokenizer.room = nullcontext
 
     def _admissible(self, prompt: Prompt, params: SamplingParams, most_tokens: int | None) -> tuple[list[int], int]:
@@ -256,19 +206,6 @@ class OpenModel:
         tokens = self._checked(prompt, params)
         wanted = params.max_tokens or most_tokens
         return tokens, self.memory.most_tokens([len(tokens)], wanted, self.context, beside_others=False)
-
-    def _checked(self, prompt: Prompt, params: SamplingParams) -> list[int]:
-        """The prompt's token ids; raises what `add` would, and for stop strings without a tokenizer."""
-        if params.stops and self.tokenizer is None:
-            raise TokenizerError(
-                "Stop strings need text, and this checkpoint has no tokenizer.", "Put its tokenizer.json beside it."
-            )
-        if params.form is not None:
-            self.text_side()
-            params.form.source()
-        tokens = self.text_prompt(prompt) if isinstance(prompt, str) else list(prompt)
-        self.engine.check_prompt(tokens)
-        return tokens
 
     def _matcher(self, params: SamplingParams) -> Matcher | None:
         """What holds an answer to its form; a new one for each answer."""

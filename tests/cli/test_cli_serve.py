@@ -16,23 +16,26 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from helpers.http_siege import write_model
 from helpers.serving import eventually
 from helpers.thorough import quick
+from penstock.checkpoints.store import find_model
 from penstock.cli import app
-from penstock.errors import UsageError
+from penstock.cli.running import running, users_of
+from penstock.errors import PenstockError, UsageError
 
-COMMAND = (sys.executable, "-m", "penstock", "serve", "demo")
+COMMAND = (sys.executable, "-m", "penstock", "serve")
 
 
 @contextmanager
-def served(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and its address."""
-    command = [*COMMAND, "--port", "0", *arguments]
+def served(*arguments: str, said: str = "demo is") -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its address; `said`: what its line begins with."""
+    command = [*COMMAND, "demo", "--port", "0", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            assert line.startswith("demo is served at http://127.0.0.1:")
+            assert line.startswith(f"{said} served at http://127.0.0.1:")
             yield process, line.split()[-1]
         finally:
             process.kill()
@@ -41,8 +44,8 @@ def served(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def refused(*arguments: str) -> tuple[int, str]:
     """The exit code and what is said."""
     result = CliRunner().invoke(app, ["serve", "demo", *arguments])
-    if isinstance(result.exception, UsageError):
-        return 2, str(result.exception)
+    if isinstance(result.exception, PenstockError):
+        return 2 if isinstance(result.exception, UsageError) else 1, str(result.exception)
     return result.exit_code, unboxed(result.output)
 
 
@@ -107,6 +110,47 @@ def test_a_port_in_use() -> None:
     assert "Choose another with --port" in errors
 
 
+def test_two_models_of_one_name(tmp_path: Path) -> None:
+    write_model(tmp_path / "demo")
+    for again in ("demo", str(tmp_path / "demo")):
+        code, errors = refused(again, "--port", "0")
+        assert code == 2
+        assert f"Two models are called 'demo': demo and {again}" in errors
+
+
+def test_what_is_wrong_with_any_of_several_is_told_at_the_start(tmp_path: Path) -> None:
+    code, errors = refused("no-such-model", "--port", "0")
+    assert (code, "no-such-model: no such directory" in errors) == (1, True)
+    code, errors = refused(str(tmp_path), "--port", "0")
+    assert (code, str(tmp_path) in errors) == (1, True)
+    write_model(tmp_path / "other")
+    code, errors = refused(str(tmp_path / "other"), "--port", "0", "--adapter", str(tmp_path))
+    assert (code, "An adapter is of one model, and several are served" in errors) == (2, True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_several_models_take_turns_under_one_ceiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    write_model(tmp_path / "other")
+    with served(str(tmp_path / "other"), "--memory", "330MiB", said="demo and other are") as (process, url):
+        assert [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]] == ["demo", "other"]
+        for model in ("other", "demo") * 3:
+            body = {"model": model, "prompt": "def ", "max_tokens": 2, "ignore_eos": True}
+            answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()
+            assert (answer["model"], answer["usage"]["completion_tokens"]) == (model, 2)
+        assert peak_bytes(process) < 330 << 20
+        [about] = running()
+        assert about.model == f"demo, {tmp_path / 'other'}"
+        assert (about.path, about.further) == (str(find_model("demo").resolve()), [str(tmp_path / "other")])
+        assert f"penstock serve (process {process.pid})" in users_of(tmp_path / "other")
+
+
+def peak_bytes(process: subprocess.Popen[str]) -> int:
+    """Most bytes that were resident."""
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 @pytest.mark.thorough
 def test_a_hundred_long_prompts_wait_under_the_ceiling() -> None:
@@ -128,9 +172,7 @@ def test_a_hundred_long_prompts_wait_under_the_ceiling() -> None:
             return int(httpx.get(f"{url}/health", timeout=60).json()["queued"])
 
         eventually(lambda: waiting() >= 99)
-        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-        peak = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
-        assert peak < 400 << 20
+        assert peak_bytes(process) < 400 << 20
         for client in clients:
             client.close()
         eventually(lambda: waiting() == 0)

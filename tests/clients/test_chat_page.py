@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -17,9 +18,11 @@ from selenium.webdriver.support.select import Select
 
 from helpers.adapters import LoraCase
 from helpers.http_siege import write_model
-from helpers.serving import PATIENCE, Serving, braked, eventually, serving
+from helpers.serving import PATIENCE, Serving, braked, eventually, serving, serving_shelf
 from penstock import LLM
+from penstock.options import OpenOptions
 from penstock.server.chats.conversation import Chat, Message
+from penstock.server.shelf import Shelf
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -286,6 +289,39 @@ def test_the_choice_of_an_adapter(browser: webdriver.Chrome, tmp_path: Path) -> 
         browser.refresh()
         eventually(lambda: page.turns("user") == ["hello"])
         assert browser.find_element(By.ID, "models").get_attribute("value") == "style"
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_the_choice_of_a_model(browser: webdriver.Chrome, tmp_path: Path, width: int) -> None:
+    write_model(tmp_path / "other")
+    models = {"demo": "demo", "other": str(tmp_path / "other")}
+    with Shelf.read(models, OpenOptions(memory="1GiB", longest_text=1 << 20)) as shelf:
+        shelf.open_first()
+        with serving_shelf(shelf, keep_alive_seconds=0.1) as server:
+            page = Page(browser, server, width)
+            eventually(lambda: page.texts("#models option") == ["demo", "other"])
+            assert browser.find_element(By.ID, "models").is_displayed()
+            assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+            page.settle(max_tokens="2")
+            for answers, model in enumerate(("other", "demo"), 1):
+                browser.find_element(By.ID, "models").send_keys(model[0])  # by the keyboard
+                eventually(lambda model=model: model_asked(browser, server) == model)
+                page.say("hello", Keys.ENTER)
+                eventually(lambda n=answers: page.text("#send") == "Send" and len(page.turns("assistant")) == n)
+                assert (page.text("#problem"), server.worker.shelf.current) == ("", model)
+            assert [line.startswith("by other") for line in page.texts(".turn.assistant .figures")] == [True, False]
+            browser.refresh()
+            eventually(lambda: page.turns("user") == ["hello", "hello"])
+            assert browser.find_element(By.ID, "models").get_attribute("value") == "demo"
+            browser.execute_script("localStorage.clear()")
+
+
+def model_asked(browser: webdriver.Chrome, server: Serving) -> str:
+    """Which model the next question is for: that of the conversation as the server has it, or of a new one."""
+    id = browser.execute_script("return location.hash.slice(1)")
+    if not id:
+        return str(browser.find_element(By.ID, "models").get_attribute("value"))
+    return str(httpx.get(f"{server.url}/chats/{id}").json()["settings"]["model"])
 
 
 def test_a_key(browser: webdriver.Chrome, llm: LLM) -> None:

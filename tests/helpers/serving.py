@@ -16,6 +16,7 @@ from penstock import LLM
 from penstock.events import Event
 from penstock.server.run import chats_folder, listen, server, url
 from penstock.server.settings import Settings
+from penstock.server.shelf import Shelf
 from penstock.server.worker import Worker
 
 MODEL = "demo"
@@ -28,8 +29,14 @@ class Serving:
     """What a test needs to know of a running server."""
 
     url: str
-    llm: LLM
     worker: Worker
+
+    @property
+    def llm(self) -> LLM:
+        """The model that is open."""
+        llm = self.worker.shelf.llm
+        assert llm is not None
+        return llm
 
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(
@@ -48,21 +55,33 @@ class Serving:
 @contextmanager
 def serving(llm: LLM, **settings: Any) -> Iterator[Serving]:
     """Serve an open model for as long as the context lasts."""
+    with serving_shelf(Shelf.holding(MODEL, llm), **settings) as running:
+        yield running
+
+
+@contextmanager
+def serving_shelf(shelf: Shelf, **settings: Any) -> Iterator[Serving]:
+    """Serve the models of a shelf for as long as the context lasts."""
     ready = threading.Event()
-    chosen = Settings(**{"model": MODEL, "max_body": 1 << 20, "queue_tokens": 1 << 20, **settings})
+    chosen = Settings(**{"max_body": 1 << 20, "queue_tokens": 1 << 20, **settings})
     with listen("127.0.0.1", 0) as listening, chats_folder(chosen) as chats:
         address = url(listening)
-        running, worker = server(llm, chosen, chats, ready.set)
+        running, worker = server(shelf, chosen, chats, ready.set)
         worker.start()
         thread = threading.Thread(target=running.run, args=([listening],))
         thread.start()
         try:
             assert ready.wait(PATIENCE)
-            yield Serving(address, llm, worker)
+            yield Serving(address, worker)
         finally:
             running.should_exit = True
             thread.join()
             worker.close(wait=True)
+
+
+def opened(shelf: Shelf, name: str) -> LLM:
+    """One of a shelf's models, opened in place of another."""
+    return shelf.open(name, lambda *_: None)
 
 
 class Brake:

@@ -242,7 +242,7 @@ class TestBodies:
 
         with serving(llm, body_seconds=0.2) as server:
             metrics = Metrics()
-            app = create_app(server.worker, Settings("demo", 1000, 1000, body_seconds=0.2), metrics, tmp_path)
+            app = create_app(server.worker, Settings(1000, 1000, body_seconds=0.2), metrics, tmp_path)
             asyncio.run(app(scope, receive, send))
             eventually(lambda: not llm.busy and server.worker.running == 0)
         assert 'penstock_requests_total{outcome="cancelled"} 1.0' in metrics.page().decode()
@@ -403,6 +403,6 @@ class TestSettings:
     def test_the_reserve_is_a_small_part_of_it(self) -> None:
         for ceiling in (512 << 20, 2 << 30, 16 << 30):
             body = default_body(ceiling)
-            settings = Settings(model="m", max_body=body, queue_tokens=queue_tokens(ceiling, 100, body))
+            settings = Settings(max_body=body, queue_tokens=queue_tokens(ceiling, 100, body))
             assert settings.reserve - PAGE_BYTES + BYTES_TO_TOKENIZE * body < ceiling / 12
             assert ceiling / 32 >= PAGE_BYTES

@@ -22,6 +22,9 @@ def complete_model(incomplete: str) -> list[str]:
 
 _MODEL = "A checkpoint's directory, a GGUF file, the name of a model on this machine, or `demo`."
 Model = Annotated[str, typer.Argument(help=_MODEL, autocompletion=complete_model)]
+Models = Annotated[
+    list[str], typer.Argument(help=f"{_MODEL} Several take turns.", metavar="MODEL...", autocompletion=complete_model)
+]
 Memory = Annotated[str | None, of_opening("memory")]
 Threads = Annotated[int | None, of_opening("threads")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.")]

@@ -12,7 +12,7 @@ import platform
 import secrets
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -47,6 +47,8 @@ class Running:
     """That a server listens at."""
     begun: float
     """Seconds since 1970."""
+    further: list[str] = field(default_factory=list)
+    """Where a server's other models are."""
 
 
 def runtime_folder() -> Path:
@@ -90,7 +92,7 @@ def users_of(path: Path) -> list[str]:
     """The processes that work with the model in a directory, in words: those that say so, and those that have one of
     its files open, as far as this user may know."""
     place = path.resolve()
-    users = {one.pid: f"penstock {one.command}" for one in running() if Path(one.path or "/") == place}
+    users = {one.pid: f"penstock {one.command}" for one in running() if str(place) in (one.path, *one.further)}
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if any(Path(file.path).is_relative_to(place) for file in process.open_files()):
@@ -100,17 +102,24 @@ def users_of(path: Path) -> list[str]:
 
 def _about(command: str, given: Mapping[str, Any]) -> Running:
     """What a command with these arguments says of itself."""
-    model = str(next((given[key] for key in ("model", "repo", "src", "packed") if given.get(key)), ""))
-    path = given.get("out") or store_root() / "models" / model
-    if command != "pull":
-        with suppress(PenstockError, OSError):
-            path = find_model(model)
+    named = next((given[key] for key in ("model", "models", "repo", "src", "packed") if given.get(key)), "")
+    models = list(map(str, named)) if isinstance(named, list) else [str(named)]
+    path, *further = [_path(command, model, given.get("out")) for model in models]
     ceiling = None
     if "memory" in given:
         with suppress(UsageError):  # the command will say so
             memory = given["memory"]
             ceiling = machine.available_bytes() + machine.anonymous_bytes() if memory is None else parse_bytes(memory)
-    return Running(os.getpid(), platform.node(), command, model, str(Path(path).resolve()), ceiling, None, time.time())
+    here, said = (os.getpid(), platform.node()), (command, ", ".join(models), path)
+    return Running(*here, *said, ceiling, None, time.time(), further)
+
+
+def _path(command: str, model: str, out: Any) -> str:
+    path = Path(out or store_root() / "models" / model)
+    if command != "pull":
+        with suppress(PenstockError, OSError):
+            path = find_model(model)
+    return str(path.resolve())
 
 
 @contextmanager
@@ -169,6 +178,7 @@ _TYPES: Mapping[str, Any] = {
     "ceiling": int | None,
     "port": int | None,
     "begun": float | int,
+    "further": list,
 }
 
 

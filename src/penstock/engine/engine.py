@@ -18,7 +18,7 @@ from penstock.engine.sequence import Sequence
 from penstock.errors import ContextError, UsageError
 from penstock.models.pass_stats import PassStats
 from penstock.models.rows import Rows, SequenceRows
-from penstock.models.tokens import check_tokens
+from penstock.models.tokens import check_prompt, check_tokens
 from penstock.sampling import Sampler, SamplingRule
 from penstock.speculate.speculator import walk
 
@@ -88,7 +88,7 @@ class Engine:
         has no room for the prompt and one token.
         """
         tokens, drawn = list(prompt), list(drawn)
-        self.check_prompt(tokens)
+        check_prompt(tokens, self.chain.vocab_size, self.context)
         if drawn:
             check_tokens(drawn, self.chain.vocab_size)
         for holder in [s for s in self.scheduler.all if s.cache is cache]:
@@ -273,15 +273,6 @@ class Engine:
                 "Give a stride, to have them scored in parts that overlap, or raise the context.",
             )
         self.memory.most_tokens([len(tokens)], 0, self.context, beside_others=False)
-
-    def check_prompt(self, tokens: List[int]) -> None:
-        """Raise as `add` does."""
-        check_tokens(tokens, self.chain.vocab_size)
-        if len(tokens) >= self.context:
-            raise ContextError(
-                f"The prompt has {len(tokens)} tokens; a context of {self.context} has no room for it and an answer.",
-                "Shorten the prompt, or raise --context (up to what the model was trained for).",
-            )
 
 
 def _slots(chunks: List[Chunk]) -> dict[KvCache, int]:

@@ -24,11 +24,11 @@ LONG_TEXT = 1 << 14
 
 
 class TextRoom:
-    """What `Tokenizer.room` is while a model is open."""
+    """What `Tokenizer.room` is while a model is open, or where there is room in any case."""
 
-    def __init__(self, make_room: Callable[[int], None], kept: int | None = None) -> None:
-        """`make_room`: makes room for so many bytes beside everything that is there; `kept`: bytes of the longest text
-        for which there is room at all times; None makes room for each."""
+    def __init__(self, make_room: Callable[[int], None] | None = None, *, kept: int = 0) -> None:
+        """`make_room`: makes room for so many bytes beside everything that is there; without it there is room at all
+        times for texts of `kept` bytes at most."""
         self._make_room = make_room
         self._kept = kept
 
@@ -45,7 +45,7 @@ class TextRoom:
             machine.trim_heap()
 
     def _make(self, nbytes: int) -> None:
-        if self._kept is None:
+        if self._make_room is not None:
             self._make_room(BYTES_TO_TOKENIZE * nbytes)
         elif nbytes > self._kept:
             missing = BYTES_TO_TOKENIZE * (nbytes - self._kept)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.errors import UsageError
+from penstock.errors import ContextError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,3 +21,14 @@ def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
     wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
     if wrong is not None:
         raise UsageError(f"Token id {wrong} is not in the model's vocabulary.", f"Ids go from 0 to {vocab_size - 1}.")
+
+
+def check_prompt(tokens: Sequence[int], vocab_size: int, context: int) -> None:
+    """As `check_tokens`; ContextError besides where a sequence of at most `context` positions has no room for them and
+    an answer."""
+    check_tokens(tokens, vocab_size)
+    if len(tokens) >= context:
+        raise ContextError(
+            f"The prompt has {len(tokens)} tokens; a context of {context} has no room for it and an answer.",
+            "Shorten the prompt, or raise --context (up to what the model was trained for).",
+        )

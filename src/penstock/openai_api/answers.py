@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from penstock.completion import Completion
+    from penstock.known_model import KnownModel
     from penstock.llm import LLM
     from penstock.openai_api.requests import CompletionRequest
     from penstock.openai_api.tools import ToolUse
@@ -62,14 +63,15 @@ class Prepared:
 
 
 def prepare(
-    llm: LLM,
+    model: KnownModel,
     request: Request,
     *,
     default_max_tokens: int = DEFAULT_MAX_TOKENS,
     default_seed: int | None = None,
     adapter: str | None = None,
 ) -> Prepared:
-    """Tokenize a request's prompts and check that they can be answered. Threads beside the engine's may call this.
+    """Tokenize a request's prompts and check that they can be answered, as far as the model can say so, open or not.
+    Threads beside the engine's may call this.
 
     `adapter`: one of the model's, or none. Raises RequestError.
     """
@@ -79,19 +81,19 @@ def prepare(
         params, use, ends = request.params(seed), None, frozenset[int]()
         prompts: Sequence[str | list[int]]
         if isinstance(request, ChatCompletionRequest):
-            use = _tool_use(llm, request)
+            use = _tool_use(model, request)
             if use is not None and use.grammar is not None:
                 params = replace(params, grammar=use.grammar)
             messages = [message.plain() for message in request.messages]
-            prompts = [llm.chat_prompt(messages, tools=None if use is None else for_template(request.tools or []))]
+            prompts = [model.chat_prompt(messages, tools=None if use is None else for_template(request.tools or []))]
         elif request.suffix:
-            prompts, ends = _infilling(llm, request.prompts, request.suffix)
+            prompts, ends = _infilling(model, request.prompts, request.suffix)
         else:
             prompts = request.prompts
         _check_form(params, "response_format" if use is None else "tools")
         if request.max_tokens == 0:  # nothing is drawn
             default_max_tokens = 0
-        tokens = tuple(_checked(llm, prompt, params, default_max_tokens) for prompt in prompts)
+        tokens = tuple(_checked(model, prompt, params, default_max_tokens) for prompt in prompts)
     except RequestError:
         raise
     except PenstockError as error:
@@ -145,7 +147,8 @@ class Answers:
         self.request = request
         self.completions = completions
         self._echoes = echoes
-        self._llm = llm
+        self._tokenizer = llm.tokenizer
+        self._llm: LLM | None = llm
 
     @property
     def _parts(self) -> list[Echo | Completion]:
@@ -203,15 +206,18 @@ class Answers:
         }
 
     def cancel(self) -> None:
-        """End them, and free their memory; to be called in the end in any case."""
+        """End them, and free their memory; to be called in the end in any case. What they came to does not need the
+        model any more."""
+        llm, self._llm = self._llm, None
         with ExitStack() as stack:  # all of them, also where one raises
             for completion in self.completions:
-                stack.callback(self._llm.cancel, completion)
+                if llm is not None:
+                    stack.callback(llm.cancel, completion)
             for echo in self._echoes:
                 stack.callback(echo.cancel)
 
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
-        output, tokenizer = completion.output(), self._llm.tokenizer
+        output, tokenizer = completion.output(), self._tokenizer
         wanted = self.request.params.logprobs is not None
         reason = output.finish_reason
         if self.request.chat:
@@ -242,10 +248,10 @@ def _message(text: str, tools: ToolUse | None) -> tuple[dict[str, Any], bool]:
     return message | {"content": answer.said.strip() or None, "tool_calls": tools.as_json(answer.calls)}, True
 
 
-def _infilling(llm: LLM, prefixes: Sequence[Any], suffix: str) -> tuple[list[list[int]], frozenset[int]]:
+def _infilling(model: KnownModel, prefixes: Sequence[Any], suffix: str) -> tuple[list[list[int]], frozenset[int]]:
     """Prompts for what belongs between each of these texts and the suffix, and the tokens that end it."""
     try:
-        return [llm.infilling_prompt(prefix, suffix) for prefix in prefixes], llm.infilling.ends
+        return [model.infilling_prompt(prefix, suffix) for prefix in prefixes], model.infilling.ends
     except PenstockError as error:
         raise RequestError.of(error, "suffix") from error
 
@@ -259,10 +265,10 @@ def _check_form(params: SamplingParams, param: str) -> None:
         raise RequestError.of(error, param) from error
 
 
-def _tool_use(llm: LLM, request: ChatCompletionRequest) -> ToolUse | None:
+def _tool_use(model: KnownModel, request: ChatCompletionRequest) -> ToolUse | None:
     if not request.tools and request.tool_choice in (None, "none", "auto"):
         return None
-    tokenizer = llm.text_side()
+    tokenizer = model.text_side()
     template = tokenizer.chat_template(for_tools=True).source if tokenizer.has_chat_template else ""
     return tool_use(request.tools or [], request.tool_choice, request.parallel_tool_calls, template, tokenizer)
 
@@ -285,13 +291,13 @@ def head(kind: str, id: str, created: int, model: str) -> dict[str, Any]:
     return {"id": id, "object": kind, "created": created, "model": model, "system_fingerprint": FINGERPRINT}
 
 
-def _checked(llm: LLM, prompt: str | Sequence[int], params: SamplingParams, most_tokens: int) -> array[int]:
+def _checked(model: KnownModel, prompt: str | Sequence[int], params: SamplingParams, most_tokens: int) -> array[int]:
     try:
-        return array("I", llm.check(prompt, params, most_tokens=most_tokens))
+        return array("I", model.check(prompt, params, most_tokens=most_tokens))
     except MemoryCeilingError:
         if params.max_tokens is not None:
             raise
-        return array("I", llm.check(prompt, params))
+        return array("I", model.check(prompt, params))
 
 
 def _submit_one(llm: LLM, request: Prepared, prompt: array[int], choice: int, drawn: Sequence[int]) -> Completion:

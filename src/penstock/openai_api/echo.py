@@ -26,7 +26,8 @@ class Echo:
     def __init__(self, llm: LLM, prompt: array[int], top: int | None, adapter: str | None) -> None:
         """`top`: how many of the likeliest tokens to tell beside each; None: no probabilities. The prompt takes part in
         passes from now on. Raises as `Engine.score` does."""
-        self._llm, self._prompt, self._top = llm, prompt, top
+        self._llm: LLM | None = llm
+        self._tokenizer, self._prompt, self._top = llm.tokenizer, prompt, top
         self._sequence: ScoredSequence | None = None
         if top is not None and len(prompt) > 1:
             self._sequence = llm.engine.score(prompt, 1, top, adapter)
@@ -42,20 +43,20 @@ class Echo:
         return None if self._sequence is None else self._sequence.error
 
     def cancel(self) -> None:
-        """End it, and free its memory."""
-        if self._sequence is not None:
-            self._llm.engine.cancel(self._sequence)
+        """End it, and free its memory. What it came to does not need the model any more."""
+        llm, self._llm = self._llm, None
+        if llm is not None and self._sequence is not None:
+            llm.engine.cancel(self._sequence)
 
     @property
     def text(self) -> str:
         """The prompt, without special tokens; empty where there is no tokenizer."""
-        tokenizer = self._llm.tokenizer
-        return "" if tokenizer is None else tokenizer.decode(self._prompt)
+        return "" if self._tokenizer is None else self._tokenizer.decode(self._prompt)
 
     def before(self, logprobs: dict[str, Any]) -> dict[str, Any]:
         """The lists of completions (logprobs.py), with the prompt's tokens before those of the answer. What the first
         token follows is nothing, so it has no probability."""
-        tokenizer, scored = self._llm.tokenizer, self._sequence.scored if self._sequence is not None else None
+        tokenizer, scored = self._tokenizer, self._sequence.scored if self._sequence is not None else None
         texts, offsets, offset = [], [], 0
         for token in self._prompt:
             nbytes = token_bytes(tokenizer, token)

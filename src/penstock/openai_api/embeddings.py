@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from penstock.compute.kernels import F32
     from penstock.embedding import Pooling
-    from penstock.llm import LLM
+    from penstock.known_model import KnownModel
 
 
 class EmbeddingRequest(BaseModel):
@@ -64,14 +64,14 @@ def parse_embeddings(body: Any) -> EmbeddingRequest:
     return validated(EmbeddingRequest, body, '{"input": "..."}')
 
 
-def prepare_embeddings(llm: LLM, request: EmbeddingRequest, adapter: str | None = None) -> PreparedEmbeddings:
+def prepare_embeddings(model: KnownModel, request: EmbeddingRequest, adapter: str | None = None) -> PreparedEmbeddings:
     """Tokenize and check. Raises RequestError."""
-    size = llm.config.hidden_size
+    size = model.config.hidden_size
     if request.dimensions not in (None, size):
         raise RequestError(f"dimensions is not supported, unless it is the model's, {size}.", param="dimensions")
     pooling: Pooling = request.pooling or "mean"
     try:
-        texts = tuple(array("I", llm.check_embedded(text, pooling)) for text in request.texts)
+        texts = tuple(array("I", model.check_embedded(text, pooling)) for text in request.texts)
     except PenstockError as error:
         raise RequestError.of(error, "input") from error
     return PreparedEmbeddings(texts, pooling, request.encoding_format == "base64", adapter)

@@ -9,13 +9,16 @@ from pydantic_core import PydanticCustomError
 
 from penstock.errors import PenstockError
 from penstock.openai_api.errors import RequestError
-from penstock.openai_api.requests import STRICT, Message, check_model, validated
+from penstock.openai_api.requests import STRICT, Message, validated
 from penstock.openai_api.responses import Body
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable
 
-    from penstock.llm import LLM
+    from penstock.known_model import KnownModel
+
+    Find = Callable[[str | None], KnownModel]
+    """The model that a request names; raises RequestError for names that are not served."""
 
 
 class TokenizeRequest(BaseModel):
@@ -59,12 +62,12 @@ class Text(Body):
     prompt: str
 
 
-def tokenize(llm: LLM, names: Collection[str], body: Any) -> Tokens:
-    """`names`: of the model, and of what it is with its adapters. Raises RequestError."""
+def tokenize(find: Find, body: Any) -> Tokens:
+    """Raises RequestError."""
     request = validated(TokenizeRequest, body, '{"prompt": "..."}')
-    check_model(request.model, *names)
+    model = find(request.model)
     try:
-        tokenizer = llm.text_side()
+        tokenizer = model.text_side()
         if request.messages is None:
             special = request.add_special_tokens is not False
             ids = tokenizer.encode(request.prompt or "", add_special_tokens=special)
@@ -74,14 +77,14 @@ def tokenize(llm: LLM, names: Collection[str], body: Any) -> Tokens:
             ids = tokenizer.apply_chat_template(messages, add_generation_prompt=begins)
     except PenstockError as error:
         raise RequestError.of(error, "prompt" if request.messages is None else "messages") from error
-    return Tokens(count=len(ids), max_model_len=llm.context, tokens=ids)
+    return Tokens(count=len(ids), max_model_len=model.context, tokens=ids)
 
 
-def detokenize(llm: LLM, names: Collection[str], body: Any) -> Text:
+def detokenize(find: Find, body: Any) -> Text:
     """With special tokens as they are written; else as `tokenize`."""
     request = validated(DetokenizeRequest, body, '{"tokens": [...]}')
-    check_model(request.model, *names)
+    model = find(request.model)
     try:
-        return Text(prompt=llm.text_side().decode(request.tokens, skip_special_tokens=False))
+        return Text(prompt=model.text_side().decode(request.tokens, skip_special_tokens=False))
     except PenstockError as error:
         raise RequestError.of(error, "tokens") from error

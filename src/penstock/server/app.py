@@ -20,7 +20,7 @@ from penstock.memory.text_room import LONG_TEXT
 from penstock.openai_api.answers import prepare
 from penstock.openai_api.embeddings import parse_embeddings, prepare_embeddings
 from penstock.openai_api.errors import RequestError
-from penstock.openai_api.requests import adapter_named, parse
+from penstock.openai_api.requests import parse
 from penstock.openai_api.responses import ChatCompletion, EmbeddingList, Health, Model, ModelList, TextCompletion
 from penstock.openai_api.responses_request import ResponsesRequest, parse_responses
 from penstock.openai_api.responses_shape import ResponseObject
@@ -39,14 +39,15 @@ from penstock.server.response_replies import StreamResponse, WholeResponse
 from penstock.system import machine
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from penstock.llm import LLM
+    from penstock.known_model import KnownModel
     from penstock.openai_api.answers import Prepared
     from penstock.openai_api.embeddings import PreparedEmbeddings
     from penstock.openai_api.requests import ChatCompletionRequest, CompletionRequest
     from penstock.openai_api.responses import Completion
+    from penstock.openai_api.tokens import Find
     from penstock.server.metrics import Metrics
     from penstock.server.settings import Settings
     from penstock.server.worker import Worker
@@ -64,6 +65,7 @@ class Gateway:
 
     def __init__(self, worker: Worker, settings: Settings, metrics: Metrics) -> None:
         self.worker = worker
+        self.shelf = worker.shelf
         self.settings = settings
         self.metrics = metrics
         self._bodies = Bodies(settings.max_body, settings.body_seconds)
@@ -93,15 +95,14 @@ class Gateway:
     async def _accept(self, request: Request, url: str) -> Response:
         check_kind(request)
         self.worker.check_room()
-        loop = asyncio.get_running_loop()
         async with self._bodies.read(request) as body:
-            prepared, asked = await loop.run_in_executor(self._executor, self._prepare, url, body)
-        job = Job(prepared)
+            asked, prepared, model = await self._beside(self._prepare, url, body)
+        job = Job(prepared, model)
         self.worker.offer(job)
         identity = {
             "id": f"{PREFIXES[url]}{uuid.uuid4().hex}",
             "created": int(time.time()),
-            "model": prepared.adapter or self.settings.model,
+            "model": job.request.adapter or job.model,
         }
         common = job, self.worker, self.settings, self.metrics, identity
         if isinstance(asked, ResponsesRequest):
@@ -114,31 +115,35 @@ class Gateway:
     async def _accept_texts(self, request: Request) -> Response:
         self.worker.check_room()
         value = await self.read_json(request)
-        prepared = await asyncio.get_running_loop().run_in_executor(self._executor, self._prepare_embeddings, value)
-        job = Job(prepared)
+        job = Job(*await self._beside(self._prepare_embeddings, value))
         self.worker.offer(job)
-        identity = {"id": "", "created": 0, "model": prepared.adapter or self.settings.model}
+        identity = {"id": "", "created": 0, "model": job.request.adapter or job.model}
         return WholeReply(job, self.worker, self.settings, self.metrics, identity, self._executor)
 
-    def _prepare_embeddings(self, body: Any) -> PreparedEmbeddings:
-        request, llm = parse_embeddings(body), self.worker.llm
-        return prepare_embeddings(llm, request, adapter_named(request.model, self.settings.model, llm.adapters))
+    def _prepare_embeddings(self, body: Any) -> tuple[PreparedEmbeddings, str]:
+        """The request in a body, ready for a job, and the model that it is for."""
+        request = parse_embeddings(body)
+        name, adapter = self.shelf.named(request.model)
+        return prepare_embeddings(self.shelf.model(name), request, adapter), name
 
-    async def of_tokens(self, request: Request, make: Callable[[LLM, Collection[str], Any], Made]) -> Made:
-        """What `make` makes of the model, its names and a body."""
-        value, names = await self.read_json(request), self.models().keys()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, make, self.worker.llm, names, value)
+    async def of_tokens(self, request: Request, make: Callable[[Find, Any], Made]) -> Made:
+        """What `make` makes of a body and the model that it names."""
 
-    async def prepare(self, body: bytes) -> Prepared:
-        """A request for a chat completion, ready for a job. Raises RequestError."""
+        def find(wanted: str | None) -> KnownModel:
+            return self.shelf.known(self.shelf.named(wanted)[0])
+
+        return await self._beside(make, find, await self.read_json(request))
+
+    async def prepare(self, body: bytes) -> tuple[Prepared, str]:
+        """A request for a chat completion, ready for a job, and the model that it is for. Raises RequestError."""
         if len(body) > self.settings.max_body:
             raise RequestError(
                 f"The conversation is longer than {self.settings.max_body} bytes.",
                 "Begin a new one, or raise --max-body.",
                 status=413,
             )
-        prepared, _ = await asyncio.get_running_loop().run_in_executor(self._executor, self._prepare, CHAT, body)
-        return prepared
+        _, prepared, model = await self._beside(self._prepare, CHAT, body)
+        return prepared, model
 
     async def read_json(self, request: Request) -> Any:
         """The JSON value in the body of a request. Raises RequestError and ClientDisconnect."""
@@ -146,8 +151,17 @@ class Gateway:
         async with self._bodies.read(request) as body:
             return parse_json(body)
 
-    def _prepare(self, url: str, body: bytes) -> tuple[Prepared, Asked]:
-        """The request in a body, ready for a job, and as it was asked."""
+    async def _beside(self, work: Callable[..., Made], *args: Any) -> Made:
+        """What `work` makes, beside the loop, of a shelf that stays as it is meanwhile."""
+
+        def run() -> Made:
+            with self.shelf.still:
+                return work(*args)
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, run)
+
+    def _prepare(self, url: str, body: bytes) -> tuple[Asked, Prepared, str]:
+        """The request in a body as it was asked and ready for a job, and the model that it is for."""
         value = parse_json(body)
         asked: Asked
         request: ChatCompletionRequest | CompletionRequest
@@ -155,36 +169,34 @@ class Gateway:
             asked, request = parse_responses(value)
         else:
             asked = request = parse(url, value)
-        llm, most = self.worker.llm, self.settings.max_tokens
-        adapter = request.adapter(self.settings.model, llm.adapters)
+        name, adapter = self.shelf.named(request.model)
         try:
-            prepared = prepare(llm, request, default_max_tokens=most, adapter=adapter)
+            model, most = self.shelf.model(name), self.settings.max_tokens
+            prepared = prepare(model, request, default_max_tokens=most, adapter=adapter)
         finally:
             if len(body) > LONG_TEXT:
                 machine.trim_heap()
-        return prepared, asked
+        return asked, prepared, name
 
     def models(self) -> dict[str, Model]:
-        """What is served, by name: the model, and with each of its adapters."""
-        llm = self.worker.llm
-        places = {self.settings.model: llm.path} | {name: adapter.path for name, adapter in llm.adapters.items()}
-        return {name: self._model(name, path) for name, path in places.items()}
-
-    def _model(self, name: str, path: Path) -> Model:
-        return Model(
-            id=name,
-            object="model",
-            created=int(path.stat().st_mtime),
-            owned_by="penstock",
-            context_length=self.worker.llm.context,
-        )
+        """What is served, by name: the models, or the one with each of its adapters."""
+        known = {name: self.shelf.known(name) for name in self.shelf.names}
+        served = [_model(name, model.path, model.context) for name, model in known.items()]
+        context = served[0].context_length
+        served += [_model(name, path, context) for name, path in self.shelf.adapters.items()]
+        return {model.id: model for model in served}
 
     def health(self) -> Health:
         """How it is."""
         status, worker = "ok" if self.worker.alive else "failed", self.worker
         return Health.model_construct(
-            status=status, model=self.settings.model, running=worker.running, queued=worker.queued
+            status=status, model=self.shelf.current, running=worker.running, queued=worker.queued
         )
+
+
+def _model(name: str, path: Path, context: int) -> Model:
+    created = int(path.stat().st_mtime) if path.exists() else 0  # deleted since
+    return Model(id=name, object="model", created=created, owned_by="penstock", context_length=context)
 
 
 def check_kind(request: Request) -> None:
@@ -280,7 +292,7 @@ def _add_texts(app: FastAPI) -> None:
 def _add_models(app: FastAPI) -> None:
     @app.get("/v1/models", responses=errors(400, 401, 403))
     async def models(request: Request) -> ModelList:
-        """The model that is served, and what it is with each of its adapters."""
+        """The models that are served, or the one and what it is with each of its adapters."""
         return ModelList(object="list", data=[*_gateway(request).models().values()])
 
     @app.get("/v1/models/{model_id:path}", responses=errors(400, 401, 403, 404))

@@ -50,9 +50,10 @@ Event = Pieces | Ended | Made | Failed
 class Job:
     """A request that was accepted. To be made in the loop that takes its events."""
 
-    def __init__(self, request: Prepared | PreparedEmbeddings, drawn: Sequence[int] = ()) -> None:
-        """`drawn`: tokens of its only answer that an earlier run drew."""
+    def __init__(self, request: Prepared | PreparedEmbeddings, model: str, drawn: Sequence[int] = ()) -> None:
+        """`model`: which of the shelf's it is for; `drawn`: tokens of its only answer that an earlier run drew."""
         self.request = request
+        self.model = model
         self.drawn = drawn
         self.cancelled = False
         """Nobody wants it any more. Any thread may set it, and none takes it back."""

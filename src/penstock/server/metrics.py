@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from penstock.llm import LLM
     from penstock.models.pass_stats import PassStats
     from penstock.openai_api.answers import Answers
+    from penstock.server.shelf import Shelf
 
 PASS_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 2, 3, 5, 8, 12, 20, 30, 60, 120, 300)
 
@@ -40,20 +41,32 @@ class Metrics:
         self._passes = Counter("penstock_passes", "Passes over the weights.", registry=registry)
         self._seconds = Histogram("penstock_pass_seconds", "Seconds a pass.", buckets=PASS_SECONDS, registry=registry)
         self._bytes_read = Counter("penstock_read_bytes", "Bytes of weights read from the disk.", registry=registry)
+        self._openings = Counter(
+            "penstock_openings", "Models that requests had opened in place of another.", ["model"], registry=registry
+        )
         self._guesses = Counter("penstock_guesses_checked", "Guessed tokens that passes checked.", registry=registry)
         self._right = Counter("penstock_guesses_right", "Guessed tokens that were right.", registry=registry)
 
-    def watch(self, llm: LLM, queued: Callable[[], float], running: Callable[[], float]) -> None:
+    def watch(self, shelf: Shelf, queued: Callable[[], float], running: Callable[[], float]) -> None:
         """Ask for these numbers whenever the metrics are asked for."""
+
+        def of_open(figure: Callable[[LLM], float]) -> Callable[[], float]:
+            return lambda: 0 if (llm := shelf.llm) is None else figure(llm)
+
+        ceiling = of_open(lambda llm: llm.memory.budget.ceiling)
         gauges = (
             ("queue_requests", "Requests that wait for their turn or for memory.", queued),
             ("running_requests", "Requests that passes serve.", running),
-            ("memory_ceiling_bytes", "The ceiling on the whole process.", lambda: llm.memory.budget.ceiling),
-            ("resident_bytes", "Weights that stay in memory.", lambda: llm.weights.resident_bytes),
-            ("kv_bytes", "Keys and values of the latest pass.", lambda: llm.memory.plan.kv),
+            ("memory_ceiling_bytes", "The ceiling on the whole process.", ceiling),
+            ("resident_bytes", "Weights that stay in memory.", of_open(lambda llm: llm.weights.resident_bytes)),
+            ("kv_bytes", "Keys and values of the latest pass.", of_open(lambda llm: llm.memory.plan.kv)),
         )
         for name, text, value in gauges:
             Gauge(f"penstock_{name}", text, registry=self._registry).set_function(value)
+
+    def opened(self, model: str) -> None:
+        """A request had another model opened."""
+        self._openings.labels(model).inc()
 
     def count(self, outcome: str) -> None:
         """A request has ended so."""

@@ -91,7 +91,7 @@ class StreamReply(Reply):
         super().__init__(job, worker, settings, metrics, identity)
         if isinstance(job.request, PreparedEmbeddings):
             raise TypeError("vectors are not streamed")
-        self._chunks = Chunks(job.request, worker.llm.tokenizer, options, **identity)
+        self._chunks = Chunks(job.request, worker.shelf.known(job.model).tokenizer, options, **identity)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._start(send)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from penstock.llm import LLM
     from penstock.server.chats.service import Chats
     from penstock.server.settings import Settings
+    from penstock.server.shelf import Shelf
 
 GRACE_SECONDS = 5
 """For connections to end once the server has said that it does."""
@@ -68,11 +68,11 @@ class Server(uvicorn.Server):
 
 
 def server(
-    llm: LLM, settings: Settings, chats: Path, ready: Callable[[], None] = lambda: None
+    shelf: Shelf, settings: Settings, chats: Path, ready: Callable[[], None] = lambda: None
 ) -> tuple[Server, Worker]:
-    """A server for an open model, and its worker, which `run` starts. `chats`: the folder of conversations."""
+    """A server for the models of a shelf, and its worker, which `run` starts. `chats`: the folder of conversations."""
     metrics = Metrics()
-    worker = Worker(llm, settings, metrics)
+    worker = Worker(shelf, settings, metrics)
     app = create_app(worker, settings, metrics, chats)
     config = Config(
         app,
@@ -87,10 +87,10 @@ def server(
     return Server(config, worker, app.state.chats, ready), worker
 
 
-def run(llm: LLM, settings: Settings, listening: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+def run(shelf: Shelf, settings: Settings, listening: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGTERM, then return, or until Ctrl-C, then raise KeyboardInterrupt. Streams end before that."""
     with chats_folder(settings) as chats:
-        serving, worker = server(llm, settings, chats, ready)
+        serving, worker = server(shelf, settings, chats, ready)
         before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when it has ended
         worker.start()
         try:

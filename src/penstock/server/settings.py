@@ -27,10 +27,8 @@ MOST_SEQUENCES = 64
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to serve a model."""
+    """How to serve models."""
 
-    model: str
-    """The name by which clients ask for it."""
     max_body: int
     """The longest request body, bytes."""
     queue_tokens: int

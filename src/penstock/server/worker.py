@@ -1,5 +1,8 @@
 """The one thread that may touch the model: takes requests in between passes, runs passes, hands out what they bring.
 
+Where several models are served, requests are taken in the order in which they came: one for a model that is not open
+waits until all that came before it are done, and those behind it wait for it.
+
 Whatever is raised while one request is seen to is that one's failure, and whatever a pass raises that of the requests
 in it. The thread lives on, and so do the others.
 """
@@ -21,10 +24,10 @@ from penstock.server.job import Ended, Failed, Job, Made, Pieces
 from penstock.server.settings import MOST_SEQUENCES
 
 if TYPE_CHECKING:
-    from penstock.llm import LLM
     from penstock.openai_api.answers import Answers
     from penstock.server.metrics import Metrics
     from penstock.server.settings import Settings
+    from penstock.server.shelf import Shelf
 
 PASSES_TO_WAIT = 8
 """What a client is asked to wait where the queue is full."""
@@ -43,10 +46,13 @@ class Progress:
         self.passes = 0
         """Passes that have ended."""
         self.layers = layers
+        """Of the open model."""
         self.layer = 0
         """Layers of the running pass that have ended."""
         self.seconds = 0.0
-        """What the latest whole pass took."""
+        """What the latest whole pass of the open model took."""
+        self.opening: str | None = None
+        """The model that is being opened."""
         self._begin: float | None = None
 
     @property
@@ -65,11 +71,11 @@ class Progress:
 
 
 class Worker:
-    """Owns an open model from `start` to the end of `close`; other threads offer and cancel jobs."""
+    """Owns a shelf from `start` to the end of `close`; other threads offer and cancel jobs."""
 
-    def __init__(self, llm: LLM, settings: Settings, metrics: Metrics) -> None:
-        self.llm = llm
-        self.progress = Progress(llm.config.num_hidden_layers)
+    def __init__(self, shelf: Shelf, settings: Settings, metrics: Metrics) -> None:
+        self.shelf = shelf
+        self.progress = Progress(shelf.known(shelf.current).config.num_hidden_layers)
         self._settings = settings
         self._metrics = metrics
         self._changed = threading.Condition()
@@ -78,10 +84,11 @@ class Worker:
         """Submitted to the engine; changed by its thread alone."""
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        metrics.watch(llm, lambda: self.queued, lambda: self.running)
+        metrics.watch(shelf, lambda: self.queued, lambda: self.running)
 
     def start(self) -> None:
-        self.llm.on_layer = self._after_layer
+        if self.shelf.llm is not None:
+            self.shelf.llm.on_layer = self._after_layer
         self._thread.start()
 
     @property
@@ -134,10 +141,12 @@ class Worker:
     def status(self, job: Job) -> dict[str, int | float]:
         """What to tell a client that waits: how many requests are ahead of it, and how far the running pass is.
 
-        Seconds are those of the running pass so far, and of the latest whole one.
+        Seconds are those of the running pass so far, and of the latest whole one. `opening`: the model that it waits
+        for is being opened.
         """
         progress = self.progress
         queue = list(self._queue)
+        opens = {"opening": True} if progress.opening == job.model else {}
         return {
             "waiting": queue.index(job) + 1 if job in queue else int(self._waits(job)),
             "pass": progress.passes + 1,
@@ -145,6 +154,7 @@ class Worker:
             "layers": progress.layers,
             "seconds": round(progress.elapsed, 1),
             "pass_seconds": round(progress.seconds, 2),
+            **opens,
         }
 
     def close(self, wait: bool = False) -> None:
@@ -175,6 +185,7 @@ class Worker:
 
     def _round(self) -> None:
         self._drop_cancelled()
+        self._turn()
         self._admit()
         self._embed()
         self._pass()
@@ -190,17 +201,47 @@ class Worker:
         for job in [job for job in self._running if job.cancelled]:
             self._end(job)
 
+    def _turn(self) -> None:
+        """Open the model that the first of the queue is for, once nothing runs in the one that is open."""
+        with self._changed:
+            wanted = None if self._running or not self._queue else self._queue[0].model
+        if wanted is None or self.shelf.is_open(wanted):
+            return
+        progress = self.progress
+        progress.opening = wanted
+        try:
+            llm = self.shelf.open(wanted, self._after_layer)
+            progress.layers, progress.seconds = llm.config.num_hidden_layers, 0.0
+            self._metrics.opened(wanted)
+        except PenstockError as error:
+            log.warning("%s could not be opened: %s", wanted, error)
+            self._refuse(wanted, RequestError(error.problem, error.remedy, status=500))
+        except Exception:
+            log.exception("%s could not be opened.", wanted)
+            self._refuse(wanted, failed())
+        finally:
+            progress.opening = None
+
+    def _refuse(self, model: str, error: RequestError) -> None:
+        """Fail all that wait for a model."""
+        with self._changed:
+            waiting = [job for job in self._queue if job.model == model]
+            for job in waiting:
+                self._queue.remove(job)
+        for job in waiting:
+            job.tell(Failed(error))
+
     def _admit(self) -> None:
         """Submit what waits, in its order. At most one request waits in the engine, where prompts take more memory."""
-        while self.llm.waiting == 0 and self._sequences() < MOST_SEQUENCES:
+        while (llm := self.shelf.llm) is not None and llm.waiting == 0 and self._sequences() < MOST_SEQUENCES:
             with self._changed:
-                if not self._queue:
+                if not self._queue or not self.shelf.is_open(self._queue[0].model):
                     return
                 job = self._queue.popleft()
                 # Within the lock, since it is neither in the queue nor running in between.
                 try:
                     if not isinstance(job.request, PreparedEmbeddings):
-                        job.answers = submit(self.llm, job.request, drawn=(job.drawn,))
+                        job.answers = submit(llm, job.request, drawn=(job.drawn,))
                     self._running.append(job)
                 except RequestError as error:
                     job.tell(Failed(error))
@@ -211,12 +252,12 @@ class Worker:
     def _embed(self) -> None:
         """Texts become vectors in passes of their own, between those of answers."""
         for job in list(self._running):
-            request = job.request
-            if not isinstance(request, PreparedEmbeddings):
+            request, llm = job.request, self.shelf.llm
+            if llm is None or not isinstance(request, PreparedEmbeddings):
                 continue
             self.progress.start()
             try:
-                vectors = self.llm.embed(request.texts, pooling=request.pooling, adapter=request.adapter)
+                vectors = llm.embed(request.texts, pooling=request.pooling, adapter=request.adapter)
                 job.tell(Made(Embedded(request, vectors)))
             except Abandoned:
                 pass
@@ -230,12 +271,12 @@ class Worker:
                 self._end(job)
 
     def _pass(self) -> None:
-        if not self.llm.busy:
+        if (llm := self.shelf.llm) is None or not llm.busy:
             return
         whole = False
         self.progress.start()
         try:
-            self._metrics.took(self.llm.step())
+            self._metrics.took(llm.step())
             whole = True
         except Abandoned:
             pass
@@ -306,8 +347,10 @@ class Worker:
 
     def _waits(self, job: Job) -> bool:
         """Whether a submitted job waits for memory."""
-        answers = job.answers
-        return answers is not None and not any(c.stats.log for c in answers.completions) and self.llm.waiting > 0
+        answers, llm = job.answers, self.shelf.llm
+        if answers is None or llm is None:
+            return False
+        return llm.waiting > 0 and not any(completion.stats.log for completion in answers.completions)
 
     def _after_layer(self, index: int, read: float, wait: float, compute: float) -> None:
         self.progress.layer = index + 1

@@ -85,6 +85,26 @@ class NibbleWeights:
         return self._weights.rows(name, indices)
 
 
+def check_same_tokens(draft: Path, draft_config: ModelConfig, path: Path, config: ModelConfig) -> None:
+    """Raise UsageError unless the model at `draft` has the tokens of the one at `path`, as far as both have any: models
+    of one family may fill up their vocabularies to other sizes."""
+    remedy = "A draft has to have the target's tokenizer: give a smaller model of the same family."
+    sizes = draft_config.vocab_size, config.vocab_size
+    files = [folder / "tokenizer.json" for folder in (draft, path)]
+    there = [file.exists() for file in files]
+    if all(there) and read_file(files[0]) == read_file(files[1]):
+        return
+    may_have = all(is_there or gguf_files(file.parent) for is_there, file in zip(there, files, strict=True))
+    own, other = (Tokenizer.open(file.parent) if may_have else None for file in files)
+    if own is None or other is None:
+        if sizes[0] != sizes[1]:
+            told = f"{sizes[0]} tokens, and the model has {sizes[1]}"
+            raise UsageError(f"The draft {draft} has a vocabulary of {told}.", remedy)
+        return
+    if not own.has_same_tokens(other, min(sizes)):
+        raise UsageError(f"The draft {draft} has another tokenizer than the model.", remedy)
+
+
 class DraftModel:
     """An open draft model."""
 
@@ -107,23 +127,8 @@ class DraftModel:
         """What it takes in memory, once it is loaded."""
 
     def check_tokens_of(self, path: Path, config: ModelConfig) -> None:
-        """Raise UsageError unless this model has the tokens of the one at `path`, as far as both have any: models of
-        one family may fill up their vocabularies to other sizes."""
-        remedy = "A draft has to have the target's tokenizer: give a smaller model of the same family."
-        sizes = self.config.vocab_size, config.vocab_size
-        files = [folder / "tokenizer.json" for folder in (self.path, path)]
-        there = [file.exists() for file in files]
-        if all(there) and read_file(files[0]) == read_file(files[1]):
-            return
-        may_have = all(is_there or gguf_files(file.parent) for is_there, file in zip(there, files, strict=True))
-        own, other = (Tokenizer.open(file.parent) if may_have else None for file in files)
-        if own is None or other is None:
-            if sizes[0] != sizes[1]:
-                told = f"{sizes[0]} tokens, and the model has {sizes[1]}"
-                raise UsageError(f"The draft {self.path} has a vocabulary of {told}.", remedy)
-            return
-        if not own.has_same_tokens(other, min(sizes)):
-            raise UsageError(f"The draft {self.path} has another tokenizer than the model.", remedy)
+        """Raise UsageError unless this model has the tokens of the one at `path`, as far as both have any."""
+        check_same_tokens(self.path, self.config, path, config)
 
     def likely_bytes(self, form: Form) -> int:
         """What it will take in memory."""

@@ -125,7 +125,10 @@ class Chat(Shape):
                 turns[-1]["content"] += "\n\n" + message.content
             else:
                 turns.append({"role": message.role, "content": message.content})
-        return {**self.settings.fields(), "messages": turns}
+        fields, answer = self.settings.fields(), self.messages[-1]
+        if answer.token_ids and answer.model is not None:  # tokens of that model, which alone can go on with them
+            fields["model"] = answer.model
+        return {**fields, "messages": turns}
 
 
 class ChatChange(Shape):

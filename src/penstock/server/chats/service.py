@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         worker: Worker
         metrics: Metrics
 
-        async def prepare(self, body: bytes) -> Prepared: ...
+        async def prepare(self, body: bytes) -> tuple[Prepared, str]: ...
 
 
 T = TypeVar("T")
@@ -82,13 +82,17 @@ class Chats:
             check_version(chat, version)
             message = ask.apply(chat)
             check_room(chat)
-            prepared = self._prolonged(await self._gateway.prepare(json.dumps(chat.request()).encode()), message)
-            job = Job(prepared, drawn=message.token_ids)
+            if chat.settings.model is None and self._worker.shelf.several:
+                chat.settings.model = self._worker.shelf.names[0]  # as the page shows it
+            body = chat.request()
+            prepared, model = await self._gateway.prepare(json.dumps(body).encode())
+            prepared = self._prolonged(prepared, message)
+            job = Job(prepared, model, message.token_ids)
             self._worker.offer(job)
-            message.seed, message.model = prepared.params.seed, chat.settings.model
+            message.seed, message.model = prepared.params.seed, body.get("model")
 
             def save(stored: Chat) -> None:
-                stored.title, stored.messages = chat.title, chat.messages
+                stored.title, stored.settings, stored.messages = chat.title, chat.settings, chat.messages
 
             answer = RunningAnswer(message, job, self._worker, self._saver(id), self._renderer)
             try:

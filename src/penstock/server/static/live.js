@@ -63,6 +63,7 @@ export class Live {
     this.time.textContent = frame ? clock(frame.stats.seconds + silent) : clock(silent);
     if (lost) this.label.textContent = `no sign of life from the server for ${Math.floor(silent)} s`;
     else if (!frame) this.label.textContent = "sent";
+    else if (frame.opening) this.label.textContent = "opening the model";
     else if (frame.waiting > 1) this.label.textContent = `waiting, ${frame.waiting - 1} ahead`;
     else if (frame.waiting) this.label.textContent = "waiting for its turn";
     else this.drawPass(frame, silent);

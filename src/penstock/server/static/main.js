@@ -138,7 +138,7 @@ async function send(body) {
   busy = true;
   problem("");
   try {
-    if (!chat) chat = await json("POST", "chats", { body: fresh });
+    if (!chat) chat = await json("POST", "chats", { body: models.length > 1 ? { ...fresh, model: modelName() } : fresh });
     chat = await json("POST", `chats/${chat.id}/answer`, { body, version: chat.version });
     show();
     toEnd();
@@ -174,7 +174,11 @@ async function change(wanted) {
   const changed = await json("PATCH", `chats/${chat.id}`, { body: { settings: wanted }, version: chat.version });
   chat = { ...chat, settings: changed.settings, version: changed.version };
 }
-const modelName = () => (chat?.settings ?? fresh).model ?? models[0];
+/* New conversations begin with the model that was chosen last; those that never had a choice are the first one's. */
+function modelName() {
+  const chosen = kept.read("model");
+  return (chat?.settings ?? fresh).model ?? (!chat && models.includes(chosen) ? chosen : models[0]);
+}
 function showModels() {
   const name = modelName(), several = models.length > 1 || (name && !models.includes(name));
   $("models").hidden = !several;
@@ -194,7 +198,8 @@ async function findModels() {
   }
 }
 $("models").onchange = async () => {
-  const model = $("models").value === models[0] ? null : $("models").value;
+  const model = $("models").value;
+  kept.write("model", model);
   if (!chat) { fresh = { ...fresh, model }; show(); return; }
   try { await change({ ...chat.settings, model }); } catch (error) { failed(error); await load(chat.id); }
 };

@@ -52,7 +52,8 @@ function showEnd(chat, message, index, foot, actions) {
     bad.setAttribute("role", "alert");
     foot.append(bad);
   }
-  const took = [figures(message.stats), message.stats.seconds ? clock(message.stats.seconds) : "", ENDS[message.state]];
+  const other = message.model && message.model !== chat.settings.model ? `by ${message.model}` : "";
+  const took = [other, figures(message.stats), message.stats.seconds ? clock(message.stats.seconds) : "", ENDS[message.state]];
   const buttons = element("span", "buttons");
   line.append(element("span", "", took.filter(Boolean).join(", ")), buttons);
   if (message.content) buttons.append(button("quiet", "Copy", (event) => copy(message.content, event.target)));
