@@ -20,6 +20,7 @@ from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.layout import COMPLETE, INDEX, SINGLE, LocalFolder, find_layout
+from penstock.checkpoints.stacked import check_none_stacked
 from penstock.compute.kernels import default_threads
 from penstock.disk.files import Files, read_file
 from penstock.errors import CheckpointError, CheckpointWarning, UsageError
@@ -203,7 +204,9 @@ def _originals(src: Path) -> Iterator[Original]:
         checkpoint = open_checkpoint(src)
         layout = find_layout(LocalFolder(src), checkpoint.config)
     for path in checkpoint.files:
-        if is_packed_file(read_header(path)):
+        header = read_header(path)
+        check_none_stacked(header)
+        if is_packed_file(header):
             problem = f"{src} is packed already ({path.name} is a packed file)"
             raise UsageError(problem, "Use it as it is; `penstock unpack` gives the original files back.")
     for path, prefix in layout.prefixes.items():
