@@ -35,7 +35,8 @@ def parse_json_object(data: bytes, source: str) -> dict[str, Any]:
     Stricter than `json.loads`: no key twice in one object, no NaN or Infinity, no unpaired surrogates.
     """
     try:
-        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant)
+        hook = _unique_printable_pairs if b"\\u" in data else _unique_pairs  # only an escape can be a lone surrogate
+        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=hook, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         _fail(f"{source} is not UTF-8 (at its byte {error.start})")
     except RecursionError:
@@ -185,12 +186,16 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(mapping) != len(pairs):
         counts = Counter(key for key, _ in pairs)
         raise _DuplicateKeyError(next(key for key, count in counts.items() if count > 1))
+    return mapping
+
+
+def _unique_printable_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         # A lone surrogate could not be printed later; encoding it fails here, with a ValueError.
         key.encode("utf-8")
         if isinstance(value, str):
             value.encode("utf-8")
-    return mapping
+    return _unique_pairs(pairs)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -6,6 +6,7 @@ Non-goals: files, checksums, threads.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,6 +65,7 @@ def rows_per_chunk(cols: int, single_rows: bool = False) -> int:
     return max(1, chunk_bytes // (2 * cols))
 
 
+@lru_cache(256)
 def coarse_bytes(rows: int, cols: int) -> int:
     """Bytes of a coarse chunk, with padding."""
     groups = -(-cols // _GROUP)

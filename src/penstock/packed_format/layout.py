@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from penstock.compute import codec
 
 if TYPE_CHECKING:
-    from penstock.safetensors_header import TensorInfo
+    from penstock.safetensors_header import DType, TensorInfo
 
 Codec = Literal["planes", "raw"]
 
+_SHAPES = 256
+"""A model has few, of many tensors."""
 CHUNK_ALIGNMENT = 64
 STREAM_ALIGNMENT = 4096
 
@@ -46,13 +50,19 @@ class Cut:
 
 def cut(tensor: TensorInfo) -> Cut:
     """How the format cuts a tensor of this dtype and shape."""
-    rows, cols = tensor.shape if len(tensor.shape) == 2 else (1, tensor.n_elements)
-    if not rows or not 0 < cols <= codec.MOST_COLUMNS or cols * tensor.dtype.bits % 8:
-        return Cut("raw", tensor.nbytes, 1, 1)
-    planes = codec.is_packed(tensor.shape, tensor.dtype.value)
-    return Cut("planes" if planes else "raw", rows, cols, cols * tensor.dtype.bits // 8)
+    return _cut(tensor.dtype, tensor.shape, tensor.nbytes)
 
 
+@lru_cache(_SHAPES)
+def _cut(dtype: DType, shape: tuple[int, ...], nbytes: int) -> Cut:
+    rows, cols = shape if len(shape) == 2 else (1, prod(shape))
+    if not rows or not 0 < cols <= codec.MOST_COLUMNS or cols * dtype.bits % 8:
+        return Cut("raw", nbytes, 1, 1)
+    planes = codec.is_packed(shape, dtype.value)
+    return Cut("planes" if planes else "raw", rows, cols, cols * dtype.bits // 8)
+
+
+@lru_cache(_SHAPES)
 def coarse_stream_bytes(rows: int, cols: int, rows_per_chunk: int) -> int:
     """Size of a matrix's coarse stream."""
     whole, rest = divmod(rows, rows_per_chunk)

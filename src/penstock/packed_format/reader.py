@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn
 
 import numpy as np
 import xxhash
@@ -25,14 +25,12 @@ from penstock.packed_format.layout import (
     padded,
     stream_names,
 )
-from penstock.packed_format.tensor import PACK_AGAIN, RECORD, PackedTensor, place
+from penstock.packed_format.tensor import PACK_AGAIN, RECORD, ChunkTable, PackedTensor, place
 from penstock.safetensors_header import DType, Header, TensorInfo, parse_header, read_header
 from penstock.strict_json import GET_AGAIN, MAX_JSON_BYTES, Fields, open_regular, parse_json_object, shown
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-    from penstock.compute.kernels import I64
 
     U64 = npt.NDArray[np.uint64]
 
@@ -168,7 +166,7 @@ class _Streams:
 
     def __init__(self, header: Header, records: npt.NDArray[np.void]) -> None:
         self._header = header
-        self._records = records
+        self._table = ChunkTable(records)
         self._position = header.data_begin
         self._used = 0
         self._n_streams = 0
@@ -191,18 +189,18 @@ class _Streams:
         return self._tensor(tensor, how, rows_per_chunk, n_chunks)
 
     def _tensor(self, tensor: TensorInfo, how: Cut, rows_per_chunk: int, n_chunks: int) -> PackedTensor:
-        records = self._records[self._used : self._used + n_chunks]
-        if len(records) < n_chunks:
+        chunks = slice(self._used, self._used + n_chunks)
+        if len(self._table) < chunks.stop:
             _fail(f"{self._header.path}: {CHUNKS} is shorter than {INDEX} says")
-        self._used += n_chunks
-        sizes = records["fine_bytes"].astype(np.int64)
+        self._used = chunks.stop
+        offsets = self._table.offsets
         *coarse, fine = stream_names(tensor.name, how.codec)
         coarse_begin = 0
         for stream in coarse:
             coarse_begin = self._stream(stream, coarse_stream_bytes(how.rows, how.cols, rows_per_chunk))
-        fine_begin = self._stream(fine, int(sizes.sum()))
-        self._check_sizes(tensor.name, how, rows_per_chunk, sizes, records)
-        return place(tensor, self._header.path, rows_per_chunk, coarse_begin, fine_begin, records)
+        fine_begin = self._stream(fine, int(offsets[chunks.stop] - offsets[chunks.start]))
+        self._check_sizes(tensor.name, how, rows_per_chunk, chunks)
+        return place(tensor, self._header.path, rows_per_chunk, coarse_begin, fine_begin, self._table, chunks)
 
     def _stream(self, name: str, nbytes: int) -> int:
         """Where the next stream begins, which has to have this name and size."""
@@ -216,20 +214,27 @@ class _Streams:
         self._n_streams += 1
         return stream.begin
 
-    def _check_sizes(self, name: str, how: Cut, rows_per_chunk: int, sizes: I64, records: npt.NDArray[np.void]) -> None:
+    def _check_sizes(self, name: str, how: Cut, rows_per_chunk: int, chunks: slice) -> None:
         """Check the sizes of the fine or raw stream's chunks."""
-        where = f"{self._header.path}: {CHUNKS} gives a chunk of {shown(name)}"
-        rows = np.full(len(sizes), rows_per_chunk)
-        rows[-1:] = how.rows - rows_per_chunk * (len(sizes) - 1)
+        where = _Chunks(self._header.path, name)
+        sizes = np.diff(self._table.offsets[chunks.start : chunks.stop + 1])
         if not how.in_tiers:
+            rows = np.full(len(sizes), rows_per_chunk)
+            rows[-1:] = how.rows - rows_per_chunk * (len(sizes) - 1)
             expected = -(-rows * how.row_bytes // CHUNK_ALIGNMENT) * CHUNK_ALIGNMENT
             if not np.array_equal(sizes, expected):
                 _fail(f"{where} a size that is not that of its rows")
-            if records["coarse_hash"].any():
+            if self._table.coarse_hashes[chunks].any():
                 _fail(f"{where} a coarse hash, but it has no coarse stream")
             return
         most = how.most_fine_bytes(rows_per_chunk)
-        if sizes.min() <= 0 or sizes.max() > most or (sizes % CHUNK_ALIGNMENT).any() or sizes.sum() % STREAM_ALIGNMENT:
+        whole = [int(size) for size in sizes]
+        if (
+            min(whole) <= 0
+            or max(whole) > most
+            or any(size % CHUNK_ALIGNMENT for size in whole)
+            or sum(whole) % STREAM_ALIGNMENT
+        ):
             _fail(f"{where} a size that is none of the format")
 
     def check_end(self, chunks: bytes, end: int) -> None:
@@ -240,6 +245,16 @@ class _Streams:
             _fail(f"{path}: {CHUNKS} has {len(chunks):,} bytes, not {size:,} and zeros up to a multiple of 64")
         if self._n_streams + len(SERVICE) != len(self._header.tensors) or self._position != end:
             _fail(f"{path} holds tensors that {INDEX} does not call for")
+
+
+class _Chunks(NamedTuple):
+    """The chunks of a tensor, as messages begin with them."""
+
+    path: Path
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {CHUNKS} gives a chunk of {shown(self.name)}"
 
 
 def _check_stream(stream: TensorInfo, nbytes: int, path: Path) -> None:

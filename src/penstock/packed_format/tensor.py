@@ -167,16 +167,31 @@ class PackedTensor:
         raise ChecksumError(f"{where}: the checksum does not match: the file is damaged", PACK_AGAIN)
 
 
+class ChunkTable:
+    """Of all chunks of a file, or of some: their sizes in the fine or raw stream, and their hashes."""
+
+    def __init__(self, records: npt.NDArray[np.void]) -> None:
+        """`records`: of the type RECORD."""
+        self.offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(records["fine_bytes"], dtype=np.int64)])
+        """int64 [chunks + 1]: where each begins, if all are one after the other."""
+        self.coarse_hashes = records["coarse_hash"].astype(np.uint64)
+        self.fine_hashes = records["fine_hash"].astype(np.uint64)
+
+    def __len__(self) -> int:
+        return len(self.fine_hashes)
+
+
 def place(
     tensor: TensorInfo,
     path: Path,
     rows_per_chunk: int,
     coarse_begin: int,
     fine_begin: int,
-    records: npt.NDArray[np.void],
+    table: ChunkTable,
+    chunks: slice,
 ) -> PackedTensor:
-    """The packed form, in the file `path`, of a tensor of the original file; `records` are of its chunks (RECORD)."""
-    how, sizes = cut(tensor), records["fine_bytes"].astype(np.int64)
+    """The packed form, in the file `path`, of a tensor of the original file, which has these chunks of a table."""
+    how = cut(tensor)
     return PackedTensor(
         name=tensor.name,
         dtype=tensor.dtype,
@@ -189,8 +204,8 @@ def place(
         rows_per_chunk=rows_per_chunk,
         coarse_begin=coarse_begin,
         fine_begin=fine_begin,
-        fine_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
-        coarse_hashes=records["coarse_hash"].astype(np.uint64),
-        fine_hashes=records["fine_hash"].astype(np.uint64),
+        fine_offsets=table.offsets[chunks.start : chunks.stop + 1] - table.offsets[chunks.start],
+        coarse_hashes=table.coarse_hashes[chunks],
+        fine_hashes=table.fine_hashes[chunks],
         original_begin=tensor.begin,
     )

@@ -22,7 +22,7 @@ from penstock.packed_format import reader
 from penstock.packed_format.chunks import RUNS_AHEAD, Run, read_run, runs
 from penstock.packed_format.layout import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, padded
 from penstock.packed_format.runs import plan
-from penstock.packed_format.tensor import RECORD, place
+from penstock.packed_format.tensor import RECORD, ChunkTable, place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -189,7 +189,9 @@ class PackedWriter:
         impossible = np.flatnonzero((sizes == 0) | (sizes > most))
         records = records[: impossible[0]] if impossible.size else records
         fine_begin = self._position + planned.coarse_nbytes
-        tensor = place(planned.tensor, self._path, planned.rows_per_chunk, self._position, fine_begin, records)
+        table = ChunkTable(records)
+        chunks = slice(0, len(table))
+        tensor = place(planned.tensor, self._path, planned.rows_per_chunk, self._position, fine_begin, table, chunks)
         count = 0
         for sound, most in in_order(pool, (partial(_sound_chunks, files, run) for run in runs(tensor)), RUNS_AHEAD):
             count += sound

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -362,7 +363,7 @@ def _largest_part(tensor: Tensor) -> int:
         return 0
     if not tensor.in_tiers:
         return max((piece.extents[0].nbytes for piece in split(tensor, 1)), default=0)
-    fine = int((tensor.fine_offsets[1:] - tensor.fine_offsets[:-1]).max())
+    fine = max(end - begin for begin, end in pairwise(int(offset) for offset in tensor.fine_offsets))
     return max(fine, tensor.coarse_nbytes(0), tensor.coarse_nbytes(tensor.n_chunks - 1))
 
 
