@@ -38,6 +38,21 @@ def read(experts: ExpertResidency, parts: list[int]) -> set[int]:
 EXPERT = PARTS * room_for(5000)
 
 
+def test_what_was_used_often_and_lately_stays() -> None:
+    experts = residency(1, 8, budget=2 * EXPERT)
+    for _ in range(3):
+        experts.use(parts_of(0, [1], 8))
+    assert experts.use(parts_of(0, [2], 8)) == []
+    read(experts, parts_of(0, [1, 2], 8))
+    assert experts.use(parts_of(0, [3], 8)) == parts_of(0, [2], 8)
+    read(experts, parts_of(0, [3], 8))
+    for _ in range(12):  # uses fade
+        experts.use(parts_of(0, [4], 8))
+        read(experts, parts_of(0, [4], 8))
+    assert {part for part in parts_of(0, [1, 2, 3, 4], 8) if part in experts} >= {*parts_of(0, [4], 8)}
+    assert parts_of(0, [3], 8)[0] not in experts or parts_of(0, [1], 8)[0] not in experts
+
+
 def test_what_was_used_last_stays() -> None:
     experts = residency(1, 8, budget=3 * EXPERT)
     assert experts.use(parts_of(0, [1, 2], 8)) == []

@@ -1,14 +1,16 @@
 """Which experts of a mixture stay in memory, and where they are read to.
 
-What is known of routing (docs/log.md, "Experts"): training balances it, so no expert of a layer is much more frequent
-than others, but neighbouring tokens go to the same ones. Experts that their layer has used last stay, then, and all
-layers keep as many: a pass needs each layer just once, so what one layer keeps beyond the others' helps it less.
+Training balances routing, so no expert of a layer is much more frequent than others in the long run, but neighbouring
+tokens go to the same ones. So those stay that their layer used most of late: a use counts 1, and FADING of that with
+each further pass (LRFU: Lee et al., IEEE Transactions on Computers 50, 2001; docs/log.md has it beside other rules).
+All layers keep as many: a pass needs each layer just once, so what one keeps beyond the others' helps it less.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from penstock.disk.files import ALIGNMENT, aligned_buffer
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from penstock.compute.kernels import U8
+
+
+FADING = 0.85
+"""What a use counts after each further pass of its layer."""
 
 
 def room_for(nbytes: int) -> int:
@@ -36,14 +42,22 @@ class ExpertResidency:
         self._layer = [number for number, layer in enumerate(layers) for _ in layer]
         self._layer_sizes = [sum(map(len, layer)) for layer in layers]
         self._sizes = sizes
-        self._kept: list[OrderedDict[int, None]] = [OrderedDict() for _ in layers]
-        """By layer, the experts that have room, the one used last at the end."""
+        self._kept: list[set[int]] = [set() for _ in layers]
+        """By layer, the experts that have room."""
+        self._uses = [-math.inf] * len(self._parts)
+        """Of each expert: the logarithm of what its uses count, as if they had been growing with time in place of
+        fading, so that none changes but by a use."""
+        self._passes = [0] * len(layers)
         self._buffers: dict[int, U8] = {}
         self._there: set[int] = set()
         """Of the parts that have buffers, those whose bytes are in them."""
         self._spare: defaultdict[int, list[U8]] = defaultdict(list)
         self._budget = self._promised = self._held = 0
         """Bytes that there may be; of the experts that have room; of all buffers, spare ones among them."""
+
+    def __contains__(self, part: int) -> bool:
+        """Whether a part is in memory."""
+        return part in self._there
 
     def __len__(self) -> int:
         return sum(map(len, self._kept))
@@ -78,11 +92,15 @@ class ExpertResidency:
         are told, must be forgotten."""
         used = dict.fromkeys(expert for part in parts if (expert := self._expert_of(part)) is not None)
         dropped: list[int] = []
-        new = [expert for expert in used if expert not in self._kept[self._layer[expert]]]
-        for expert in used.keys() - new:
-            self._kept[self._layer[expert]].move_to_end(expert)
-        for expert in new:
-            while not self._admit(expert) and (victim := self._victim(self._layer[expert], used)) is not None:
+        for layer in {self._layer[expert] for expert in used}:
+            self._passes[layer] += 1
+        for expert in used:
+            now = -math.log(FADING) * self._passes[self._layer[expert]]
+            self._uses[expert] = now + math.log1p(math.exp(self._uses[expert] - now))
+        for expert in used:
+            if expert in self._kept[self._layer[expert]]:
+                continue
+            while not self._admit(expert) and (victim := self._victim(expert, used)) is not None:
                 dropped += self._drop(victim)
         return dropped
 
@@ -91,7 +109,7 @@ class ExpertResidency:
         dropped: list[int] = []
         self._budget = budget
         while self._promised > budget:
-            dropped += self._drop(next(iter(self._fullest)))
+            dropped += self._drop(min(self._fullest, key=self._rank))
         self._free_spare(budget)
         return dropped
 
@@ -101,23 +119,29 @@ class ExpertResidency:
         if self._promised + nbytes > self._budget:
             return False
         self._promised += nbytes
-        self._kept[self._layer[expert]][expert] = None
+        self._kept[self._layer[expert]].add(expert)
         return True
 
-    def _victim(self, layer: int, used: Collection[int]) -> int | None:
-        """The expert to go for one of a layer: of the layer that has the most, if that is more than this one has, else
-        of this one, the one used the longest ago; none of `used`."""
-        own, most = self._kept[layer], self._fullest
-        return next((expert for expert in (most if len(most) > len(own) else own) if expert not in used), None)
+    def _victim(self, expert: int, used: Collection[int]) -> int | None:
+        """The one to go for an expert: of the layer that has the most, if that is more than its own layer has; else of
+        its own, if that counts less than it does; none of `used`."""
+        own, most = self._kept[self._layer[expert]], self._fullest
+        others = (most if len(most) > len(own) else own).difference(used)
+        least = min(others, key=self._rank, default=None)
+        return None if least is None or (most is own and self._rank(least) > self._rank(expert)) else least
+
+    def _rank(self, expert: int) -> tuple[float, int]:
+        """What its uses count, to be compared within its layer; of equal ones any."""
+        return self._uses[expert], expert
 
     @property
-    def _fullest(self) -> OrderedDict[int, None]:
+    def _fullest(self) -> set[int]:
         """Those of the layer that has the most."""
         return max(self._kept, key=lambda kept: len(kept))
 
     def _drop(self, expert: int) -> list[int]:
         """Take its room from an expert: the parts that it had."""
-        del self._kept[self._layer[expert]][expert]
+        self._kept[self._layer[expert]].remove(expert)
         self._promised -= sum(map(self._room_of, self._parts[expert]))
         had = [part for part in self._parts[expert] if part in self._buffers]
         for part in had:
