@@ -9,11 +9,11 @@ their experts; of 512 experts in a layer, the 64 and the 128 used last have 67 %
 the 32 commonest of the first half of a text, 6 % of all, are 10 % of what the second half uses (reported in
 BigMoeOnEdge, issue 101, and in llama.cpp, issue 27861).
 
-Rules: *fading uses*, what Penstock does (`weights/experts.py`): each layer keeps those that it used most, a use counting
-less with each token; *recency*, those that it used last; *one list*, likewise, for all layers together; *frequency*,
-uses that fade slowly; *ranks*, the ranks by recency and by frequency added up; *fixed*, those that the first half of the
-text uses most, seen in the second; *foresight*, which drops what is needed again last and cannot be had: how much there
-is to gain.
+Rules: *fading uses*, what Penstock does (`weights/experts.py`): each layer keeps those that it used most, a use
+counting less with each token; *recency*, those that it used last; *one list*, likewise, for all layers together;
+*frequency*, uses that fade slowly; *ranks*, the ranks by recency and by frequency added up; *fixed*, those that the first
+half of the text uses most, seen in the second; *foresight*, which drops what is needed again last and cannot be had: how
+much there is to gain.
 """
 
 from __future__ import annotations
