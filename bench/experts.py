@@ -11,9 +11,9 @@ BigMoeOnEdge, issue 101, and in llama.cpp, issue 27861).
 
 Rules: *fading uses*, what Penstock does (`weights/experts.py`): each layer keeps those that it used most, a use
 counting less with each token; *recency*, those that it used last; *one list*, likewise, for all layers together;
-*frequency*, uses that fade slowly; *ranks*, the ranks by recency and by frequency added up; *fixed*, those that the first
-half of the text uses most, seen in the second; *foresight*, which drops what is needed again last and cannot be had: how
-much there is to gain.
+*frequency*, uses that fade slowly; *ranks*, the ranks by recency and by frequency added up; *fixed*, those that the
+first half of the text uses most, seen in the second; *foresight*, which drops what is needed again last and cannot be
+had: how much there is to gain.
 """
 
 from __future__ import annotations
