@@ -79,7 +79,7 @@ def test_packed_weights(bench: Terminal) -> None:
     result = benchmark.run("demo", BenchSettings(passes=2))
     packed = replace(result, stored_bytes=10_086_000_000, packed_ratio=0.67204, decoded_bytes_per_second=13.4e9)
     lines = {" ".join(line.split()) for line in text_of(table(packed)).splitlines()}
-    assert "weights 10.09 GB that a pass needs, 0.672 of BF16" in lines
+    assert "weights 10.09 GB of all matrices, 0.672 of BF16" in lines
     assert any(line.endswith("decoding too: 13.40 GB/s of BF16") for line in lines)
     assert "BF16" not in text_of(table(result))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,7 @@ from helpers.http_requests import BASES, TEXT, body_of, request
 from helpers.http_siege import write_model
 from helpers.serving import PATIENCE, Serving, eventually, serving
 from penstock import LLM
+from penstock.server.connections import Connection
 
 DESCRIPTORS, CONNECTIONS = 256, 400
 SERVE = f"""
@@ -135,6 +138,24 @@ class TestStandingStill:
             with suppress(ConnectionError):
                 while True:  # a client that is not closed on waits here until it loses its patience
                     client.sendall(page * 100)
+
+    def test_one_that_takes_no_answers_and_asks_no_more_is_closed(
+        self, llm: LLM, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The server waits for the next request then, not for room, and what is not taken lies in its buffer."""
+        made, lost = Connection.connection_made, threading.Event()
+
+        def with_much_room(connection: Connection, transport: asyncio.Transport) -> None:
+            transport.set_write_buffer_limits(1 << 30)
+            made(connection, transport)
+
+        ended = Connection.connection_lost
+        monkeypatch.setattr(Connection, "connection_made", with_much_room)
+        monkeypatch.setattr(Connection, "connection_lost", lambda *a: (ended(*a), lost.set()))
+        with serving(llm, body_seconds=0.2) as server, connect(server.url) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+            client.sendall(request("/openapi.json", None, {"Connection": "keep-alive"}) * 300)
+            assert lost.wait(PATIENCE)
 
     def test_one_that_is_served_is_not(self, llm: LLM, server: Serving) -> None:
         with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:

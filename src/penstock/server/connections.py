@@ -57,6 +57,7 @@ class Connection(H11Protocol):
         self._patience = config.patience_seconds
         self._waits_for_head: asyncio.TimerHandle | None = None
         self._waits_for_room: asyncio.TimerHandle | None = None
+        self._waits_for_end: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -72,7 +73,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        for timer in (self._waits_for_head, self._waits_for_room):
+        for timer in (self._waits_for_head, self._waits_for_room, self._waits_for_end):
             if timer is not None:
                 timer.cancel()
 
@@ -93,7 +94,7 @@ class Connection(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self._refuse(RequestError("What came is not HTTP/1.1.", "Send a well-formed request."))
         else:
-            self.transport.close()
+            self._close()
 
     def _await_head(self) -> None:
         """Start the clock where the next thing to come is a request, unless it runs already; stop it where not."""
@@ -102,7 +103,7 @@ class Connection(H11Protocol):
                 self._waits_for_head.cancel()
                 self._waits_for_head = None
         elif self._waits_for_head is None:
-            self._waits_for_head = self.loop.call_later(self._patience, self.transport.close)
+            self._waits_for_head = self.loop.call_later(self._patience, self._close)
 
     def _refuse(self, error: RequestError, headers: str = "") -> None:
         """Answer with an error, whatever was asked for, and close the connection."""
@@ -112,7 +113,13 @@ class Connection(H11Protocol):
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n{headers}Connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
+        self._close()
+
+    def _close(self) -> None:
+        """Close once all that was sent is taken, and at the end of patience in any case."""
         self.transport.close()
+        if self._waits_for_end is None:
+            self._waits_for_end = self.loop.call_later(self._patience, self.transport.abort)
 
 
 def most_connections(settings: Settings) -> int:

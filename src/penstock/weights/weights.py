@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from penstock.disk.reader import Ring
     from penstock.weights.pieces import CoarseBytes, Piece, PieceData, PlainData, StoredData
 
-SCAN_SHARE = 0.75
+SCAN_SHARE = 0.95
 """Where a layer needs so much of its experts, all of the next layer's are read ahead."""
 ROW_READS = 8
 """Embedding rows that are read at once."""
