@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from helpers.thorough import examples
 from penstock.compute.kernels import U8
-from penstock.disk.files import Extent, Files, buffer_bytes
+from penstock.disk.files import Extent, Files, aligned_buffer, buffer_bytes
 from penstock.disk.reader import ReadAhead
+from penstock.disk.urgent_first import UrgentFirst
 from penstock.errors import ReadError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 5000, np.uint8)
@@ -218,6 +219,142 @@ class TestReadAhead:
         reader.close()
         assert threading.active_count() == before
         assert reader._free == [], "the ring outlives its reader"
+
+
+class TestDemand:
+    """What is asked for comes before what the sequence reads ahead, and neither lane starves the other."""
+
+    SIZES = (100, 30, 1, 250, 64, 7, 99, 11)
+    SEQUENCE = (0, 1, 6, 7)
+
+    def two_lanes(self, files: Files, path: Path, depth: int = 4, left: int = 1) -> ReadAhead:
+        extents = extents_of(path, self.SIZES)
+        reader = ReadAhead(files, extents, lambda _: False, depth, demanded=left)
+        reader.follow(self.SEQUENCE)
+        return reader
+
+    def test_the_sequence_leaves_them_out(self, path: Path) -> None:
+        files = Recording()
+        reader = immediate(files, extents_of(path, self.SIZES), depth=3)
+        reader.follow(self.SEQUENCE)
+        for index in (0, 1, 6, 7, 0, 1):
+            reader.give_back(reader.take(index))
+        cycle = [reader._extents[index].offset for index in self.SEQUENCE]
+        assert files.offsets == (cycle * 3)[: 6 + 3]
+
+    def test_taken_amid_the_sequence(self, path: Path, files: Files) -> None:
+        reader = self.two_lanes(files, path)
+        for _ in range(3):
+            for index in (0, 1):
+                reader.give_back(reader.take(index))
+            reader.demand([2, 4, 5])
+            for index in (2, 4, 5, 6, 7):
+                data = reader.take(index)
+                assert data.tobytes() == content(reader._extents[index])
+                reader.give_back(data)
+        assert reader.totals.bytes_read == 3 * sum(self.SIZES[i] for i in (0, 1, 2, 4, 5, 6, 7))
+        reader.close()
+
+    def test_more_than_there_are_buffers(self, path: Path, files: Files) -> None:
+        reader = self.two_lanes(files, path)
+        reader.demand([2, 3, 4, 5])
+        shared = reader.take(0)  # of the sequence, amid the others
+        for index in (2, 3, 4, 5):
+            data = reader.take(index)
+            assert data.tobytes() == content(reader._extents[index])
+            reader.give_back(data)
+        assert shared.tobytes() == content(reader._extents[0])
+        reader.give_back(shared)
+        reader.close()
+
+    def test_what_is_not_taken_is_dropped(self, path: Path, files: Files) -> None:
+        reader = self.two_lanes(files, path)
+        reader.demand([2, 3, 4, 5])
+        reader.demand([5, 3])
+        for index in (5, 3, 0):
+            data = reader.take(index)
+            assert data.tobytes() == content(reader._extents[index])
+            reader.give_back(data)
+        reader.demand([2])
+        reader.recover()
+        reader._drain()
+        assert len(reader._free) == 4
+        assert reader._used == {False: 0, True: 0}
+        reader.close()
+
+    def test_an_error_leaves_the_ring_whole(self, path: Path) -> None:
+        extents = extents_of(path, self.SIZES)
+        files = Recording(broken=[extents[3].offset])
+        reader = ReadAhead(files, extents, lambda _: False, 4, demanded=1)
+        reader.follow(self.SEQUENCE)
+        reader.demand([2, 3, 4])
+        reader.give_back(reader.take(2))
+        with pytest.raises(ReadError, match="broken"):
+            reader.take(3)
+        files.broken.clear()
+        reader.demand([3, 4])
+        for index in (3, 4, 0, 1):
+            data = reader.take(index)
+            assert data.tobytes() == content(extents[index])
+            reader.give_back(data)
+        reader._drain()
+        assert len(reader._free) == 4
+        reader.close()
+
+    def test_urgent_work_is_begun_first(self) -> None:
+        """Whatever waits already."""
+        threads: UrgentFirst[int] = UrgentFirst(1, "test")
+        go, done = threading.Event(), []
+        first = threads.submit(lambda: (go.wait(), done.append("first"))[0] and 1)
+        usual = [threads.submit(lambda i=i: done.append(f"usual {i}") or i) for i in range(3)]
+        urgent = [threads.submit(lambda i=i: done.append(f"urgent {i}") or i, urgent=True) for i in range(2)]
+        assert usual[1].cancel()
+        go.set()
+        threads.shutdown()
+        assert done == ["first", "urgent 0", "urgent 1", "usual 0", "usual 2"]
+        assert first.result() == 1
+        assert [future.result() for future in urgent] == [0, 1]
+
+    def test_what_work_raises_is_its_result(self) -> None:
+        threads: UrgentFirst[float] = UrgentFirst(1, "test")
+        broken, sound = threads.submit(lambda: 1 / 0), threads.submit(lambda: 2.0)
+        with pytest.raises(ZeroDivisionError):
+            broken.result()
+        assert sound.result() == 2.0
+        threads.shutdown()
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(st.data())
+def test_two_lanes_never_mix(path: Path, data: Any) -> None:
+    """Layer by layer: what the sequence has, some of the rest on demand; some kept, some held for a while."""
+    layers, count = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
+    sizes = [data.draw(st.integers(1, 300)) for _ in range(layers * (count + 2))]
+    files, extents = Files(), extents_of(path, sizes)
+    kept: dict[int, U8] = {}
+
+    def place(index: int) -> U8 | None:
+        return aligned_buffer(sizes[index]) if index % 5 == 0 else None
+
+    left = data.draw(st.integers(1, 2))
+    reader = ReadAhead(files, extents, kept.__contains__, 2 * left + data.draw(st.integers(1, 3)), None, 3, place, left)
+    reader.follow([layer * (count + 2) + part for layer in range(layers) for part in (0, 1)])
+    for layer in [*range(layers)] * 3:
+        begin = layer * (count + 2)
+        wanted = sorted(data.draw(st.sets(st.integers(begin + 2, begin + count + 1), min_size=1)))
+        reader.demand([index for index in wanted if index not in kept])
+        for index in (begin, begin + 1, *wanted):
+            if index in kept:
+                continue
+            array = reader.take(index)
+            assert array.tobytes() == content(extents[index])
+            if not reader.in_ring(array):
+                kept[index] = array
+            reader.give_back(array)
+        for index, array in kept.items():
+            assert array.tobytes() == content(extents[index])
+    reader.close()
+    files.close()
 
 
 @settings(max_examples=examples(60))

@@ -51,6 +51,13 @@ def plan(
             metavar="MODEL|none",
         ),
     ] = None,
+    hit_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a mixture of experts: how often an expert that is needed is in memory already, from 0 to 1, as "
+            "`penstock bench` measures it. (default: as if each were needed as often)"
+        ),
+    ] = None,
     adapter: opt.Adapters = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
@@ -67,6 +74,7 @@ def plan(
         kv_dtype=kv_dtype,
         draft=draft,
         adapters=tuple(adapter or ()),
+        hit_rate=hit_rate,
     )
     with Console(stderr=True).status("measuring the disk and the CPU"):
         outlook = look(model, settings)
@@ -106,7 +114,7 @@ def memory_table(outlook: Outlook) -> Group:
         *([("  of them, what windows have passed", past, "kept all the same")] if past else []),
         ("activations", shares.activations, ""),
         ("allowance for everything else", shares.allowance, ""),
-        ("weights that stay in memory", shares.resident, _percent(weights - shares.streamed, weights)),
+        ("weights that stay in memory", shares.resident, _percent(weights - shares.streamed - shares.idle, weights)),
         ("unused", shares.ceiling - used - shares.resident, ""),
     ):
         table.add_row(name, f"{nbytes / MIB:,.0f}", note)
@@ -114,6 +122,9 @@ def memory_table(outlook: Outlook) -> Group:
     table.add_row("the ceiling", f"{shares.ceiling / MIB:,.0f}", "", style="bold")
     streamed = _percent(shares.streamed, weights)
     table.add_row("weights read in every pass", f"{shares.streamed / MIB:,.0f}", streamed, style="bold")
+    if shares.experts:
+        note = f"of those needed, {shares.hit_rate:.0%} are in memory (--hit-rate)"
+        table.add_row("experts that it does not need", f"{shares.idle / MIB:,.0f}", note)
     return titled(f"Memory of {escape(outlook.subject.name)}", table)
 
 

@@ -71,11 +71,15 @@ class PlanSettings(OpenOptions):
 
     prompts: Sequence[int] = PROMPTS
     """Lengths of prompts to forecast the first token for."""
+    hit_rate: float | None = None
+    """How often an expert that a token needs is in memory; None: as if each were needed as often."""
 
     def __post_init__(self) -> None:
         OpenOptions.__post_init__(self)
         if any(tokens < 1 for tokens in self.prompts):
             raise UsageError("A prompt has at least one token.", "Raise --prompt-tokens.")
+        if self.hit_rate is not None and not 0 <= self.hit_rate <= 1:
+            raise UsageError(f"A hit rate of {self.hit_rate} is no share.", "Give one from 0 to 1.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +336,8 @@ def _outlook(
 
     def prospect(size: StoredSize) -> Prospect:
         """Raises MemoryCeilingError where it does not fit."""
-        rates, budget = Rates.of(size, disk.bytes_per_second, compute), size.stored_in(subject.budget)
+        rates = Rates.of(size, disk.bytes_per_second, compute)
+        budget = replace(size.stored_in(subject.budget), hit_rate=settings.hit_rate or 0.0)
         shape = _kv_shape(budget, settings)
         plan = budget.plan(Demand(kv=shape.bytes_for(context)))
         token = forecast_token(plan, rates, budget.architecture.expert_share(1))
