@@ -138,3 +138,41 @@ def test_a_read_error_ends_one_pass_not_all(tmp_path: Path, broken: bool) -> Non
             assert broken
         cache.truncate(0)
         assert same_bits(commit(engine, cache, tokens), expected)
+
+
+def test_indexed_once_needed_again(tmp_path: Path) -> None:
+    """Where all of a packed model fits, an expert becomes indexed rows when it is used the second time; and when memory
+    becomes short, packed again."""
+    path, tokens = written(tmp_path, "qwen3-moe", "packed"), random_tokens(30, 61)
+    with open_engine(path) as engine:
+        expected = commit(engine, new_cache(engine), tokens)
+    with open_engine(path, resident=40) as engine:
+        [stage] = engine.chain.stages
+        weights = stage.weights  # type: ignore[attr-defined]
+        experts = {weights._by_name[name][0][0] for name in weights.tensors if "experts" in name}
+        counts = []
+        ample = 40 * weights.pass_bytes
+        for limit in (ample, ample, ample, weights.indexed_bytes - 1, ample, ample):
+            stage.room.max_resident = limit  # type: ignore[attr-defined]
+            weights.limit_resident(limit)
+            assert same_bits(commit(engine, new_cache(engine), tokens), expected)
+            counts.append(len(experts & weights._indexed.keys()))
+        assert counts[0] == counts[3] == 0 < counts[1] == counts[2] == counts[4] == counts[5]
+        assert weights._away[1] == sum(
+            part.nbytes for i, part in enumerate(weights._parts) if i in weights._of_experts - weights._in_memory
+        )
+
+
+def test_experts_go_first_when_memory_is_short(tmp_path: Path) -> None:
+    path, tokens = written(tmp_path, "qwen3-moe", "raw"), random_tokens(30, 61)
+    with open_engine(path, resident=40) as engine:
+        [stage] = engine.chain.stages
+        weights = stage.weights  # type: ignore[attr-defined]
+        expected = commit(engine, new_cache(engine), tokens)
+        dense = weights.pass_bytes - weights.expert_bytes
+        assert len(weights._experts) > 0
+        weights.limit_resident(dense)
+        assert len(weights._experts) == 0
+        assert weights.resident_bytes == dense
+        stage.room.max_resident = dense  # type: ignore[attr-defined]
+        assert same_bits(commit(engine, new_cache(engine), tokens), expected)

@@ -49,6 +49,8 @@ class ExpertResidency:
         fading, so that none changes but by a use."""
         self._passes = [0] * len(layers)
         self._buffers: dict[int, U8] = {}
+        self._elsewhere: set[int] = set()
+        """Parts of experts that have room here, which need none."""
         self._there: set[int] = set()
         """Of the parts that have buffers, those whose bytes are in them."""
         self._spare: defaultdict[int, list[U8]] = defaultdict(list)
@@ -86,6 +88,25 @@ class ExpertResidency:
             return False
         self._there.add(part)
         return True
+
+    def release(self, parts: Sequence[int]) -> Sequence[int]:
+        """Some parts of an expert are kept elsewhere from now on, and must be forgotten here."""
+        for part in parts:
+            room = self._room_of(part)
+            del self._buffers[part]
+            self._there.discard(part)
+            self._held -= room
+            self._promised -= room
+            self._elsewhere.add(part)
+        return parts
+
+    def recall(self) -> list[int]:
+        """Nothing is kept elsewhere any more: what is left here of such experts, which must be forgotten."""
+        dropped: list[int] = []
+        for expert in {expert for part in self._elsewhere if (expert := self._expert_of(part)) is not None}:
+            dropped += self._drop(expert)
+        self._elsewhere.clear()
+        return dropped
 
     def use(self, parts: Iterable[int]) -> list[int]:
         """A layer is going to take these: its experts that stay from now on get room, and the parts of others, which
@@ -168,7 +189,7 @@ class ExpertResidency:
                 self._held -= room
 
     def _room_of(self, part: int) -> int:
-        return room_for(self._sizes[part])
+        return 0 if part in self._elsewhere else room_for(self._sizes[part])
 
     def _expert_of(self, part: int) -> int | None:
         place = bisect_right(self._begins, part) - 1

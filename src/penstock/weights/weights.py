@@ -166,13 +166,15 @@ class Weights:
             for index in self._resident.keys() - self._keep - self._of_experts:
                 del self._resident[index]
             self._indexed.clear()
+            for index in self._experts.recall():
+                self._resident.pop(index, None)
             self._in_memory.clear()
             self._stale = True
             self._away = [self.pass_bytes - self.expert_bytes, self.expert_bytes]
             self._note(self._resident)
         if self._of_experts:
             kept = sum(self._parts[index].nbytes for index in keep)
-            self._forget(self._experts.limit(0 if indexing else budget - kept))
+            self._forget(self._experts.limit(budget - kept))
         if self._stale:
             self._follow()
 
@@ -232,10 +234,12 @@ class Weights:
             if (indexed := self._indexed.get(indices[0])) is not None:
                 yield indexed
                 continue
+            # Those of experts once they are needed again: it takes ten times as long as to multiply one row.
+            index = self._indexing and indices[0] not in self._not_indexed
+            index = index and (indices[0] not in self._of_experts or self._in_memory.issuperset(indices))
             with ExitStack() as stack:
                 parts = [stack.enter_context(self._data(index)) for index in indices]
                 piece = self._parts[indices[0]].piece
-                index = self._indexing and indices[0] not in self._not_indexed
                 yield self._index(indices, piece, parts) if index else piece.loaded(parts)
 
     def stored(self, name: str) -> Generator[StoredData]:
@@ -305,6 +309,8 @@ class Weights:
         """The piece in indexed rows, which stay in memory."""
         data = piece.indexed(parts, self._kernels)
         self._indexed[indices[0]] = data
+        if indices[0] in self._of_experts:
+            self._forget(self._experts.release(indices))
         self._note(indices)
         if self.resident_bytes > self._budget:  # exponents that vary more than any trained model's
             self.indexed_bytes = 0
