@@ -33,6 +33,7 @@ from penstock.speculate.drafters import draft_drafter, free_drafters, working_by
 from penstock.speculate.speculator import Speculator
 from penstock.speculate.worth import Worth
 from penstock.system import machine
+from penstock.system.garbage import no_collections
 from penstock.weights.identity import contents_identity
 from penstock.weights.pieces import largest_chunk
 from penstock.weights.residency import draft_order
@@ -222,6 +223,7 @@ def _ceilings(checkpoint: Checkpoint, shares: Sequence[Share], ceiling: int) -> 
     return [process + parts[0], *parts[1:]]
 
 
+@no_collections()
 def open_weights(
     checkpoint: Checkpoint,
     share: Share,

@@ -20,7 +20,7 @@ from itertools import accumulate
 from operator import mul
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, ClassVar, NamedTuple, NoReturn
+from typing import Any, BinaryIO, ClassVar, NamedTuple, NoReturn
 
 from penstock.errors import FormatError
 from penstock.strict_json import (
@@ -66,6 +66,9 @@ class DType(Enum):
         size = re.search(r"\d+", name)
         self.bits = int(size[0]) if size else 8
         """Size of one element. Every name but BOOL's says it in its first number."""
+
+
+DTYPES = DType.__members__
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +202,9 @@ class _Where(NamedTuple):
 
 def _parse_tensor(name: str, entry: object, data_begin: int, path: Path) -> TensorInfo:
     where = _Where(path, name)
+    if (found := _sound_tensor(entry)) is not None:
+        dtype, shape, (begin, end) = found
+        return TensorInfo(name, dtype, shape, path, data_begin + begin, data_begin + end)
     if not isinstance(entry, dict):
         _fail(f"{where} is {shown(entry)}, not an object")
     for key in ("dtype", "shape", "data_offsets"):
@@ -217,6 +223,17 @@ def _parse_tensor(name: str, entry: object, data_begin: int, path: Path) -> Tens
         size = f"{dtype.value} of shape {shown(list(shape))} takes {n_bits // 8:,}"
         _fail(f"{where} has {end - begin:,} bytes by its data_offsets, but {size}")
     return TensorInfo(name, dtype, shape, path, data_begin + begin, data_begin + end)
+
+
+def _sound_tensor(entry: Any) -> tuple[DType, tuple[int, ...], tuple[int, int]] | None:
+    """Dtype, shape and offsets, if they are those of an ordinary tensor: nearly all are, and there may be 40,000."""
+    try:
+        dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        usual = len(entry) == 3 and {*map(type, (*shape, begin, end))} == {int} and min(shape, default=1) > 0 <= begin
+        size = math.prod(shape) * dtype.bits
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (dtype, shape, (begin, end)) if usual and size == 8 * (end - begin) and end < 2**63 else None
 
 
 def _parse_dtype(value: object, where: _Where) -> DType:

@@ -37,6 +37,7 @@ from penstock.packed_format.reader import is_packed_file, read_packed
 from penstock.packed_format.tensor import PackedTensor
 from penstock.safetensors_header import DType, Header, TensorInfo, read_header
 from penstock.strict_json import Fields, listed, read_json_object, shown
+from penstock.system.garbage import no_collections
 
 WEIGHT_DTYPES = (DType.BF16, DType.F16, DType.F32)
 
@@ -81,6 +82,7 @@ class Checkpoint:
         return replace(self, config=self.config.for_context(context))
 
 
+@no_collections()
 def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     """Open the checkpoint in the directory `path`, or in the GGUF file of that name.
 

@@ -153,7 +153,7 @@ def _read_tensors(index: Fields, chunks: bytes, header: Header, original: Header
     if extra := index.unknown(frozenset()):
         _fail(f"{header.path}: {INDEX} has the key {shown(extra[0])}, which version {VERSION} does not define")
     reader = _Streams(header, np.frombuffer(chunks, RECORD, len(chunks) // RECORD.itemsize))
-    tensors = [reader.next(Fields(entry, index.source), original) for entry in entries]
+    tensors = [reader.next(entry, index.source, original) for entry in entries]
     reader.check_end(chunks, header.tensors[HEADER].begin)
     names = {tensor.name for tensor in tensors}
     if len(names) < len(tensors) or names != original.tensors.keys():
@@ -171,12 +171,33 @@ class _Streams:
         self._used = 0
         self._n_streams = 0
 
-    def next(self, entry: Fields, original: Header) -> PackedTensor:
-        path, name = self._header.path, entry.get("name")
+    def next(self, mapping: Mapping[str, object], source: str, original: Header) -> PackedTensor:
+        """What an entry of the index is of."""
+        path, name = self._header.path, mapping.get("name")
         tensor = original.tensors.get(name) if isinstance(name, str) else None
         if tensor is None:
             _fail(f"{path}: {INDEX} names {shown(name)}, which the original header does not have")
         how = cut(tensor)
+        rows, chunks = mapping.get("rows_per_chunk"), mapping.get("chunks")
+        # There may be 20,000, so that what is right is not looked at key by key.
+        if (
+            type(rows) is int
+            and type(chunks) is int
+            and 0 < rows <= how.rows_per_chunk()
+            and mapping
+            == {
+                "name": name,
+                "codec": how.codec,
+                "rows_per_chunk": rows,
+                "chunks": how.n_chunks(rows),
+            }
+        ):
+            return self._tensor(tensor, how, rows, chunks)
+        return self._tensor(tensor, how, *self._chunks(Fields(mapping, source), how))
+
+    def _chunks(self, entry: Fields, how: Cut) -> tuple[int, int]:
+        """Rows in a chunk, and how many chunks there are, of a tensor that is cut so. Raises FormatError."""
+        path, name = self._header.path, entry.get("name")
         if entry.get("codec") != how.codec:
             entry.fail("codec", f"{shown(how.codec)}, as the format has {shown(name)}")
         rows_per_chunk, n_chunks = entry.size("rows_per_chunk"), entry.optional_count("chunks") or 0
@@ -186,7 +207,7 @@ class _Streams:
             entry.fail("chunks", f"{how.n_chunks(rows_per_chunk)}, as the {how.rows:,} rows of {shown(name)} have")
         if extra := entry.unknown(frozenset()):
             _fail(f"{path}: {INDEX} gives {shown(name)} the unknown key {shown(extra[0])}")
-        return self._tensor(tensor, how, rows_per_chunk, n_chunks)
+        return rows_per_chunk, n_chunks
 
     def _tensor(self, tensor: TensorInfo, how: Cut, rows_per_chunk: int, n_chunks: int) -> PackedTensor:
         chunks = slice(self._used, self._used + n_chunks)

@@ -363,7 +363,8 @@ def _largest_part(tensor: Tensor) -> int:
         return 0
     if not tensor.in_tiers:
         return max((piece.extents[0].nbytes for piece in split(tensor, 1)), default=0)
-    fine = max(end - begin for begin, end in pairwise(int(offset) for offset in tensor.fine_offsets))
+    offsets: list[int] = tensor.fine_offsets.tolist()
+    fine = max(end - begin for begin, end in pairwise(offsets))
     return max(fine, tensor.coarse_nbytes(0), tensor.coarse_nbytes(tensor.n_chunks - 1))
 
 
