@@ -97,8 +97,9 @@ def key(module: str, letter: str) -> str:
 def adaptable(model: Path) -> dict[str, tuple[int, int]]:
     """Shapes of the matrices of a checkpoint's layers, by the modules' names."""
     config = json.loads((model / "config.json").read_text())
-    layers, found = text_side(config)["num_hidden_layers"], matrices(text_side(config), read(config))
-    return {f"model.layers.{layer}.{name}": shape for layer in range(layers) for name, shape in found.items()}
+    reading, own = read(config), text_side(config)
+    layers = {layer: matrices(own, reading, layer) for layer in range(own["num_hidden_layers"])}
+    return {f"model.layers.{layer}.{name}": shape for layer, found in layers.items() for name, shape in found.items()}
 
 
 def read_adapter(path: Path, case: LoraCase) -> dict[str, tuple[F64, F64, float]]:

@@ -30,7 +30,7 @@ LORA = {
     "patterns": LoraCase(rank=2, ranks={"k_proj": 7, "down_proj": 17}, alphas={"o_proj": 1, "up_proj": 30}),
     "few": LoraCase(rank=1, parts=("o_proj", "down_proj", "output_linear"), dtype="F16"),
 }
-MODELS = ["gqa-4", "biases", "qwen2-window", "gemma3", "phi3", "granite-4", "olmo2"]
+MODELS = ["gqa-4", "biases", "qwen2-window", "gemma3", "phi3", "granite-4", "olmo2", "qwen3-moe", "glm4-moe", "mixtral"]
 
 
 @pytest.mark.parametrize("lora", LORA)
@@ -66,11 +66,15 @@ def test_the_names_of_a_model_that_sees_pictures(tmp_path: Path) -> None:
         assert same_bits(llm.logits(tokens, adapter="style"), expected)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With pieces of several kinds once it is packed, and biases."""
+@pytest.fixture(scope="module", params=["dense", "experts"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With pieces of several kinds once it is packed, and biases; or with experts."""
     path = tmp_path_factory.mktemp("bits")
-    write_checkpoint(path / "model", packable_config(attention_bias=True))
+    experts = CASES["qwen3-moe"].config | {"moe_intermediate_size": 256} if request.param == "experts" else {}
+    config = {
+        key: value for key, value in packable_config(**experts | {"attention_bias": True}).items() if value is not None
+    }
+    write_checkpoint(path / "model", config)
     for seed, name in enumerate(("one", "two")):
         LORA["patterns" if seed else "plain"].write(path / name, path / "model", seed)
     return path / "model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ from helpers.cases import MOE_CASES, random_tokens
 from helpers.numerics_oracles import same_bits
 from helpers.thorough import quick
 from penstock import LLM, SamplingParams
+from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.errors import ChecksumError, ReadError
+from penstock.options import OpenOptions
+from penstock.packed_format.reader import read_packed
 from penstock.packing.pack import pack
+from penstock.weights.identity import model_identity
 
 LENGTH = 60
 NAMES = quick(["qwen3-moe", "glm4-moe-groups"], list(MOE_CASES))
@@ -176,3 +182,53 @@ def test_experts_go_first_when_memory_is_short(tmp_path: Path) -> None:
         assert weights.resident_bytes == dense
         stage.room.max_resident = dense  # type: ignore[attr-defined]
         assert same_bits(commit(engine, new_cache(engine), tokens), expected)
+
+
+@pytest.mark.parametrize("tier", ["coarse", "fine"])
+def test_a_flipped_bit_in_an_expert_gives_no_token(tmp_path: Path, tier: str) -> None:
+    """It is found when the expert is needed, by name; others are not held up; and mended, all goes on."""
+    path, tokens = written(tmp_path, "qwen3-moe", "packed"), random_tokens(60, 61)
+    with LLM.open(path) as llm:
+        expected = llm.logits(tokens)
+    file, name = path / "model.safetensors", "model.layers.1.mlp.experts.3.up_proj.weight"
+    tensor = read_packed(file).tensors[name]
+    place = tensor.coarse_begin if tier == "coarse" else tensor.fine_begin
+
+    def flip() -> None:
+        with file.open("r+b") as opened:
+            opened.seek(place + 9)
+            [byte] = opened.read(1)
+            opened.seek(place + 9)
+            opened.write(bytes([byte ^ 4]))
+
+    flip()
+    with LLM.open(path, memory="2GiB") as llm:
+        for _ in range(2):
+            with pytest.raises(ChecksumError, match=name):
+                llm.logits(tokens)
+        flip()
+        assert same_bits(llm.logits(tokens), expected)
+
+
+def test_a_shard_that_shrinks(tmp_path: Path) -> None:
+    path, tokens = written(tmp_path, "olmoe", "raw"), random_tokens(60, 61)
+    file = path / "model.safetensors"
+    content = file.read_bytes()
+    with LLM.open_with(path, OpenOptions(max_resident=0)) as llm:
+        expected = llm.logits(tokens)
+        os.truncate(file, len(content) // 2)
+        with pytest.raises(ReadError, match="shrank"):
+            llm.logits(tokens)
+        file.write_bytes(content)
+        assert same_bits(llm.logits(tokens), expected)
+
+
+def test_what_a_session_knows_a_mixture_by(tmp_path: Path) -> None:
+    """A few experts a layer, raw or packed."""
+    raw = written(tmp_path, "qwen3-moe", "packed").parent / "raw"
+    identities = [model_identity(c.config, c.tensors) for c in map(open_checkpoint, (raw, tmp_path / "packed"))]
+    assert identities[0] == identities[1]
+    other = MOE_CASES["qwen3-moe"]
+    again = type(other)(other.config | {"hidden_size": 256, "moe_intermediate_size": 256, "intermediate_size": 256})
+    checkpoint = open_checkpoint(again.write(tmp_path / "other", seed=1))
+    assert model_identity(checkpoint.config, checkpoint.tensors) != identities[0]
