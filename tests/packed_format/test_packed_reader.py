@@ -135,9 +135,10 @@ def filled_chunks(filler: bytes) -> Callable[[Parts], Any]:
 
 
 WRONG = {
-    "version in the metadata": (lambda p: p.metadata.update(version="2"), "has version '2' of the packed format"),
+    "version in the metadata": (lambda p: p.metadata.update(version="3"), "has version '3' of the packed format"),
+    "two versions": (lambda p: p.metadata.update(version="2"), "is of version 1, but the metadata say 2"),
     "no version": (lambda p: p.metadata.pop("version"), "has version None of the packed format"),
-    "version in the index": (of_index(version=2), "has version 2 of the packed format, made by a newer Penstock"),
+    "version in the index": (of_index(version=3), "has version 3 of the packed format, made by a newer Penstock"),
     "version as text": (of_index(version="1"), "has version '1' of the packed format"),
     "header_bytes too small": (of_index(header_bytes=8), "does not hold header_bytes = 8 bytes and zeros"),
     "header_bytes negative": (of_index(header_bytes=-1), "header_bytes is -1, not a positive integer"),

@@ -32,6 +32,21 @@ def is_expert(name: str) -> bool:
     return ".mlp.experts." in name
 
 
+_STACKED = re.compile(r"(.+)\.mlp\.experts\.(gate_up_proj|down_proj)")
+
+
+def stacked_name(layer: int, part: str) -> str:
+    """Of a tensor that has the matrices of all experts of a layer, as transformers 5 keeps them in memory: each one's
+    gate before its up ("gate_up_proj"), or "down_proj"."""
+    return f"model.layers.{layer}.mlp.experts.{part}"
+
+
+def stacked_part(name: str, shape: tuple[int, ...]) -> tuple[str, str] | None:
+    """What the name of such a tensor begins with, and its part; None of any other."""
+    match = _STACKED.fullmatch(name) if len(shape) == 3 else None
+    return None if match is None else (match[1], match[2])
+
+
 def mlp_parts(prefix: str = "mlp") -> tuple[str, str, str]:
     """Gate, up and down of an MLP: of a layer, of an expert, or the one that all rows share."""
     return f"{prefix}.gate_proj", f"{prefix}.up_proj", f"{prefix}.down_proj"

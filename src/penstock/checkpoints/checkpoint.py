@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -28,7 +28,7 @@ from penstock.checkpoints.layout import (
     check_directory,
     find_layout,
 )
-from penstock.checkpoints.stacked import is_stacked, unstacked
+from penstock.checkpoints.stacked import unstacked
 from penstock.errors import CheckpointError, CheckpointWarning, FormatError, UnsupportedError
 from penstock.gguf.config import generation_json
 from penstock.gguf.model import gguf_files, read_model
@@ -149,7 +149,7 @@ def _by_name(layout: Layout, stored: Mapping[Path, Stored]) -> dict[str, Tensor]
     for file, prefix in layout.prefixes.items():
         places |= {(canonical_name(name, prefix), file) for name in stored[file].header.tensors}
         for tensor in stored[file].tensors.values():
-            for own in _each(replace(tensor, name=canonical_name(tensor.name, prefix))):
+            for own in unstacked(replace(tensor, name=canonical_name(tensor.name, prefix))):
                 if own.name in found:
                     problem = f"The tensor {shown(own.name)} is there twice: in {found[own.name].path} and in {file}"
                     raise FormatError(problem, "Remove the file that does not belong to this checkpoint.")
@@ -158,11 +158,6 @@ def _by_name(layout: Layout, stored: Mapping[Path, Stored]) -> dict[str, Tensor]
         if (name, file) not in places:
             raise FormatError(f"{file} lacks the tensor {shown(name)}, which {INDEX} places there", COMPLETE)
     return found
-
-
-def _each(tensor: Tensor) -> Iterable[Tensor]:
-    """A tensor, or those of the experts that it has."""
-    return unstacked(tensor) if isinstance(tensor, TensorInfo) and is_stacked(tensor.name, tensor.shape) else [tensor]
 
 
 def _check_full_precision(found: Mapping[str, Tensor]) -> None:

@@ -6,49 +6,49 @@ inner]; each expert's matrices are rows of it, one after the other, so they are 
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING
 
-from penstock.architectures.names import expert, mlp_parts
-from penstock.errors import UnsupportedError
+from penstock.architectures.names import expert, mlp_parts, stacked_part
+from penstock.errors import FormatError
+from penstock.packed_format.tensor import PackedTensor
 from penstock.strict_json import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from penstock.safetensors_header import Header, TensorInfo
-
-_STACKED = re.compile(r"(.+)\.mlp\.experts\.(gate_up_proj|down_proj)")
+    from penstock.safetensors_header import TensorInfo
 
 
-def is_stacked(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor has the matrices of all experts of a layer."""
-    return len(shape) == 3 and _STACKED.fullmatch(name) is not None
+def unstacked(tensor: TensorInfo | PackedTensor) -> Iterable[TensorInfo | PackedTensor]:
+    """The matrices of a tensor's experts, by their canonical names; or the tensor itself. Raises FormatError."""
+    part = stacked_part(tensor.name, tensor.shape)
+    return [tensor] if part is None or not prod(tensor.shape) else _iter_matrices(tensor, *part)
 
 
-def unstacked(tensor: TensorInfo) -> Iterator[TensorInfo]:
-    """The matrices of its experts, by their canonical names."""
-    match = _STACKED.fullmatch(tensor.name)
-    if match is None:
-        raise ValueError(f"{tensor.name} has no experts")
-    layer, (count, rows, cols) = match[1], tensor.shape
-    stride = tensor.nbytes // max(1, count)
+def _iter_matrices(tensor: TensorInfo | PackedTensor, layer: str, part: str) -> Iterator[TensorInfo | PackedTensor]:
+    count, rows, _ = tensor.shape
+    begin = 0
     for number in range(count):
-        gate, up, down = (f"{layer}.{part}.weight" for part in mlp_parts(expert(number)))
-        parts = [gate, up] if match[2] == "gate_up_proj" and rows % 2 == 0 else [down]
-        begin, size = tensor.begin + number * stride, stride // len(parts)
-        for name in parts:
-            yield replace(tensor, name=name, shape=(rows // len(parts), cols), begin=begin, end=begin + size)
-            begin += size
+        gate, up, down = (f"{layer}.{name}.weight" for name in mlp_parts(expert(number)))
+        names = [gate, up] if part == "gate_up_proj" and rows % 2 == 0 else [down]
+        for name in names:
+            end = begin + rows // len(names)
+            yield _rows_of(tensor, name, begin, end)
+            begin = end
 
 
-def check_none_stacked(header: Header) -> None:
-    """Raise UnsupportedError where a file that is to be packed holds experts so, which the packed format cannot."""
-    for name, tensor in header.tensors.items():
-        if is_stacked(name, tensor.shape):
-            raise UnsupportedError(
-                f"{header.path}: {shown(name)} holds all experts of a layer, which runs as it is, but cannot be packed",
-                "Use the files that the Hub has, or save the model again: with transformers, "
-                "save_pretrained(NEW_DIRECTORY, save_original_format=True) writes each expert by itself.",
-            )
+def _rows_of(tensor: TensorInfo | PackedTensor, name: str, begin: int, end: int) -> TensorInfo | PackedTensor:
+    """Rows [begin, end) of all that a tensor of three dimensions has, as a matrix."""
+    shape = (end - begin, tensor.shape[2])
+    if isinstance(tensor, PackedTensor):
+        if begin % tensor.rows_per_chunk or end % tensor.rows_per_chunk:
+            problem = f"{tensor.path}: {shown(tensor.name)} is cut into chunks that have rows of two matrices"
+            raise FormatError(problem, "Pack or pull the model again.")
+        return replace(
+            tensor.chunks(begin // tensor.rows_per_chunk, end // tensor.rows_per_chunk), name=name, shape=shape
+        )
+    row_bytes = tensor.nbytes // (tensor.shape[0] * tensor.shape[1])
+    first = tensor.begin + begin * row_bytes
+    return replace(tensor, name=name, shape=shape, begin=first, end=first + (end - begin) * row_bytes)

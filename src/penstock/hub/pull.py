@@ -24,7 +24,6 @@ from penstock.architectures.config import ModelConfig
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import Stored, assemble
 from penstock.checkpoints.layout import INDEX, UNFINISHED, Layout, check_folder, find_layout
-from penstock.checkpoints.stacked import check_none_stacked
 from penstock.checkpoints.store import store_root
 from penstock.compute.kernels import default_threads
 from penstock.errors import CheckpointWarning, FormatError, UnsupportedError, UsageError
@@ -199,8 +198,6 @@ def _look(hub: HubFolder, pool: ThreadPoolExecutor) -> _Model:
         layout = find_layout(hub, config)
         names = {path: path.relative_to(hub.path).as_posix() for path in layout.prefixes}
         headers = dict(zip(names.values(), pool.map(hub.header, names.values()), strict=True))
-        for _, header in headers.values():
-            check_none_stacked(header)
         packed = [is_packed_file(header) for _, header in headers.values()]
         if not any(packed):
             stored = {path: Stored(headers[name][1], headers[name][1].tensors) for path, name in names.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     U64 = npt.NDArray[np.uint64]
 
-FORMAT, VERSION = "penstock", 1
+FORMAT = "penstock"
 HEADER, CHUNKS, INDEX, SEAL = SERVICE = ("penstock.header", "penstock.chunks", "penstock.index", "penstock.seal")
 SEAL_BYTES = 64
 
@@ -72,12 +73,16 @@ def read_packed(path: Path, check_seal: bool = True, header: Header | None = Non
     return read(header, parts, index)
 
 
-def _read_version_1(header: Header, parts: Mapping[str, bytes], index: Fields) -> PackedFile:
+def _read(version: int, header: Header, parts: Mapping[str, bytes], index: Fields) -> PackedFile:
+    """A file of version 1 or 2, which differ in how they cut tensors of three dimensions."""
     path = header.path
-    if index.get("version") != 1 or type(index.get("version")) is not int:
-        raise _unknown_version(index.get("version"), path)
+    own = index.get("version")
+    if type(own) is not int or str(own) not in READERS:
+        raise _unknown_version(own, path)
+    if own != version:
+        _fail(f"{path}: {INDEX} is of version {own}, but the metadata say {version}")
     original = _original_header(index, parts[HEADER], path)
-    tensors = _read_tensors(index, parts[CHUNKS], header, original)
+    tensors = _read_tensors(version, index, parts[CHUNKS], header, original)
     by_name = MappingProxyType({tensor.name: tensor for tensor in tensors})
     content = parts[HEADER][: original.data_begin]
     return PackedFile(path, content, original.file_size, header.file_size, by_name)
@@ -146,13 +151,13 @@ def _original_header(index: Fields, content: bytes, path: Path) -> Header:
     return original
 
 
-def _read_tensors(index: Fields, chunks: bytes, header: Header, original: Header) -> list[PackedTensor]:
+def _read_tensors(version: int, index: Fields, chunks: bytes, header: Header, original: Header) -> list[PackedTensor]:
     entries = index.get("tensors")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         index.fail("tensors", "a list of objects")
     if extra := index.unknown(frozenset()):
-        _fail(f"{header.path}: {INDEX} has the key {shown(extra[0])}, which version {VERSION} does not define")
-    reader = _Streams(header, np.frombuffer(chunks, RECORD, len(chunks) // RECORD.itemsize))
+        _fail(f"{header.path}: {INDEX} has the key {shown(extra[0])}, which version {version} does not define")
+    reader = _Streams(version, header, np.frombuffer(chunks, RECORD, len(chunks) // RECORD.itemsize))
     tensors = [reader.next(entry, index.source, original) for entry in entries]
     reader.check_end(chunks, header.tensors[HEADER].begin)
     names = {tensor.name for tensor in tensors}
@@ -164,8 +169,8 @@ def _read_tensors(index: Fields, chunks: bytes, header: Header, original: Header
 class _Streams:
     """Goes through the streams of a file in order, and makes sure that they leave nothing out."""
 
-    def __init__(self, header: Header, records: npt.NDArray[np.void]) -> None:
-        self._header = header
+    def __init__(self, version: int, header: Header, records: npt.NDArray[np.void]) -> None:
+        self._version, self._header = version, header
         self._table = ChunkTable(records)
         self._position = header.data_begin
         self._used = 0
@@ -177,13 +182,13 @@ class _Streams:
         tensor = original.tensors.get(name) if isinstance(name, str) else None
         if tensor is None:
             _fail(f"{path}: {INDEX} names {shown(name)}, which the original header does not have")
-        how = cut(tensor)
+        how = cut(tensor, self._version)
         rows, chunks = mapping.get("rows_per_chunk"), mapping.get("chunks")
         # There may be 20,000, so that what is right is not looked at key by key.
         if (
             type(rows) is int
             and type(chunks) is int
-            and 0 < rows <= how.rows_per_chunk()
+            and how.allows(rows)
             and mapping
             == {
                 "name": name,
@@ -201,8 +206,9 @@ class _Streams:
         if entry.get("codec") != how.codec:
             entry.fail("codec", f"{shown(how.codec)}, as the format has {shown(name)}")
         rows_per_chunk, n_chunks = entry.size("rows_per_chunk"), entry.optional_count("chunks") or 0
-        if rows_per_chunk > how.rows_per_chunk():
-            entry.fail("rows_per_chunk", f"{how.rows_per_chunk()} at most, as the format has {shown(name)}")
+        if not how.allows(rows_per_chunk):
+            parts = f", and a part of {how.whole:,}" if how.whole else ""
+            entry.fail("rows_per_chunk", f"{how.rows_per_chunk()} at most{parts}, as the format has {shown(name)}")
         if n_chunks != how.n_chunks(rows_per_chunk):
             entry.fail("chunks", f"{how.n_chunks(rows_per_chunk)}, as the {how.rows:,} rows of {shown(name)} have")
         if extra := entry.unknown(frozenset()):
@@ -221,7 +227,7 @@ class _Streams:
             coarse_begin = self._stream(stream, coarse_stream_bytes(how.rows, how.cols, rows_per_chunk))
         fine_begin = self._stream(fine, int(offsets[chunks.stop] - offsets[chunks.start]))
         self._check_sizes(tensor.name, how, rows_per_chunk, chunks)
-        return place(tensor, self._header.path, rows_per_chunk, coarse_begin, fine_begin, self._table, chunks)
+        return place(tensor, how, self._header.path, rows_per_chunk, coarse_begin, fine_begin, self._table, chunks)
 
     def _stream(self, name: str, nbytes: int) -> int:
         """Where the next stream begins, which has to have this name and size."""
@@ -293,5 +299,5 @@ def _fail(problem: str) -> NoReturn:
 Reader = Callable[[Header, Mapping[str, bytes], Fields], PackedFile]
 """(header, the bytes of SERVICE by name, the index): all of a file but its chunks."""
 
-READERS: Mapping[str, Reader] = {"1": _read_version_1}
+READERS: Mapping[str, Reader] = {"1": partial(_read, 1), "2": partial(_read, 2)}
 """By version, as the metadata have it."""

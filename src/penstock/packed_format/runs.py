@@ -86,11 +86,11 @@ class Planned:
             yield PackRun(self, first, min(first + step, self.n_chunks))
 
 
-def plan(header: Header, order: PassOrder) -> list[Planned]:
+def plan(header: Header, order: PassOrder, version: int) -> list[Planned]:
     """The tensors in the order of the packed file: matrices as a pass uses them, then the others as they come."""
     planned = []
     for tensor in header.tensors.values():
-        how = cut(tensor)
+        how = cut(tensor, version)
         planned.append(Planned(tensor, how, how.rows_per_chunk(is_embedding(order.canonical(tensor.name)))))
     planned.sort(key=lambda one: (1, 0) if not one.how.in_tiers else (0, order.rank(one.tensor.name)))
     return planned

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,7 +14,7 @@ from penstock.compute import codec
 from penstock.compute.codec import PackedRows
 from penstock.disk.files import Extent
 from penstock.errors import ChecksumError
-from penstock.packed_format.layout import Codec, coarse_stream_bytes, cut, stream_names
+from penstock.packed_format.layout import Codec, coarse_stream_bytes, stream_names
 from penstock.safetensors_header import DType, TensorInfo
 from penstock.strict_json import shown
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from penstock.compute.kernels import I64, U8
+    from penstock.packed_format.layout import Cut
 
     U64 = npt.NDArray[np.uint64]
 
@@ -60,6 +61,8 @@ class PackedTensor:
     coarse_hashes: U64
     fine_hashes: U64
     original_begin: int
+    coarse_end: int = 0
+    """Bytes of the coarse stream's chunks, with what fills up the last one."""
 
     @property
     def n_chunks(self) -> int:
@@ -119,6 +122,21 @@ class PackedTensor:
             fine_offsets=self.fine_offsets[begin : end + 1] - self.fine_offsets[begin],
         )
 
+    def chunks(self, begin: int, end: int) -> PackedTensor:
+        """Chunks [begin, end) as a tensor of their own, by the same name and shape."""
+        first, coarse = begin * self.rows_per_chunk, self.coarse_extent(begin, end) if self.in_tiers else None
+        return replace(
+            self,
+            rows=min(end * self.rows_per_chunk, self.rows) - first,
+            coarse_begin=0 if coarse is None else coarse.offset,
+            coarse_end=0 if coarse is None else coarse.nbytes,
+            fine_begin=self.fine_extent(begin, end).offset,
+            fine_offsets=self.fine_offsets[begin : end + 1] - self.fine_offsets[begin],
+            coarse_hashes=self.coarse_hashes[begin:end],
+            fine_hashes=self.fine_hashes[begin:end],
+            original_begin=self.original_begin + first * self.row_bytes,
+        )
+
     def coarse_nbytes(self, chunk: int) -> int:
         """Of a chunk of the coarse stream, padding included."""
         return self.coarse_extent(chunk, chunk + 1).nbytes
@@ -130,8 +148,7 @@ class PackedTensor:
     def coarse_extent(self, begin: int, end: int) -> Extent:
         """Where the coarse bytes of chunks [begin, end) lie."""
         whole = codec.coarse_bytes(self.rows_per_chunk, self.cols)
-        is_last = end * self.rows_per_chunk >= self.rows
-        stop = coarse_stream_bytes(self.rows, self.cols, self.rows_per_chunk) if is_last else end * whole
+        stop = self.coarse_end if end * self.rows_per_chunk >= self.rows else end * whole
         return Extent(self.path, self.coarse_begin + begin * whole, stop - begin * whole)
 
     def fine_extent(self, begin: int, end: int) -> Extent:
@@ -183,6 +200,7 @@ class ChunkTable:
 
 def place(
     tensor: TensorInfo,
+    how: Cut,
     path: Path,
     rows_per_chunk: int,
     coarse_begin: int,
@@ -191,7 +209,6 @@ def place(
     chunks: slice,
 ) -> PackedTensor:
     """The packed form, in the file `path`, of a tensor of the original file, which has these chunks of a table."""
-    how = cut(tensor)
     return PackedTensor(
         name=tensor.name,
         dtype=tensor.dtype,
@@ -208,4 +225,5 @@ def place(
         coarse_hashes=table.coarse_hashes[chunks],
         fine_hashes=table.fine_hashes[chunks],
         original_begin=tensor.begin,
+        coarse_end=coarse_stream_bytes(how.rows, how.cols, rows_per_chunk) if how.in_tiers else 0,
     )

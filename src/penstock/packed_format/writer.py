@@ -20,7 +20,7 @@ from penstock.disk.new_files import SYNC_BYTES, settle
 from penstock.errors import ReadError
 from penstock.packed_format import reader
 from penstock.packed_format.chunks import RUNS_AHEAD, Run, read_run, runs
-from penstock.packed_format.layout import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, padded
+from penstock.packed_format.layout import CHUNK_ALIGNMENT, STREAM_ALIGNMENT, padded, version_for
 from penstock.packed_format.runs import plan
 from penstock.packed_format.tensor import RECORD, ChunkTable, place
 
@@ -83,10 +83,12 @@ class PackedWriter:
         self._file, self._path, self._journal = file, path, journal
         self._settler = settler
         self._settling: Future[None] | None = None
-        self._plan = plan(header, order)
+        self._version = version_for(header.tensors.values())
+        self._plan = plan(header, order, self._version)
         self._records = np.zeros(sum(planned.n_chunks for planned in self._plan), RECORD)
         names = [name for planned in self._plan for name in planned.streams]
-        room = _header_json((name, _LARGEST, _LARGEST, _LARGEST) for name in (*names, *reader.SERVICE))
+        longest = [(name, _LARGEST, _LARGEST, _LARGEST) for name in (*names, *reader.SERVICE)]
+        room = _header_json(self._version, longest)
         self._data_begin = padded(8 + len(room), STREAM_ALIGNMENT)
         self._streams: list[tuple[str, int]] = []
         """Name and size of each that is complete."""
@@ -167,7 +169,7 @@ class PackedWriter:
         for name, size in streams:
             entries.append((name, size, end, end + size))
             end += size
-        text = _header_json(entries).ljust(self._data_begin - 8)
+        text = _header_json(self._version, entries).ljust(self._data_begin - 8)
         return len(text).to_bytes(8, "little") + text
 
     def _index(self, header_bytes: int) -> bytes:
@@ -180,7 +182,7 @@ class PackedWriter:
             }
             for planned in self._plan
         ]
-        index = {"version": reader.VERSION, "header_bytes": header_bytes, "tensors": tensors}
+        index = {"version": self._version, "header_bytes": header_bytes, "tensors": tensors}
         return json.dumps(index, separators=(",", ":")).encode()
 
     def _count_sound(self, planned: Planned, records: Records, pool: ThreadPoolExecutor, files: Files) -> int:
@@ -191,7 +193,9 @@ class PackedWriter:
         fine_begin = self._position + planned.coarse_nbytes
         table = ChunkTable(records)
         chunks = slice(0, len(table))
-        tensor = place(planned.tensor, self._path, planned.rows_per_chunk, self._position, fine_begin, table, chunks)
+        tensor = place(
+            planned.tensor, planned.how, self._path, planned.rows_per_chunk, self._position, fine_begin, table, chunks
+        )
         count = 0
         for sound, most in in_order(pool, (partial(_sound_chunks, files, run) for run in runs(tensor)), RUNS_AHEAD):
             count += sound
@@ -264,9 +268,9 @@ def _sound_chunks(files: Files, run: Run) -> tuple[int, int]:
     return next(damaged, count), count
 
 
-def _header_json(streams: Iterable[tuple[str, int, int, int]]) -> bytes:
+def _header_json(version: int, streams: Iterable[tuple[str, int, int, int]]) -> bytes:
     """The safetensors header of streams by name, size, begin and end in the data, without length and padding."""
-    entries: dict[str, object] = {"__metadata__": {"format": reader.FORMAT, "version": str(reader.VERSION)}}
+    entries: dict[str, object] = {"__metadata__": {"format": reader.FORMAT, "version": str(version)}}
     for name, size, begin, end in streams:
         entries[name] = {"dtype": "U8", "shape": [size], "data_offsets": [begin, end]}
     return json.dumps(entries, separators=(",", ":")).encode()

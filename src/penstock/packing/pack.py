@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.architectures.base import Architecture
+from penstock.architectures.names import stacked_name
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.checkpoints.layout import COMPLETE, INDEX, SINGLE, LocalFolder, find_layout
-from penstock.checkpoints.stacked import check_none_stacked
 from penstock.compute.kernels import default_threads
 from penstock.disk.files import Files, read_file
 from penstock.errors import CheckpointError, CheckpointWarning, UsageError
 from penstock.gguf.model import gguf_files
-from penstock.packed_format.layout import cut
+from penstock.packed_format.layout import cut, version_for
 from penstock.packed_format.reader import is_packed_file, read_packed
 from penstock.packed_format.runs import PassOrder
 from penstock.packed_format.sources import READ_THREADS, LocalSource
@@ -137,13 +137,19 @@ def _pack_gguf(
 
 def pass_ranks(config: ModelConfig) -> dict[str, int]:
     """When a pass uses each tensor, by canonical name."""
-    return {name: rank for rank, name in enumerate(Architecture(config).tensors)}
+    architecture = Architecture(config)
+    ranks = {name: rank for rank, name in enumerate(architecture.tensors)}
+    for layer in range(config.num_hidden_layers):  # those that a file holds as one tensor, where the first one is
+        for gate, _, down in architecture.experts(layer)[:1]:
+            ranks |= {stacked_name(layer, "gate_up_proj"): ranks[gate], stacked_name(layer, "down_proj"): ranks[down]}
+    return ranks
 
 
 def packed_size(header: Header) -> int:
     """About what the packed form of a file takes, bytes; seldom more."""
     tensors = header.tensors.values()
-    return int(sum(tensor.nbytes * (PACKED_SHARE if cut(tensor).in_tiers else 1) for tensor in tensors))
+    version = version_for(tensors)
+    return int(sum(tensor.nbytes * (PACKED_SHARE if cut(tensor, version).in_tiers else 1) for tensor in tensors))
 
 
 class _Meter:
@@ -204,9 +210,7 @@ def _originals(src: Path) -> Iterator[Original]:
         checkpoint = open_checkpoint(src)
         layout = find_layout(LocalFolder(src), checkpoint.config)
     for path in checkpoint.files:
-        header = read_header(path)
-        check_none_stacked(header)
-        if is_packed_file(header):
+        if is_packed_file(read_header(path)):
             problem = f"{src} is packed already ({path.name} is a packed file)"
             raise UsageError(problem, "Use it as it is; `penstock unpack` gives the original files back.")
     for path, prefix in layout.prefixes.items():
