@@ -76,10 +76,9 @@ class Weights:
         self._draft, self._spare_draft = draft_ranks(self._parts, draft_order)
         """Parts that guesses are made with, and how much they are needed: the lower the more; those of them that a
         matrix can do without."""
-        self._experts = ExpertResidency(
-            [[self._range_of(names) for names in layer] for layer in experts], [part.nbytes for part in self._parts]
-        )
-        self._of_experts = {index for layer in experts for names in layer for index in self._range_of(names)}
+        ranges = [[self._range_of(names) for names in layer] for layer in experts]
+        self._experts = ExpertResidency(ranges, [part.nbytes for part in self._parts])
+        self._of_experts = {index for layer in ranges for parts in layer for index in parts}
         self.expert_bytes = sum(self._parts[index].nbytes for index in self._of_experts)
         self._expert_share = expert_share
         self.experts_needed = self.experts_read = 0
@@ -99,18 +98,8 @@ class Weights:
         self.indexed_bytes = self._likely_indexed_bytes(pieces)
         """What all pieces together likely take where those that can be are kept in indexed rows; 0 where none can."""
         self._files = Files()
-        held = max((len(piece.extents) for piece in pieces), default=0)  # the parts of a piece, together
         self._keep: set[int] = set()
-        self._stream = ReadAhead(
-            self._files,
-            [part.extent for part in self._parts],
-            self._in_memory.__contains__,
-            max(ring.depth, (1 + held) * (2 if experts else 1)),
-            self._read_done,
-            ring.reads,
-            keep=self._place_of,
-            demanded=1 + held if experts else 0,
-        )
+        self._stream = self._new_reader(ring)
         self._closed = False
         self.largest_chunk = largest_chunk([tensors[name] for name in order])
         """Bytes of the largest part that cannot be cut."""
@@ -120,6 +109,21 @@ class Weights:
         self._away = [self.pass_bytes - self.expert_bytes, self.expert_bytes]
         """Bytes that are not in memory, of what every pass needs and of experts."""
         self._follow()
+
+    def _new_reader(self, ring: Ring) -> ReadAhead:
+        """With room for the parts of a piece, held together, and one more; in either lane, where there are two."""
+        least = 1 + max((part.index + 1 for part in self._parts), default=0)
+        lanes = 2 if self._of_experts else 1
+        return ReadAhead(
+            self._files,
+            [part.extent for part in self._parts],
+            self._in_memory.__contains__,
+            max(ring.depth, least * lanes),
+            self._read_done,
+            ring.reads,
+            keep=self._place_of,
+            demanded=least * (lanes - 1),
+        )
 
     @property
     def totals(self) -> ReadTotals:
