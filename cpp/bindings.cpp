@@ -142,8 +142,11 @@ void bind_route(ThreadPool& pool, const Matrix<const float>& logits, const std::
   const Rows<const float> rows = rows_of(logits, "logits");
   const Rows<std::int32_t> out = rows_of(ids, "ids");
   const Rows<float> out_weights = rows_of(weights, "weights");
-  const RouteArgs args{rows,   bias ? bias->data() : nullptr, sigmoid,  renormalize, scaling,
-                       groups, kept_groups,                   out.cols, out.data,    out_weights.data};
+  const RouteArgs args{rows,        bias ? bias->data() : nullptr,
+                       sigmoid,     renormalize,
+                       scaling,     groups,
+                       kept_groups, out.cols,
+                       out.data,    out_weights.data};
   require(rows.cols >= 1 && rows.cols <= kMostExperts, "experts: 1 to ", kMostExperts, ", not ", rows.cols);
   if (bias) require_equal(bias->shape(0), rows.cols, "length of bias");
   require_equal(out.rows, rows.rows, "rows of ids");

@@ -123,10 +123,10 @@ struct AddRowsArgs {
   Rows<float> out;
 };
 
-// Which `chosen` of the experts, the columns of `logits`, each row goes to: those with the highest score (a softmax over
-// all, or sigmoids) plus bias, of the `kept_groups` of `groups` groups of experts whose two best choices have the largest
-// sum; ties go to the lower number. Told by ascending number: ids and weights [logits.rows][chosen], the scores without
-// bias, divided by their sum in the order of choice if `renormalize`, times scaling.
+// Which `chosen` of the experts, the columns of `logits`, each row goes to: those with the highest score (a softmax
+// over all, or sigmoids) plus bias, of the `kept_groups` of `groups` groups of experts whose two best choices have the
+// largest sum; ties go to the lower number. Told by ascending number: ids and weights [logits.rows][chosen], the scores
+// without bias, divided by their sum in the order of choice if `renormalize`, times scaling.
 struct RouteArgs {
   Rows<const float> logits;  // cols: at most kMostExperts
   const float* bias;         // or null

@@ -57,10 +57,9 @@ class Connection(H11Protocol):
         self._patience = config.patience_seconds
         self._waits_for_head: asyncio.TimerHandle | None = None
         self._waits_for_room: asyncio.TimerHandle | None = None
-        self._waits_for_end: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_Ending(transport, self.loop, self._patience))  # type: ignore[arg-type]
         if len(self.connections) > self.config.most_connections:
             problem = f"{self.config.most_connections} connections are open already."
             self._refuse(RequestError(problem, "Try again later.", status=503), f"Retry-After: {RETRY_SECONDS}\r\n")
@@ -73,7 +72,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        for timer in (self._waits_for_head, self._waits_for_room, self._waits_for_end):
+        for timer in (self._waits_for_head, self._waits_for_room):
             if timer is not None:
                 timer.cancel()
 
@@ -94,7 +93,7 @@ class Connection(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self._refuse(RequestError("What came is not HTTP/1.1.", "Send a well-formed request."))
         else:
-            self._close()
+            self.transport.close()
 
     def _await_head(self) -> None:
         """Start the clock where the next thing to come is a request, unless it runs already; stop it where not."""
@@ -103,7 +102,7 @@ class Connection(H11Protocol):
                 self._waits_for_head.cancel()
                 self._waits_for_head = None
         elif self._waits_for_head is None:
-            self._waits_for_head = self.loop.call_later(self._patience, self._close)
+            self._waits_for_head = self.loop.call_later(self._patience, self.transport.close)
 
     def _refuse(self, error: RequestError, headers: str = "") -> None:
         """Answer with an error, whatever was asked for, and close the connection."""
@@ -113,13 +112,22 @@ class Connection(H11Protocol):
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n{headers}Connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self._close()
-
-    def _close(self) -> None:
-        """Close once all that was sent is taken, and at the end of patience in any case."""
         self.transport.close()
-        if self._waits_for_end is None:
-            self._waits_for_end = self.loop.call_later(self._patience, self.transport.abort)
+
+
+class _Ending:
+    """A transport that, once it is closed, waits for its client to take what was sent for so long and no longer."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, patience: float) -> None:
+        self._transport, self._loop, self._patience = transport, loop, patience
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        if not self._transport.is_closing():
+            self._loop.call_later(self._patience, self._transport.abort)  # does nothing where all is over by then
+        self._transport.close()
 
 
 def most_connections(settings: Settings) -> int:
