@@ -83,7 +83,7 @@ def test_out_of_descriptors(model: Path, tmp_path: Path) -> None:
 
 
 def connect(url: str) -> socket.socket:
-    return socket.create_connection((httpx.URL(url).host, httpx.URL(url).port or 0), timeout=10)
+    return socket.create_connection((httpx.URL(url).host, httpx.URL(url).port or 0), timeout=PATIENCE)
 
 
 def everything(client: socket.socket) -> bytes:
