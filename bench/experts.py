@@ -95,8 +95,8 @@ class FadingUses:
         there = sum(part in self._experts for part in parts)
         self._experts.use(parts)
         for part in parts:
-            if self._experts.buffer(part) is not None:
-                self._experts.arrived(part)
+            if (buffer := self._experts.buffer(part)) is not None:
+                self._experts.arrived(part, buffer)
         return there
 
 

@@ -255,6 +255,27 @@ class TestDemand:
         assert reader.totals.bytes_read == 3 * sum(self.SIZES[i] for i in (0, 1, 2, 4, 5, 6, 7))
         reader.close()
 
+    def test_the_sequence_passes_over_what_is_demanded(self, path: Path) -> None:
+        """Also where it would come to it: nothing is read twice, before and after it is taken."""
+        files = Recording()
+        reader = ReadAhead(files, extents_of(path, self.SIZES), lambda _: False, 6, demanded=2)
+        reader._threads.shutdown()
+        reader._threads = Immediate()  # type: ignore[assignment]
+        reader.give_back(reader.take(0))
+        reader.demand([2, 3, 4, 5])
+        for index in (2, 3, 4, 5, 6):
+            reader.give_back(reader.take(index))
+        first_cycle = files.offsets[: len(self.SIZES) + 3]
+        counts = [first_cycle.count(reader._extents[index].offset) for index in (2, 3, 4, 5)]
+        assert max(counts) <= 2  # those that were read ahead before they were demanded
+        before = len(files.offsets)
+        reader.demand([1, 2])
+        reader.give_back(reader.take(1))
+        reader.give_back(reader.take(2))
+        again = [offset for offset in files.offsets[before:] if offset == reader._extents[2].offset]
+        assert len(again) == 1
+        reader.close()
+
     def test_more_than_there_are_buffers(self, path: Path, files: Files) -> None:
         reader = self.two_lanes(files, path)
         reader.demand([2, 3, 4, 5])

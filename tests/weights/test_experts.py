@@ -32,7 +32,7 @@ def parts_of(layer: int, numbers: list[int], count: int) -> list[int]:
 
 def read(experts: ExpertResidency, parts: list[int]) -> set[int]:
     """Read parts as the reader does: those that stay."""
-    return {part for part in parts if experts.buffer(part) is not None and experts.arrived(part)}
+    return {part for part in parts if (b := experts.buffer(part)) is not None and experts.arrived(part, b)}
 
 
 EXPERT = PARTS * room_for(5000)
@@ -91,11 +91,31 @@ def test_a_buffer_that_may_be_being_read_into_is_not_used_again() -> None:
     [reading, *_] = parts = parts_of(0, [1], 8)
     buffer = experts.buffer(reading)
     assert experts.limit(0) == [reading]
-    assert not experts.arrived(reading)
+    assert buffer is not None
+    assert not experts.arrived(reading, buffer)
     experts.limit(EXPERT)
     experts.use(parts_of(0, [2], 8))
     assert all(experts.buffer(part) is not buffer for part in parts_of(0, [2], 8))
     assert experts.buffer(parts[0]) is None
+
+
+def test_two_reads_of_a_part_never_share_a_buffer() -> None:
+    """As when the reader comes to it in its turn, although it was demanded: the first read may be under way still."""
+    experts = residency(1, 8, budget=2 * EXPERT)
+    experts.use(parts_of(0, [1], 8))
+    part, *_ = parts_of(0, [1], 8)
+    first, second = experts.buffer(part), experts.buffer(part)
+    assert first is not None
+    assert second is not None
+    assert first is not second
+    assert not experts.arrived(part, first), "what is kept is in the other"
+    assert experts.arrived(part, second)
+    assert not experts.arrived(part, second)
+    assert experts.buffer(part) is None, "it is there"
+    experts.limit(0)
+    experts.limit(2 * EXPERT)
+    experts.use(parts_of(0, [2, 3], 8))
+    assert all(experts.buffer(other) is not first for other in parts_of(0, [2, 3], 8))
 
 
 @settings(max_examples=examples(60), deadline=None)

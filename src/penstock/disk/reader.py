@@ -85,8 +85,8 @@ class ReadAhead:
     ) -> None:
         """`skip`: which extents nobody is going to take; `depth`: buffers, of which `reads` are being read into at
         once; `on_read`: told (index, data, begin, end) by reading threads, and what it raises, `take` raises; `keep`:
-        where an extent is to be read that the caller is going to keep, else None; `demanded`: buffers
-        that each lane leaves to the other."""
+        where an extent is to be read that the caller is going to keep, else None; `demanded`: buffers that each lane
+        leaves to the other."""
         self._files = files
         self._extents = extents
         self._skip = skip
@@ -106,6 +106,8 @@ class ReadAhead:
         self._demanded: deque[int] = deque()
         self._coming: dict[int, _Pending] = {}
         """Of what was demanded: what is not being read yet, and what is."""
+        self._on_demand: frozenset[int] = frozenset()
+        """All of it, which the sequence passes over."""
         self._reads = min(depth, reads)
         self._threads = self._new_threads()
         self.totals = ReadTotals()
@@ -141,6 +143,7 @@ class ReadAhead:
         if self.is_ahead(indices):
             self._drain()
         self._demanded.extend(indices)
+        self._on_demand = frozenset(indices)
         self._read_on()
 
     def is_ahead(self, indices: Collection[int]) -> bool:
@@ -224,7 +227,7 @@ class ReadAhead:
             if not self._has_room(urgent=False) or len(self._pending) >= len(self._buffers):
                 return
             index = sequence[place]
-            if not self._skip(index):
+            if index not in self._on_demand and not self._skip(index):
                 self._newest = index
                 self._pending.append(self._start(index))
 
@@ -254,6 +257,7 @@ class ReadAhead:
 
     def _drop_demanded(self) -> None:
         self._demanded.clear()
+        self._on_demand = frozenset()
         while self._coming:
             self._abandon(self._coming.popitem()[1])
 

@@ -13,6 +13,8 @@ from bisect import bisect_right
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from penstock.disk.files import ALIGNMENT, aligned_buffer
 
 if TYPE_CHECKING:
@@ -74,18 +76,24 @@ class ExpertResidency:
         return len({self._expert_of(part) for part in parts})
 
     def buffer(self, part: int) -> U8 | None:
-        """Where a part is to be read; None where its expert does not stay in memory."""
+        """Where a part is to be read; None where its expert does not stay in memory, or it is there already.
+
+        No two reads share a buffer: one that was begun before may still be under way, and its bytes are nobody's then.
+        """
         expert = self._expert_of(part)
         if expert is None or (expert not in self._kept[self._layer[expert]] and not self._admit(expert)):
             return None
-        if part not in self._buffers:
-            self._buffers[part] = self._take_buffer(self._room_of(part))
+        if part in self._there:
+            return None
+        room = self._room_of(part)
+        self._buffers[part] = aligned_buffer(room - ALIGNMENT) if part in self._buffers else self._take_buffer(room)
         return self._buffers[part]
 
-    def arrived(self, part: int) -> bool:
-        """Told that a part has been read into its buffer: whether it stays in memory."""
-        if part not in self._buffers:  # its expert has lost its room meanwhile
-            return False
+    def arrived(self, part: int, data: U8) -> bool:
+        """Told that a part has been read: whether it stays in memory, in the buffer that it has."""
+        buffer = self._buffers.get(part)
+        if buffer is None or part in self._there or not np.may_share_memory(buffer, data):
+            return False  # its expert has lost its room meanwhile, or this is another read
         self._there.add(part)
         return True
 

@@ -92,7 +92,8 @@ class Weights:
         self._in_memory: set[int] = set()
         """Parts that are, in whatever form."""
         self._indexing = False
-        self._budget = 0
+        self._budget = self._held = 0
+        """Bytes of pieces that there may be in memory, and that there are."""
         self._not_indexed = {i for i, part in enumerate(self._parts) if not part.piece.likely_indexed_bytes}
         """What is kept as it is beside indexed rows."""
         self.indexed_bytes = self._likely_indexed_bytes(pieces)
@@ -137,7 +138,7 @@ class Weights:
     @property
     def resident_bytes(self) -> int:
         """Bytes of the pieces that are held in memory now."""
-        return sum(data.nbytes for held in (self._resident, self._indexed) for data in held.values())
+        return self._held
 
     @property
     def streamed_bytes(self) -> int:
@@ -173,6 +174,7 @@ class Weights:
             for index in self._experts.recall():
                 self._resident.pop(index, None)
             self._in_memory.clear()
+            self._held = sum(data.nbytes for data in self._resident.values())
             self._stale = True
             self._away = [self.pass_bytes - self.expert_bytes, self.expert_bytes]
             self._note(self._resident)
@@ -195,10 +197,10 @@ class Weights:
         self.experts_needed += self._experts.count(wanted)
         self.experts_read += self._experts.count(away)
         if scanning and self._stream.is_ahead(away):
-            return
-        self._stream.demand(())
-        self._forget(self._experts.use(wanted))
-        self._stream.demand([index for index in wanted if index not in self._in_memory])
+            away = []  # they come in their turn
+        else:
+            self._forget(self._experts.use(wanted))  # none of these
+        self._stream.demand(away)
 
     def _note(self, indices: Iterable[int]) -> None:
         """These parts are in memory now."""
@@ -211,7 +213,8 @@ class Weights:
     def _forget(self, indices: Iterable[int]) -> None:
         """These parts of experts are not any more."""
         for index in indices:
-            if self._resident.pop(index, None) is not None:
+            if (data := self._resident.pop(index, None)) is not None:
+                self._held -= data.nbytes
                 self._in_memory.discard(index)
                 self._away[1] += self._parts[index].nbytes
 
@@ -239,12 +242,12 @@ class Weights:
                 yield indexed
                 continue
             # Those of experts once they are needed again: it takes ten times as long as to multiply one row.
-            index = self._indexing and indices[0] not in self._not_indexed
-            index = index and (indices[0] not in self._of_experts or self._in_memory.issuperset(indices))
+            indexes = self._indexing and indices[0] not in self._not_indexed
+            indexes = indexes and (indices[0] not in self._of_experts or self._in_memory.issuperset(indices))
             with ExitStack() as stack:
                 parts = [stack.enter_context(self._data(index)) for index in indices]
                 piece = self._parts[indices[0]].piece
-                yield self._index(indices, piece, parts) if index else piece.loaded(parts)
+                yield self._index(indices, piece, parts) if indexes else piece.loaded(parts)
 
     def stored(self, name: str) -> Generator[StoredData]:
         """As `pieces`, read anew and in the form that the checkpoint has them."""
@@ -313,6 +316,7 @@ class Weights:
         """The piece in indexed rows, which stay in memory."""
         data = piece.indexed(parts, self._kernels)
         self._indexed[indices[0]] = data
+        self._held += data.nbytes
         if indices[0] in self._of_experts:
             self._forget(self._experts.release(indices))
         self._note(indices)
@@ -331,6 +335,7 @@ class Weights:
         self._files.close()
         self._resident.clear()
         self._indexed.clear()
+        self._held = 0
 
     @contextmanager
     def _data(self, index: int) -> Iterator[U8]:
@@ -341,8 +346,9 @@ class Weights:
         data = self._stream.take(index)
         try:
             self.events.tell("wait", name, begin, time.perf_counter(), data.nbytes)
-            if index in self._keep or self._experts.arrived(index):
+            if index in self._keep or self._experts.arrived(index, data):
                 self._resident[index] = _copy(data) if self._stream.in_ring(data) else data
+                self._held += data.nbytes
                 self._note([index])
             yield data
         except BaseException:
