@@ -37,10 +37,10 @@ void expert_scores(const float* logits, std::int64_t experts, bool sigmoid, floa
   for (std::int64_t e = 0; e < experts; e += 16) V::store(scores + e, V::div(V::load(scores + e), sum));
 }
 
-// The best of choices[begin, end) that is still to be had, the first of equals; what is NaN comes last.
-inline std::int64_t best_of(const float* choices, const std::uint8_t* taken, std::int64_t begin, std::int64_t end) {
+// The best of the choices that is still to be had, the first of equals; what is NaN comes last.
+inline std::int64_t best_of(const float* choices, const std::uint8_t* taken, std::int64_t experts) {
   std::int64_t best = -1;
-  for (std::int64_t e = begin; e < end; ++e) {
+  for (std::int64_t e = 0; e < experts; ++e) {
     if (taken[e] == 0 && (best < 0 || choices[e] > choices[best] || choices[best] != choices[best])) best = e;
   }
   return best;
@@ -49,9 +49,8 @@ inline std::int64_t best_of(const float* choices, const std::uint8_t* taken, std
 // Leaves those of the `kept_groups` groups whose two best choices have the largest sums, ties to the lower group.
 inline void drop_groups(const RouteArgs& a, const float* choices, std::uint8_t* taken) {
   const std::int64_t size = a.logits.cols / a.groups;
-  std::int64_t kept = 0;
   for (std::int64_t g = 0; g < a.groups; ++g) taken[g * size] = 2;  // a group that is out, until it is chosen
-  for (; kept < a.kept_groups; ++kept) {
+  for (std::int64_t kept = 0; kept < a.kept_groups; ++kept) {
     std::int64_t chosen = -1;
     float most = 0;
     for (std::int64_t g = 0; g < a.groups; ++g) {
@@ -83,7 +82,7 @@ void route_row(const RouteArgs& a, std::int64_t row, float* scores, float* choic
   if (a.kept_groups < a.groups) drop_groups(a, choices, taken);
   float sum = 0;
   for (std::int64_t i = 0; i < a.chosen; ++i) {
-    const std::int64_t best = best_of(choices, taken, 0, experts);
+    const std::int64_t best = best_of(choices, taken, experts);
     taken[best] = 3;
     sum += scores[best];
   }

@@ -56,14 +56,8 @@ class Architecture:
         experts = self.config.experts
         return 1.0 if experts is None else 1 - (1 - experts.per_token / experts.count) ** rows
 
-    @property
-    def expert_matrices(self) -> frozenset[str]:
-        """Of all experts: a pass needs those only that its rows go to."""
-        layers = range(self.config.num_hidden_layers)
-        return frozenset(name for layer in layers for parts in self.experts(layer) for name in parts)
-
     def matrices_of(self, layers: Iterable[int], *, head: bool) -> list[str]:
-        """Those that a pass through some layers needs whole, in its order."""
+        """Those that a pass through some layers may need whole, in its order; of experts, all."""
         matrices = [name for layer in layers for name in self.layer_matrices(layer)]
         return [*matrices, self.head] if head else matrices
 

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from penstock.strict_json import Fields
 
 
+def used_window(fields: Fields) -> int:
+    """The size of its windows, 0 where they are not asked for."""
+    window = window_of(fields, 4096)
+    return window if fields.get("use_sliding_window") is not None and fields.flag("use_sliding_window", False) else 0
+
+
 def _layer_kinds(fields: Fields, config: ModelConfig) -> tuple[LayerKind, ...]:
-    window, first = window_of(fields, 4096), fields.optional_count("max_window_layers", 28) or 0
-    used = fields.get("use_sliding_window") is not None and fields.flag("use_sliding_window", False)
-    if not used:
-        window = 0
+    window, first = used_window(fields), fields.optional_count("max_window_layers", 28) or 0
     types = layer_types(fields, config.num_hidden_layers, lambda layer: SLIDING if window and layer >= first else FULL)
     return kinds_of(types, window)
 

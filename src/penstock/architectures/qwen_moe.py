@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from penstock.architectures.experts import ROUTER_KEYS, dense_layers, read_experts
-from penstock.architectures.family import Family, kinds_of, layer_types, window_of
+from penstock.architectures.family import Family, kinds_of, layer_types
+from penstock.architectures.qwen import used_window
 from penstock.architectures.rope_config import FULL, SLIDING
 
 if TYPE_CHECKING:
@@ -30,14 +31,8 @@ def _experts(fields: Fields, layers: int, count: int, per_token: int, inner: int
     return replace(experts, dense_layers=dense_layers(fields, layers))
 
 
-def _window(fields: Fields) -> int:
-    """The window counts only where it is asked for."""
-    window = window_of(fields, 4096)
-    return window if fields.get("use_sliding_window") is not None and fields.flag("use_sliding_window", False) else 0
-
-
 def _qwen2_kinds(fields: Fields, config: ModelConfig) -> tuple[LayerKind, ...]:
-    window, last = _window(fields), fields.optional_count("max_window_layers", 28) or 0
+    window, last = used_window(fields), fields.optional_count("max_window_layers", 28) or 0
     types = layer_types(
         fields,
         config.num_hidden_layers,
@@ -57,7 +52,7 @@ def _qwen2_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
 
 
 def _qwen3_moe(fields: Fields, config: ModelConfig) -> ModelConfig:
-    bias, window = fields.flag("attention_bias", False), _window(fields)
+    bias, window = fields.flag("attention_bias", False), used_window(fields)
     kinds = kinds_of([SLIDING if window else FULL] * config.num_hidden_layers, window)
     experts = _experts(fields, config.num_hidden_layers, 128, 8, 768)
     return replace(config, qkv_bias=bias, o_bias=bias, qk_norm="head", layer_kinds=kinds, experts=experts)

@@ -103,15 +103,12 @@ class Budget:
                 f"The least that works is {least}: raise --memory or shorten the prompt.",
             )
         room = self._usable - needs
-        share = self.architecture.expert_share(demand.rows)
         # A piece is unpacked before it is indexed.
         indexes = 0 < self.indexed <= room - UNPACKED_PIECES * self.ring.piece_bytes
         resident = self.indexed if indexes else min(self.weights, room)
         dense = self.weights - self.experts
         away = 0 if indexes else self.experts - max(0, resident - dense)
-        hits = max(self.hit_rate, 1 - away / self.experts) if self.experts else 0.0
-        streamed = 0 if indexes else max(0, dense - resident) + int(self.experts * share * (1 - hits))
-        return Plan(
+        plan = Plan(
             ceiling=self.ceiling,
             process=self.process,
             scratch=self.scratch,
@@ -122,12 +119,14 @@ class Budget:
             kv=demand.kv,
             activations=activations,
             resident=resident,
-            streamed=streamed,
+            streamed=0,
             indexed=self.weights if indexes else 0,
-            idle=0 if indexes else self.weights - resident - streamed,
+            idle=0 if indexes else self.weights - resident,
             experts=self.experts,
-            hit_rate=hits,
+            hit_rate=max(self.hit_rate, 1 - away / self.experts) if self.experts else 0.0,
         )
+        streamed = plan.streamed_with(self.architecture.expert_share(demand.rows))
+        return replace(plan, streamed=streamed, idle=plan.idle - streamed)
 
     def holds_all(self) -> bool:
         """Whether all weights stay in memory in a pass of one row. False, too, where nothing fits."""
@@ -216,7 +215,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a ceiling is shared out, in bytes: all but `streamed` is in memory, and at most `ceiling` together.
+    """How a ceiling is shared out, in bytes: all but `streamed` and `idle` is in memory, at most `ceiling` together.
 
     `resident` and `streamed` are the weights of a pass, as stored or, where all are resident, in the form that is
     quickest to multiply with; `idle` are those of experts that it is not expected to need; the other parts are as in
