@@ -6,6 +6,7 @@ all tokens' rows and the last token's row are what is commonly taken of such mod
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -49,7 +50,8 @@ def embed(
         while left and rows + len(texts[left[-1]]) <= MAX_ROWS:
             rows += len(texts[left[-1]])
             group.append(left.pop())
-        out[group] = _embed_together(engine, decoder, [list(texts[index]) for index in group], pooling, adapter)
+        own = [list(texts[index]) for index in group]
+        out[group] = engine.enduring(partial(_embed_together, engine, decoder, own, pooling, adapter))
     return out
 
 

@@ -12,6 +12,8 @@ PenstockError
 │   └── ChatTemplateError      the chat template is missing, malformed, or rejects the conversation
 ├── ReadError                  the disk failed in the middle of a run
 │   └── ChecksumError          bytes of a packed model that are not those that were written
+├── ClusterError               another machine that takes part: out of reach, or not as it is here
+│   └── StageLostError              some layers of a model are gone, with their keys and values
 ├── SessionError               a session's file that cannot be used: damaged, in use, another model's, no room
 ├── NumericsError              a logit that is not a number
 └── InternalError              a fault of Penstock's own, kept to the one sequence or request that it met
@@ -75,6 +77,14 @@ class ReadError(PenstockError):
 
 class ChecksumError(ReadError):
     """Bytes of a packed model that are not those that were written."""
+
+
+class ClusterError(PenstockError):
+    """Another machine that takes part cannot be reached, or is not as it has to be."""
+
+
+class StageLostError(ClusterError):
+    """What held some layers of a model is gone, and keys and values with it."""
 
 
 class SessionError(PenstockError):

@@ -12,7 +12,6 @@ from penstock.adapters.named import check_adapter
 from penstock.checkpoints.store import find_model
 from penstock.completion import Completion, Output, Piece
 from penstock.embedding import embed
-from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import ContextError, MemoryCeilingError, UsageError
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.tokens import check_tokens
@@ -55,6 +54,8 @@ class LLM(OpenModel):
         adapters: Sequence[str | os.PathLike[str]] = (),
         prefix_cache: str | os.PathLike[str] | None = None,
         prefix_cache_size: str | int | None = None,
+        cluster: str | None = None,
+        cut: str | None = None,
         on_layer: OnLayer | None = None,
         reserve: int = 0,
         longest_text: int | None = None,
@@ -78,6 +79,8 @@ class LLM(OpenModel):
             adapters=tuple(os.fspath(one) for one in adapters),
             prefix_cache=None if prefix_cache is None else os.fspath(prefix_cache),
             prefix_cache_size=prefix_cache_size,
+            cluster=cluster,
+            cut=cut,
             reserve=reserve,
             longest_text=longest_text,
         )
@@ -168,7 +171,7 @@ class LLM(OpenModel):
             )
         cache = self.memory.new_cache(len(tokens), adapter)
         try:
-            return self._all_logits(cache, tokens)
+            return self.engine.enduring(lambda: self._all_logits(cache, tokens))
         finally:
             cache.truncate(0)
             self.chain.settle()
@@ -209,10 +212,10 @@ class LLM(OpenModel):
         return embed(self.engine, self.model, tokens, pooling, adapter)
 
     def _all_logits(self, cache: KvCache, tokens: list[int]) -> F32:
-        slots = len(tokens)
-        if slots <= min(MAX_ROWS, self.memory.most_rows({cache: slots}, 0, all_logits=True, wanted=slots)):
+        slots, most = len(tokens), self.engine.scheduler.max_rows
+        if slots <= min(most, self.memory.most_rows({cache: slots}, 0, all_logits=True, wanted=slots)):
             return self._chunk_logits(cache, tokens, 0)
-        step = min(MAX_ROWS, self.memory.most_rows({cache: slots}, slots, all_logits=True))
+        step = min(most, self.memory.most_rows({cache: slots}, slots, all_logits=True))
         self.memory.need({cache: slots}, min(step, slots), min(step, slots) + slots)  # raises where it does not fit
         out = np.empty((slots, self.config.vocab_size), np.float32)
         for begin in range(0, slots, step):

@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from penstock.grammars.matcher import Matcher
     from penstock.known_model import Prompt
     from penstock.memory.budget import Plan
+    from penstock.models.chain import Chain
+    from penstock.models.decoder import Decoder
     from penstock.models.kv_cache import KvCache
     from penstock.models.pass_stats import PassStats
     from penstock.models.stage import OnLayer, Stage
     from penstock.speculate.draft_model import DraftModel
+    from penstock.weights.weights import Weights
 
 
 class OpenModel(KnownModel):
@@ -50,8 +53,6 @@ class OpenModel(KnownModel):
         self._runtime, self.engine = runtime, runtime.engine
         self.config, self.architecture = runtime.config, runtime.architecture
         self.kernels, self.events, self.memory = runtime.kernels, runtime.events, runtime.memory
-        self.weights, self.model = runtime.weights[0], runtime.stages[0].decoder
-        self.chain = runtime.engine.chain
         self.on_layer = on_layer
         self._makes_room = self.tokenizer is not None and options.longest_text is None
         if self.tokenizer is not None and self._makes_room:
@@ -65,14 +66,28 @@ class OpenModel(KnownModel):
         self.memory.caches.tellers.add(self._grammars)
 
     @property
+    def weights(self) -> Weights:
+        """Those that this process holds, of its first stage."""
+        return self._runtime.weights[0]
+
+    @property
+    def model(self) -> Decoder:
+        """What computes the layers of that stage."""
+        return self._runtime.stages[0].decoder
+
+    @property
+    def chain(self) -> Chain:
+        """All stages."""
+        return self.engine.chain
+
+    @property
     def on_layer(self) -> OnLayer | None:
         """Called as (layer, read_seconds, wait_seconds, compute_seconds) after each layer of each pass."""
         return self._runtime.stages[0].on_layer
 
     @on_layer.setter
     def on_layer(self, listener: OnLayer | None) -> None:
-        for stage in self._runtime.stages:
-            stage.on_layer = listener
+        self._runtime.listen(listener)
 
     def submit(
         self,

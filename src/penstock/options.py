@@ -16,6 +16,8 @@ from penstock.system.sizes import parse_bytes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from penstock.stages.line import Fleet
+
 
 PREFIX_CACHE_BYTES = 4 << 30
 """Of an 8B: 32,000 tokens."""
@@ -77,6 +79,26 @@ class OpenOptions:
         default=None, metadata=_told("Most bytes of --prefix-cache, like 10GiB. (default: 4GiB)")
     )
     """What was not used for longest goes first. None: PREFIX_CACHE_BYTES."""
+    cluster: str | None = field(
+        default=None,
+        metadata=_told(
+            "Share the model's layers out among the machines of a cluster (`penstock cluster`): its ADDRESS, or `auto` "
+            "for the one that this machine is in. (default: this machine alone)",
+            "ADDRESS|auto",
+        ),
+    )
+    """None keeps to this machine."""
+    cut: str | None = field(
+        default=None,
+        metadata=_told(
+            "Which layers go to which machine of --cluster: `runs`, `dealt`, or ranges like 0-9,10-20,21-31, this "
+            "machine's first. (default: as is quickest)",
+            "CUT",
+        ),
+    )
+    """None: as is quickest by what each machine has and can do."""
+    fleet: Fleet | None = None
+    """The other machines, in place of `cluster`."""
     reserve: int = 0
     """Bytes under the ceiling that are left to the caller."""
     longest_text: int | None = None
@@ -96,6 +118,8 @@ class OpenOptions:
             raise UsageError("The prefix cache's folder has no name.", "Give one, or leave --prefix-cache out.")
         if self.prefix_cache_size is not None and self.prefix_cache is None:
             raise UsageError("A size of the prefix cache needs one.", "Give its folder too: --prefix-cache DIR.")
+        if self.cut is not None and self.cluster is None and self.fleet is None:
+            raise UsageError("There is nothing to cut a model for.", "Give --cluster too, or leave --cut out.")
         if self.most_prefix_bytes <= 0:
             raise UsageError(f"{self.prefix_cache_size!r} is no size of a prefix cache.", "Give one like 4GiB.")
         nodes = self.draft_nodes

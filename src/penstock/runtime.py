@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,18 +11,18 @@ from penstock.adapters.named import open_adapters
 from penstock.checkpoints.store import find_model
 from penstock.compute.corrections import Components
 from penstock.compute.kernels import Kernels
-from penstock.disk.reader import Ring
 from penstock.engine.engine import Engine
+from penstock.engine.scheduler import MAX_ROWS
 from penstock.engine.stored_prefixes import StoredPrefixes
+from penstock.errors import StageLostError
 from penstock.events import Events
-from penstock.memory.budget import Budget, check_context, choose_ring
+from penstock.memory.budget import Budget, check_context
 from penstock.memory.memory import Memory
 from penstock.memory.pressure import Relief
 from penstock.memory.room import StageBudget, StageRoom
 from penstock.models.chain import Chain
-from penstock.models.decoder import Decoder
 from penstock.models.kv_cache import Blocks
-from penstock.models.kv_planes import KvPlanes, KvShape
+from penstock.models.kv_planes import KvShape
 from penstock.models.stage import Share, Stage
 from penstock.options import OpenOptions
 from penstock.packed_format.draft_file import usable_corrections
@@ -32,12 +33,12 @@ from penstock.speculate.draft_model import DraftModel
 from penstock.speculate.drafters import draft_drafter, free_drafters, working_bytes
 from penstock.speculate.speculator import Speculator
 from penstock.speculate.worth import Worth
+from penstock.stages.alike import what_is_alike
+from penstock.stages.crew import Crew
+from penstock.stages.messages import HostSettings
+from penstock.stages.opening import OpenShare, decoder_of, open_weights
 from penstock.system import machine
-from penstock.system.garbage import no_collections
 from penstock.weights.identity import contents_identity
-from penstock.weights.pieces import largest_chunk
-from penstock.weights.residency import draft_order
-from penstock.weights.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,17 +47,14 @@ if TYPE_CHECKING:
     from penstock.checkpoints.checkpoint import Checkpoint
     from penstock.checkpoints.generation_config import GenerationDefaults
     from penstock.compute.corrections import Correction
+    from penstock.memory.memory import Room
+    from penstock.models.stage import OnLayer
     from penstock.speculate.drafter import Drafter
+    from penstock.weights.weights import Weights
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A share of a model with its weights, and its part of the ceiling."""
-
-    share: Share
-    weights: Weights
-    decoder: Decoder
-    ceiling: int
+MOST_REMOTE_ROWS = 1024
+"""Rows of one pass where hidden rows go to other machines: 16 MB a message for the 8B."""
 
 
 class Runtime:
@@ -77,45 +75,133 @@ class Runtime:
         self.draft: DraftModel | None = None
         self.adapters: dict[str, Adapter] = open_adapters(options.adapters, self.architecture, self.ceiling)
         self.weights: list[Weights] = []
+        self.stages: list[Stage] = []
+        """Those in this process."""
+        self.crew: Crew | None = None
+        """Those on other machines."""
+        self._checkpoint, self._options = checkpoint, options
+        self._on_layer: OnLayer | None = None
         try:
-            self._open(checkpoint, options, defaults)
+            self._open(defaults)
         except BaseException:
             self._free()
             raise
 
-    def _open(self, checkpoint: Checkpoint, options: OpenOptions, defaults: GenerationDefaults) -> None:
+    def _open(self, defaults: GenerationDefaults) -> None:
         """Stages, what keeps them to their ceilings, drafters, and the engine."""
-        opened = self._open_shares(checkpoint, options)
+        checkpoint, options = self._checkpoint, self._options
+        self.crew = self._open_crew()
+        shares, others = self._deal()
+        opened = self._open_shares(shares)
         # Measured now, since the vectors are a part of the process.
-        process = machine.footprint().nbytes - self._adapter_bytes + options.all_reserved
-        budgets = [self._budget(one, process if one is opened[0] else 0) for one in opened]
+        self._process = machine.footprint().nbytes - self._adapter_bytes + options.all_reserved
+        budgets = self._budgets(opened, 0)
         corrections: Mapping[str, Correction] = {}
         if options.guesses:
             coarse = any(one.weights.draft_bytes for one in opened)
-            budgets[0] = replace(budgets[0], draft=working_bytes(self.architecture, coarse))
+            budgets = self._budgets(opened, working_bytes(self.architecture, coarse))
             corrections = _corrections(checkpoint, opened[0], budgets[0]) if coarse else {}
-            held = budgets[0].draft + sum(one.nbytes for one in corrections.values())
-            budgets[0] = replace(budgets[0], draft=held)
+            budgets = self._budgets(opened, budgets[0].draft + sum(one.nbytes for one in corrections.values()))
         drafters = []
         if options.draft_model is not None:
             self.draft = DraftModel(find_model(options.draft_model), self.kernels, options.kv_dtype, self.context)
             drafters.append(self._load_draft(self.draft, checkpoint, budgets[0]))
-            budgets[0] = replace(budgets[0], draft=budgets[0].draft + self.draft.nbytes)
-        rooms = self._rooms(opened, budgets, options.max_resident)
-        self.stages = [
-            Stage(one.decoder, one.weights, one.share, room) for one, room in zip(opened, rooms, strict=True)
-        ]
+            budgets = self._budgets(opened, budgets[0].draft + self.draft.nbytes)
+        rooms = self._assemble(opened, budgets, others)
         self.memory = Memory(rooms, self.blocks)
-        layers = self.config.num_hidden_layers
-        chain = Chain(self.stages, layers, self.config.vocab_size, self.blocks, self.events)
+        chain = self._chain()
         if options.guesses:
             drafters = [*free_drafters(chain, self.stages, corrections), *drafters]
         worth = None if self.draft is None else Worth("draft", self.draft.nbytes)
         costs = Costs.of(self.architecture)
         speculator = Speculator(drafters, costs, options.draft_nodes, worth, self.drop_draft)
-        self.engine = Engine(chain, self.memory, speculator, self.kernels, self.context, defaults)
+        most_rows = MAX_ROWS if self.crew is None else MOST_REMOTE_ROWS
+        self.engine = Engine(chain, self.memory, speculator, self.kernels, self.context, defaults, most_rows)
+        if self.crew is not None:
+            self.engine.replace_lost = self._replace_lost
         if options.prefix_cache is not None:
             self.engine.scheduler.stored = self._stored_prefixes(checkpoint, options, Path(options.prefix_cache))
+
+    def _open_crew(self) -> Crew | None:
+        """What starts stages on other machines, where there are to be any."""
+        options, checkpoint = self._options, self._checkpoint
+        fleet = options.fleet
+        if fleet is None and options.cluster is not None:
+            from penstock.cluster.fleet import RayFleet  # imports Ray, which few have
+
+            fleet = RayFleet(options.cluster)
+        if fleet is None:
+            return None
+        settings = HostSettings(
+            model=str(checkpoint.path),
+            share=Share(()),
+            context=self.context,
+            kv_dtype=options.kv_dtype,
+            ceiling=None,
+            threads=None,
+            adapters=options.adapters,
+            max_resident=options.max_resident,
+        )
+        adapters = list(self.adapters.values())
+        alike = partial(what_is_alike, checkpoint, kernels=self.kernels, adapters=adapters)
+        return Crew(fleet, settings, self.blocks, alike)
+
+    def _deal(self) -> tuple[Sequence[Share], Mapping[str, Share]]:
+        """What the stages in this process hold, and those on other machines, by name."""
+        if self.crew is None:
+            return self._options.shares or (Share(tuple(range(self.config.num_hidden_layers))),), {}
+        own, others = self.crew.deal(self._checkpoint, self.ceiling, self._options.cut)
+        return (own,), others
+
+    def _assemble(
+        self, opened: Sequence[OpenShare], budgets: Sequence[Budget], others: Mapping[str, Share]
+    ) -> list[Room]:
+        """Make stages of what is open here, and start the others; the rooms of all."""
+        rooms = self._rooms(opened, budgets, self._options.max_resident)
+        self.stages = [
+            Stage(one.decoder, one.weights, one.share, room) for one, room in zip(opened, rooms, strict=True)
+        ]
+        if self.crew is None:
+            return [*rooms]
+        self.crew.open(others)
+        return [*rooms, *(stage.room for stage in self.crew.stages)]
+
+    def _chain(self) -> Chain:
+        remote = [] if self.crew is None else self.crew.stages
+        layers, vocab_size = self.config.num_hidden_layers, self.config.vocab_size
+        return Chain([*self.stages, *remote], layers, vocab_size, self.blocks, self.events)
+
+    def _replace_lost(self) -> None:
+        """Have other hosts hold the layers that are lost: on the same machines, or, where these are out of reach for
+        too long, on those that are left, with all layers cut anew. Raises StageLostError, ClusterError."""
+        crew = self.crew
+        if crew is None:
+            return
+        try:
+            crew.revive()
+        except StageLostError:
+            self._cut_anew(crew)
+
+    def _cut_anew(self, crew: Crew) -> None:
+        draft = self.memory.budget.draft
+        crew.close_stages()
+        for weights in self.weights:
+            weights.close()
+        self.weights.clear()
+        self.blocks.forget_stages()
+        shares, others = self._deal()
+        opened = self._open_shares(shares)
+        self.memory.rooms = tuple(self._assemble(opened, self._budgets(opened, draft), others))
+        self.engine.chain = self._chain()
+        if self.engine.scheduler.stored is not None:
+            self.engine.scheduler.stored.chain = self.engine.chain
+        self.listen(self._on_layer)
+
+    def listen(self, listener: OnLayer | None) -> None:
+        """Have `listener` called after each layer of each pass."""
+        self._on_layer = listener
+        for stage in self.engine.chain.stages:
+            stage.on_layer = listener
 
     def _stored_prefixes(self, checkpoint: Checkpoint, options: OpenOptions, path: Path) -> StoredPrefixes:
         """What is kept of prompts on the disk, for just this model, adapters and type of keys and values. Raises
@@ -128,39 +214,31 @@ class Runtime:
 
         return StoredPrefixes(folder, root, self.engine.chain, self.memory)
 
-    def _open_shares(self, checkpoint: Checkpoint, options: OpenOptions) -> list[_Opened]:
+    def _open_shares(self, shares: Sequence[Share]) -> list[OpenShare]:
         """What each stage is to hold; weights that are open are closed with this object, whatever comes."""
-        shares = options.shares or (Share(tuple(range(self.config.num_hidden_layers))),)
-        opened = []
+        checkpoint, options, opened = self._checkpoint, self._options, []
+        guesses = options.guesses and self.crew is None  # guessing with coarse weights takes those of all layers
         for share, ceiling in zip(shares, _ceilings(checkpoint, shares, self.ceiling), strict=True):
-            weights = open_weights(checkpoint, share, self.kernels, ceiling, self.events, options.guesses)
+            weights = open_weights(checkpoint, share, self.kernels, ceiling, self.events, guesses)
             self.weights.append(weights)
             adapters = list(self.adapters.values())
             decoder = decoder_of(checkpoint, share, weights, self.kernels, self.blocks, options.kv_dtype, adapters)
-            opened.append(_Opened(share, weights, decoder, ceiling))
+            opened.append(OpenShare(share, weights, decoder, ceiling))
         return opened
 
     @property
     def _adapter_bytes(self) -> int:
         return sum(adapter.nbytes for adapter in self.adapters.values())
 
-    def _budget(self, one: _Opened, process: int) -> Budget:
-        """The first stage counts the adapters, which all stages here share."""
-        return Budget(
-            adapters=self._adapter_bytes if process else 0,
-            adapter_rank=max((adapter.rank for adapter in self.adapters.values()), default=0),
-            architecture=self.architecture,
-            weights=one.weights.pass_bytes,
-            ceiling=one.ceiling,
-            process=process,
-            scratch=self.kernels.scratch_bytes * self.kernels.threads,
-            chunk=one.weights.largest_chunk,
-            indexed=one.weights.indexed_bytes,
-            experts=one.weights.expert_bytes,
-            head=one.share.head,
-        )
+    def _budgets(self, opened: Sequence[OpenShare], draft: int) -> list[Budget]:
+        """The first stage counts the process, the adapters, which all stages here share, and what guessing takes."""
+        adapters, remote = self.adapters.values(), self.crew is not None
+        first, *rest = opened
+        budget = first.budget(self.kernels, self._process, adapters, with_adapters=True, remote=remote)
+        others = (one.budget(self.kernels, 0, adapters, with_adapters=False, remote=remote) for one in rest)
+        return [replace(budget, draft=draft), *others]
 
-    def _rooms(self, opened: Sequence[_Opened], budgets: Sequence[Budget], most: int | None) -> list[StageRoom]:
+    def _rooms(self, opened: Sequence[OpenShare], budgets: Sequence[Budget], most: int | None) -> list[StageRoom]:
         """The first stage has the engine beside it, and a draft model."""
         rooms: list[StageRoom] = []
         for one, budget in zip(opened, budgets, strict=True):
@@ -187,8 +265,8 @@ class Runtime:
     def close(self) -> None:
         """End the reader and free the weights."""
         # They refer to this object, which would be left to the garbage collector.
-        for stage in self.stages:
-            stage.on_layer = None
+        self.listen(None)
+        self.engine.replace_lost = None
         self.engine.speculator.close()
         self.memory.caches.kept.clear()
         self._free()
@@ -198,9 +276,11 @@ class Runtime:
             weights.close()
         if self.draft is not None:
             self.draft.close()
+        if self.crew is not None:
+            self.crew.close()
 
 
-def _corrections(checkpoint: Checkpoint, opened: _Opened, budget: Budget) -> dict[str, Correction]:
+def _corrections(checkpoint: Checkpoint, opened: OpenShare, budget: Budget) -> dict[str, Correction]:
     """What a packed model was tuned with, as far as it is worth its room under the ceiling."""
     found = usable_corrections(checkpoint.path, checkpoint.files, checkpoint.tensors)
     stage = StageBudget(budget, opened.decoder.planes.shape, draft_weights=opened.weights.least_draft_bytes)
@@ -221,43 +301,3 @@ def _ceilings(checkpoint: Checkpoint, shares: Sequence[Share], ceiling: int) -> 
     ]
     parts = [max(0, ceiling - process) * size // sum(sizes) for size in sizes]
     return [process + parts[0], *parts[1:]]
-
-
-@no_collections()
-def open_weights(
-    checkpoint: Checkpoint,
-    share: Share,
-    kernels: Kernels,
-    ceiling: int,
-    events: Events,
-    guesses: bool,
-    ring: Ring | None = None,
-) -> Weights:
-    """The weights of a share of a model, none of them in memory yet; to be closed. `guesses`: whether some are to be
-    kept for guesses alone; `ring`: None for what such a ceiling leaves room for."""
-    architecture = checkpoint.architecture
-    names = architecture.tensors_of(share.layers, embedding=share.embedding, head=share.head)
-    order = architecture.matrices_of(share.layers, head=share.head)
-    tensors = {name: checkpoint.tensors[name] for name in names}
-    if ring is None:
-        ring = choose_ring(ceiling, largest_chunk([tensors[name] for name in order]))
-    drafts = [name for name in draft_order(architecture) if name in tensors] if guesses else ()
-    experts = [parts for layer in share.layers if (parts := architecture.experts(layer))]
-    return Weights(tensors, order, kernels, ring, events, drafts, experts, architecture.expert_share(1))
-
-
-def decoder_of(
-    checkpoint: Checkpoint,
-    share: Share,
-    weights: Weights,
-    kernels: Kernels,
-    blocks: Blocks,
-    kv_dtype: str,
-    adapters: Sequence[Adapter] = (),
-) -> Decoder:
-    """What computes a share of a model, with room of its own for keys and values, and what `adapters` have for it.
-    Raises ReadError, UsageError."""
-    shape = KvShape.of(checkpoint.config, kv_dtype, len(share.layers))
-    planes = KvPlanes(shape, share.layers, blocks.outbox())
-    own = {adapter.name: adapter.only(weights.tensors) for adapter in adapters}
-    return Decoder(checkpoint.config, weights, kernels, weights.vectors(), planes, own)

@@ -25,7 +25,7 @@ from penstock.models.chain import Chain
 from penstock.models.kv_cache import Blocks, KvCache
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.stage import Share, Stage, Step
-from penstock.runtime import decoder_of, open_weights
+from penstock.stages.opening import decoder_of, open_weights
 from penstock.sampling import SamplingParams
 from penstock.speculate.costs import Costs
 from penstock.speculate.speculator import Speculator

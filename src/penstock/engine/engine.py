@@ -10,12 +10,13 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import count
+from typing import TYPE_CHECKING, TypeVar
 
 from penstock.engine.scheduler import MAX_ROWS, Scheduler
 from penstock.engine.scoring import ScoredSequence
 from penstock.engine.sequence import Sequence
-from penstock.errors import ContextError, UsageError
+from penstock.errors import ContextError, StageLostError, UsageError
 from penstock.models.pass_stats import PassStats
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.tokens import check_prompt, check_tokens
@@ -23,7 +24,7 @@ from penstock.sampling import Sampler, SamplingRule
 from penstock.speculate.speculator import walk
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from collections.abc import Sequence as List
 
     from penstock.checkpoints.generation_config import GenerationDefaults
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
     from penstock.sampling import SamplingParams
     from penstock.speculate.speculator import Speculator
     from penstock.speculate.tree import Tree
+
+T = TypeVar("T")
+
+MOST_LOSSES = 5
+"""Of stages one after the other, without a pass in between."""
 
 
 class Engine:
@@ -60,6 +66,8 @@ class Engine:
         self.memory = memory
         self.context = context
         self.scheduler = Scheduler(memory, speculator, context, max_rows)
+        self.replace_lost: Callable[[], None] | None = None
+        """Puts others in the place of stages that are lost."""
         self._kernels = kernels
         self._defaults = defaults
 
@@ -158,11 +166,36 @@ class Engine:
     def step(self) -> PassStats:
         """One pass for all active sequences: each goes on by a chunk of its prompt or by a token.
 
+        Where a stage is lost with its keys and values, they are computed anew, and what comes is what would have come.
+
         Ended sequences have left, and their caches are free. Raises ReadError and MemoryCeilingError; the caches then
         hold what was committed before. A sequence whose own part of the pass raises ends with that as its error: a
         NumericsError where its logits are not finite, a MemoryCeilingError where it has no room even by itself, an
         InternalError, which has its cause, for what nobody expects. Where none is left to go on the pass has no rows.
         """
+        return self.enduring(self._step)
+
+    def enduring(self, work: Callable[[], T]) -> T:
+        """What `work` gives, which begins anew with empty caches where a stage is lost. Raises StageLostError where
+        MOST_LOSSES follow one another, or where none can take its place."""
+        for losses in count(1):
+            try:
+                return work()
+            except StageLostError as lost:
+                if losses == MOST_LOSSES:
+                    raise
+                self.start_over(lost)
+        raise AssertionError
+
+    def start_over(self, lost: StageLostError) -> None:
+        """Empty every cache, and have others take the place of stages that are lost. Raises StageLostError where there are
+        none, as where all stages are in this process."""
+        self.memory.caches.forget()
+        if self.replace_lost is None:
+            raise lost
+        self.replace_lost()
+
+    def _step(self) -> PassStats:
         begin = time.perf_counter()
         self.scheduler.admit(must=True)
         try:

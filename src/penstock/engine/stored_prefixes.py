@@ -34,7 +34,7 @@ class StoredPrefixes:
         """`root`: what the keys of sequences begin with that go through an adapter of that name, or none."""
         self.folder = folder
         self._root = root
-        self._chain = chain
+        self.chain = chain
         self._memory = memory
 
     def count(self, sequence: Sequence) -> int:
@@ -58,14 +58,14 @@ class StoredPrefixes:
         try:
             more = KvCount(told_bytes=size)  # for the buffer
             need = self._memory.need({cache: count * BLOCK_SLOTS}, LEAST_CHUNK_ROWS, 1, more=more)
-            self._chain.make_room(need)
+            self.chain.make_room(need)
         except MemoryCeilingError:
             return
         buffer = page_array(size)
         for key in keys[cache.length // BLOCK_SLOTS :]:
             if not self.folder.read(key, buffer):
                 break
-            self._chain.append_block(cache, buffer)
+            self.chain.append_block(cache, buffer)
         self.folder.touch(keys[: cache.length // BLOCK_SLOTS])
 
     def keep(self, sequence: Sequence) -> None:
@@ -77,7 +77,7 @@ class StoredPrefixes:
         if sequence.error is not None or not sequence.stores_prompt:
             return
         keys = self._keys(sequence, prompt, whole)[first:]
-        self.folder.keep(keys, first, lambda index: self._chain.read_block(cache, first + index))
+        self.folder.keep(keys, first, lambda index: self.chain.read_block(cache, first + index))
         sequence.kept_blocks = whole
 
     def _keys(self, sequence: Sequence, tokens: list[int], count: int) -> list[bytes]:

@@ -37,6 +37,8 @@ LEAST_CHUNK_ROWS = 32
 RAW_WEIGHT_BYTES, FINE_WEIGHT_BYTES = 2.0, 0.875
 """The least that a weight takes of a piece's larger part: as it is, and in the fine tier of packed weights."""
 
+WIRE_COPIES = 2
+"""Of hidden rows that go from a process to another, beside what computing takes, which is free by then."""
 UNPACKED_PIECES = 3
 """Buffers of the ring that an unpacked piece takes the room of."""
 
@@ -80,6 +82,8 @@ class Budget:
     """Adapters, which are in memory whole."""
     adapter_rank: int = 0
     """The highest; 0 where there are none."""
+    remote: bool = False
+    """Whether hidden rows come from other processes and go there."""
     experts: int = 0
     """Of the weights, those of experts."""
     hit_rate: float = 0.0
@@ -191,6 +195,8 @@ class Budget:
         nbytes = self.architecture.activation_bytes(rows, logits, self.ring.piece_bytes, weight_bytes, ranked_rows)
         if self.head and scored_rows:
             nbytes += self.architecture.scoring_bytes(scored_rows, self.ring.piece_bytes, weight_bytes)
+        if self.remote:
+            nbytes += WIRE_COPIES * 4 * rows * self.architecture.config.hidden_size
         if not self.adapter_rank:
             return nbytes
         return nbytes + self.architecture.adapter_bytes(rows, self.adapter_rank, self.ring.piece_bytes, weight_bytes)

@@ -57,6 +57,12 @@ class Caches:
         """Leave room for a cache to grow to so many slots, besides as many blocks that it shares with another."""
         self._promises[cache] = Promise(most_slots, adopted_blocks)
 
+    def forget(self) -> None:
+        """What the caches hold is lost: all are empty."""
+        self.kept.clear()
+        for cache in [*self._promises]:
+            cache.truncate(0)
+
     @property
     def promised(self) -> int:
         """How many caches were promised anything."""

@@ -8,29 +8,33 @@ rows are float32 between them.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from penstock.errors import UsageError
+from penstock.errors import StageLostError, UsageError
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.models.logits import Logits
 from penstock.models.pass_stats import PartStats, PassStats
 from penstock.models.stage import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from penstock.compute.kernels import F32, U8
     from penstock.events import Events
     from penstock.models.kv_cache import Blocks, KvCache, Outbox
     from penstock.models.rows import Rows
-    from penstock.models.stage import Need, Share, Tier
+    from penstock.models.stage import Need, OnLayer, Share, Tier
 
 
 class StageLike(Protocol):
     """A stage, here or elsewhere."""
+
+    on_layer: OnLayer | None
 
     @property
     def share(self) -> Share: ...
@@ -41,8 +45,8 @@ class StageLike(Protocol):
         """Bytes that its next pass would read."""
 
     def run(self, step: Step, x: F32 | None = None) -> tuple[F32 | Logits | None, tuple[PartStats, ...]]: ...
-    def read_slot(self, blocks: Sequence[int], slot: int) -> U8: ...
-    def write_slot(self, blocks: Sequence[int], slot: int, data: U8) -> None: ...
+    def read_slots(self, blocks: Sequence[int], first: int, end: int) -> U8: ...
+    def write_slots(self, blocks: Sequence[int], first: int, data: U8) -> None: ...
     def read_block(self, block: int) -> U8: ...
     def write_block(self, block: int, data: U8) -> None: ...
 
@@ -143,25 +147,40 @@ class Chain:
             return
         for stage in self.stages:
             if stage.outbox.pending():
-                _run(stage, Step())
+                # What is lost has nothing to be done to; it is told when its layers are needed.
+                with suppress(StageLostError):
+                    _run(stage, Step())
 
     def read_slot(self, cache: KvCache, slot: int) -> bytes:
         """One slot's keys and values, [layers][key, value][kv_heads][head_dim] of all layers."""
-        self.settle()
+        return next(self.read_slots(cache, slot, slot + 1))
+
+    def read_slots(self, cache: KvCache, first: int, end: int) -> Iterator[bytes]:
+        """As `read_slot`, one after the other of [first, end)."""
         blocks = cache.block_names
-        planes: dict[int, U8] = {}
-        for stage in self.stages:
-            planes |= dict(zip(stage.share.layers, stage.read_slot(blocks, slot), strict=True))
-        return b"".join(planes[layer].tobytes() for layer in range(self._layers))
+        for begin in range(first, end, BLOCK_SLOTS):
+            self.settle()
+            last = min(begin + BLOCK_SLOTS, end)
+            layers: dict[int, U8] = {}
+            for stage in self.stages:
+                data = stage.read_slots(blocks, begin, last)
+                layers |= {layer: data[:, index] for index, layer in enumerate(stage.share.layers)}
+            for index in range(last - begin):
+                yield b"".join(layers[layer][index].tobytes() for layer in range(self._layers))
 
     def append_slot(self, cache: KvCache, data: bytes) -> None:
         """Commit what `read_slot` gave as the next position of a cache, in place of what was uncommitted there."""
-        cache.reserve(cache.length + 1)
-        self.settle()
-        planes = np.frombuffer(data, np.uint8).reshape(self._layers, -1)
-        for stage in self.stages:
-            stage.write_slot(cache.block_names, cache.length, planes[list(stage.share.layers)])
-        cache.length += 1
+        self.append_slots(cache, [data])
+
+    def append_slots(self, cache: KvCache, slots: Iterable[bytes]) -> None:
+        """As `append_slot`, one after the other."""
+        while batch := list(islice(slots := iter(slots), BLOCK_SLOTS)):
+            cache.reserve(cache.length + len(batch))
+            self.settle()
+            planes = np.stack([np.frombuffer(data, np.uint8) for data in batch]).reshape(len(batch), self._layers, -1)
+            for stage in self.stages:
+                stage.write_slots(cache.block_names, cache.length, planes[:, list(stage.share.layers)])
+            cache.length += len(batch)
 
     def read_block(self, cache: KvCache, index: int) -> list[U8]:
         """Keys and values of the block of that number of a cache: of each layer uint8 [bytes of a layer], which are

@@ -95,6 +95,11 @@ class Blocks:
         self._outboxes.append(Outbox(self))
         return self._outboxes[-1]
 
+    def forget_stages(self) -> None:
+        """There are other stages from now on; nobody has a block."""
+        self.note_gone()
+        self._outboxes.clear()
+
     def note(self, op: CacheOp) -> None:
         """Tell all stages."""
         numbered = next(self._numbers), op
@@ -122,6 +127,11 @@ class Outbox:
         """All of it, in order."""
         self.blocks.note_gone()
         return tuple(self.ops)
+
+    def forget(self) -> None:
+        """The stage is another, which has no blocks."""
+        self.blocks.note_gone()
+        self.ops.clear()
 
     def done(self, ops: Sequence[NumberedOp]) -> None:
         """The stage has done these."""

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import numpy as np
+
 from penstock.models.pass_stats import PartStats
 
 if TYPE_CHECKING:
@@ -114,13 +116,14 @@ class Stage:
         """Bytes that its next pass would read."""
         return self.weights.streamed_bytes
 
-    def read_slot(self, blocks: Sequence[int], slot: int) -> U8:
-        """A slot's keys and values, uint8 [layers, bytes of a layer]."""
-        return self.decoder.planes.read_slot(blocks, slot)
+    def read_slots(self, blocks: Sequence[int], first: int, end: int) -> U8:
+        """Keys and values of slots [first, end), uint8 [end - first, layers, bytes of a layer]."""
+        return np.stack([self.decoder.planes.read_slot(blocks, slot) for slot in range(first, end)])
 
-    def write_slot(self, blocks: Sequence[int], slot: int, data: U8) -> None:
-        """Put what `read_slot` gave into a slot."""
-        self.decoder.planes.write_slot(blocks, slot, data)
+    def write_slots(self, blocks: Sequence[int], first: int, data: U8) -> None:
+        """Put what `read_slots` gave into slots from `first` on."""
+        for slot, one in enumerate(data, first):
+            self.decoder.planes.write_slot(blocks, slot, one)
 
     def read_block(self, block: int) -> U8:
         """A block's keys and values, uint8 [layers, bytes of a layer]; valid until the next `run`."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.completion import Piece, Stats
-from penstock.errors import ContextError, PenstockError, SessionError, UsageError
+from penstock.errors import ContextError, PenstockError, SessionError, StageLostError, UsageError
 from penstock.sampling import SamplingParams
 from penstock.sessions.follow_up import appended, common_length, extended
 from penstock.sessions.log import NewRecord, SessionLog
@@ -347,6 +347,13 @@ class Session:
 
     def _save(self, turn: Turn) -> None:
         """Have what is new on the disk: positions, tokens, and why the answer ended."""
+        try:
+            self._save_reached(turn)
+        except StageLostError as lost:  # positions that are lost come again, as they were
+            self._llm.engine.start_over(lost)
+            self._save_reached(turn)
+
+    def _save_reached(self, turn: Turn) -> None:
         self._check_proof()
         length, count = min(self._cache.length, len(turn.tokens)), len(turn.drawn)
         if self._log is not None and self._saved_turn is not turn:
@@ -362,7 +369,7 @@ class Session:
         first = self._saved_tokens
         meta = {"at": begin, "first": first, "drawn": turn.drawn[first:], "end": turn.end}
         meta["text"] = turn.text if turn.end else ""
-        slots = (self._llm.chain.read_slot(self._cache, slot) for slot in range(begin, end))
+        slots = self._llm.chain.read_slots(self._cache, begin, end)
         return NewRecord(PASS, meta, slots, (end - begin) * self._llm.kv_shape.slot_bytes)
 
     def _open(self, log: SessionLog) -> None:
@@ -376,8 +383,7 @@ class Session:
         self._saved_turn, self._saved, self._saved_tokens = held.turn, held.positions, len(held.turn.drawn)
         self.system = held.turn.system
         self._llm.chain.make_room(self._llm.memory.need_to_fill(self._cache, held.positions))
-        for data in held.slots(log):
-            self._llm.chain.append_slot(self._cache, data)
+        self._llm.chain.append_slots(self._cache, held.slots(log))
         if held.positions:
             last = held.positions - 1
             self._proof = last, self._llm.chain.read_slot(self._cache, last)

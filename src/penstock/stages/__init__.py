@@ -1,0 +1,1 @@
+"""A model's layers in stages, in this process and in others."""
