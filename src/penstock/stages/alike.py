@@ -25,7 +25,11 @@ def what_is_alike(
     which are packed. Raises ReadError, FormatError."""
     names = checkpoint.architecture.tensors_of(share.layers, embedding=share.embedding, head=share.head)
     identity = model_identity(checkpoint.config, {name: checkpoint.tensors[name] for name in names})
-    alike = {"version of Penstock": __version__, "config": repr(sorted(identity["config"].items())), "weights": identity["weights"]}
+    alike = {
+        "version of Penstock": __version__,
+        "config": repr(sorted(identity["config"].items())),
+        "weights": identity["weights"],
+    }
     alike["arithmetic"] = kernel_digest(kernels)
     return alike | {f"adapter {adapter.name}": adapter.digest for adapter in adapters}
 

@@ -1,0 +1,71 @@
+"""The other machines of a Ray cluster, as places for stages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from penstock.cluster.connection import connect, disconnect
+from penstock.system.sizes import MIB
+
+if TYPE_CHECKING:
+    from penstock.cluster.actor import ActorLine
+    from penstock.stages.messages import HostSettings
+
+MEMORY, THREADS = "penstock_mib", "penstock_threads"
+"""Resources that a node says it has (nodes.py): the ceiling of a process of Penstock, and its threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class RayNode:
+    """A machine of the cluster."""
+
+    name: str
+    """That of the machine, or its address."""
+    node_id: str
+    """Ray's, in hexadecimal digits; another one after it was away."""
+    ceiling: int | None
+    threads: int | None
+
+    def start(self, settings: HostSettings) -> ActorLine:
+        """As `Node.start`."""
+        from penstock.cluster.actor import ActorLine
+
+        return ActorLine(self.name, self.node_id, replace(settings, threads=self.threads))
+
+
+class RayFleet:
+    """Those that have joined, but for the one that this process is on."""
+
+    def __init__(self, address: str) -> None:
+        """Connect to a cluster. Raises ClusterError where there is none, or it refuses."""
+        self.address = connect(address)
+
+    def nodes(self) -> list[RayNode]:
+        """Those in reach, by name."""
+        import ray
+
+        own = ray.get_runtime_context().get_node_id()
+        found = [
+            node for node in ray.nodes() if node["Alive"] and MEMORY in node["Resources"] and node["NodeID"] != own
+        ]
+        names = Counter(_name(node) for node in found)
+        nodes = [_node(node, alone=names[_name(node)] == 1) for node in found]
+        return sorted(nodes, key=lambda node: node.name)
+
+    def close(self) -> None:
+        """Leave the cluster."""
+        disconnect()
+
+
+def _name(node: dict[str, Any]) -> str:
+    return str(node.get("NodeName") or node["NodeManagerAddress"])
+
+
+def _node(node: dict[str, Any], *, alone: bool) -> RayNode:
+    """`alone`: whether no other node has its name."""
+    name = _name(node) if alone else f"{_name(node)} ({node['NodeID'][:6]})"
+    resources = node["Resources"]
+    threads = int(resources.get(THREADS, 0))
+    return RayNode(name, node["NodeID"], int(resources[MEMORY]) * MIB or None, threads or None)
