@@ -11,12 +11,11 @@ from penstock.memory.text_room import BYTES_TO_TOKENIZE
 from penstock.models.kv_dtypes import check_kv_dtype
 from penstock.models.stage import Share
 from penstock.speculate.speculator import MOST_FIXED_NODES
+from penstock.stages.line import Fleet
 from penstock.system.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from penstock.stages.line import Fleet
 
 
 PREFIX_CACHE_BYTES = 4 << 30

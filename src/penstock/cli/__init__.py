@@ -11,6 +11,7 @@ import typer
 from penstock import __version__
 from penstock.cli.batch import batch
 from penstock.cli.bench import bench
+from penstock.cli.cluster import app as cluster
 from penstock.cli.config_file import config_path, read_defaults
 from penstock.cli.demo import demo
 from penstock.cli.leaving import leave
@@ -53,6 +54,7 @@ app.command()(registered(bench))
 app.command()(registered(perplexity))
 app.command()(synth)
 app.command()(registered(serve))
+app.add_typer(cluster, name="cluster")
 
 
 def _tell_version(wanted: bool) -> None:

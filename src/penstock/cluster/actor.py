@@ -61,9 +61,8 @@ class ActorLine:
     def __init__(self, name: str, node_id: str, settings: HostSettings) -> None:
         """Start one on a node, by Ray's id of it. Raises StageLostError, and what opening raises."""
         self._name = name
-        self._actor = (
-            _remote_class().options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote()
-        )
+        there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        self._actor = _remote_class().options(scheduling_strategy=there).remote()
         try:
             self._get(self._actor.ping.remote(), OPEN_SECONDS)
             said = unpacked(self._watched(self._actor.open.remote(packed(settings))))

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
+import tempfile
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from penstock.cluster.settings import NAMESPACE, Membership, check_token
 from penstock.errors import ClusterError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
-def import_ray() -> None:
-    """Raise ClusterError where Ray is not installed."""
-    try:
-        import ray  # noqa: F401
-    except ImportError as error:
-        raise ClusterError("Clusters need Ray, which is not installed.", 'pip install "penstock[cluster]"') from error
+
+def require_ray() -> None:
+    """Raise ClusterError where Ray is not installed. It is not imported: it reads the environment when it is."""
+    if find_spec("ray") is None:
+        raise ClusterError("Clusters need Ray, which is not installed.", 'pip install "penstock[cluster]"')
 
 
 def membership_of(address: str) -> Membership:
@@ -39,30 +46,73 @@ def default_token() -> Path:
 
 
 def connect(address: str) -> str:
-    """Let this process take part in a cluster, "auto" or HOST:PORT, from a node of it; its address. Raises ClusterError."""
-    import_ray()
+    """Let this process take part in a cluster, "auto" or HOST:PORT, from a node of it; its address.
+
+    Raises ClusterError.
+    """
+    require_ray()
     membership = membership_of(address)
-    0 and check_token(Path(membership.token_file))
+    check_token(Path(membership.token_file))
     os.environ.update(membership.environment())
     import ray
 
     if ray.is_initialized():
         return membership.address
+    said = ""
     try:
-        ray.init(
-            address=membership.address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level="ERROR",
-            configure_logging=False,
-        )
+        with _standard_error_kept() as kept:
+            try:
+                ray.init(
+                    address=membership.address,
+                    namespace=NAMESPACE,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                )
+            finally:
+                said = kept()
     except Exception as error:  # Ray raises whatever comes
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ClusterError(
-            f"The cluster at {membership.address} does not let this machine in: {said}",
-            "`penstock cluster status` says more; the token has to be that of the machine that started it.",
-        ) from error
+        raise refused(membership.address, f"{said}\n{error}") from error
     return membership.address
+
+
+def refused(address: str, said: str) -> ClusterError:
+    """What is wrong where Ray said that."""
+    text = said.lower()
+    if "authtoken" in text or "authentication" in text:
+        return ClusterError(
+            f"The cluster at {address} has another token.", "Copy that of the machine that started it: --token-file."
+        )
+    if "version mismatch" in text:
+        last = next(line.strip() for line in said.splitlines() if "version mismatch" in line.lower())
+        return ClusterError(
+            f"{last}", "Install the same Ray, and a Python of the same minor version, on every machine."
+        )
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return ClusterError(
+        f"The cluster at {address} does not let this machine in: {lines[-1] if lines else 'Ray does not say why'}",
+        "See whether it is there, and whether it was started with --tls, which joining needs then, too.",
+    )
+
+
+@contextmanager
+def _standard_error_kept() -> Iterator[Callable[[], str]]:
+    """Keep what is written to standard error meanwhile, by Ray's compiled parts too, which say the same once a second;
+    gives what tells it."""
+    with tempfile.TemporaryFile() as file:
+
+        def kept() -> str:
+            file.seek(0)
+            return file.read().decode("utf-8", "replace")
+
+        sys.stderr.flush()
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield kept
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
 
 
 def disconnect() -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MEMORY, THREADS = "penstock_mib", "penstock_threads"
 """Resources that a node says it has (nodes.py): the ceiling of a process of Penstock, and its threads."""
 
+NO_CEILING = 1
+"""So many MiB stand for none: Ray leaves out what there is none of."""
+
 
 @dataclass(frozen=True, slots=True)
 class RayNode:
@@ -23,10 +26,13 @@ class RayNode:
 
     name: str
     """That of the machine, or its address."""
+    address: str
     node_id: str
     """Ray's, in hexadecimal digits; another one after it was away."""
     ceiling: int | None
+    """Bytes; None for what is free there."""
     threads: int | None
+    """None for every CPU."""
 
     def start(self, settings: HostSettings) -> ActorLine:
         """As `Node.start`."""
@@ -47,16 +53,20 @@ class RayFleet:
         import ray
 
         own = ray.get_runtime_context().get_node_id()
-        found = [
-            node for node in ray.nodes() if node["Alive"] and MEMORY in node["Resources"] and node["NodeID"] != own
-        ]
-        names = Counter(_name(node) for node in found)
-        nodes = [_node(node, alone=names[_name(node)] == 1) for node in found]
-        return sorted(nodes, key=lambda node: node.name)
+        return [node for node in every_node() if node.node_id != own]
 
     def close(self) -> None:
         """Leave the cluster."""
         disconnect()
+
+
+def every_node() -> list[RayNode]:
+    """All machines in reach, by name, this one too."""
+    import ray
+
+    found = [node for node in ray.nodes() if node["Alive"] and MEMORY in node["Resources"]]
+    names = Counter(_name(node) for node in found)
+    return sorted((_node(node, alone=names[_name(node)] == 1) for node in found), key=lambda node: node.name)
 
 
 def _name(node: dict[str, Any]) -> str:
@@ -67,5 +77,6 @@ def _node(node: dict[str, Any], *, alone: bool) -> RayNode:
     """`alone`: whether no other node has its name."""
     name = _name(node) if alone else f"{_name(node)} ({node['NodeID'][:6]})"
     resources = node["Resources"]
-    threads = int(resources.get(THREADS, 0))
-    return RayNode(name, node["NodeID"], int(resources[MEMORY]) * MIB or None, threads or None)
+    mib, threads = int(resources[MEMORY]), int(resources.get(THREADS, 0))
+    ceiling = mib * MIB if mib > NO_CEILING else None
+    return RayNode(name, node["NodeManagerAddress"], node["NodeID"], ceiling, threads or None)

@@ -188,8 +188,8 @@ class Engine:
         raise AssertionError
 
     def start_over(self, lost: StageLostError) -> None:
-        """Empty every cache, and have others take the place of stages that are lost. Raises StageLostError where there are
-        none, as where all stages are in this process."""
+        """Empty every cache, and have others take the place of stages that are lost. Raises StageLostError where there
+        are none, as where all stages are in this process."""
         self.memory.caches.forget()
         if self.replace_lost is None:
             raise lost

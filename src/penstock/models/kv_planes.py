@@ -121,6 +121,15 @@ class KvPlanes:
         target = self._slot(blocks[slot // BLOCK_SLOTS], slot % BLOCK_SLOTS)
         target[:] = data.reshape(target.shape)
 
+    def read_slots(self, blocks: Sequence[int], first: int, end: int) -> U8:
+        """As `read_slot`, of slots [first, end): uint8 [end - first, layers, bytes of a layer]."""
+        return np.stack([self.read_slot(blocks, slot) for slot in range(first, end)])
+
+    def write_slots(self, blocks: Sequence[int], first: int, data: U8) -> None:
+        """Put what `read_slots` gave into slots from `first` on."""
+        for slot, one in enumerate(data, first):
+            self.write_slot(blocks, slot, one)
+
     def read_block(self, block: int) -> U8:
         """A block's keys and values, as they are and not copied: uint8 [layers, bytes of a layer], which are
         [key, value][kv_heads][BLOCK_SLOTS][head_dim]."""

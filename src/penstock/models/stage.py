@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-import numpy as np
-
 from penstock.models.pass_stats import PartStats
 
 if TYPE_CHECKING:
@@ -118,12 +116,11 @@ class Stage:
 
     def read_slots(self, blocks: Sequence[int], first: int, end: int) -> U8:
         """Keys and values of slots [first, end), uint8 [end - first, layers, bytes of a layer]."""
-        return np.stack([self.decoder.planes.read_slot(blocks, slot) for slot in range(first, end)])
+        return self.decoder.planes.read_slots(blocks, first, end)
 
     def write_slots(self, blocks: Sequence[int], first: int, data: U8) -> None:
         """Put what `read_slots` gave into slots from `first` on."""
-        for slot, one in enumerate(data, first):
-            self.decoder.planes.write_slot(blocks, slot, one)
+        self.decoder.planes.write_slots(blocks, first, data)
 
     def read_block(self, block: int) -> U8:
         """A block's keys and values, uint8 [layers, bytes of a layer]; valid until the next `run`."""

@@ -29,8 +29,8 @@ def what_is_alike(
         "version of Penstock": __version__,
         "config": repr(sorted(identity["config"].items())),
         "weights": identity["weights"],
+        "arithmetic": kernel_digest(kernels),
     }
-    alike["arithmetic"] = kernel_digest(kernels)
     return alike | {f"adapter {adapter.name}": adapter.digest for adapter in adapters}
 
 

@@ -83,7 +83,8 @@ class RemoteStage:
         return self.state.streamed_bytes
 
     def run(self, step: Step, x: F32 | None = None) -> tuple[F32 | Logits | None, tuple[PartStats, ...]]:
-        """As `Stage.run`; a part more is what the way there and back took. Raises StageLostError besides, ClusterError."""
+        """As `Stage.run`; a part more is what the way there and back took. Raises StageLostError and ClusterError
+        besides."""
         begin = time.perf_counter()
         answer = self.ask(Run(step, x))
         seconds = time.perf_counter() - begin
@@ -112,8 +113,8 @@ class RemoteStage:
         self.ask(WriteSlots(tuple(blocks), first, data))
 
     def ask(self, request: Request) -> Any:
-        """The answer to a request. Raises what it raised there, with the node's name; StageLostError; ClusterError where
-        bytes go on to arrive as others."""
+        """The answer to a request. Raises what it raised there, with the node's name; StageLostError; ClusterError
+        where bytes go on to arrive as others."""
         data = packed(request)
         for _ in range(ATTEMPTS):
             try:
