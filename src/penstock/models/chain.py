@@ -7,9 +7,11 @@ rows are float32 between them.
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +21,7 @@ from penstock.errors import StageLostError, UsageError
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.models.logits import Logits
 from penstock.models.pass_stats import PartStats, PassStats
+from penstock.models.pipeline import LEAST_ROWS, chunk_rows, pipelined
 from penstock.models.stage import Step
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ class StageLike(Protocol):
     """A stage, here or elsewhere."""
 
     on_layer: OnLayer | None
+    remote: bool
+    """Whether it is in another process."""
 
     @property
     def share(self) -> Share: ...
@@ -116,11 +121,13 @@ class Chain:
     def _through(
         self, legs: Sequence[_Leg], rows: Rows, need: Need | None, tier: Tier = "exact"
     ) -> tuple[F32 | Logits, tuple[PartStats, ...]]:
-        x: F32 | Logits | None = None
         parts: list[PartStats] = []
-        told: set[StageLike] = set()
         self._busy = True
         try:
+            if self._pays_in_chunks(len(rows)):
+                return self._in_chunks(legs, rows, need, tier)
+            x: F32 | Logits | None = None
+            told: set[StageLike] = set()
             for leg in legs:
                 asked = None if leg.stage in told else need
                 told.add(leg.stage)
@@ -131,6 +138,39 @@ class Chain:
             self._busy = False
         if x is None:
             raise ValueError("no stage embeds")
+        return x, tuple(parts)
+
+    def _pays_in_chunks(self, rows: int) -> bool:
+        """Whether stages in several processes had better work at the same time; weights that are streamed would be
+        read for each chunk."""
+        several = sum(stage.remote for stage in self.stages) > 0 and len(self.stages) > 1
+        return several and rows >= 2 * LEAST_ROWS and not self.streamed_bytes
+
+    def _in_chunks(
+        self, legs: Sequence[_Leg], rows: Rows, need: Need | None, tier: Tier
+    ) -> tuple[F32 | Logits, tuple[PartStats, ...]]:
+        """As `_through`: chunks go through all but the head one after the other, in several stages at a time."""
+        if need is not None:
+            self.make_room(need)
+        chunks = rows.chunks(chunk_rows(len(rows), len(self.stages)))
+        body = [replace(leg, head=False) for leg in legs if leg.embed or leg.layers]
+        took: list[list[tuple[PartStats, ...]]] = [[() for _ in body] for _ in chunks]
+        locks = {stage: threading.Lock() for stage in self.stages}
+
+        def run(chunk: int, at: int, before: F32 | None) -> F32:
+            leg = body[at]
+            with locks[leg.stage]:
+                x, took[chunk][at] = _run(
+                    leg.stage, Step((), None, chunks[chunk], leg.embed, leg.layers, False, tier), before
+                )
+            return _hidden(x)
+
+        x: F32 | Logits = np.concatenate(pipelined(len(chunks), len(body), run))
+        parts = [part for at in range(len(body)) for part in _summed([own[at] for own in took])]
+        for leg in legs:
+            if leg.head:
+                end, said = _run(leg.stage, Step((), None, rows, False, (), True, tier), _hidden(x))
+                x, parts = _told(end), [*parts, *said]
         return x, tuple(parts)
 
     def make_room(self, need: Need) -> None:
@@ -202,10 +242,21 @@ class Chain:
         cache.length += BLOCK_SLOTS
 
 
-def _hidden(x: F32 | Logits) -> F32:
-    if isinstance(x, Logits):
+def _hidden(x: F32 | Logits | None) -> F32:
+    if x is None or isinstance(x, Logits):
         raise TypeError("a stage went on after the head")
     return x
+
+
+def _told(x: F32 | Logits | None) -> Logits:
+    if not isinstance(x, Logits):
+        raise TypeError("a head told no logits")
+    return x
+
+
+def _summed(chunks: Sequence[Sequence[PartStats]]) -> list[PartStats]:
+    """Of the parts of a leg, what they took for all chunks."""
+    return [reduce(PartStats.plus, parts) for parts in zip(*chunks, strict=True)]
 
 
 def _run(stage: StageLike, step: Step, x: F32 | None = None) -> tuple[F32 | Logits | None, tuple[PartStats, ...]]:

@@ -113,6 +113,22 @@ class SequenceRows:
         tokens are likeliest."""
         return replace(self, targets=np.asarray(targets, np.int64), top=top) if len(targets) else self
 
+    def part(self, first: int, end: int) -> SequenceRows:
+        """Rows [first, end), of which no logits are wanted."""
+        tails = self.tail_offsets[first : end + 1]
+        return replace(
+            self,
+            tokens=self.tokens[first:end],
+            positions=self.positions[first:end],
+            slots=self.slots[first:end],
+            prefix=self.prefix[first:end],
+            tail_offsets=tails - tails[0],
+            tail_slots=self.tail_slots[tails[0] : tails[-1]],
+            wanted=np.empty(0, np.int64),
+            targets=None,
+            first_whole=False,
+        )
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -144,6 +160,22 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def chunks(self, count: int) -> list[Rows]:
+        """The same rows in several parts of `count` rows, in their order, of which no logits are wanted."""
+        parts: list[list[SequenceRows]] = []
+        room = 0
+        for sequence in self.sequences:
+            first = 0
+            while first < len(sequence):
+                if not room:
+                    parts.append([])
+                    room = count
+                end = min(len(sequence), first + room)
+                parts[-1].append(sequence.part(first, end))
+                room -= end - first
+                first = end
+        return [Rows(part) for part in parts]
 
     def by_adapter(self) -> dict[str, RowIndex]:
         """Which rows go through which adapter; those that go through none are left out."""

@@ -89,6 +89,8 @@ class MakesRoom(Protocol):
 class Stage:
     """One stage in this process."""
 
+    remote = False
+
     def __init__(
         self, decoder: Decoder, weights: Weights, share: Share, room: MakesRoom, on_layer: OnLayer | None = None
     ) -> None:

@@ -60,6 +60,8 @@ class RemoteRoom:
 class RemoteStage:
     """Some layers of a model on another node."""
 
+    remote = True
+
     def __init__(self, name: str, share: Share, line: Line, blocks: Blocks) -> None:
         """`name`: of the node, for people."""
         self.name = name
