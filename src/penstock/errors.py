@@ -35,6 +35,12 @@ class PenstockError(Exception):
         self.problem = problem
         self.remedy = remedy
 
+    def at(self, place: str) -> PenstockError:
+        """The same error, which says that it happened on another machine."""
+        told = type(self)(f"{place}: {self.problem}", self.remedy)
+        told.__cause__ = self
+        return told
+
     def __str__(self) -> str:
         return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
 

@@ -25,10 +25,10 @@ from penstock.models.chain import Chain
 from penstock.models.kv_cache import Blocks, KvCache
 from penstock.models.rows import Rows, SequenceRows
 from penstock.models.stage import Share, Stage, Step
-from penstock.stages.opening import decoder_of, open_weights
 from penstock.sampling import SamplingParams
 from penstock.speculate.costs import Costs
 from penstock.speculate.speculator import Speculator
+from penstock.stages.opening import decoder_of, open_weights
 
 if TYPE_CHECKING:
     from penstock.models.stage import OnLayer

@@ -19,8 +19,8 @@ from penstock.models.decoder import Decoder
 from penstock.models.kv_cache import Blocks, KvCache
 from penstock.models.stage import Need, Share, Stage
 from penstock.packing.pack import pack
-from penstock.stages.opening import decoder_of
 from penstock.speculate.coarse import CoarseDrafter
+from penstock.stages.opening import decoder_of
 from penstock.weights.residency import draft_order
 from penstock.weights.weights import Weights
 

@@ -33,8 +33,8 @@ from penstock.models.kv_cache import Blocks
 from penstock.packing.pack import pack
 from penstock.packing.unpack import unpack
 from penstock.packing.verify import verify
-from penstock.stages.opening import decoder_of
 from penstock.speculate.draft_model import NibbleWeights
+from penstock.stages.opening import decoder_of
 from penstock.weights.identity import model_identity
 from penstock.weights.residency import draft_order
 from penstock.weights.weights import Weights

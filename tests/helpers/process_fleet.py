@@ -46,7 +46,7 @@ class PipeLine:
         theirs.close()
         said = unpacked(self._receive(60))
         if isinstance(said, PenstockError):
-            raise said
+            raise said.at(name)
         self.hello: Hello = said
 
     def ask(self, data: bytes) -> bytes:

@@ -67,7 +67,7 @@ class ActorLine:
             self._get(self._actor.ping.remote(), OPEN_SECONDS)
             said = unpacked(self._watched(self._actor.open.remote(packed(settings))))
             if isinstance(said, PenstockError):
-                raise type(said)(f"{name}: {said.problem}", said.remedy)
+                raise said.at(name)
         except BaseException:
             self.close()
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from penstock.errors import ClusterError, PenstockError, StageLostError
+from penstock.errors import ClusterError, StageLostError
 from penstock.models.pass_stats import PartStats
 from penstock.stages.messages import (
     Answer,
@@ -130,18 +130,13 @@ class RemoteStage:
                 self.state = answer.state
                 return answer
             if isinstance(answer, Failure):
-                raise self._named(answer.error)
+                raise answer.error.at(self.name)
             if not isinstance(answer, Garbled):
                 raise StageLostError(f"{self.name} answers with a {type(answer).__name__}.", "")
         raise ClusterError(
             f"Of {ATTEMPTS} messages to {self.name} and back none arrived with the bytes that were sent.",
             "Check its memory and its network: something changes what goes by.",
         )
-
-    def _named(self, error: PenstockError) -> PenstockError:
-        named = type(error)(f"{self.name}: {error.problem}", error.remedy)
-        named.__cause__ = error
-        return named
 
     def _tell(self, parts: Sequence[PartStats]) -> None:
         for part in parts if self.on_layer is not None else ():
