@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helpers.assembled import new_cache, open_engine
 from helpers.cases import random_tokens
-from helpers.checkpoints import random_tensors, tiny_config, write_checkpoint
+from helpers.checkpoints import tiny_config, write_checkpoint
 from penstock.models.pipeline import LEAST_ROWS, chunk_rows, pipelined
 from penstock.models.rows import Rows, SequenceRows
 
@@ -74,7 +74,7 @@ def test_chunks_are_not_too_short(rows: int, stages: int) -> None:
 def test_rows_in_parts_give_the_bits_of_the_whole(count: int, tmp_path) -> None:
     """Prompts and trees of several sequences, cut anywhere, one part after the other."""
     config = tiny_config(num_hidden_layers=2)
-    write_checkpoint(tmp_path, config, random_tensors(config))
+    write_checkpoint(tmp_path, config)
     prompt = random_tokens(30, 96, 2)
 
     def rows(engine) -> Rows:

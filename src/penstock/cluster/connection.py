@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from penstock.cluster.reach import check_reach
 from penstock.cluster.settings import NAMESPACE, Membership, check_token
 from penstock.errors import ClusterError
 
@@ -53,6 +54,7 @@ def connect(address: str) -> str:
     require_ray()
     membership = membership_of(address)
     check_token(Path(membership.token_file))
+    check_reach(membership.address, membership.certificates)
     os.environ.update(membership.environment())
     import ray
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from penstock.cluster.connection import connect, default_token, disconnect, refused, require_ray
 from penstock.cluster.fleet import MEMORY, NO_CEILING, THREADS, every_node
+from penstock.cluster.reach import check_reach
 from penstock.cluster.settings import OBJECT_STORE_BYTES, PORT, Membership, check_token, new_token
 from penstock.errors import ClusterError, UsageError
 from penstock.system.sizes import MIB, parse_bytes
@@ -84,6 +85,7 @@ def join(address: str, settings: NodeSettings) -> Membership:
         )
     own = settings.address or own_address(host)
     membership = _membership(settings, address)
+    check_reach(address, membership.certificates)
     _ray(["start", f"--address={address}"], settings, own, membership)
     membership.keep()
     return membership

@@ -34,7 +34,7 @@ class Node(Protocol):
         """Bytes that a process of Penstock may take there; None where it is what is free."""
 
     def start(self, settings: HostSettings) -> Line:
-        """A new host. Raises as `LLM.open` does, with its name, and StageLostError where the machine is out of reach."""
+        """A new host. Raises as `LLM.open` does, with the node's name, and StageLostError where it is out of reach."""
 
 
 class Fleet(Protocol):
