@@ -58,11 +58,16 @@ def _parameter(one: Declared) -> Parameter:
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *(_command(info.name, info.callback) for info in app.registered_commands if info.callback)])
+    own = [_command(info.name, info.callback) for info in app.registered_commands if info.callback]
+    for group in app.registered_groups:
+        inner = group.typer_instance.registered_commands if group.typer_instance else []
+        own += [_command(info.name, info.callback, f"{group.name} ") for info in inner if info.callback]
+    return "\n".join([HEAD, *own])
 
 
-def _command(name: str | None, command: Callable[..., None]) -> str:
-    name, known = name or command.__name__, parameters(command)
+def _command(name: str | None, command: Callable[..., None], group: str = "") -> str:
+    """`group`: the name of those that it is one of, and a space."""
+    name, known = group + (name or command.__name__), parameters(command)
     arguments = [p.written if p.required else f"[{p.written}]" for p in known if not p.is_option]
     usage = " ".join(["penstock", name, *["[OPTIONS]"] * any(p.is_option for p in known), *arguments])
     rows = [f"| `{p.written.replace('|', chr(92) + '|')}` | {p.help.replace('|', chr(92) + '|')} |" for p in known]

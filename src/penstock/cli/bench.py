@@ -34,6 +34,8 @@ def bench(
     threads: opt.Threads = None,
     kv_dtype: opt.KvDtype = "bf16",
     adapter: opt.Adapters = None,
+    cluster: opt.Cluster = None,
+    cut: opt.Cut = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the last pass's reads and compute into this .png, .svg or .pdf file.")
     ] = None,
@@ -71,10 +73,12 @@ def bench(
     from penstock.cli.bench_speculate import OF_GUESSES, bench_speculate, picked, refuse
 
     if speculate:
-        refuse(given, ("passes", "batch", "adapter"), "It measures plain passes: leave out --speculate.")
+        refuse(
+            given, ("passes", "batch", "adapter", "cluster", "cut"), "It measures plain passes: leave out --speculate."
+        )
         return bench_speculate(model, given, as_json)
     refuse(given, OF_GUESSES, "It measures guesses: give --speculate too.")
-    names = ("passes", "prompt_tokens", "batch", "memory", "threads", "kv_dtype")
+    names = ("passes", "prompt_tokens", "batch", "memory", "threads", "kv_dtype", "cluster", "cut")
     settings = BenchSettings(**picked(given, *names), adapters=tuple(adapter or ()))
     return _bench(model, settings, plot, as_json)
 

@@ -41,6 +41,8 @@ FrequencyPenalty = Annotated[
 PresencePenalty = Annotated[float, typer.Option(help="Above 0, tokens that the answer has become less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Draw the same tokens again. (default: a fresh one)")]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be given several times.")]
+Cluster = Annotated[str | None, of_opening("cluster")]
+Cut = Annotated[str | None, of_opening("cut")]
 Draft = Annotated[str | None, of_opening("draft")]
 DraftNodes = Annotated[int | None, of_opening("draft_nodes")]
 KvDtype = Annotated[str, of_opening("kv_dtype")]
