@@ -16,11 +16,12 @@ from penstock.checkpoints.store import find_model
 from penstock.cli.plan_guesses import verdict
 from penstock.forecast import outlook
 from penstock.forecast.guess_plan import Guesses
-from penstock.forecast.probe import ComputeSpeed, DraftSpeed, measure_disk
-from penstock.forecast.sizes import StoredSize
+from penstock.forecast.probe import DraftSpeed, measure_disk
 from penstock.packing.pack import pack
+from penstock.stages.rates import ComputeSpeed
 from penstock.synth.shapes import SHAPES
 from penstock.system import machine
+from penstock.weights.sizes import StoredSize
 
 SHARES = ("process", "scratch", "ring", "allowance", "kv", "activations", "resident")
 MIB = 1 << 20

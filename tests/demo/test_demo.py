@@ -26,8 +26,8 @@ from penstock.demo import steps as demo
 from penstock.demo import timing as demo_timing
 from penstock.demo.timing import Timing, Timings
 from penstock.errors import ChecksumError, MemoryCeilingError, PenstockError
-from penstock.forecast.probe import ComputeSpeed
 from penstock.safetensors_header import read_header
+from penstock.stages.rates import ComputeSpeed
 from penstock.system import machine
 from penstock.system.machine import Footprint
 

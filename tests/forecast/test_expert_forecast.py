@@ -10,12 +10,13 @@ from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.errors import UsageError
 from penstock.forecast.outlook import PlanSettings
-from penstock.forecast.seconds import Rates, forecast_prompt, forecast_token
-from penstock.forecast.sizes import packed_size, pass_matrices, raw_size
+from penstock.forecast.seconds import forecast_prompt, forecast_token
 from penstock.memory.budget import Budget, Demand
 from penstock.models.pass_stats import PartStats, PassStats
 from penstock.speculate.costs import Costs
+from penstock.stages.rates import Rates
 from penstock.synth.shapes import shape_config
+from penstock.weights.sizes import packed_size, pass_matrices, raw_size
 
 CONFIG = parse_config(shape_config("qwen3-30b-a3b"), "shape")
 QWEN = Architecture(CONFIG)
@@ -26,7 +27,7 @@ GIB = 1 << 30
 def budget(ceiling: int, hit_rate: float = 0.0) -> Budget:
     size = packed_size(pass_matrices(CONFIG))
     assert size is not None
-    return replace(size.stored_in(Budget(QWEN, 0, ceiling, 150 << 20, 8 << 20)), hit_rate=hit_rate)
+    return replace(Budget(QWEN, 0, ceiling, 150 << 20, 8 << 20).storing(size), hit_rate=hit_rate)
 
 
 def test_sizes() -> None:

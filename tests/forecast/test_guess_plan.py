@@ -29,17 +29,18 @@ from penstock.forecast.guess_plan import (
     tiers_here,
 )
 from penstock.forecast.probe import DraftSpeed
-from penstock.forecast.seconds import Rates, forecast_token
-from penstock.forecast.sizes import StoredSize, packed_size, pass_matrices, raw_size, size_here
+from penstock.forecast.seconds import forecast_token
 from penstock.memory.budget import Budget, Demand
 from penstock.models.kv_planes import KvShape
 from penstock.packing.pack import pack
 from penstock.speculate.coarse import CoarseWeights
 from penstock.speculate.grow import MOST_NODES
+from penstock.stages.rates import Rates
 from penstock.synth.shapes import shape_config
 from penstock.system import machine
 from penstock.system.sizes import MIB
 from penstock.weights.residency import draft_order
+from penstock.weights.sizes import StoredSize, packed_size, pass_matrices, raw_size, size_here
 
 RATES = Rates(disk_bytes=524e6, row_bytes=13.4e9, flops=200e9, indexed_bytes=15e9)
 SPEED = DraftSpeed(40e9, 20e9, 30e9, 15e9)

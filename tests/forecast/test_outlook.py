@@ -15,15 +15,16 @@ from penstock.checkpoints.store import find_model
 from penstock.errors import CheckpointError, ContextError, MemoryCeilingError, UnsupportedError, UsageError
 from penstock.forecast import outlook
 from penstock.forecast.outlook import Outlook, PlanSettings, look
-from penstock.forecast.probe import ComputeSpeed, DiskSpeed, DraftSpeed, room_for_probe
-from penstock.forecast.seconds import Rates, forecast_prompt, forecast_token
-from penstock.forecast.sizes import Matrix, StoredSize
+from penstock.forecast.probe import DiskSpeed, DraftSpeed, room_for_probe
+from penstock.forecast.seconds import forecast_prompt, forecast_token
 from penstock.memory.budget import Demand
 from penstock.packing.pack import pack
+from penstock.stages.rates import ComputeSpeed, Rates
 from penstock.synth.shapes import SHAPES
 from penstock.system import machine
 from penstock.system.machine import Footprint
 from penstock.system.sizes import MIB
+from penstock.weights.sizes import Matrix, StoredSize
 
 SPEEDS = Rates(disk_bytes=500e6, row_bytes=20e9, flops=100e9, indexed_bytes=15e9)
 COMPUTE = ComputeSpeed(20e9, 100e9, 10e9, 80e9, 15e9)

@@ -14,16 +14,11 @@ from penstock import LLM
 from penstock.architectures.base import Architecture
 from penstock.architectures.config import ModelConfig
 from penstock.architectures.registry import parse_config
-from penstock.forecast.probe import ComputeSpeed
-from penstock.forecast.seconds import (
-    Forecast,
-    Rates,
-    forecast_prompt,
-    forecast_token,
-)
-from penstock.forecast.sizes import StoredSize
+from penstock.forecast.seconds import Forecast, forecast_prompt, forecast_token
 from penstock.memory.budget import Plan
+from penstock.stages.rates import ComputeSpeed, Rates
 from penstock.synth.shapes import shape_config
+from penstock.weights.sizes import StoredSize
 
 RATES = Rates(disk_bytes=524e6, row_bytes=20e9, flops=100e9, indexed_bytes=15e9)
 LLAMA_8B = parse_config(shape_config("llama-3.1-8b"), "shape")

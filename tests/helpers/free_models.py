@@ -27,7 +27,6 @@ from penstock.compute.kernels import F32, Kernels
 from penstock.disk.reader import Ring
 from penstock.errors import CheckpointWarning, UsageError
 from penstock.forecast.guess_plan import tiers_here
-from penstock.forecast.sizes import size_here
 from penstock.models.decoder import Decoder
 from penstock.models.kv_cache import Blocks
 from penstock.packing.pack import pack
@@ -37,6 +36,7 @@ from penstock.speculate.draft_model import NibbleWeights
 from penstock.stages.opening import decoder_of
 from penstock.weights.identity import model_identity
 from penstock.weights.residency import draft_order
+from penstock.weights.sizes import size_here
 from penstock.weights.weights import Weights
 
 if TYPE_CHECKING:

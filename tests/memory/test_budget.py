@@ -16,7 +16,7 @@ from helpers.thorough import quick
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.errors import MemoryCeilingError, UsageError
-from penstock.memory.budget import ENOUGH_GUESSES, LEAST_RANK, Budget, Demand, choose_ring
+from penstock.memory.budget import ENOUGH_GUESSES, LEAST_RANK, RING_FILL, Budget, Demand, choose_ring
 from penstock.models.kv_planes import KvShape
 from penstock.models.rows import Rows, SequenceRows
 from penstock.system.sizes import MIB, format_bytes, parse_bytes
@@ -114,6 +114,19 @@ def test_the_ring_grows_with_the_ceiling() -> None:
     expected = {16: 0.5, 36: 0.5, 250: 3.47, 384: 5.33, 768: 5.33, 9999: 5.33}
     assert sizes == pytest.approx(expected, abs=0.01)
     assert {(ring.depth, ring.reads) for ring in map(choose_ring, (16 << 20, 9999 << 20))} == {(12, 8)}
+
+
+@given(
+    ceiling=st.integers(16 * MIB, 1 << 36), chunk=st.integers(0, 8 * MIB), window=st.integers(0, 1 << 31)
+)  # fmt: skip
+def test_a_ring_holds_what_comes_between_turns(ceiling: int, chunk: int, window: int) -> None:
+    """In buffers of the same size as without, and no more of them than it takes."""
+    ring, usual = choose_ring(ceiling, chunk, window), choose_ring(ceiling, chunk)
+    assert (ring.piece_bytes, ring.reads) == (usual.piece_bytes, usual.reads)
+    assert RING_FILL * ring.depth * ring.piece_bytes >= window * (1 - 1e-6)
+    assert ring.depth == usual.depth or RING_FILL * (ring.depth - 1) * ring.piece_bytes < window
+    budget = replace(budget_of(ceiling), chunk=chunk, window=window)
+    assert budget.ring == ring
 
 
 def test_a_plan_prints_as_a_table() -> None:

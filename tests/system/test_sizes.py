@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.errors import UsageError
-from penstock.system.sizes import UNITS, parse_bytes
+from penstock.system.sizes import UNITS, parse_bytes, parse_rate
 
 SPELLINGS = [spelling for unit in UNITS for spelling in {unit, unit.upper(), unit.title()}]
 
@@ -70,3 +70,28 @@ def test_an_unknown_unit_is_named(text: str, unit: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_bytes(text)
     assert caught.value.problem == f"{text!r} is not a size: there is no unit {unit!r}."
+
+
+class TestRates:
+    @pytest.mark.parametrize(
+        ("text", "rate"),
+        [
+            ("1Gbit", 125_000_000),
+            ("1 Gbit/s", 125_000_000),
+            ("100mbit", 12_500_000),
+            ("2.5Gbit", 312_500_000),
+            ("9600 bit", 1200),
+            ("524MB", 524_000_000),
+            (" 2 GB/s ", 2_000_000_000),
+            ("1GiB", 1 << 30),
+        ],
+    )
+    def test_as_people_write_them(self, text: str, rate: int) -> None:
+        assert parse_rate(text) == rate
+
+    @pytest.mark.parametrize("text", ["", "fast", "1Gbps", "-1Gbit", "1Gbit/h", "bit", "1/s/s", "1 Ebit"])
+    def test_anything_else(self, text: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            parse_rate(text)
+        assert caught.value.problem == f"{text!r} is no speed."
+        assert caught.value.remedy == "Write it like 524MB or 2GB a second, 1Gbit or 100Mbit."

@@ -144,6 +144,18 @@ class TestResidency:
             walk(weights, tensors)
             assert len(weights._stream._free) + len(weights._stream._pending) == len(weights._stream._buffers)
 
+    @pytest.mark.parametrize("more", [0, 3000])
+    def test_the_first_ones_come_first(self, tmp_path: Path, more: int) -> None:
+        head = "lm_head.weight"
+        with open_weights(tmp_path, first=[head]) as (weights, tensors):
+            nbytes = tensors[head].nbytes
+            weights.limit_resident(nbytes + more)
+            for _ in range(2):
+                walk(weights, tensors)
+            kept = [weights._parts[index].piece.name for index in weights._resident]
+            assert kept.count(head) == len(weights._by_name[head])
+            assert (len({*kept}) > 1) == (more > 0)
+
     def test_a_smaller_budget_keeps_a_part_of_what_a_larger_one_keeps(self, tmp_path: Path) -> None:
         with open_weights(tmp_path) as (weights, _):
             kept: set[int] = set()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import UsageError
-from penstock.forecast.sizes import holds_packed
 from penstock.system import machine
+from penstock.weights.sizes import holds_packed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

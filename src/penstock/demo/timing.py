@@ -19,24 +19,24 @@ from penstock.checkpoints.checkpoint import open_checkpoint
 from penstock.compute.kernels import Kernels
 from penstock.demo.layers import SHAPE
 from penstock.disk.new_files import settle
-from penstock.forecast.seconds import Rates, forecast_token
-from penstock.forecast.sizes import packed_size, pass_matrices, raw_size
+from penstock.forecast.seconds import forecast_token
 from penstock.llm import LLM
 from penstock.memory.budget import Budget, Demand
 from penstock.models.kv_planes import KvShape
 from penstock.options import OpenOptions
 from penstock.safetensors_header import TensorInfo
 from penstock.sampling import SamplingParams
+from penstock.stages.rates import ComputeSpeed, Rates
 from penstock.synth.shapes import shape_config
 from penstock.system import machine
+from penstock.weights.sizes import packed_size, pass_matrices, raw_size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from penstock.demo.layers import Layers
-    from penstock.forecast.probe import ComputeSpeed
     from penstock.forecast.seconds import Forecast
-    from penstock.forecast.sizes import StoredSize
+    from penstock.weights.sizes import StoredSize
 
 ALL_SECONDS, STREAM_SECONDS = 15.0, 5.0
 ROUNDS = 3
@@ -140,7 +140,7 @@ def forecast(timings: Timings, ceiling: int, compute: ComputeSpeed) -> Tokens:
     demand = Demand(kv=KvShape.of(config, "bf16").bytes_for(CONTEXT))
 
     def token(size: StoredSize, timing: Timing) -> Forecast:
-        return forecast_token(size.stored_in(budget).plan(demand), Rates.of(size, timing.bytes_per_second, compute))
+        return forecast_token(budget.storing(size).plan(demand), Rates.of(size, timing.bytes_per_second, compute))
 
     return Tokens(token(raw, timings.streamed), token(packed, timings.packed))
 

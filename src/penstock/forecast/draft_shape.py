@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from penstock.architectures.base import Architecture
 from penstock.compute.levels import nibble_bytes
 from penstock.errors import UsageError
-from penstock.forecast.sizes import pass_matrices, raw_size
 from penstock.models.kv_planes import KvShape
 from penstock.speculate.draft_model import LOADING, DraftModel
+from penstock.weights.sizes import pass_matrices, raw_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

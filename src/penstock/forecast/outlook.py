@@ -17,6 +17,7 @@ from penstock.adapters.named import open_adapters
 from penstock.architectures.base import Architecture
 from penstock.architectures.config import ModelConfig
 from penstock.architectures.registry import parse_config
+from penstock.checkpoints.checkpoint import Tensor
 from penstock.checkpoints.store import find_model, store_root
 from penstock.compute.corrections import NO_COMPONENTS, Components
 from penstock.compute.kernels import Kernels
@@ -25,7 +26,6 @@ from penstock.errors import CheckpointError, UnsupportedError, UsageError
 from penstock.forecast.draft_shape import DraftShape, draft_ahead, draft_here
 from penstock.forecast.guess_plan import Guesses, GuessSubject, if_it_fits, plan_guesses, tiers_ahead, tiers_here
 from penstock.forecast.probe import (
-    ComputeSpeed,
     DiskSpeed,
     DraftSpeed,
     measure_compute,
@@ -34,8 +34,7 @@ from penstock.forecast.probe import (
     probe_file,
     room_for_probe,
 )
-from penstock.forecast.seconds import Forecast, Rates, forecast_prompt, forecast_token
-from penstock.forecast.sizes import StoredSize, matrix_of, packed_size, pass_matrices, raw_size, size_here
+from penstock.forecast.seconds import Forecast, forecast_prompt, forecast_token
 from penstock.hub.repository import is_repo_id, repo_config
 from penstock.llm import LLM
 from penstock.memory.budget import LEAST_CHUNK_ROWS, Budget, Demand, Plan, check_context
@@ -43,10 +42,12 @@ from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.models.kv_planes import KvShape
 from penstock.options import OpenOptions
 from penstock.packed_format.draft_file import usable_corrections
+from penstock.stages.rates import ComputeSpeed, Rates
 from penstock.strict_json import shown
 from penstock.synth.shapes import SHAPES, shape_config, shape_names
 from penstock.system import machine
 from penstock.system.machine import Footprint
+from penstock.weights.sizes import Matrix, StoredSize, matrix_of, packed_size, pass_matrices, raw_size, size_here
 
 PROBE_BYTES = 10**9
 PROBE_SECONDS = 2.0
@@ -128,6 +129,10 @@ class Subject:
     tokenizer: int
     """Bytes of the tokenizer and the small tensors, part of the budget's `process`."""
     kernels: Kernels
+    matrices: Sequence[Matrix]
+    """All that a pass needs, in its order, as the original checkpoint has them."""
+    tensors: Sequence[Tensor]
+    """The same as they are stored; none of a model that is not here."""
     tiers: Mapping[str, int]
     """What there is, packed, of each matrix to guess with, in bytes."""
     draft: DraftShape | None
@@ -255,6 +260,8 @@ def _look_here(model: str, path: Path, settings: PlanSettings, before: Footprint
             budget=budget,
             tokenizer=max(0, budget.process - before.nbytes),
             kernels=llm.kernels,
+            matrices=matrices,
+            tensors=tensors,
             tiers=_tiers(llm.config, tiers_here(tensors) if size.decoded else tiers_ahead(matrices)),
             draft=_draft(settings, llm.config, path, llm.kernels),
             corrections=Components.of(usable_corrections(llm.path, llm.files, llm.weights.tensors)),
@@ -288,6 +295,8 @@ def _look_ahead(model: str, described: _Described, settings: PlanSettings, proce
         ),
         tokenizer=tokenizer,
         kernels=kernels,
+        matrices=matrices,
+        tensors=(),
         tiers=_tiers(config, tiers_ahead(matrices)),
         draft=_draft(settings, config, None, kernels),
     )
@@ -337,7 +346,7 @@ def _outlook(
     def prospect(size: StoredSize) -> Prospect:
         """Raises MemoryCeilingError where it does not fit."""
         rates = Rates.of(size, disk.bytes_per_second, compute)
-        budget = replace(size.stored_in(subject.budget), hit_rate=settings.hit_rate or 0.0)
+        budget = replace(subject.budget.storing(size), hit_rate=settings.hit_rate or 0.0)
         shape = _kv_shape(budget, settings)
         plan = budget.plan(Demand(kv=shape.bytes_for(context)))
         token = forecast_token(plan, rates, budget.architecture.expert_share(1))

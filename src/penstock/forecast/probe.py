@@ -29,6 +29,7 @@ from penstock.disk.files import ALIGNMENT, Extent, Files, aligned_buffer
 from penstock.disk.new_files import settle, write_through
 from penstock.errors import PenstockError
 from penstock.memory.budget import allowance
+from penstock.stages.rates import ComputeSpeed
 from penstock.system.sizes import MIB
 
 if TYPE_CHECKING:
@@ -71,23 +72,6 @@ class DiskSpeed:
     def bytes_per_second(self) -> float:
         """Read in a second, by all threads together."""
         return self.nbytes / self.seconds
-
-
-@dataclass(frozen=True, slots=True)
-class ComputeSpeed:
-    """Matrix products with BF16 weights: of one row with weights from memory, and of many rows.
-
-    `packed_`: with packed weights, which are decoded on the way; their bytes are those of the BF16 that they were.
-    """
-
-    row_bytes_per_second: float
-    """Bytes of weights that one row gets through in a second."""
-    flops_per_second: float
-    """Multiplications and additions, each counted, of MANY_ROWS rows."""
-    packed_row_bytes_per_second: float
-    packed_flops_per_second: float
-    indexed_row_bytes_per_second: float
-    """Bytes of indexed rows that one row gets through in a second."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,36 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from penstock.architectures.base import Architecture
-    from penstock.forecast.probe import ComputeSpeed
-    from penstock.forecast.sizes import StoredSize
     from penstock.memory.budget import Plan
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What a machine does in a second, as probe.py measures it."""
-
-    disk_bytes: float
-    row_bytes: float
-    """Bytes of weights, as they are stored, that a single row is multiplied with in a second, from memory."""
-    flops: float
-    """Multiplications and additions, each counted, of many rows."""
-    indexed_bytes: float
-    """Likewise of indexed rows."""
-
-    @classmethod
-    def of(cls, size: StoredSize, disk_bytes: float, compute: ComputeSpeed) -> Rates:
-        """With weights of such a size, of which some may be decoded on the way."""
-        share = size.decoded / size.raw
-        raw_bytes = _blend(share, compute.packed_row_bytes_per_second, compute.row_bytes_per_second)
-        flops = _blend(share, compute.packed_flops_per_second, compute.flops_per_second)
-        return cls(disk_bytes, raw_bytes * size.ratio, flops, compute.indexed_row_bytes_per_second)
-
-    def row_seconds(self, plan: Plan, share: float = 1.0) -> float:
-        """Seconds for which a single row is multiplied with the weights, or with a share of the experts, however these
-        come from the disk."""
-        part = plan.needed(share) / plan.weights
-        return part * (plan.resident / self.indexed_bytes if plan.indexed else plan.weights / self.row_bytes)
+    from penstock.stages.rates import Rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +46,6 @@ def forecast_prompt(architecture: Architecture, plan: Plan, tokens: int, chunk: 
         nbytes = plan.streamed_with(share) if begin else plan.needed(share)
         passes.append(_pass(nbytes, compute_seconds, rates))
     return _in_turn(passes)
-
-
-def _blend(share: float, rate: float, other: float) -> float:
-    """The rate of doing `share` of something at one rate, and the rest at the other."""
-    return 1 / (share / rate + (1 - share) / other)
 
 
 def _pass(nbytes: int, compute_seconds: float, rates: Rates) -> Forecast:

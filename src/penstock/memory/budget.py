@@ -17,6 +17,7 @@ from penstock.system.sizes import MIB, format_bytes
 if TYPE_CHECKING:
     from penstock.architectures.base import Architecture
     from penstock.architectures.config import ModelConfig
+    from penstock.weights.sizes import StoredSize
 
 ALLOWANCE_BYTES = 24 * MIB
 """For what is not counted one by one: the Python heap as it grows, malloc's slack, thread stacks, the kernel's own."""
@@ -24,6 +25,8 @@ RING_DEPTH, RING_READS = 12, 8
 RING_SHARE = 6
 """The reader's ring takes this part of the ceiling, up to MOST_RING_BYTES."""
 LEAST_RING_BYTES, MOST_RING_BYTES = 6 * MIB, 64 * MIB
+RING_FILL = 0.7
+"""Of the ring's buffers, what the parts of pieces fill: those of the coarse tier are smaller."""
 GUESS_SHARE = 0.05
 """Of the ceiling: what guesses may take of the weights' room, which a pass then reads besides."""
 ENOUGH_GUESSES = 64
@@ -88,10 +91,16 @@ class Budget:
     """Of the weights, those of experts."""
     hit_rate: float = 0.0
     """How often an expert that is needed is in memory, at least; it is as often as its share of all is, in any case."""
+    window: int = 0
+    """What the ring is to hold at least, of a stage with many turns in a pass."""
+
+    def storing(self, size: StoredSize) -> Budget:
+        """The same for weights that are stored so."""
+        return replace(self, weights=size.nbytes, chunk=size.chunk, indexed=size.indexed, experts=size.experts)
 
     @property
     def ring(self) -> Ring:
-        return choose_ring(self.ceiling, self.chunk)
+        return choose_ring(self.ceiling, self.chunk, self.window)
 
     def plan(self, demand: Demand) -> Plan:
         """How the ceiling is shared out in such a pass: weights stay resident where nothing else needs the room.
@@ -258,8 +267,16 @@ class Plan:
 
     def streamed_with(self, share: float) -> int:
         """What such a pass reads."""
-        dense = max(0, self.weights - self.experts - self.resident)
-        return 0 if self.indexed else dense + int(self.experts * share * (1 - self.hit_rate))
+        return self.scanned + self.demanded(share)
+
+    @property
+    def scanned(self) -> int:
+        """Of that, what every pass reads, in the same order."""
+        return 0 if self.indexed else max(0, self.weights - self.experts - self.resident)
+
+    def demanded(self, share: float) -> int:
+        """The rest: experts, of which nobody knows before a layer that they are needed there."""
+        return 0 if self.indexed else int(self.experts * share * (1 - self.hit_rate))
 
     def __str__(self) -> str:
         parts = ("process", "scratch", "draft", "adapters", "ring", "allowance", "kv", "activations", "resident")
@@ -274,14 +291,16 @@ def allowance(ceiling: int) -> int:
     return ALLOWANCE_BYTES + ceiling // 256
 
 
-def choose_ring(ceiling: int, chunk: int = 0) -> Ring:
-    """The reader's ring: a share of the ceiling, as far as larger reads are faster ones; buffers hold `chunk` bytes.
+def choose_ring(ceiling: int, chunk: int = 0, window: int = 0) -> Ring:
+    """The reader's ring: a share of the ceiling, as far as larger reads are faster ones; buffers hold `chunk` bytes,
+    and all of them together `window` bytes of parts.
 
     It grows without jumps, so that raising a ceiling always leaves more for the rest.
     """
     nbytes = min(max(ceiling // RING_SHARE, LEAST_RING_BYTES), MOST_RING_BYTES)
     piece_bytes = max(nbytes // RING_DEPTH // ALIGNMENT * ALIGNMENT, chunk)
-    return Ring(RING_DEPTH, piece_bytes, RING_READS)
+    depth = max(RING_DEPTH, -(-int(window / RING_FILL) // piece_bytes))
+    return Ring(depth, piece_bytes, RING_READS)
 
 
 def check_context(wanted: int | None, config: ModelConfig) -> int:

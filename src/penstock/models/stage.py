@@ -41,6 +41,9 @@ class Share:
     layers: tuple[int, ...]
     embedding: bool = True
     head: bool = True
+    window: int = 0
+    """Bytes that its reader is to have ahead when its turn comes, where it has many turns in a pass and weights that do
+    not fit; else 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ class OpenShare:
             chunk=self.weights.largest_chunk,
             indexed=self.weights.indexed_bytes,
             head=self.share.head,
+            window=self.share.window,
             adapters=sum(adapter.nbytes for adapter in adapters) if with_adapters else 0,
             adapter_rank=max((adapter.rank for adapter in adapters), default=0),
             experts=self.weights.expert_bytes,
@@ -72,10 +73,12 @@ def open_weights(
     order = architecture.matrices_of(share.layers, head=share.head)
     tensors = {name: checkpoint.tensors[name] for name in names}
     if ring is None:
-        ring = choose_ring(ceiling, largest_chunk([tensors[name] for name in order]))
+        ring = choose_ring(ceiling, largest_chunk([tensors[name] for name in order]), share.window)
     drafts = [name for name in draft_order(architecture) if name in tensors] if guesses else ()
     experts = [parts for layer in share.layers if (parts := architecture.experts(layer))]
-    return Weights(tensors, order, kernels, ring, events, drafts, experts, architecture.expert_share(1))
+    # No ring has room for the head while other stages have their turn.
+    first = [architecture.head] if share.head and share.window else []
+    return Weights(tensors, order, kernels, ring, events, drafts, experts, architecture.expert_share(1), first)
 
 
 def decoder_of(

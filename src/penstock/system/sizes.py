@@ -30,6 +30,20 @@ def parse_bytes(text: str | int) -> int:
     return int(Decimal(match[1]) * UNITS[match[2].lower()])
 
 
+def parse_rate(text: str) -> int:
+    """Bytes a second, of a size like "524MB", or of bits like "1Gbit" (10**9); "/s" may follow. Raises UsageError."""
+    said = text.strip().removesuffix("/s").rstrip()
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)bit", said, re.ASCII | re.IGNORECASE)
+    if match is not None:
+        return int(Decimal(match[1]) * 1000 ** (" " + _PREFIXES).index(match[2].lower() or " ")) // 8
+    try:
+        return parse_bytes(said)
+    except UsageError as error:
+        raise UsageError(
+            f"{text[:100]!r} is no speed.", "Write it like 524MB or 2GB a second, 1Gbit or 100Mbit."
+        ) from error
+
+
 def format_bytes(count: int) -> str:
     """A size for people, rounded up to whole MiB."""
     return f"{-(-count // MIB)} MiB"

@@ -50,11 +50,15 @@ def draft_ranks(parts: Sequence[Part], order: Sequence[str]) -> tuple[dict[int, 
     return {i: (last if i in spare else first)[piece.name] for i, piece in drafting.items()}, spare
 
 
-def priority(parts: Sequence[Part], draft: Mapping[int, int], experts: Collection[int]) -> list[int]:
-    """The order in which parts become resident: first those that guesses are made with, by need; then what is left of
-    the coarse tier, and of the rest, every prefix of either spread evenly. Those of experts come when they are
-    needed."""
+def priority(
+    parts: Sequence[Part], draft: Mapping[int, int], experts: Collection[int], first: Collection[str] = ()
+) -> list[int]:
+    """The order in which parts become resident: those that guesses are made with, by need; those of the matrices
+    `first`; then what is left of the coarse tier, and of the rest, every prefix of either spread evenly. Those of
+    experts come when they are needed."""
     needed = sorted(draft, key=lambda index: (draft[index], index))
     others = [i for i in range(len(parts)) if i not in draft and i not in experts]
-    tiers = ([i for i in others if parts[i].coarse is coarse] for coarse in (True, False))
-    return [*needed, *(tier[i] for tier in tiers for i in residency_order(len(tier)))]
+    early = [i for i in others if parts[i].piece.name in first]
+    late = [i for i in others if parts[i].piece.name not in first]
+    tiers = ([i for i in late if parts[i].coarse is coarse] for coarse in (True, False))
+    return [*needed, *early, *(tier[i] for tier in tiers for i in residency_order(len(tier)))]

@@ -57,12 +57,14 @@ class Weights:
         draft_order: Sequence[str] = (),
         experts: Sequence[Sequence[Sequence[str]]] = (),
         expert_share: float = 1.0,
+        first: Sequence[str] = (),
     ) -> None:
         """None of the pieces stay in memory, until `limit_resident` says how many may. `draft_order`: matrices that
         guesses are made with, those first that they need most; without any, nothing is kept for guesses alone. One that
         comes twice is needed first in its common rows (residency.py), and later in the others. `experts`: of each layer
         that has some, the matrices of each, which are beside each other in `order`; they are read when they are told to
-        be needed (`expect`), as a row needs `expert_share` of them."""
+        be needed (`expect`), as a row needs `expert_share` of them. `first`: matrices that stay in memory before others
+        do."""
         self.tensors = tensors
         self._kernels = kernels
         self.events = events or Events()
@@ -84,7 +86,7 @@ class Weights:
         self.experts_needed = self.experts_read = 0
         """Running totals: each expert of a layer counts in every pass that needs it."""
         self._scanning = False
-        self._priority = priority(self._parts, self._draft, self._of_experts)
+        self._priority = priority(self._parts, self._draft, self._of_experts, first)
         self._ends = [*accumulate(self._parts[index].nbytes for index in self._priority)]
         self._resident: dict[int, U8] = {}
         self._indexed: dict[int, PieceData] = {}

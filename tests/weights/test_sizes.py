@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,11 @@ from helpers.checkpoints import tiny_config, write_checkpoint
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.forecast.sizes import (
+from penstock.memory.budget import choose_ring
+from penstock.packing.pack import pack
+from penstock.synth.shapes import SHAPES, shape_config
+from penstock.synth.synth import synthesize
+from penstock.weights.sizes import (
     COARSE_RATIO,
     Matrix,
     StoredSize,
@@ -20,10 +27,6 @@ from penstock.forecast.sizes import (
     raw_size,
     size_here,
 )
-from penstock.memory.budget import choose_ring
-from penstock.packing.pack import pack
-from penstock.synth.shapes import SHAPES, shape_config
-from penstock.synth.synth import synthesize
 
 WIDE = tiny_config(hidden_size=256, intermediate_size=768, num_attention_heads=8, head_dim=32, vocab_size=300)
 """Its projections of keys and values are too small to be packed, the rest is not."""
@@ -118,3 +121,16 @@ def test_a_packed_checkpoint_of_which_nothing_packs(tmp_path: Path) -> None:
     size, matrices = sizes_here(tmp_path / "packed")
     assert (size.raw, size.decoded, size.coarse) == (raw_size(matrices).nbytes, 0, 0)
     assert not holds_packed(open_checkpoint(tmp_path / "packed").tensors.values())
+
+
+class TestSums:
+    @pytest.mark.parametrize("form", [raw_size, packed_size])
+    def test_of_layers_are_those_of_the_model(self, form: Callable[[Sequence[Matrix]], StoredSize | None]) -> None:
+        matrices = pass_matrices(parse_config(shape_config("smollm2-135m"), "shape"))
+        whole, parts = form(matrices), [form(matrices[:7]), form(matrices[7:100]), form(matrices[100:])]
+        assert reduce(add, parts) == whole  # type: ignore[arg-type]
+
+    def test_what_is_not_packed_is_kept_as_it_is_beside_indexed_rows(self) -> None:
+        raw, packed = StoredSize(100, 100), StoredSize(67, 100, 100, coarse=20, chunk=5, indexed=77, experts=7)
+        assert raw + packed == packed + raw == StoredSize(167, 200, 100, coarse=20, chunk=5, indexed=177, experts=7)
+        assert (raw + raw).indexed == 0

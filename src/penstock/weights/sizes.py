@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from penstock.architectures.config import ModelConfig
     from penstock.checkpoints.checkpoint import Tensor
-    from penstock.memory.budget import Budget
 
 PACKED_RATIO, PACKED_ROW_BYTES = 0.672, 10.5
 """Bytes of packed weights to those of BF16, and what every row takes besides. Measured on weights of `penstock synth`,
@@ -73,9 +72,19 @@ class StoredSize:
     experts: int = 0
     """Of `nbytes`, those of experts."""
 
-    def stored_in(self, budget: Budget) -> Budget:
-        """A budget for weights that are stored so."""
-        return replace(budget, weights=self.nbytes, chunk=self.chunk, indexed=self.indexed, experts=self.experts)
+    def __add__(self, other: StoredSize) -> StoredSize:
+        """Both together; where only one of them can be indexed, the other is kept as it is beside."""
+        indexed = (self.indexed or self.nbytes) + (other.indexed or other.nbytes)
+        return StoredSize(
+            nbytes=self.nbytes + other.nbytes,
+            raw=self.raw + other.raw,
+            decoded=self.decoded + other.decoded,
+            coarse=self.coarse + other.coarse,
+            chunk=max(self.chunk, other.chunk),
+            indexed=indexed if self.indexed or other.indexed else 0,
+            estimated=self.estimated or other.estimated,
+            experts=self.experts + other.experts,
+        )
 
     @property
     def ratio(self) -> float:
