@@ -15,6 +15,7 @@ from penstock.cli import options as opt
 from penstock.cli.tables import left, plain_table, right
 from penstock.cli.units import format_seconds, format_size
 from penstock.cli.whole_lines import tell, titled
+from penstock.errors import UsageError
 from penstock.system.sizes import MIB
 
 if TYPE_CHECKING:
@@ -59,25 +60,51 @@ def plan(
         ),
     ] = None,
     adapter: opt.Adapters = None,
+    cluster_of: Annotated[
+        str | None,
+        typer.Option(
+            help="Tell how the model would do on several machines like this one, by their memory: 4x4GiB, or "
+            "2x4GiB,1x16GiB; the first is the one that is typed on.",
+            metavar="MACHINES",
+        ),
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(help="What is between the machines of --cluster-of. (default: 1Gbit)", metavar="SPEED"),
+    ] = None,
+    disk: Annotated[
+        str | None,
+        typer.Option(
+            help="What their disks read in a second, like 524MB. (default: as this one, which is measured)",
+            metavar="SPEED",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Tell what fits in memory, what streams, and how long a token will take; before any weight is downloaded."""
+    from penstock.cli.plan_cluster import print_cluster
     from penstock.cli.plan_guesses import print_guesses
+    from penstock.forecast.cluster import NETWORK, ClusterSettings
     from penstock.forecast.outlook import PROMPTS, PlanSettings, look
 
-    prompts = tuple(prompt_tokens or PROMPTS)
+    cluster = None if cluster_of is None else ClusterSettings.parse(cluster_of, network or NETWORK, disk)
+    _check_cluster_options(cluster_of, network or disk, memory or prompt_tokens or draft)
+    prompts = tuple(prompt_tokens or PROMPTS) if cluster is None else ()
     settings = PlanSettings(
         memory=memory,
         context=context,
         prompts=prompts,
         threads=threads,
         kv_dtype=kv_dtype,
-        draft=draft,
+        draft=draft if cluster is None else "none",
         adapters=tuple(adapter or ()),
         hit_rate=hit_rate,
     )
     with Console(stderr=True).status("measuring the disk and the CPU"):
         outlook = look(model, settings)
+    if cluster is not None:
+        print_cluster(outlook, cluster, settings, as_json)
+        return
     if as_json:
         print(json.dumps(outlook.as_object()))
         return
@@ -94,6 +121,16 @@ def plan(
         f"[dim]The disk's speed is that of {escape(outlook.disk_basis)}.[/]",
     )
     console.print(CAVEAT)
+
+
+def _check_cluster_options(cluster_of: str | None, theirs: object, others: object) -> None:
+    """`theirs`: what says something about its machines; `others`: what says something about one machine."""
+    if cluster_of is None and theirs:
+        raise UsageError("--network and --disk are of machines that are not named.", "Give --cluster-of too.")
+    if cluster_of is not None and others:
+        raise UsageError(
+            "--memory, --prompt-tokens and --draft are of one machine.", "Leave them out, or leave --cluster-of out."
+        )
 
 
 def memory_table(outlook: Outlook) -> Group:

@@ -1,0 +1,134 @@
+"""What `penstock plan --cluster-of` tells: a model shared out among machines."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from penstock.cli.tables import left, plain_table, right
+from penstock.cli.units import format_seconds, format_size
+from penstock.cli.whole_lines import tell, titled
+from penstock.forecast.cluster import RAY_HEAD_BYTES, RAY_PROCESS_BYTES, RAY_WORKER_BYTES, look_at_cluster
+from penstock.system.sizes import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Group
+    from rich.table import Table
+
+    from penstock.forecast.cluster import ClusterOutlook, ClusterProspect, ClusterSettings
+    from penstock.forecast.outlook import Form, Outlook, PlanSettings
+    from penstock.stages.cut import Cut, How, StageForecast
+
+GIB = 1 << 30
+WAYS: dict[How, str] = {"runs": "layers in runs", "dealt": "layers dealt out one by one"}
+
+
+def print_cluster(outlook: Outlook, settings: ClusterSettings, opened: PlanSettings, as_json: bool) -> None:
+    """The whole command's output, for a model that would be opened so."""
+    cluster = look_at_cluster(outlook, settings, opened.kv_dtype, opened.hit_rate or 0.0)
+    if as_json:
+        print(json.dumps({"model": outlook.subject.name, "basis": outlook.subject.basis, **cluster.as_object()}))
+        return
+    console = Console(highlight=False)
+    tell(console, seconds_table(outlook, cluster), "")
+    form, prospect = [*cluster.forms.items()][-1]
+    if prospect.best is not None:
+        tell(console, machines_table(_name(form, prospect), cluster, prospect.best), "")
+    tell(console, verdict(prospect), "")
+    ray = [f"{nbytes / 1e6:.0f} MB" for nbytes in (RAY_HEAD_BYTES, RAY_WORKER_BYTES, RAY_PROCESS_BYTES)]
+    network = cluster.settings.network
+    tell(console, f"[dim]The sizes rest on {escape(outlook.subject.basis)}.[/]")
+    console.print(
+        f"[dim]The first machine is the one that is typed on. A quarter of each one's memory, at most 1 GiB, is left "
+        f"to its system; Ray takes {ray[0]} on the first and {ray[1]} on any other, and {ray[2]} in Penstock's own "
+        f"process. Disks read {format_size(cluster.disk_bytes)}/s each; CPUs are as fast as this one. A hop to another "
+        f"machine and back takes {format_seconds(network.seconds(cluster.row_bytes))}. Keys and values are of "
+        f"{cluster.context:,} positions. Guesses are not counted: a pass brings one token.[/]"
+    )
+
+
+def seconds_table(outlook: Outlook, cluster: ClusterOutlook) -> Group:
+    """A token on one machine and on all of them."""
+    forms = cluster.forms.items()
+    headings = [column for form, one in forms for column in (right(_name(form, one), "bold"), right("GB read", "dim"))]
+    table = plain_table(left(), *headings)
+    for memory in sorted({*cluster.settings.machines}):
+        table.add_row(f"one machine of {_gib(memory)}", *_cells([one.alone[memory] for _, one in forms]))
+    for how, words in WAYS.items():
+        table.add_row(f"all, {words}", *_cells([one.ways[how] for _, one in forms]))
+    machines = " and ".join(f"{len([*same])} of {_gib(memory)}" for memory, same in groupby(cluster.settings.machines))
+    return titled(f"A token of {escape(outlook.subject.name)} on machines: {machines}", table)
+
+
+def machines_table(form: str, cluster: ClusterOutlook, cut: Cut) -> Table:
+    """What each machine holds and does."""
+    headings = ("ceiling", "process", "ring", "KV, rows", "weights", "read a pass", "disk", "compute")
+    columns = [right(heading, "bold" if heading == "weights" else "") for heading in headings]
+    table = plain_table(left(), left("layers"), *columns, title=f"Machines, in MiB: {form}, {WAYS[cut.how]}")
+    for place, stage in enumerate(cut.stages):
+        if stage is not None:
+            table.add_row(f"{place + 1}, {_gib(cluster.settings.machines[place])}", *_row(stage))
+    return table
+
+
+def verdict(prospect: ClusterProspect) -> str:
+    """Which way is the better one, and why."""
+    cut = prospect.best
+    if cut is None:
+        return "It does not fit on these machines."
+    if cut.streamed == 0:
+        why = "All weights stay in memory, and a pass goes through the machines once."
+    elif cut.how == "dealt":
+        why = "Dealt out, all disks read at the same time, each ahead of its turn."
+    else:
+        why = "A pass goes through the machines once, and each reads in its turn what it has no room for."
+    said = f"{why} A token takes {format_seconds(cut.seconds)}, with {_counted(cut.hops, 'hop')}."
+    if out := sum(stage is None for stage in cut.stages):
+        said += f" {_counted(out, 'machine')} would only add to that, and {'is' if out == 1 else 'are'} left out."
+    alone = {memory: one.seconds for memory, one in prospect.alone.items() if one}
+    if alone and min(alone.values()) <= cut.seconds:
+        said += f" One machine of {_gib(min(alone, key=lambda memory: alone[memory]))} alone is as quick."
+    return said
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def _row(stage: StageForecast) -> tuple[str, ...]:
+    plan = stage.plan
+    sizes = (plan.ceiling, plan.process, plan.ring, plan.kv + plan.activations, plan.resident, plan.streamed)
+    seconds = (stage.disk_seconds, stage.compute_seconds)
+    return (ranges(stage.share.layers), *(f"{n / MIB:,.0f}" for n in sizes), *map(format_seconds, seconds))
+
+
+def ranges(layers: Sequence[int]) -> str:
+    """Layers for people: "0-9", "0, 2, ... 30 (16)"."""
+    if layers[-1] - layers[0] == len(layers) - 1:
+        return f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else f"{layers[0]}"
+    return (
+        f"{layers[0]}, {layers[1]}, ... {layers[-1]} ({len(layers)})"
+        if len(layers) > 2
+        else f"{layers[0]}, {layers[1]}"
+    )
+
+
+def _cells(cuts: Sequence[Cut | None]) -> list[str]:
+    pairs = [
+        (format_seconds(cut.seconds), f"{cut.streamed / 1e9:.2f}") if cut else ("does not fit", "") for cut in cuts
+    ]
+    return [cell for pair in pairs for cell in pair]
+
+
+def _name(form: Form, prospect: ClusterProspect) -> str:
+    return f"{form}, estimated" if prospect.estimated else form
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / GIB:.3g} GiB"
