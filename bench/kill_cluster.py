@@ -4,7 +4,7 @@
     python bench/kill_cluster.py --model MODEL --losses 20 --tokens 48 --seed 7
 
 The machines are nodes of Ray on this one. Each answer loses one to three of them: its process is killed (SIGKILL) or
-stopped (SIGSTOP), or the node with it (its raylet is killed), after which another takes its name; amid a pass or between
+stopped (SIGSTOP), or the node with it (its raylet too), after which another takes its name; amid a pass or between
 two. Answers are greedy or drawn, of one prompt or of three that share passes. Tokens have to be those of an undisturbed
 run. Exits with 1 where they are not.
 """

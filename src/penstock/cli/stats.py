@@ -47,7 +47,8 @@ def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]
     from penstock.benchmarks.figures import experts_figures, process_figures, weight_figures
 
     log = stats.log
-    wait, compute = (sum(getattr(totals, name) for totals in log) for name in ("wait_seconds", "compute_seconds"))
+    names = ("wait_seconds", "compute_seconds", "network_seconds")
+    wait, compute, network = (sum(getattr(totals, name) for totals in log) for name in names)
     of_one_row = [totals.compute_seconds for totals in log if totals.rows == 1]
     told: dict[str, Any] = {
         "prompt_tokens": stats.prompt_tokens,
@@ -66,6 +67,7 @@ def stats_object(llm: LLM, stats: Stats, layers: bool = False) -> dict[str, Any]
         "read_seconds": sum(totals.read_seconds for totals in log),
         "disk_wait_seconds": wait,
         "compute_seconds": compute,
+        "network_seconds": network,
         **process_figures(llm),
         "seed": stats.seed,
         "guesses": _guesses(stats) if stats.guesses.nodes else None,
@@ -96,8 +98,6 @@ def _guesses(stats: Stats) -> dict[str, Any]:
 def print_stats(llm: LLM, stats: Stats) -> None:
     """The whole completion in three lines: how long it took, what that went into, and what it took of memory."""
     told = stats_object(llm, stats)
-    waiting, computing = told["disk_wait_seconds"], told["compute_seconds"]
-    busy = max(waiting + computing, 1e-9)
     streamed = told["streamed_bytes_per_pass"]
     read = f"{format_size(streamed)} are read in each pass" if streamed else "which is all of them"
     if told["experts_per_pass"]:
@@ -106,8 +106,7 @@ def print_stats(llm: LLM, stats: Stats) -> None:
     lines = (
         f"{stats.tokens} tokens in {stats.seconds:.2f} s: first after {stats.first_token_seconds:.2f} s, then "
         f"{told['seconds_per_token']:.3f} s a token{guesses}",
-        f"time: {waiting / busy:.0%} waiting for the disk, {computing / busy:.0%} computing; "
-        f"{format_size(stats.bytes_read)} read",
+        f"time: {_shares_of_time(told)}; {format_size(stats.bytes_read)} read",
         f"memory: {told['peak_rss_bytes'] / 2**30:.2f} of {told['memory_ceiling_bytes'] / 2**30:.2f} GiB allowed; "
         f"{format_size(told['resident_bytes'])} of weights stay, {read}",
     )
@@ -119,7 +118,6 @@ def print_all_stats(llm: LLM, stats: Stats) -> None:
     """All that is known of the whole completion, but for its layers."""
     told = stats_object(llm, stats)
     resident, streamed = format_size(told["resident_bytes"]), format_size(told["streamed_bytes_per_pass"])
-    busy = max(told["disk_wait_seconds"] + told["compute_seconds"], 1e-9)
     lines = (
         f"{stats.prompt_tokens} tokens in, {stats.tokens} out in {stats.seconds:.2f} s: first after "
         f"{stats.first_token_seconds:.2f} s, then {told['seconds_per_token']:.3f} s a token; {stats.passes} passes, "
@@ -129,13 +127,39 @@ def print_all_stats(llm: LLM, stats: Stats) -> None:
         *_expert_lines(told),
         f"weights: {resident} resident, {streamed} streamed a pass; "
         f"{format_size(stats.bytes_read)} read in all, {format_size(told['bytes_per_second'])}/s",
-        f"time: {told['disk_wait_seconds'] / busy:.0%} waiting for the disk, "
-        f"{told['compute_seconds'] / busy:.0%} computing ({llm.kernels.threads} threads, {llm.kernels.isa})",
+        f"time: {_shares_of_time(told)} ({llm.kernels.threads} threads, {llm.kernels.isa})",
+        *_node_lines(stats.parts),
         f"memory: {told['peak_rss_bytes'] / 2**30:.2f} GiB at the peak, "
         f"{told['memory_ceiling_bytes'] / 2**30:.2f} GiB allowed",
     )
     for line in lines:
         console.print(line, soft_wrap=True)
+
+
+def _shares_of_time(told: dict[str, Any]) -> str:
+    """What passes went into."""
+    parts = {"waiting for the disk": told["disk_wait_seconds"], "computing": told["compute_seconds"]}
+    if told["network_seconds"]:
+        parts["on the network"] = told["network_seconds"]
+    busy = max(sum(parts.values()), 1e-9)
+    return ", ".join(f"{seconds / busy:.0%} {name}" for name, seconds in parts.items())
+
+
+def _node_lines(parts: Iterable[PartStats]) -> list[str]:
+    """A line for each machine, of the last pass; none where there is only this one."""
+    own: dict[str, list[PartStats]] = {}
+    for part in parts:
+        own.setdefault(part.node, []).append(part)
+    return [_node_line(name or "here", of_node) for name, of_node in own.items()] if len(own) > 1 else []
+
+
+def _node_line(name: str, parts: list[PartStats]) -> str:
+    fields = ("wait_seconds", "compute_seconds", "network_seconds")
+    waited, computed, network = (format_seconds(sum(getattr(part, field) for part in parts)) for field in fields)
+    layers = sum(part.name.startswith("layer") for part in parts)
+    way = "" if name == "here" else f", {network} on the way there and back"
+    read = format_size(sum(part.bytes_read for part in parts))
+    return f"{name}, {layers} layers, last pass: {read} read, {waited} waiting, {computed} computing{way}"
 
 
 def _guess_lines(told: dict[str, Any] | None, packed: bool) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +18,15 @@ class PartStats:
     """How many its rows needed,"""
     experts_read: int = 0
     """and how many of them were not in memory."""
+    network_seconds: float = 0.0
+    """What the way to another machine and back took."""
+    node: str = ""
+    """That machine; empty for this one."""
 
     def plus(self, other: PartStats) -> PartStats:
         """The same part of another pass besides."""
-        mine, theirs = astuple(self)[1:], astuple(other)[1:]
-        return PartStats(self.name, *(one + two for one, two in zip(mine, theirs, strict=True)))
+        counted = [field.name for field in fields(self) if field.name not in ("name", "node")]
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in counted})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class PassStats:
             compute_seconds=sum(part.compute_seconds for part in self.parts),
             experts=sum(part.experts for part in self.parts),
             experts_read=sum(part.experts_read for part in self.parts),
+            network_seconds=sum(part.network_seconds for part in self.parts),
         )
 
 
@@ -76,3 +81,4 @@ class PassTotals:
     compute_seconds: float
     experts: int = 0
     experts_read: int = 0
+    network_seconds: float = 0.0

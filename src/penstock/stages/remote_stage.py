@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import ClusterError, StageLostError
@@ -94,7 +95,8 @@ class RemoteStage:
             return None, ()
         there = sum(part.wait_seconds + part.compute_seconds for part in answer.parts)
         self._tell(answer.parts)
-        return answer.value, (PartStats(f"network {self.name}", 0, 0.0, max(0.0, seconds - there), 0.0), *answer.parts)
+        way = PartStats(f"network {self.name}", 0, 0.0, 0.0, 0.0, network_seconds=max(0.0, seconds - there))
+        return answer.value, tuple(replace(part, node=self.name) for part in (way, *answer.parts))
 
     def read_block(self, block: int) -> U8:
         """A block's keys and values, uint8 [layers, bytes of a layer]."""
