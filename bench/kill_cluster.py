@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -26,11 +27,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from penstock.cluster.fleet import MEMORY
 from penstock.cluster.settings import Membership, new_token
 
 HOW = ("killed", "stopped", "removed")
 OBJECT_STORE_BYTES = 78_643_200
+PORT = 6398
+ADDRESS = f"127.0.0.1:{PORT}"
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 PROMPTS = ("def main(", "import os\n\nclass Stack:\n", "for line in lines:\n    ")
 
 
@@ -52,22 +58,17 @@ def main() -> int:
 class _Trial:
     def __init__(self, asked: argparse.Namespace) -> None:
         import ray
-        from ray.cluster_utils import Cluster
 
         self._ray, self._asked, self._chance = ray, asked, random.Random(asked.seed)
-        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._nodes = {name: self._add(name) for name in ("one", "two")}
+        _ray_start("--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false", "--no-monitor")
+        self._names = ("one", "two")
+        for name in self._names:
+            add_node(name)
         self._went_on: dict[str, list[float]] = defaultdict(list)
         self._stopped: list[int] = []
         """Processes."""
         self._seconds = 0.1
         """What a pass takes."""
-
-    def _add(self, name: str) -> Any:
-        return self._cluster.add_node(
-            num_cpus=1, resources={MEMORY: 400}, object_store_memory=OBJECT_STORE_BYTES, node_name=name
-        )
 
     def run(self) -> int:
         from penstock import LLM, SamplingParams
@@ -83,7 +84,7 @@ class _Trial:
                 kind: [output.token_ids for output in llm.generate(PROMPTS[: kind[1]], params[kind[0]])]
                 for kind in kinds
             }
-        with LLM.open(asked.model, cluster=self._cluster.address, **open_one) as llm:
+        with LLM.open(asked.model, cluster=ADDRESS, **open_one) as llm:
             while self.losses < asked.losses:
                 kind = kinds[answers % len(kinds)]
                 got = self._answer(llm, PROMPTS[: kind[1]], params[kind[0]])
@@ -92,7 +93,7 @@ class _Trial:
                     wrong += 1
                     print(f"answer {answers}: other tokens", flush=True)
         self._ray.shutdown()
-        self._cluster.shutdown()
+        subprocess.run([*RAY, "stop", "--force"], stdout=subprocess.DEVNULL, check=True)
         print(
             f"{self.losses} losses in {answers} answers, {answers - wrong} of {answers} with the tokens of one machine"
         )
@@ -135,7 +136,7 @@ class _Trial:
 
     def _loss(self, llm: Any) -> tuple[str, Callable[[], None]]:
         """How a machine is to be lost, and what does it."""
-        how, name = self._chance.choice(HOW), self._chance.choice(list(self._nodes))
+        how, name = self._chance.choice(HOW), self._chance.choice(self._names)
         stage = next(stage for stage in llm.chain.stages if getattr(stage, "name", "") == name)
         pid = int(self._ray.get(stage.line._actor.__ray_call__.remote(lambda _: os.getpid())))
 
@@ -144,8 +145,8 @@ class _Trial:
             if how == "stopped":
                 self._stopped.append(pid)
             if how == "removed":
-                self._cluster.remove_node(self._nodes[name], allow_graceful=False)
-                self._nodes[name] = self._add(name)
+                remove_node(name)
+                add_node(name)
 
         return how, lose
 
@@ -155,6 +156,27 @@ class _Trial:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._stopped.clear()
+
+
+def add_node(name: str) -> None:
+    _ray_start(f"--address={ADDRESS}", f"--node-name={name}", "--num-cpus=1", f'--resources={{"{MEMORY}": 400}}')
+
+
+def remove_node(name: str) -> None:
+    """Kill its raylet, as if the machine were gone, and all that it started."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            if command and command[0].endswith("/raylet") and f"--node-name={name}" in command:
+                own = process.children(recursive=True)
+                process.kill()
+                for child in own:
+                    child.kill()
+
+
+def _ray_start(*options: str) -> None:
+    fixed = (f"--object-store-memory={OBJECT_STORE_BYTES}", "--include-log-monitor=false", "--disable-usage-stats")
+    subprocess.run([*RAY, "start", *options, *fixed], stdout=subprocess.DEVNULL, check=True)
 
 
 if __name__ == "__main__":

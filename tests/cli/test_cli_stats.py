@@ -260,3 +260,28 @@ def test_options_of_the_command() -> None:
     stats = json.loads(penstock("--json", "--stats-layers", "--draft-nodes", "3").stdout)["stats"]
     assert stats["tokens"] == 3
     assert len(stats["parts"]) == 8
+
+
+def test_each_machine_has_a_line_where_there_are_several(capsys: pytest.CaptureFixture[str]) -> None:
+    """And the network its share of the time."""
+    there = (
+        PartStats("network two", 0, 0.0, 0.0, 0.0, network_seconds=0.005, node="two"),
+        PartStats("layer 2", 20_000_000, 0.050, 0.030, 0.004, node="two"),
+    )
+    with LLM.open("demo", memory="400MiB", draft="none") as llm:
+        completion = llm.submit("x", SamplingParams(max_tokens=2, ignore_eos=True))
+        llm.step()
+        stats = completion.stats
+        stats.parts = [*PARTS, *there]
+        stats.log = [replace(stats.log[0], wait_seconds=0.051, compute_seconds=0.0165, network_seconds=0.005)]
+        print_all_stats(llm, stats)
+        lines = shown(capsys)
+        assert any(
+            line.startswith("time: 70% waiting for the disk, 23% computing, 7% on the network") for line in lines
+        )
+        assert "here, 2 layers, last pass: 45.0 MB read, 21.00 ms waiting, 12.50 ms computing" in lines
+        (line,) = [line for line in lines if line.startswith("two")]
+        assert line.endswith("20.0 MB read, 30.00 ms waiting, 4.00 ms computing, 5.00 ms on the way there and back")
+        stats.parts = list(PARTS)
+        print_all_stats(llm, stats)
+        assert not any(line.startswith("here") for line in shown(capsys))

@@ -73,6 +73,8 @@ def connect(address: str) -> str:
                 )
             finally:
                 said = kept()
+        # What happens to its processes Ray writes to standard output, where answers are.
+        ray._private.worker._worker_logs_enabled = False
     except Exception as error:  # Ray raises whatever comes
         raise refused(membership.address, f"{said}\n{error}") from error
     return membership.address
