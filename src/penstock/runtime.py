@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.adapters.named import open_adapters
-from penstock.checkpoints.store import find_model
+from penstock.checkpoints.store import find_model, name_elsewhere
 from penstock.compute.corrections import Components
 from penstock.compute.kernels import Kernels
 from penstock.engine.engine import Engine
@@ -133,7 +133,7 @@ class Runtime:
         if fleet is None:
             return None
         settings = HostSettings(
-            model=str(checkpoint.path),
+            model=name_elsewhere(checkpoint.path),
             share=Share(()),
             context=self.context,
             kv_dtype=options.kv_dtype,

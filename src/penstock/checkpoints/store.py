@@ -41,6 +41,20 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     )
 
 
+def name_elsewhere(path: Path) -> str:
+    """What another machine knows a model as that is here at `path`: its name, or else the same path."""
+    path = path.absolute()
+    if path == find_model(DEMO):
+        return DEMO
+    models = (store_root() / "models").absolute()
+    if path.is_relative_to(models) and path != models:
+        return path.relative_to(models).as_posix()
+    folder = path.parents[1].name if path.parent.name == "snapshots" else ""
+    if folder.startswith("models--"):  # as huggingface_hub keeps them
+        return folder.removeprefix("models--").replace("--", "/")
+    return str(path)
+
+
 def _is_repo(name: str) -> bool:
     """Whether it may be "owner/name" on the Hub."""
     owner, slash, repo = name.partition("/")
