@@ -134,10 +134,8 @@ def test_pages_read_through_the_cache_are_dropped(path: Path, files: Files, monk
     assert dropped == [(ALIGNMENT, 3 * ALIGNMENT, os.POSIX_FADV_DONTNEED)]
 
 
-def test_systems_without_positioned_reads(path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads that share a descriptor do not lead each other astray."""
-    refuse_to_open(monkeypatch)
-    monkeypatch.delattr(os, "preadv")
+def test_threads_share_a_file(path: Path, files: Files, way: str) -> None:
+    """And do not lead each other astray."""
 
     def read(seed: int) -> None:
         random = np.random.default_rng(seed)

@@ -52,6 +52,8 @@ def test_calm_limits_nothing(system: System) -> None:
         ({"group_free": 0}, STEP),
         ({"group_free": 50 * MIB, "group_reserve": 256 * MIB}, 206 * MIB),
         ({"stalled_seconds": 0.2, "available": 300 * MIB}, 300 * MIB),
+        ({"low": True}, STEP),
+        ({"low": True, "available": 50 * MIB}, 150 * MIB),
     ],
 )
 def test_what_is_missing_is_given_back(system: System, changes: dict[str, object], missing: int) -> None:
@@ -135,6 +137,17 @@ def test_it_does_not_come_back_while_memory_is_short(system: System) -> None:
     assert relief.limit == low
 
 
+def test_it_does_not_come_back_while_the_system_says_that_memory_is_short(system: System) -> None:
+    relief = system.relief()
+    system.later(relief, low=True)
+    for _ in range(20):
+        assert system.later(relief, seconds=CALM_SECONDS, resident=relief.limit or 0)
+    assert relief.limit is not None
+    assert relief.limit < RESIDENT // 2
+    assert not system.later(relief, low=False, resident=relief.limit)
+    assert system.later(relief, seconds=CALM_SECONDS, resident=relief.limit)
+
+
 def test_a_group_with_others_in_it_keeps_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
     own = machine.anonymous_bytes()
     for others, reserve in ((-5 * MIB, 32), (100 * MIB, 82), (4000 * MIB, 256)):
@@ -147,6 +160,9 @@ def test_a_group_with_others_in_it_keeps_more_room(monkeypatch: pytest.MonkeyPat
 
 def test_this_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = take_sample()
+    assert not sample.low
+    monkeypatch.setattr(machine, "is_low", lambda: True)
+    assert take_sample().low
     assert sample.available > 0
     assert 0 < sample.reserve <= 512 * MIB
     path = tmp_path / "memory"

@@ -7,11 +7,12 @@ import numpy as np
 import psutil
 import pytest
 
-from penstock.system import machine
+from penstock.system import memory_linux
 from penstock.system.cgroups import Group
 from penstock.system.machine import (
     available_bytes,
     footprint,
+    is_low,
     peak_process_bytes,
     return_large_arrays,
     swapped_bytes,
@@ -24,9 +25,9 @@ MIB, GIB = 1 << 20, 1 << 30
 def test_what_is_available_is_the_least_of_all_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     plenty = available_bytes()
     assert 0 < plenty <= psutil.virtual_memory().total
-    monkeypatch.setattr(machine, "limited_groups", lambda: [Group(12345, 0), Group(plenty, 0)])
+    monkeypatch.setattr(memory_linux, "limited_groups", lambda: [Group(12345, 0), Group(plenty, 0)])
     assert available_bytes() == 12345
-    monkeypatch.setattr(machine, "limited_groups", lambda: [Group(1 << 60, 0)])
+    monkeypatch.setattr(memory_linux, "limited_groups", lambda: [Group(1 << 60, 0)])
     assert available_bytes() <= psutil.virtual_memory().total * 0.85
 
 
@@ -46,8 +47,8 @@ class TestThisProcess:
         path = tmp_path / "library"
         path.write_bytes(bytes(8 * MIB))
         # The pages of all other files come and go with what else the machine does.
-        own_files = machine._own_files
-        monkeypatch.setattr(machine, "_own_files", lambda: {name for name in own_files() if name == str(path)})
+        own_files = memory_linux._own_files
+        monkeypatch.setattr(memory_linux, "_own_files", lambda: {name for name in own_files() if name == str(path)})
         assert footprint().cached == 0
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
             assert footprint().cached == 8 * MIB
@@ -68,9 +69,10 @@ class TestThisProcess:
         assert footprint().anonymous - before < MIB
 
     def test_without_proc(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """On systems other than Linux: what psutil knows."""
-        monkeypatch.setattr(machine, "PROC_SELF", tmp_path)
+        """As FreeBSD is: what psutil knows."""
+        monkeypatch.setattr(memory_linux, "PROC_SELF", tmp_path)
         assert footprint().anonymous > MIB
         assert footprint().cached == 0
         assert peak_process_bytes() > MIB
         assert swapped_bytes() == 0
+        assert not is_low()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import xxhash
 
 from penstock.batch.disk_errors import reading
+from penstock.disk.system_files import system
 from penstock.errors import FormatError, PenstockError, UsageError
 from penstock.strict_json import parse_json_object, shown
 
@@ -157,8 +158,7 @@ class RequestFile:
 
     def _forget(self) -> None:
         """Leave nothing of the file in the page cache, which counts as memory."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        system.drop(self._file.fileno())
 
     def __enter__(self) -> RequestFile:
         return self

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from penstock.batch.disk_errors import reading, writing
 from penstock.batch.state import check_of
 from penstock.disk.new_files import give_name, settle, sync_folder, write_through
+from penstock.disk.system_files import system
 from penstock.errors import PenstockError
 
 if TYPE_CHECKING:
@@ -54,9 +55,8 @@ class ResultFile:
         with writing(self.path):
             while data:
                 data = data[os.write(self._descriptor, data) :]
-            os.fsync(self._descriptor)
-            if hasattr(os, "posix_fadvise"):  # the page cache counts as memory
-                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            system.sync(self._descriptor)
+            system.drop(self._descriptor)  # the page cache counts as memory
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -78,7 +78,7 @@ def write_in_order(path: Path, places: Iterable[Place]) -> None:
     unfinished = ordered_path(path)
     with reading(path):
         results = path.open("rb")
-    with results, writing(unfinished), unfinished.open("wb") as file:
+    with results, writing(unfinished), unfinished.open("w+b") as file:
         for place in places:
             write_through(file, memoryview(_result(path, results, place)))
         settle(file)

@@ -32,6 +32,7 @@ from penstock.cli.tune import tune
 from penstock.cli.unpack import unpack
 from penstock.cli.verify import verify
 from penstock.errors import PenstockError, UsageError
+from penstock.system.streams import speak_utf8
 
 app = typer.Typer(
     name="penstock",
@@ -79,6 +80,8 @@ def prepare(
 
 def main() -> None:
     """Run the command line: exits with 2 for wrong use, 130 after Ctrl-C, 1 for every other failure."""
+    if sys.platform == "win32":
+        speak_utf8(sys.stdin, sys.stdout, sys.stderr)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         try:

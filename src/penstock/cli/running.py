@@ -22,6 +22,8 @@ import psutil  # type: ignore[import-untyped]
 from penstock.checkpoints.store import find_model, store_root
 from penstock.errors import PenstockError, UsageError
 from penstock.system import machine
+from penstock.system.files import lock, open_movable
+from penstock.system.files import replace as replace_file
 from penstock.system.sizes import parse_bytes
 
 if TYPE_CHECKING:
@@ -128,10 +130,10 @@ def _file_of(about: Running) -> Iterator[None]:
     new = path.with_suffix(".new")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = new.open("w+b", buffering=0)
+        file = open(new, "w+b", buffering=0, opener=open_movable)  # noqa: SIM115
         _lock(file)
         _write(about, file)
-        new.rename(path)  # with the lock on it
+        replace_file(new, path)  # with the lock on it
         _own.append((about, file))
     except OSError:
         pass
@@ -156,7 +158,7 @@ def _write(about: Running, file: BinaryIO) -> None:
 def _read(path: Path) -> Running | None:
     """What a living process has written; None for anything else."""
     try:
-        with path.open("r+b") as file:
+        with open(path, "r+b", opener=open_movable) as file:
             content = file.read(_MOST_BYTES)
             about = Running(**json.loads(content))
             if not all(isinstance(getattr(about, name), kind) for name, kind in _TYPES.items()):
@@ -185,11 +187,6 @@ _TYPES: Mapping[str, Any] = {
 def _lock(file: BinaryIO) -> bool:
     """Take the lock on a file, which goes with the process; False where another one has it, or where there are none."""
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(file.fileno())
     except OSError:
         return False
-    return True

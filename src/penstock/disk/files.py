@@ -2,8 +2,7 @@
 
 Direct reads go from the disk into buffers of ours: no copies, and nothing stays behind in memory that would count
 against a ceiling. Where the file system has none, buffered reads serve, each followed by a request to drop its pages.
-
-Sources: open(2) on O_DIRECT and its alignment; posix_fadvise(2).
+How a system does all that: `system_files.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from penstock.disk.system_files import system
 from penstock.errors import ReadError
 from penstock.system.pages import page_array
 
 if TYPE_CHECKING:
     from penstock.compute.kernels import U8
 
-ALIGNMENT = 4096
-"""Direct reads begin and end at multiples of this, and so do their buffers; disks ask for 512 or 4096."""
+ALIGNMENT = system.ALIGNMENT
+"""Direct reads begin and end at multiples of this, and so do their buffers."""
 
 
 class DirectReadWarning(UserWarning):
@@ -50,7 +50,8 @@ def aligned_buffer(nbytes: int) -> U8:
 
 
 class _File(NamedTuple):
-    descriptor: int
+    number: int
+    """As the system knows it."""
     direct: bool
 
 
@@ -61,6 +62,8 @@ class Files:
         self._lock = threading.Lock()
         self._warned = False
         self._files: dict[Path, _File] = {}
+        self._refused: list[_File] = []
+        """Files that were opened for direct reads in vain, which other threads may be at."""
 
     def read(self, extent: Extent, buffer: U8) -> U8:
         """The extent's bytes, in a part of `buffer`, an aligned_buffer for that many bytes or more.
@@ -74,7 +77,7 @@ class Files:
         file, done = self._file(extent.path), 0
         while done < skip + extent.nbytes:
             try:
-                count = self._read_at(file.descriptor, view[done:], begin + done)
+                count = system.read_at(file.number, view[done:], begin + done)
             except OSError as error:
                 if file.direct and error.errno == errno.EINVAL:
                     file = self._give_up_direct(extent.path, file)
@@ -84,23 +87,15 @@ class Files:
             # A direct read stops amid a block only where the file ends; to go on from there would be misaligned.
             if done < skip + extent.nbytes and (count == 0 or (file.direct and done % ALIGNMENT)):
                 raise _error(extent.path, begin + done, "the file ends there: it shrank after it was opened")
-        if not file.direct and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.descriptor, begin, len(view), os.POSIX_FADV_DONTNEED)
+        if not file.direct:
+            system.drop(file.number, begin, len(view))
         return buffer[skip : skip + extent.nbytes]
 
     def close(self) -> None:
         while self._files:
-            os.close(self._files.popitem()[1].descriptor)
-
-    def _read_at(self, descriptor: int, view: memoryview, offset: int) -> int:
-        """Bytes read into `view`. Raises OSError."""
-        if hasattr(os, "preadv"):
-            return os.preadv(descriptor, [view], offset)
-        with self._lock:  # where the position is the descriptor's, one thread reads at a time
-            os.lseek(descriptor, offset, os.SEEK_SET)
-            data = os.read(descriptor, len(view))
-        view[: len(data)] = data
-        return len(data)
+            system.close_file(self._files.popitem()[1].number)
+        while self._refused:
+            system.close_file(self._refused.pop().number)
 
     def _file(self, path: Path) -> _File:
         with self._lock:
@@ -110,13 +105,11 @@ class Files:
             return self._files[path]
 
     def _give_up_direct(self, path: Path, refused: _File) -> _File:
-        """The file opened anew for buffered reads, once for all threads; the descriptor that refused stays in use."""
+        """The file opened anew for buffered reads, once for all threads."""
         with self._lock:
             if self._files[path] == refused:
-                buffered = _open(path, direct=False)
-                os.dup2(buffered.descriptor, refused.descriptor, inheritable=False)
-                os.close(buffered.descriptor)
-                self._files[path] = _File(refused.descriptor, False)
+                self._files[path] = _open(path, direct=False)
+                self._refused.append(refused)
                 self._warn_if_buffered(path)
             return self._files[path]
 
@@ -142,10 +135,8 @@ def read_file(path: Path, most: int | None = None) -> bytes:
 
 def _open(path: Path, direct: bool = True) -> _File:
     """Raises ReadError."""
-    direct = direct and hasattr(os, "O_DIRECT")
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
-        return _File(os.open(path, flags | (os.O_DIRECT if direct else 0)), direct)
+        return _File(system.open_file(path, direct), direct)
     except OSError as error:
         if direct and error.errno == errno.EINVAL:
             return _open(path, direct=False)

@@ -9,7 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
 
+from penstock.disk.system_files import system
 from penstock.errors import PenstockError
+from penstock.system.files import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,9 +25,8 @@ NO_SYNC = {errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOTSUP, errno.EOPNOTS
 def settle(file: BinaryIO) -> None:
     """Have all bytes of a file on the disk and out of the page cache."""
     file.flush()
-    os.fsync(file.fileno())
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    system.sync(file.fileno())
+    system.drop(file.fileno())
 
 
 def write_through(file: BinaryIO, data: memoryview, sync_bytes: int = SYNC_BYTES) -> None:
@@ -39,7 +40,7 @@ def write_through(file: BinaryIO, data: memoryview, sync_bytes: int = SYNC_BYTES
 @contextmanager
 def new_file(path: Path, unfinished: Path) -> Iterator[BinaryIO]:
     """A file that is written as `unfinished` and becomes `path`, of the same file system, at the end of the block."""
-    with unfinished.open("wb") as file:
+    with unfinished.open("w+b") as file:  # readable, as `drop` asks for
         yield file
         settle(file)
     give_name(unfinished, path)
@@ -61,7 +62,7 @@ def own_directory(prefix: str, folder: Path | None, problem: str, remedy: str) -
 
 def give_name(unfinished: Path, path: Path) -> None:
     """Give a settled file its name, in a way that outlives a power failure."""
-    unfinished.replace(path)
+    replace(unfinished, path)
     sync_folder(path.parent)
 
 

@@ -89,7 +89,7 @@ class WeightFile:
     def _append(self, unfinished: Path) -> int:
         """Get what is still lacking of a file that is kept as it is; how many bytes an earlier call has saved."""
         unfinished.touch()
-        with unfinished.open("ab") as file:
+        with unfinished.open("a+b") as file:
             saved = begin = file.tell()
             self.on_bytes(saved)
             size, settled = self.original.size, saved

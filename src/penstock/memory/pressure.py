@@ -1,8 +1,8 @@
 """Memory pressure from outside: when other programs need memory, resident weights are given back.
 
-A ceiling is a promise of this process; what the machine has left may change after it was made. Three signs say so:
-pages of this process are swapped out, little memory is available (to the system or to the control group), or tasks
-stall for memory while not much is left.
+A ceiling is a promise of this process; what the machine has left may change after it was made. Four signs say so:
+pages of this process are swapped out, little memory is available (to the system or to the control group), tasks
+stall for memory while not much is left, or the system itself says that memory is short (macOS, Windows).
 
 Sources: proc(5) for MemAvailable; the kernel's document on pressure stall information (PSI).
 """
@@ -45,6 +45,8 @@ class Sample:
     group_reserve: int
     swapped: int
     stalled_seconds: float
+    low: bool = False
+    """Whether the system says that memory is short."""
 
 
 def take_sample() -> Sample:
@@ -59,6 +61,7 @@ def take_sample() -> Sample:
         group_reserve=min(GROUP_RESERVE_BYTES + max(0, others) // 2, MOST_GROUP_RESERVE_BYTES),
         swapped=machine.swapped_bytes(),
         stalled_seconds=_stalled_seconds(),
+        low=machine.is_low(),
     )
 
 
@@ -94,7 +97,7 @@ class Relief:
         before, sample = self.limit, self._sample()
         sample = replace(sample, reserve=min(sample.reserve, self._most_reserve))
         missing = _missing(self._last, sample, now - self._checked)
-        if missing > 0:
+        if missing > 0 or sample.low:
             step = max(resident // 16, 16 * MIB)
             self.limit, self._pressed = max(0, resident - max(missing, step)), now
         elif self.limit is not None and now - self._pressed >= CALM_SECONDS:

@@ -23,6 +23,7 @@ from penstock.packed_format.reader import PackedFile, is_packed_file, read_packe
 from penstock.packing.side_files import CONFIG
 from penstock.safetensors_header import read_header
 from penstock.strict_json import read_json_object, shown
+from penstock.system.files import lock, open_movable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -170,28 +171,22 @@ def open_pack_folder(path: Path) -> Iterator[PackFolder]:
 
 
 @contextmanager
-def _locked(lock: Path, path: Path) -> Iterator[None]:
-    """Hold `lock`, which no two processes do at once; the file goes where it is the last one in its folder."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with lock.open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+def _locked(file: Path, path: Path) -> Iterator[None]:
+    """Hold the lock on `file`, which no two processes do at once; it goes where it is the last one in its folder."""
+    with open(file, "wb", opener=open_movable) as opened:
+        locked = True
+        with suppress(OSError):  # a file system without locks
+            locked = lock(opened.fileno())
+        if not locked:
             problem = f"{path} is being written by another process"
-            raise UsageError(problem, "Wait until that is done, or stop it; the same command then goes on.") from error
-        except OSError:  # a file system without locks
-            pass
-        if not (lock.exists() and os.path.samestat(lock.stat(), os.fstat(file.fileno()))):
+            raise UsageError(problem, "Wait until that is done, or stop it; the same command then goes on.")
+        if not (file.exists() and os.path.samestat(file.stat(), os.fstat(opened.fileno()))):
             raise UsageError(f"{path} was being written by another process until now", "Run the command again.")
         try:
             yield
         finally:
-            if lock.exists() and [*lock.parent.iterdir()] == [lock]:
-                lock.unlink()
+            if file.exists() and [*file.parent.iterdir()] == [file]:
+                file.unlink()
 
 
 def _allocated(file: Path) -> int:

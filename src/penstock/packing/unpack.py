@@ -105,7 +105,7 @@ def _restore(
     """Write one original file."""
     files, partial = Files(), folder.partial(name)
     try:
-        with partial.open("wb") as out:
+        with partial.open("w+b") as out:
             write_through(out, memoryview(file.original_header))
             tell(len(file.original_header))
             for data in original_bytes(file, files, pool):

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from penstock.disk.system_files import system
+from penstock.system.files import open_movable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from io import FileIO
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 MAGIC, VERSION = b"penstock prefix\n", 1
 _HEAD = struct.Struct("<16sIIQ32s")
 _HASH = struct.Struct("<Q")
-_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS = getattr(os, "O_NOFOLLOW", 0)
 
 
 class DamagedBlockError(Exception):
@@ -48,7 +51,7 @@ def read_block(path: Path, key: bytes, block: U8) -> None:
     Raises DamagedBlockError where it is not what was written, OSError where it cannot be read.
     """
     # Without waiting, should a pipe be there in place of a file.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _FLAGS)
+    descriptor = open_movable(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _FLAGS)
     told, head, checksum = os.fstat(descriptor), bytearray(_HEAD.size), bytearray(_HASH.size)
     if not stat.S_ISREG(told.st_mode) or told.st_size != file_bytes(block.nbytes):
         os.close(descriptor)
@@ -56,7 +59,7 @@ def read_block(path: Path, key: bytes, block: U8) -> None:
     with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123
         for part in (head, block.data, checksum):
             _fill(file, memoryview(part))
-        _drop_pages(descriptor)
+        system.drop(descriptor)
     digest = xxhash.xxh3_64(bytes(head))
     digest.update(block.data)
     if head != _head(key, block.nbytes) or checksum != _HASH.pack(digest.intdigest()):
@@ -68,7 +71,7 @@ def write_block(path: Path, key: bytes, block: Iterable[U8], block_bytes: int) -
 
     Nothing waits for the disk: a block that a power failure tore is noticed when it is read.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+    descriptor = open_movable(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123
             digest = xxhash.xxh3_64()
@@ -78,7 +81,7 @@ def write_block(path: Path, key: bytes, block: Iterable[U8], block_bytes: int) -
                 file.write(part)
             file.write(_HASH.pack(digest.intdigest()))
             file.flush()
-            _drop_pages(descriptor)  # begins to write them
+            system.drop(descriptor)  # begins to write them
     except BaseException:
         with suppress(OSError):
             path.unlink()
@@ -87,8 +90,8 @@ def write_block(path: Path, key: bytes, block: Iterable[U8], block_bytes: int) -
 
 def drop_pages(path: Path) -> None:
     """Let what has reached the disk leave the page cache, which counts as memory."""
-    with suppress(OSError), open(os.open(path, os.O_RDONLY | _FLAGS), "rb") as file:  # noqa: PTH123
-        _drop_pages(file.fileno())
+    with suppress(OSError), open(open_movable(path, os.O_RDONLY | _FLAGS), "rb") as file:  # noqa: PTH123
+        system.drop(file.fileno())
 
 
 def _head(key: bytes, block_bytes: int) -> bytes:
@@ -102,8 +105,3 @@ def _fill(file: FileIO, view: memoryview) -> None:
         if not count:
             raise DamagedBlockError
         done += count
-
-
-def _drop_pages(descriptor: int) -> None:
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

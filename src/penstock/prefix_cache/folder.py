@@ -24,11 +24,7 @@ from penstock.prefix_cache.block_file import (
     read_block,
     write_block,
 )
-
-try:
-    import fcntl
-except ImportError:  # on Windows two processes that write at once may go past the limit, until the next one writes
-    fcntl = None  # type: ignore[assignment]
+from penstock.system.files import lock, lock_holder, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -153,8 +149,7 @@ class BlockFolder:
             for entry in entries:
                 with suppress(FileNotFoundError):
                     if _UNFINISHED.fullmatch(entry.name):
-                        if fcntl is not None:  # else somebody may be writing it
-                            os.unlink(entry.path)  # noqa: PTH108
+                        os.unlink(entry.path)  # noqa: PTH108
                     elif _BLOCK.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                         told = entry.stat(follow_symlinks=False)
                         ours = told.st_size <= self.most_bytes and told.st_mtime_ns <= now
@@ -178,13 +173,10 @@ class BlockFolder:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep other processes from writing. Raises OSError, TimeoutError where another one is at it for long."""
-        if fcntl is None:
-            yield
-            return
-        descriptor = os.open(self.path, os.O_RDONLY)
+        descriptor = lock_holder(self.path)
         try:
             until = time.monotonic() + LOCK_SECONDS
-            while not _lock(descriptor):
+            while not lock(descriptor):
                 if time.monotonic() > until:
                     raise TimeoutError(errno.ETIMEDOUT, "other processes are writing there")
                 time.sleep(0.01)
@@ -214,18 +206,10 @@ class BlockFolder:
 def _give_name(new: Path, path: Path) -> None:
     """Raises OSError where a directory with something in it is there."""
     try:
-        new.replace(path)
+        replace(new, path)
     except IsADirectoryError:
         path.rmdir()
-        new.replace(path)
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        replace(new, path)
 
 
 def _reason(error: OSError) -> str:

@@ -33,12 +33,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import xxhash
 
 from penstock.disk.new_files import SYNC_BYTES, give_name, settle, sync_folder
+from penstock.disk.system_files import system
 from penstock.errors import SessionError, UsageError
-
-try:
-    import fcntl
-except ImportError:  # on Windows nothing keeps two processes off one session
-    fcntl = None  # type: ignore[assignment]
+from penstock.system.files import lock, open_movable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -141,8 +138,7 @@ class SessionLog:
             data = self._read(begin, min(chunk, record.end - _HASH.size - begin))
             digest.update(data)
             yield data
-        if hasattr(os, "posix_fadvise"):  # the page cache counts as memory
-            os.posix_fadvise(self._file.fileno(), record.payload, record.payload_bytes, os.POSIX_FADV_DONTNEED)
+        system.drop(self._file.fileno(), record.payload, record.payload_bytes)  # the page cache counts as memory
         if self._read(record.end - _HASH.size, _HASH.size) != _HASH.pack(digest.intdigest()):
             raise self._damaged(record.payload)
 
@@ -348,9 +344,8 @@ def _open_locked(path: Path) -> FileIO:
 
 def _open(path: Path, flags: int = 0) -> FileIO:
     """For this user alone: conversations are private. Raises SessionError."""
-    flags |= os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
-        return FileIO(os.open(path, flags, 0o600), "r+b")
+        return FileIO(open_movable(path, os.O_RDWR | os.O_CREAT | flags, 0o600), "r+b")
     except OSError as error:
         raise _cannot_open(path, error) from error
 
@@ -362,16 +357,14 @@ def _cannot_open(path: Path, error: OSError) -> SessionError:
 
 def _lock(file: FileIO, path: Path) -> None:
     """Raises SessionError where another process has the file."""
-    if fcntl is None:
-        return
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        problem = f"{path} is in use by another process."
-        raise SessionError(problem, "Wait until that one has ended, or use another session.") from None
+        locked = lock(file.fileno())
     except OSError as error:
         problem = f"{path} cannot be locked: {os.strerror(error.errno or 0)}."
         raise SessionError(problem, "Keep sessions on a file system of this machine.") from error
+    if not locked:
+        problem = f"{path} is in use by another process."
+        raise SessionError(problem, "Wait until that one has ended, or use another session.")
 
 
 def _is_at(path: Path, file: FileIO) -> bool:

@@ -1,28 +1,16 @@
-"""What this machine and this process have of memory.
-
-Sources: proc(5) for /proc/meminfo and /proc/self/status; mincore(2); mallopt(3).
-"""
+"""What this machine and this process have of memory. How a system tells is in a module of its own."""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import os
-import stat
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
-
-from penstock.system.cgroups import limited_groups
-
-PROC_SELF = Path("/proc/self")
-KIB = 1 << 10
-MMAP_THRESHOLD_BYTES = 1 << 20
-_M_MMAP_THRESHOLD = -3
+if sys.platform == "win32":
+    from penstock.system import memory_windows as system
+elif sys.platform == "darwin":
+    from penstock.system import memory_macos as system
+else:
+    from penstock.system import memory_linux as system
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +20,8 @@ class Footprint:
     anonymous: int
     """Its own pages, and the kernel's tables of them."""
     cached: int
-    """Page cache of its programs, libraries and modules: a control group counts it whole, mapped or not."""
+    """Page cache of its programs, libraries and modules, where that is counted as a process's: by Linux's control
+    groups, whole, mapped or not."""
 
     @property
     def nbytes(self) -> int:
@@ -40,103 +29,40 @@ class Footprint:
 
 
 def footprint() -> Footprint:
-    """What this process takes now, as a control group of its own would count it."""
-    cached = _cached_bytes(_own_files()) if (PROC_SELF / "maps").exists() else 0
-    return Footprint(anonymous_bytes(), cached)
+    """What this process takes now, as its system would count it: on Linux a control group of its own."""
+    return Footprint(system.anonymous_bytes(), system.cached_bytes())
 
 
 def anonymous_bytes() -> int:
-    """This process's own pages and the kernel's tables of them; all that is resident where the system tells no more."""
-    status = _status()
-    if "RssAnon" not in status:
-        return int(psutil.Process().memory_info().rss)
-    return status["RssAnon"] + status.get("RssShmem", 0) + status.get("VmPTE", 0)
+    """What this process has of its own now, bytes."""
+    return system.anonymous_bytes()
 
 
 def peak_process_bytes() -> int:
     """The most resident memory that this process ever had, bytes (without its parent's, which getrusage may tell)."""
-    known = _status().get("VmHWM")
-    if known is not None:
-        return known
-    if sys.platform == "darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    memory = psutil.Process().memory_info()
-    return int(getattr(memory, "peak_wset", memory.rss))
+    return system.peak_bytes()
 
 
 def swapped_bytes() -> int:
-    """Bytes of this process that were swapped out."""
-    return _status().get("VmSwap", 0)
-
-
-def trim_heap() -> None:
-    """Give freed heap pages back to the system, where the C library can (glibc)."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
-
-
-def return_large_arrays() -> None:
-    """Let every array of MMAP_THRESHOLD_BYTES or more go back to the system as soon as it is freed (glibc).
-
-    By default glibc raises its threshold to the largest array freed so far, and keeps up to 32 MiB for the next one.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+    """Bytes that were swapped out: of this process, or of all where the system tells no more; 0 where it does not."""
+    return system.swapped_bytes()
 
 
 def available_bytes() -> int:
-    """What this process may still take: 0.85 of MemAvailable, or what its cgroup has free, if that is less."""
-    available = int(psutil.virtual_memory().available * 0.85)
-    return min([available, *(group.free for group in limited_groups())])
+    """What this process may still take; a part of what is available is left alone."""
+    return system.available_bytes()
 
 
-def _status() -> dict[str, int]:
-    """The sizes in /proc/self/status, bytes; empty where there is no such file."""
-    try:
-        lines = (PROC_SELF / "status").read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = (line.split(":", 1) for line in lines if line.endswith("kB"))
-    return {name: int(value.split()[0]) * KIB for name, value in pairs}
+def is_low() -> bool:
+    """Whether the system itself says that memory is short."""
+    return system.is_low()
 
 
-def _own_files() -> set[str]:
-    """The files that this process has mapped, and those that its modules were loaded from."""
-    mapped = {line.split(maxsplit=5)[5] for line in (PROC_SELF / "maps").read_text().splitlines() if "/" in line}
-    modules = {getattr(module, "__cached__", None) for module in list(sys.modules.values())}
-    return mapped | {name for name in modules if isinstance(name, str)}
+def trim_heap() -> None:
+    """Give freed heap pages back to the system, where the C library can."""
+    system.trim_heap()
 
 
-def _cached_bytes(paths: Iterable[str]) -> int:
-    """How much of the given files is in the page cache; what cannot be opened counts as nothing."""
-    mincore = ctypes.CDLL(None).mincore
-    pages = 0
-    for path in paths:  # hundreds, whenever a model is opened
-        with suppress(OSError, ValueError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            try:
-                status = os.fstat(descriptor)
-                if stat.S_ISREG(status.st_mode) and status.st_size:
-                    pages += _cached_pages(descriptor, status.st_size, mincore)
-            finally:
-                os.close(descriptor)
-    return pages * mmap.PAGESIZE
-
-
-def _cached_pages(descriptor: int, nbytes: int, mincore: Callable[..., int]) -> int:
-    import numpy as np  # which who only asks about this machine can do without
-
-    with mmap.mmap(descriptor, nbytes, access=mmap.ACCESS_READ) as mapping:
-        content = np.frombuffer(mapping, np.uint8)
-        resident = np.zeros(-(-nbytes // mmap.PAGESIZE), np.uint8)
-        told = mincore(
-            ctypes.c_void_p(content.ctypes.data), ctypes.c_size_t(nbytes), ctypes.c_void_p(resident.ctypes.data)
-        )
-        del content
-    return 0 if told else int(np.count_nonzero(resident & 1))
+def return_large_arrays() -> None:
+    """Let every array of 1 MiB or more go back to the system as soon as it is freed."""
+    system.return_large_arrays()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,15 +20,19 @@ def page_array(nbytes: int) -> npt.NDArray[np.uint8]:
 
     Huge pages make for fewer page faults and misses of the TLB, and for fewer segments in a direct read.
     """
-    pages = _private(max(1, nbytes))
+    if sys.platform == "win32":
+        return _private_of_heap(nbytes)
+    pages = mmap.mmap(-1, max(1, nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared ones are never huge
     if nbytes >= HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8, nbytes)
 
 
-def _private(nbytes: int) -> mmap.mmap:
-    """Anonymous memory of this process alone; shared memory, Python's default, gets no huge pages."""
-    if hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return mmap.mmap(-1, nbytes)
+def _private_of_heap(nbytes: int) -> npt.NDArray[np.uint8]:
+    """The same on Windows, whose anonymous mappings are shared memory, which is not counted as a process's own.
+
+    The heap takes large blocks from the system, and gives them back, one by one.
+    """
+    block = np.zeros(nbytes + mmap.PAGESIZE, np.uint8)
+    return np.frombuffer(block.data, np.uint8, nbytes, -block.ctypes.data % mmap.PAGESIZE)

@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from penstock.disk.new_files import give_name
+from penstock.disk.system_files import system
 from penstock.errors import FormatError
 from penstock.openai_api.errors import RequestError
 from penstock.server.chats.conversation import Chat
 from penstock.strict_json import open_regular
-
-try:
-    import fcntl
-except ImportError:  # Windows: one server a folder
-    fcntl = None  # type: ignore[assignment]
+from penstock.system.files import lock, open_movable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -192,11 +189,11 @@ class ChatStore:
         path = self._path(chat.id)
         unfinished = path.with_suffix(".new")
         try:
-            descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            descriptor = open_movable(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                system.sync(file.fileno())
             give_name(unfinished, path)
         except OSError as error:
             with suppress(OSError):
@@ -206,12 +203,11 @@ class ChatStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = open_movable(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise self._failed(error) from None
         try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock(descriptor, wait=True)
             yield
         finally:
             os.close(descriptor)
