@@ -1,5 +1,7 @@
 """The build backend that pip calls (PEP 517): scikit-build-core, and the ziglang wheel where no compiler is found.
 
+On Windows it takes clang-cl, by Ninja: Visual C++'s own compiler does not know what the sources ask for.
+
 `PENSTOCK_TARGET`, such as `x86_64-linux-gnu.2.28`, always takes the latter, and makes it compile for that CPU and that
 version of the C library (scripts/wheel).
 """
@@ -44,6 +46,10 @@ ZIG_OPTIONS = ("-mcpu=baseline", "-O2", "-s", "-fPIC")
 
 Settings = dict[str, Any] | None
 
+if sys.platform == "win32":
+    os.environ.setdefault("CXX", "clang-cl")
+    os.environ.setdefault("CMAKE_GENERATOR", "Ninja")
+
 
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
     return [*_backend.get_requires_for_build_wheel(config_settings), *([ZIG] if _needs_zig() else [])]
@@ -72,6 +78,8 @@ def _needs_zig() -> bool:
 
 
 def _find_compiler() -> str | None:
+    if sys.platform == "win32":
+        return os.environ["CXX"]
     return next(filter(_compiles_cxx20, (os.environ.get("CXX", ""), "c++", "g++", "clang++")), None)
 
 
