@@ -115,3 +115,19 @@ def test_target_always_takes_zig(path: Path, zig: Path, monkeypatch: pytest.Monk
     with module._compiler(None):
         said = os.popen(f"{os.environ['CXX']} -c x.cpp").read()
     assert said == "c++ -mcpu=baseline -O2 -s -fPIC -target aarch64-linux-gnu.2.28 -c x.cpp\n"
+
+
+def test_wheels_for_another_cpu(path: Path, zig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMAKE_ARGS", "-DX=1")
+    module = backend(monkeypatch, target="aarch64-linux-gnu.2.28")
+    monkeypatch.setattr(
+        module.sysconfig, "get_config_var", {"EXT_SUFFIX": ".cpython-310-x86_64-linux-gnu.so"}.__getitem__
+    )
+    with module._compiler(None):
+        assert os.environ["CMAKE_ARGS"] == "-DX=1 -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64"
+        assert os.environ["SETUPTOOLS_EXT_SUFFIX"] == ".cpython-310-aarch64-linux-gnu.so"
+        assert os.environ["_PYTHON_HOST_PLATFORM"] == "linux-aarch64"
+    module = backend(monkeypatch, target="x86_64-linux-gnu.2.28")
+    with module._compiler(None):
+        assert os.environ["CMAKE_ARGS"] == "-DX=1"
+        assert "_PYTHON_HOST_PLATFORM" not in os.environ

@@ -14,11 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.disk import files_linux
 from penstock.disk.files import ALIGNMENT, DirectReadWarning, Extent, Files, aligned_buffer, buffer_bytes, read_file
+from penstock.disk.system_files import system
 from penstock.errors import ReadError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 5 * ALIGNMENT + 123, np.uint8)
 SIZE = len(CONTENT)
+needs_preadv = pytest.mark.skipif(not hasattr(os, "preadv"), reason="needs preadv")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,8 @@ def is_direct(flags: int) -> bool:
 
 
 def refuse_to_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    if system is not files_linux:
+        pytest.skip("other systems have tests of their own")
     real_open = os.open
 
     def fake_open(path: Any, flags: int, *rest: Any) -> int:
@@ -63,6 +68,8 @@ def refuse_to_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refuse_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    if system is not files_linux:
+        pytest.skip("other systems have tests of their own")
     import fcntl
 
     real_preadv = os.preadv
@@ -148,6 +155,7 @@ def test_threads_share_a_file(path: Path, files: Files, way: str) -> None:
         list(threads.map(read, range(4)))
 
 
+@needs_preadv
 @pytest.mark.parametrize("most", [ALIGNMENT, 2 * ALIGNMENT])
 def test_short_reads_go_on(path: Path, files: Files, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     real = os.preadv
@@ -203,6 +211,7 @@ def test_a_path_that_cannot_be_read(tmp_path: Path, files: Files, monkeypatch: p
         read(files, tmp_path, 0, 1)
 
 
+@needs_preadv
 def test_a_disk_that_fails(path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     real, offsets = os.preadv, []
 

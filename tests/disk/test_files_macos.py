@@ -114,9 +114,7 @@ def read(opened: Files, path: Path, offset: int, nbytes: int) -> bytes:
     return opened.read(Extent(path, offset, nbytes), pages[begin : begin + files.buffer_bytes(nbytes)]).tobytes()
 
 
-@pytest.mark.parametrize(
-    ("offset", "nbytes"), [(0, SIZE), (SIZE - 1, 1), (PAGE - 1, 2), (13, 30000), (PAGE, PAGE)]
-)
+@pytest.mark.parametrize(("offset", "nbytes"), [(0, SIZE), (SIZE - 1, 1), (PAGE - 1, 2), (13, 30000), (PAGE, PAGE)])
 def test_any_range_is_read_past_the_cache(macos: MacOS, path: Path, opened: Files, offset: int, nbytes: int) -> None:
     assert read(opened, path, offset, nbytes) == CONTENT[offset : offset + nbytes].tobytes()
     assert set(macos.ways) == {"past"}

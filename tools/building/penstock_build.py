@@ -3,7 +3,8 @@
 On Windows it takes clang-cl, by Ninja: Visual C++'s own compiler does not know what the sources ask for.
 
 `PENSTOCK_TARGET`, such as `x86_64-linux-gnu.2.28`, always takes the latter, and makes it compile for that CPU and that
-version of the C library (scripts/wheel).
+version of the C library (scripts/wheel). Where the CPU is another one than this, the wheel is named after it; types of
+the compiled module, which are told by importing it, are not in there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,7 +123,20 @@ def _zig_tools(folder: Path) -> dict[str, str]:
     cache = str(folder / "cache")
     path = os.pathsep.join([str(folder), os.environ.get("PATH", "")])
     tools = {"CC": str(folder / "cc"), "CXX": str(folder / "c++"), "PATH": path}
-    return tools | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
+    return tools | {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache} | _another_cpu(TARGET.split("-")[0])
+
+
+def _another_cpu(cpu: str) -> dict[str, str]:
+    """The variables that tell CMake, scikit-build-core and Python of a CPU of Linux that is not this one."""
+    if cpu in ("", platform.machine()):
+        return {}
+    suffix = sysconfig.get_config_var("EXT_SUFFIX").replace(platform.machine(), cpu)
+    arguments = [os.environ.get("CMAKE_ARGS", ""), "-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={cpu}"]
+    return {
+        "CMAKE_ARGS": " ".join(arguments).strip(),
+        "SETUPTOOLS_EXT_SUFFIX": suffix,
+        "_PYTHON_HOST_PLATFORM": f"linux-{cpu}",
+    }
 
 
 @contextmanager
