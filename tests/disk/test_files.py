@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,13 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.disk import files_linux
 from penstock.disk.files import ALIGNMENT, DirectReadWarning, Extent, Files, aligned_buffer, buffer_bytes, read_file
-from penstock.disk.system_files import system
 from penstock.errors import ReadError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 5 * ALIGNMENT + 123, np.uint8)
 SIZE = len(CONTENT)
+IS_LINUX = sys.platform not in ("darwin", "win32")
 needs_preadv = pytest.mark.skipif(not hasattr(os, "preadv"), reason="needs preadv")
 
 
@@ -55,7 +55,7 @@ def is_direct(flags: int) -> bool:
 
 
 def refuse_to_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    if system is not files_linux:
+    if not IS_LINUX:
         pytest.skip("other systems have tests of their own")
     real_open = os.open
 
@@ -68,7 +68,7 @@ def refuse_to_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refuse_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    if system is not files_linux:
+    if not IS_LINUX:
         pytest.skip("other systems have tests of their own")
     import fcntl
 

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
+
+if sys.platform == "win32" or sys.platform == "darwin":
+    raise ImportError("these have files of their own")  # and mypy need not look for what they lack
 
 ALIGNMENT = 4096
 """Disks ask for 512 or 4096."""

@@ -7,6 +7,7 @@ are refused while there are some left, and those on which nothing comes, or from
 from __future__ import annotations
 
 import json
+import sys
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,6 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from penstock.openai_api.errors import RequestError
-
-try:
-    import resource
-except ImportError:  # Windows has no such limit
-    resource = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import asyncio
@@ -132,8 +128,10 @@ class _Ending:
 
 def most_connections(settings: Settings) -> int:
     """So many as have something to do, and as there are descriptors for."""
-    if resource is None:
+    if sys.platform == "win32":  # which has no such limit
         return settings.connections
+    import resource
+
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return settings.connections

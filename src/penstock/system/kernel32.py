@@ -117,14 +117,21 @@ def library() -> Any:
 
 def last_error() -> int:
     """The code of what the last call in this thread failed for."""
-    return ctypes.get_last_error() if sys.platform == "win32" else 0
+    if sys.platform != "win32":
+        return 0
+    return ctypes.get_last_error()
 
 
 def failure(path: Path | None = None) -> OSError:
     """What the last call failed for; EIO where POSIX has no name for it."""
     code = last_error()
-    text = ctypes.FormatError(code) if sys.platform == "win32" else f"error {code}"
-    return OSError(_ERRNO.get(code, errno.EIO), text, *(() if path is None else (os.fspath(path),)))
+    return OSError(_ERRNO.get(code, errno.EIO), _text(code), *(() if path is None else (os.fspath(path),)))
+
+
+def _text(code: int) -> str:
+    if sys.platform != "win32":
+        return f"error {code}"
+    return ctypes.FormatError(code)
 
 
 def open_handle(path: Path, access: int, disposition: int, flags: int = 0) -> int:

@@ -18,6 +18,9 @@ import psutil  # type: ignore[import-untyped]
 
 from penstock.system.cgroups import limited_groups
 
+if sys.platform == "win32":
+    raise ImportError("nothing here is of Windows")  # and mypy need not look for what it lacks
+
 PROC_SELF = Path("/proc/self")
 KIB = 1 << 10
 MMAP_THRESHOLD_BYTES = 1 << 20
