@@ -11,7 +11,7 @@ from helpers.batches import CHAT, CREATED, TEXT, ask, by_id, mixed, records, run
 from helpers.packed_files import contents
 from helpers.thorough import quick
 from penstock import LLM
-from penstock.batch import worker
+from penstock.batch.bench import MOST_HELD
 from penstock.batch.run import BatchSettings
 from penstock.errors import CheckpointError, MemoryCeilingError, UsageError
 from penstock.openai_api.requests import parse
@@ -217,9 +217,9 @@ class TestFailures:
         assert by_id(tmp_path / "out.jsonl")["a"]["error"]["message"] == "It does not fit. Raise --memory."
 
     def test_very_many_of_them_need_no_pass(self, tmp_path: Path) -> None:
-        path = write_requests(tmp_path / "in.jsonl", [b"?"] * (3 * worker.MOST_HELD + 5))
+        path = write_requests(tmp_path / "in.jsonl", [b"?"] * (3 * MOST_HELD + 5))
         summary = run_batch(path, tmp_path / "out.jsonl")
-        assert (summary.failed, summary.passes) == (3 * worker.MOST_HELD + 5, 0)
+        assert (summary.failed, summary.passes) == (3 * MOST_HELD + 5, 0)
         assert len(records(tmp_path / "out.jsonl")) == summary.failed
 
 

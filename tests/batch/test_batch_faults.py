@@ -11,7 +11,7 @@ import pytest
 from helpers.batches import ask, by_id, run_batch, write_requests
 from helpers.thorough import quick
 from penstock import LLM
-from penstock.batch import worker
+from penstock.batch import bench
 from penstock.batch.records import Names
 from penstock.completion import Completion
 from penstock.openai_api.answers import Answers
@@ -28,12 +28,12 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 STEPS: dict[str, tuple[object, str, Callable[..., bool]]] = {
-    "parsed": (worker, "parse", lambda url, body: body.get("seed") == 13),
+    "parsed": (bench, "parse", lambda url, body: body.get("seed") == 13),
     "submitted in part": (LLM, "submit", lambda *args, choice=0, **_: args[2].seed == 13 and choice == 1),
     "drawn": (Sampler, "__call__", lambda self, *_: self.seed == 13),
     "drawn later": (Sampler, "__call__", lambda self, _, __, seen, ___: self.seed == 13 and len(seen) > 9),
     "made text": (Completion, "_new_text", lambda self: self.stats.seed == 13),
-    "kept": (worker, "_new_tokens", lambda running: running.custom_id == "victim"),
+    "kept": (bench, "_new_tokens", lambda running: running.asked.request.custom_id == "victim"),
     "answered": (Answers, "response", lambda self, **_: self.request.params.seed == 13),
     "written": (Names, "answered", lambda self, line, custom_id, body: custom_id == "victim"),
 }

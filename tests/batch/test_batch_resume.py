@@ -19,7 +19,8 @@ import pytest
 from helpers.batches import Ending, ask, by_id, mixed, records, run_batch, write_requests
 from helpers.thorough import quick
 from penstock import LLM
-from penstock.batch import results, run, worker
+from penstock.batch import results, run
+from penstock.batch.bench import Bench
 from penstock.batch.progress import Progress
 from penstock.batch.results import ResultFile, ordered_path, state_path
 from penstock.batch.state import State
@@ -140,7 +141,7 @@ class TestCrashes:
             [
                 (State, "commit", 1),
                 (ResultFile, "append", 4),
-                (worker.Worker, "_pass", 6),
+                (Bench, "_pass", 6),
                 (results, "write_through", 5),
                 (State, "remove", 1),
                 (State, "begin", 1),

@@ -192,12 +192,37 @@ def test_it_keeps_its_own_ceiling(tmp_path: Path, out: Path) -> None:
     assert [record["error"] for record in records(out) if record["error"]] == []
 
 
+def test_a_cut_needs_a_cluster(path: Path, out: Path) -> None:
+    result = in_process.penstock("batch", "demo", path, out, "--cut", "dealt")
+    assert result.returncode == 2
+    assert "Give --cluster too" in result.stderr
+
+
 class TestDisplay:
     def progress(self) -> Progress:
         one = Progress(Counts(total=20, done=5, failed=0, tokens=50))
         one.count_pass(3.0)
         one.count([], [Unfinished(4, 9)], 0, 0.0)
         return one
+
+    def test_machines(self, capsys: pytest.CaptureFixture[str]) -> None:
+        progress = self.progress()
+        progress.nodes = ["one", "two"]
+        lines = LinesWatcher()
+        lines.working(progress, 0)
+        lines.passed()
+        lines.lost("two", "its process has ended")
+        assert capsys.readouterr().err.splitlines() == [
+            "5 of 20 done, 2 machines at work (one, two), 54 tokens, 3 s a pass, 1 running",
+            "warning: two does not take part any more: its process has ended",
+        ]
+        screen = StringIO()
+        with Bar(TextColumn("{task.description}"), console=Console(file=screen, width=80), transient=True) as bar:
+            shown = BarWatcher(bar)
+            shown.working(progress, 0)
+            shown.lost("two", "its [process] has ended")
+            assert bar.tasks[0].description.startswith("5 of 20 done, 2 machines at work")
+        assert "two does not take part any more: its [process] has ended" in " ".join(screen.getvalue().split())
 
     def test_lines_come_now_and_then(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         now = [100.0]

@@ -15,7 +15,7 @@ from helpers.checkpoint_checks import check_refused, warnings_of
 from helpers.checkpoints import random_tensors, tiny_config, write_checkpoint
 from helpers.gguf import Info, converted, gguf_bytes, header_bytes, metadata_of, write_gguf_of
 from penstock import LLM, SamplingParams
-from penstock.batch.opening import _model_digest as model_digest
+from penstock.batch.opening import model_digest
 from penstock.checkpoints.checkpoint import generation_defaults, open_checkpoint
 from penstock.errors import CheckpointError, CheckpointWarning, FormatError, UnsupportedError, UsageError
 from penstock.packed_format.reader import read_packed

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.batch.run import BatchSettings, Summary, Watcher, run
+from penstock.batch.elsewhere import BenchLike
+from penstock.batch.run import BatchSettings, Summary, run
+from penstock.batch.watcher import Watcher
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 CREATED = 1_700_000_000
@@ -60,10 +62,16 @@ def write_requests(path: Path, requests: list[Any], created: int = CREATED) -> P
     return path
 
 
-def run_batch(path: Path, out: Path, watcher: Watcher | None = None, **settings: Any) -> Summary:
+def run_batch(
+    path: Path,
+    out: Path,
+    watcher: Watcher | None = None,
+    benches: Callable[[], Sequence[BenchLike]] | None = None,
+    **settings: Any,
+) -> Summary:
     """The demo model's answers to the requests in a file; without guesses, so that passes can be counted."""
     chosen = {"model": "demo", "draft": "none", "threads": 1, "max_tokens": 40} | settings
-    return run(BatchSettings(source=path, out=out, **chosen), watcher)
+    return run(BatchSettings(source=path, out=out, **chosen), watcher, benches)
 
 
 def records(out: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from disk_faults import READ, SYNC, TRUNCATE, WRITE, Scenario
 import penstock.batch.lines
 import penstock.batch.requests
 import penstock.batch.run
+import penstock.batch.watcher
 import penstock.checkpoints.checkpoint
 import penstock.cli
 import penstock.disk.files
@@ -80,7 +81,7 @@ def begun_batch(folder: Path) -> None:
     """One that was killed after so many passes that some results are there and some are not."""
     requests(folder)
 
-    class Ending(penstock.batch.run.Watcher):
+    class Ending(penstock.batch.watcher.Watcher):
         left = 5
 
         def passed(self) -> None:

@@ -69,13 +69,13 @@ def describe(
     Raises CheckpointError, ReadError and PenstockError.
     """
     contents = requests.contents()
-    digest = _model_digest(find_model(model), adapters)
+    digest = model_digest(find_model(model), adapters)
     return Job(contents.digest, digest, kv_dtype, context, max_tokens), contents.modified
 
 
-def _model_digest(path: Path, adapters: Sequence[str]) -> str:
+def model_digest(path: Path, adapters: Sequence[str]) -> str:
     """Of the weights, those of adapters by their names, and of what makes tokens of a text and says how to draw
-    them."""
+    them. Raises CheckpointError, ReadError and UsageError."""
     checkpoint, digest = open_checkpoint(path), xxhash.xxh3_128()
     config = checkpoint.config
     said = [

@@ -51,6 +51,8 @@ class Progress:
         self.pass_seconds = 0.0
         """Of the latest pass."""
         self.unfinished: Sequence[Unfinished] = ()
+        self.nodes: Sequence[str] = ()
+        """The machines at work, where they are others than this one."""
         self._finished_tokens = counts.tokens
         self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT_PASSES + 1)
         self._begin = time.perf_counter()

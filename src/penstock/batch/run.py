@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.adapters.named import check_names
+from penstock.batch.alone import work_alone
+from penstock.batch.bench import MOST_AT_ONCE, Bench
+from penstock.batch.desk import Desk
+from penstock.batch.elsewhere import Opening, known_elsewhere, what_is_alike
+from penstock.batch.exchange import Terms
+from penstock.batch.line_room import most_line_bytes, with_room
 from penstock.batch.opening import Labels, begin_or_resume, check_paths, counts_if_complete, describe
+from penstock.batch.pool import Pool
 from penstock.batch.progress import Progress
-from penstock.batch.requests import MOST_LINE_BYTES, RequestFile
+from penstock.batch.requests import RequestFile
 from penstock.batch.results import ResultFile, put_in_order, state_path, write_in_order
 from penstock.batch.state import State
-from penstock.batch.worker import MOST_AT_ONCE, Worker
+from penstock.batch.watcher import Watcher
+from penstock.checkpoints.store import find_model, name_elsewhere
+from penstock.compute.kernels import Kernels
 from penstock.errors import UsageError
 from penstock.llm import LLM
 from penstock.openai_api.answers import DEFAULT_MAX_TOKENS
 from penstock.options import OpenOptions
-from penstock.system import machine
-from penstock.system.sizes import parse_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from penstock.batch.records import Names
-
-STATE_BYTES = 8 << 20
-"""What the database may take, and results that are put together."""
-BYTES_TO_PARSE = 104
-"""What a byte of a line may take while it becomes a request; its text has room made for it then."""
-LEAST_LINE_BYTES, LINE_SHARE = 64 << 10, 3072
-"""A line may have this part of the ceiling, or so many bytes."""
+    from penstock.batch.elsewhere import BenchLike
+    from penstock.batch.opening import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,9 @@ class BatchSettings(OpenOptions):
     """Answers that may share a pass."""
     overwrite: bool = False
     """Replace results that no unfinished batch accounts for."""
+    patience: float | None = None
+    """Seconds for which another machine may be silent, before others get its requests; None for what its passes
+    suggest."""
 
     def __post_init__(self) -> None:
         OpenOptions.__post_init__(self)
@@ -76,30 +80,17 @@ class Summary:
     """Whether there was nothing left to do."""
 
 
-class Watcher:
-    """Is told how far a batch is; this one does nothing with it."""
-
-    def scanning(self, done: int, total: int) -> None:
-        """The requests are looked through: bytes."""
-
-    def opening(self) -> None:
-        """The model is being opened."""
-
-    def working(self, progress: Progress, layers: int) -> None:
-        """The passes begin, each of so many layers."""
-
-    def layer(self, index: int) -> None:
-        """A layer of a pass is done."""
-
-    def passed(self) -> None:
-        """A pass is done."""
-
-
-def run(settings: BatchSettings, watcher: Watcher | None = None) -> Summary:
-    """Begin the batch, or go on with it where an earlier call was interrupted.
+def run(
+    settings: BatchSettings,
+    watcher: Watcher | None = None,
+    benches: Callable[[], Sequence[BenchLike]] | None = None,
+) -> Summary:
+    """Begin the batch, or go on with it where an earlier call was interrupted. `benches`: makes those that answer it,
+    once there is anything to answer; without, this process does.
 
     Raises UsageError where OUT holds something else, is worked on by another process, or belongs to another batch;
-    as LLM.open does; ReadError; PenstockError where a file cannot be read or written. The same call then goes on.
+    as LLM.open does; ReadError; PenstockError where a file cannot be read or written; ClusterError where benches cannot
+    work together, or none is left. The same call then goes on.
     """
     watcher = watcher or Watcher()
     out = settings.out.resolve()
@@ -117,21 +108,40 @@ def run(settings: BatchSettings, watcher: Watcher | None = None) -> Summary:
             labels = begin_or_resume(state, job, labels, requests, watcher.scanning, anew=settings.overwrite)
             progress = Progress(state.counts())
             complete_before = progress.done == progress.total
-            files = _Files(requests, state, out, _most_line_bytes(settings.memory))
-            llm = None if complete_before else _open(settings, watcher, files)
-        if llm is not None:
-            with llm:
-                _work(llm, settings, files, job.names, labels, progress, watcher)
+            longest = most_line_bytes(settings.ceiling)
+            batch = _Batch(settings, requests, state, out, job, labels, progress, watcher, longest)
+            opened = None if complete_before else _open(batch) if benches is None else _open_pool(batch, benches())
+        if opened is not None:
+            with opened:
+                _work(batch, opened)
         _finish(out, state)
         return _summary(settings, progress, complete_before)
 
 
 @dataclass(frozen=True, slots=True)
-class _Files:
+class _Batch:
+    """One that has begun."""
+
+    settings: BatchSettings
     requests: RequestFile
     state: State
     out: Path
+    job: Job
+    labels: Labels
+    progress: Progress
+    watcher: Watcher
     most_line_bytes: int
+    """Of a line, where this process answers it."""
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.job.names, self.labels, self.settings.max_tokens, self.settings.at_once)
+
+    @contextmanager
+    def desk(self, has_chat_template: bool, most_line_bytes: int) -> Iterator[Desk]:
+        with ResultFile(self.out, *self.state.unwritten()) as results:
+            names, progress = self.job.names, self.progress
+            yield Desk(self.requests, self.state, results, names, progress, has_chat_template, most_line_bytes)
 
 
 @contextmanager
@@ -145,39 +155,35 @@ def _removed_if_in_vain(state: State) -> Iterator[None]:
         raise
 
 
-def _open(settings: BatchSettings, watcher: Watcher, files: _Files) -> LLM:
-    watcher.opening()
-    longest = min(files.most_line_bytes, files.state.longest_line())
-    options = replace(settings, reserve=STATE_BYTES + BYTES_TO_PARSE * longest)
-    return LLM.open_with(settings.model, options, lambda index, *_: watcher.layer(index))
+def _open(batch: _Batch) -> LLM:
+    batch.watcher.opening()
+    options = with_room(batch.settings, min(batch.most_line_bytes, batch.state.longest_line()))
+    return LLM.open_with(batch.settings.model, options, lambda index, *_: batch.watcher.layer(index))
 
 
-def _work(
-    llm: LLM,
-    settings: BatchSettings,
-    files: _Files,
-    names: Names,
-    labels: Labels,
-    progress: Progress,
-    watcher: Watcher,
-) -> None:
+def _open_pool(batch: _Batch, benches: Sequence[BenchLike]) -> Pool:
+    batch.watcher.opening()
+    pool = Pool(benches, batch.watcher, batch.settings.patience)
+    options = OpenOptions(**{option.name: getattr(batch.settings, option.name) for option in fields(OpenOptions)})
+    model = name_elsewhere(find_model(batch.settings.model))
+    opening = Opening(model, known_elsewhere(options), batch.state.longest_line(), batch.terms)
+    pool.open(opening, what_is_alike(batch.job.model_digest, Kernels(1)))
+    return pool
+
+
+def _work(batch: _Batch, opened: LLM | Pool) -> None:
     """Until every request has a result."""
-    with ResultFile(files.out, *files.state.unwritten()) as results:
-        worker = Worker(
-            llm=llm,
-            requests=files.requests,
-            state=files.state,
-            results=results,
-            names=names,
-            labels=labels,
-            max_tokens=settings.max_tokens,
-            at_once=settings.at_once,
-            most_line_bytes=files.most_line_bytes,
-            progress=progress,
-        )
-        llm.favour_prompts()
-        watcher.working(progress, llm.config.num_hidden_layers)
-        worker.run(watcher.passed)
+    progress, watcher = batch.progress, batch.watcher
+    if isinstance(opened, Pool):
+        with batch.desk(opened.has_chat_template, opened.most_line_bytes) as desk:
+            progress.nodes = opened.names
+            watcher.working(progress, 0)
+            opened.work(desk)
+        return
+    with batch.desk(opened.has_chat_template, batch.most_line_bytes) as desk:
+        bench = Bench(opened, batch.terms)
+        watcher.working(progress, opened.config.num_hidden_layers)
+        work_alone(desk, bench, watcher.passed)
 
 
 def _finish(out: Path, state: State) -> None:
@@ -188,12 +194,6 @@ def _finish(out: Path, state: State) -> None:
         state.set_phase("ordered")
     put_in_order(out)
     state.remove()
-
-
-def _most_line_bytes(memory: str | int | None) -> int:
-    """The longest line that becomes tokens under a ceiling on the process."""
-    ceiling = machine.available_bytes() if memory is None else parse_bytes(memory)
-    return min(max(ceiling // LINE_SHARE, LEAST_LINE_BYTES), MOST_LINE_BYTES)
 
 
 def _model_name(model: str) -> str:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from penstock.batch.run import Watcher
+from penstock.batch.watcher import Watcher
 from penstock.cli.progress import fit, seconds_in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from penstock.batch.progress import Progress as BatchProgress
 
@@ -58,6 +58,9 @@ class LinesWatcher(Watcher):
         self._layer = 0
         self._tell()
 
+    def lost(self, name: str, reason: str) -> None:
+        print(without(name, reason), file=sys.stderr, flush=True)
+
     def _tell(self) -> None:
         now = time.perf_counter()
         if self._progress is not None and now >= self._due:
@@ -94,6 +97,9 @@ class BarWatcher(Watcher):
         self._layer = 0
         self._draw()
 
+    def lost(self, name: str, reason: str) -> None:
+        self._bar.console.print(without(name, reason), markup=False)
+
     def _draw(self) -> None:
         now = time.perf_counter()
         if self._progress is not None and now >= self._due:
@@ -107,7 +113,9 @@ def items(progress: BatchProgress, layer: int, layers: int) -> list[tuple[str, .
     """What there is to say, the most important first, each with a shorter form; `layer`: of the pass, of so many."""
     said: list[tuple[str, ...]] = [
         (f"{progress.done:,} of {progress.total:,} done", f"{progress.done:,}/{progress.total:,}"),
-        (f"pass {progress.passes + 1:,}, layer {layer}/{layers}", f"layer {layer}/{layers}"),
+        at_work(progress.nodes)
+        if progress.nodes
+        else (f"pass {progress.passes + 1:,}, layer {layer}/{layers}", f"layer {layer}/{layers}"),
     ]
     if (left := progress.left()) is not None:
         time_left = time_in_words(left.seconds)
@@ -121,6 +129,17 @@ def items(progress: BatchProgress, layer: int, layers: int) -> list[tuple[str, .
         said.append((f"{progress.pass_seconds:.3g} s a pass",))
     said.append((f"{len(progress.unfinished):,} running",))
     return said
+
+
+def without(name: str, reason: str) -> str:
+    """What is said of a machine that does not take part any more."""
+    return f"warning: {name} does not take part any more: {reason}"
+
+
+def at_work(nodes: Sequence[str]) -> tuple[str, ...]:
+    """The machines that share a batch."""
+    count = f"{len(nodes)} machine{'s' * (len(nodes) > 1)}"
+    return (f"{count} at work ({', '.join(nodes)})", f"{count} at work", count)
 
 
 def time_in_words(seconds: float) -> str:
