@@ -6,6 +6,7 @@ import json
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +16,16 @@ from penstock.cli import options as opt
 from penstock.cli.opening import opening, opens_model
 from penstock.cli.progress import seconds_in_words
 from penstock.errors import PenstockError, ReadError
-from penstock.options import OpenOptions
+from penstock.options import OpenOptions, command_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from penstock.batch.elsewhere import BenchLike
     from penstock.batch.run import Summary
 
 
-@opens_model()
+@opens_model(*(name for name in command_options() if name not in ("cluster", "cut")))
 def batch(
     model: opt.Model,
     source: Annotated[
@@ -43,6 +47,22 @@ def batch(
         bool, typer.Option("--overwrite", help="Replace OUT if it holds anything but this batch, interrupted.")
     ] = False,
     options: OpenOptions = OpenOptions(),  # noqa: B008
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Have the machines of a cluster (`penstock cluster`) answer, each with the whole model: its ADDRESS, "
+            "or `auto` for the one that this machine is in. (default: this machine alone)",
+            metavar="ADDRESS|auto",
+        ),
+    ] = None,
+    cut: Annotated[
+        str | None,
+        typer.Option(
+            help="Have the machines of --cluster answer together, each with some layers: `runs`, `dealt`, or ranges "
+            "like 0-9,10-20,21-31, this machine's first. (default: each the whole model)",
+            metavar="CUT",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while it goes well.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
@@ -57,13 +77,13 @@ def batch(
         model=model,
         source=source,
         out=out,
-        **opening(options),
+        **opening(options) | {"cluster": None if cut is None else cluster, "cut": cut},
         overwrite=overwrite,
         **chosen,
     )
     try:
         with nullcontext() if quiet else display() as watcher:
-            summary = run(settings, watcher)
+            summary = run(settings, watcher, None if cut is not None or cluster is None else partial(machines, cluster))
     except (KeyboardInterrupt, ReadError):
         print("interrupted; the same command goes on from here", file=sys.stderr)
         raise
@@ -72,6 +92,16 @@ def batch(
     elif not quiet:
         print(in_words(summary))
     check_answered(summary)
+
+
+def machines(address: str) -> Sequence[BenchLike]:
+    """Those of a cluster, each to open the whole model. Raises ClusterError."""
+    from penstock.cluster.connection import require_ray
+
+    require_ray()
+    from penstock.batch.bench_actor import cluster_benches
+
+    return cluster_benches(address)
 
 
 def check_answered(summary: Summary) -> None:

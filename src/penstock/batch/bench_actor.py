@@ -1,0 +1,160 @@
+"""Benches as Ray actors: one on each machine of a cluster, with a whole copy of the model.
+
+Sources: Ray's documentation, "Actors", "Limiting Concurrency Per-Method with Concurrency Groups" and "Scheduling".
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from penstock import __version__
+from penstock.batch.elsewhere import BenchLostError, open_bench
+from penstock.cluster.connection import connect
+from penstock.cluster.fleet import every_node
+from penstock.errors import InternalError, PenstockError
+from penstock.stages.messages import GarbledError, packed, unpacked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from penstock.batch.bench import Bench
+    from penstock.batch.elsewhere import Hello, Opening
+    from penstock.batch.exchange import Assignment, Begun, Passed
+    from penstock.cluster.fleet import RayNode
+
+
+class BenchActor:
+    """What a machine runs. It has two threads: one works, the other says how far that is."""
+
+    def __init__(self) -> None:
+        self._bench: Bench | None = None
+        self._layers = 0
+
+    def call(self, data: bytes) -> bytes:
+        """One of the calls of a BenchLike, by its name and arguments; what it returned or raised."""
+        try:
+            name, arguments = unpacked(data)
+            return packed(self._do(name, *arguments))
+        except GarbledError:
+            return packed(BenchLostError("what it was sent is not what came"))
+        except Exception as error:
+            return packed(InternalError.of(error))
+
+    def layers(self) -> int:
+        """How many it has computed so far, in all passes."""
+        return self._layers
+
+    def _do(self, name: str, *arguments: Any) -> object:
+        if name == "version":
+            return __version__
+        if name == "open":
+            [opening] = arguments
+            self._bench, hello = open_bench(opening, self._count)
+            return hello
+        if self._bench is None:
+            raise RuntimeError("nothing is open")
+        return self._bench.begin(*arguments) if name == "begin" else self._bench.step()
+
+    def _count(self, *_: object) -> None:
+        self._layers += 1
+
+
+def _remote_class() -> Any:
+    for name, group in (("call", "work"), ("layers", "signs")):
+        setattr(BenchActor, name, ray.method(concurrency_group=group)(getattr(BenchActor, name)))
+    remote: Any = ray.remote  # its types know functions without arguments alone
+    return remote(num_cpus=0, max_restarts=0, concurrency_groups={"work": 1, "signs": 1})(BenchActor)
+
+
+class RayBench:
+    """A bench on a node (penstock.batch.elsewhere.BenchLike)."""
+
+    def __init__(self, node: RayNode) -> None:
+        """Have it started; calls wait until it is."""
+        self._node = node
+        there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        self._actor = _remote_class().options(scheduling_strategy=there).remote()
+        self._heard, self._layers = 0.0, 0
+        self._look: Any = None
+        """The question how many layers it has computed, while that is not answered."""
+
+    @property
+    def name(self) -> str:
+        return self._node.name
+
+    def version(self) -> Future[str]:
+        return self._call("version")
+
+    def open(self, opening: Opening) -> Future[Hello]:
+        """Open the model as its machine has it: with its threads, and under its ceiling or a lower one that is asked
+        for."""
+        asked, node = opening.options, self._node
+        ceilings = [one for one in (node.ceiling, asked.ceiling) if one is not None]
+        options = replace(asked, memory=min(ceilings, default=None), threads=asked.threads or node.threads)
+        return self._call("open", replace(opening, options=options))
+
+    def begin(self, assignments: Sequence[Assignment]) -> Future[Begun]:
+        return self._call("begin", assignments)
+
+    def step(self) -> Future[Passed]:
+        return self._call("step")
+
+    def heard(self) -> float:
+        """When it was last known to have computed a layer."""
+        if self._look is None:
+            self._look = self._actor.layers.remote()
+        elif ray.wait([self._look], timeout=0)[0]:
+            look, self._look = self._look, None
+            with suppress(RayError):  # the call that it is at says so too
+                layers = ray.get(look)
+                if layers != self._layers:
+                    self._heard, self._layers = time.monotonic(), layers
+        return self._heard
+
+    def close(self) -> None:
+        with suppress(RayError, ValueError):
+            ray.kill(self._actor, no_restart=True)
+
+    def _call(self, name: str, *arguments: object) -> Future[Any]:
+        answer: Future[Any] = Future()
+
+        def tell(done: Future[bytes]) -> None:
+            try:
+                answer.set_result(_told(done))
+            except Exception as error:
+                answer.set_exception(error)
+
+        self._actor.call.remote(packed((name, arguments))).future().add_done_callback(tell)
+        return answer
+
+
+def _told(done: Future[bytes]) -> Any:
+    """What a call returned; raises what it raised, BenchLostError where there is no answer."""
+    try:
+        told = unpacked(done.result())
+    except GarbledError:
+        raise BenchLostError("what it sent is not what came") from None
+    except RayError as error:
+        raise BenchLostError(_first_line(error)) from error
+    if isinstance(told, PenstockError):
+        raise told
+    return told
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def cluster_benches(address: str) -> list[RayBench]:
+    """One on each machine of a cluster, this one too where it is a part of it. Raises ClusterError where there is no
+    cluster, or it refuses."""
+    connect(address)
+    return [RayBench(node) for node in every_node()]
