@@ -60,6 +60,10 @@ class Membership:
             "RAY_prestart_worker_first_driver": "0",
             "RAY_enable_metrics_collection": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
+            # A machine that is gone is known to be within 10 s, not 65.
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_timeout_ms": "3000",
+            "RAY_health_check_failure_threshold": "3",
             "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
         }
