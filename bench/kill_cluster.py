@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--losses", type=int, default=60)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--memory", default="400MiB")
+    parser.add_argument("--cut", default="0-1,2-3,4-5", help="which layers each of the three has")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +85,7 @@ class _Trial:
                 kind: [output.token_ids for output in llm.generate(PROMPTS[: kind[1]], params[kind[0]])]
                 for kind in kinds
             }
-        with LLM.open(asked.model, cluster=ADDRESS, **open_one) as llm:
+        with LLM.open(asked.model, cluster=ADDRESS, cut=asked.cut, **open_one) as llm:
             while self.losses < asked.losses:
                 kind = kinds[answers % len(kinds)]
                 got = self._answer(llm, PROMPTS[: kind[1]], params[kind[0]])

@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from penstock.forecast.probe import measure_disk
+from penstock.stages.probe import measure_disk
 from penstock.system.sizes import parse_bytes
 
 

@@ -124,5 +124,9 @@ class InternalError(PenstockError):
         return told
 
 
+class ClusterWarning(UserWarning):
+    """Machines of a cluster that are of no use."""
+
+
 class CheckpointWarning(UserWarning):
     """Something in a checkpoint that Penstock passes over."""

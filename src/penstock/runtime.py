@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from penstock.compute.kernels import Kernels
 from penstock.engine.engine import Engine
 from penstock.engine.scheduler import MAX_ROWS
 from penstock.engine.stored_prefixes import StoredPrefixes
-from penstock.errors import StageLostError
+from penstock.errors import ClusterWarning, StageLostError
 from penstock.events import Events
 from penstock.memory.budget import Budget, check_context
 from penstock.memory.memory import Memory
@@ -35,6 +36,7 @@ from penstock.speculate.speculator import Speculator
 from penstock.speculate.worth import Worth
 from penstock.stages.alike import what_is_alike
 from penstock.stages.crew import Crew
+from penstock.stages.measure import measured
 from penstock.stages.messages import HostSettings
 from penstock.stages.opening import OpenShare, decoder_of, open_weights
 from penstock.system import machine
@@ -91,7 +93,7 @@ class Runtime:
         """Stages, what keeps them to their ceilings, drafters, and the engine."""
         checkpoint, options = self._checkpoint, self._options
         self.crew = self._open_crew()
-        shares, others = self._deal()
+        shares, others = self._deal(options.cut)
         opened = self._open_shares(shares)
         # Measured now, since the vectors are a part of the process.
         self._process = machine.footprint().nbytes - self._adapter_bytes + options.all_reserved
@@ -146,11 +148,21 @@ class Runtime:
         alike = partial(what_is_alike, checkpoint, kernels=self.kernels, adapters=adapters)
         return Crew(fleet, settings, self.blocks, alike)
 
-    def _deal(self) -> tuple[Sequence[Share], Mapping[str, Share]]:
-        """What the stages in this process hold, and those on other machines, by name."""
+    def _deal(self, wanted: str | None) -> tuple[Sequence[Share], Mapping[str, Share]]:
+        """What the stages in this process hold, and those on other machines, by name; `wanted`: as for `--cut`."""
         if self.crew is None:
             return self._options.shares or (Share(tuple(range(self.config.num_hidden_layers))),), {}
-        own, others = self.crew.deal(self._checkpoint, self.ceiling, self._options.cut)
+        reserved = self._options.all_reserved + self._adapter_bytes + (0 if self.draft is None else self.draft.nbytes)
+        here = measured("here", self._checkpoint.files, self.ceiling, self.kernels, reserved)
+        own, others = self.crew.deal(self._checkpoint, here, wanted)
+        if not others:
+            warnings.warn(
+                "The other machines of the cluster are left out: this one is as quick alone.",
+                ClusterWarning,
+                stacklevel=2,
+            )
+            self.crew.close()
+            self.crew = None
         return (own,), others
 
     def _assemble(
@@ -189,7 +201,8 @@ class Runtime:
             weights.close()
         self.weights.clear()
         self.blocks.forget_stages()
-        shares, others = self._deal()
+        # Ranges were for other machines.
+        shares, others = self._deal(self._options.cut if self._options.cut in ("runs", "dealt") else None)
         opened = self._open_shares(shares)
         self.memory.rooms = tuple(self._assemble(opened, self._budgets(opened, draft), others))
         self.engine.chain = self._chain()

@@ -20,9 +20,9 @@ from penstock.completion import Stats
 from penstock.engine.engine import Engine
 from penstock.errors import ContextError, MemoryCeilingError, UsageError
 from penstock.events import Event
-from penstock.forecast.probe import DiskSpeed, room_for_probe
 from penstock.models.pass_stats import PassTotals
 from penstock.packing.pack import pack
+from penstock.stages.probe import DiskSpeed, room_for_probe
 from penstock.system import machine
 from penstock.system.machine import Footprint
 from penstock.system.sizes import MIB

@@ -19,7 +19,7 @@ from penstock.benchmarks import passes as benchmark
 from penstock.benchmarks.passes import BenchSettings
 from penstock.benchmarks.plot import PassPicture
 from penstock.cli.bench import summary, table
-from penstock.forecast.probe import DiskSpeed
+from penstock.stages.probe import DiskSpeed
 
 
 class Terminal:

@@ -16,8 +16,8 @@ from penstock.checkpoints.store import find_model
 from penstock.cli.plan_guesses import verdict
 from penstock.forecast import outlook
 from penstock.forecast.guess_plan import Guesses
-from penstock.forecast.probe import DraftSpeed, measure_disk
 from penstock.packing.pack import pack
+from penstock.stages.probe import DraftSpeed, measure_disk
 from penstock.stages.rates import ComputeSpeed
 from penstock.synth.shapes import SHAPES
 from penstock.system import machine

@@ -13,7 +13,7 @@ from helpers.cases import CASES
 from penstock import cli
 from penstock.cli.plan_cluster import ranges
 from penstock.forecast import outlook
-from penstock.forecast.probe import DiskSpeed, DraftSpeed
+from penstock.stages.probe import DiskSpeed, DraftSpeed
 from penstock.stages.rates import ComputeSpeed
 from penstock.system import machine
 

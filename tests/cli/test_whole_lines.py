@@ -26,7 +26,7 @@ from penstock.cli.whole_lines import tell
 from penstock.errors import PenstockError
 from penstock.forecast import outlook
 from penstock.forecast.guess_plan import Guesses
-from penstock.forecast.probe import DiskSpeed, DraftSpeed
+from penstock.stages.probe import DiskSpeed, DraftSpeed
 from penstock.stages.rates import ComputeSpeed
 
 NAME = "two  blanks [b]x[/b] and-more-of-it"

@@ -23,9 +23,9 @@ from penstock.forecast.cluster import (
     parts_of,
 )
 from penstock.forecast.outlook import Outlook, PlanSettings, look
-from penstock.forecast.probe import DiskSpeed, DraftSpeed
 from penstock.packing.pack import pack
 from penstock.stages.cut import Cut, StageForecast
+from penstock.stages.probe import DiskSpeed, DraftSpeed
 from penstock.stages.rates import ComputeSpeed
 from penstock.system.sizes import MIB
 

@@ -28,13 +28,13 @@ from penstock.forecast.guess_plan import (
     tiers_ahead,
     tiers_here,
 )
-from penstock.forecast.probe import DraftSpeed
 from penstock.forecast.seconds import forecast_token
 from penstock.memory.budget import Budget, Demand
 from penstock.models.kv_planes import KvShape
 from penstock.packing.pack import pack
 from penstock.speculate.coarse import CoarseWeights
 from penstock.speculate.grow import MOST_NODES
+from penstock.stages.probe import DraftSpeed
 from penstock.stages.rates import Rates
 from penstock.synth.shapes import shape_config
 from penstock.system import machine

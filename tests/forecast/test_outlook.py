@@ -15,10 +15,10 @@ from penstock.checkpoints.store import find_model
 from penstock.errors import CheckpointError, ContextError, MemoryCeilingError, UnsupportedError, UsageError
 from penstock.forecast import outlook
 from penstock.forecast.outlook import Outlook, PlanSettings, look
-from penstock.forecast.probe import DiskSpeed, DraftSpeed, room_for_probe
 from penstock.forecast.seconds import forecast_prompt, forecast_token
 from penstock.memory.budget import Demand
 from penstock.packing.pack import pack
+from penstock.stages.probe import DiskSpeed, DraftSpeed, room_for_probe
 from penstock.stages.rates import ComputeSpeed, Rates
 from penstock.synth.shapes import SHAPES
 from penstock.system import machine

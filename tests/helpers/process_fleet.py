@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 from penstock.errors import PenstockError, StageLostError
+from penstock.stages.cut import Node
 from penstock.stages.host import StageHost
 from penstock.stages.messages import Hello, HostSettings, packed, unpacked
+from penstock.stages.rates import ComputeSpeed
 
 SILENCE_SECONDS = 3.0
 
@@ -83,6 +85,13 @@ class ProcessNode:
     change: Callable[[HostSettings], HostSettings] = lambda settings: settings
     """What this one is asked to open in place of what it should."""
     lines: list[PipeLine] = field(default_factory=list)
+
+    def measure(self, model: str) -> Node:
+        """All are alike."""
+        if not self.up:
+            raise StageLostError(f"{self.name} is out of reach.", "")
+        speed = ComputeSpeed(1e10, 1e11, 1e10, 1e11, 1e10)
+        return Node(self.name, self.ceiling or 1 << 34, 60 << 20, 1e9, speed)
 
     def start(self, settings: HostSettings) -> PipeLine:
         if not self.up:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from helpers.checkpoints import write_checkpoint
 from helpers.packed_files import packable_config
 from helpers.process_fleet import ProcessFleet, ProcessNode
 from penstock import LLM, SamplingParams, Session, _core
-from penstock.errors import ClusterError, StageLostError, UsageError
+from penstock.errors import ClusterError, ClusterWarning, StageLostError, UsageError
+from penstock.models.stage import Share
 from penstock.options import OpenOptions
 from penstock.packing.pack import pack
 from penstock.stages import crew
+from penstock.stages.choose_cut import choose_cut
 from penstock.stages.messages import HostSettings
 
 VOCAB = 61
@@ -37,6 +40,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pack(folder / "raw", folder / "packed")
     LoraCase(rank=3).write(folder / "lora", folder / "raw")
     return folder / "packed"
+
+
+@pytest.fixture(autouse=True)
+def dealt_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models this small are quickest on one machine."""
+
+    def choose(parts: Any, nodes: Sequence[Any], network: Any, wanted: Any) -> Any:
+        layers, count = len(parts.layers), len(nodes)
+        owners = [layer % count if wanted == "dealt" else layer * count // layers for layer in range(layers)]
+        held = [tuple(layer for layer in range(layers) if owners[layer] == place) for place in range(count)]
+        return SimpleNamespace(shares=[Share(own, not place, not place) for place, own in enumerate(held)])
+
+    monkeypatch.setattr(crew, "choose_cut", choose)
 
 
 @contextmanager
@@ -218,6 +234,26 @@ def test_a_node_without_room_says_so(model: Path) -> None:
         pytest.raises(UsageError, match="small: A memory ceiling"),
         shared_out(model, [ProcessNode("small", 30 << 20)]),
     ):
+        pass
+
+
+def test_machines_that_would_only_cost_time_are_left_out(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And this one guesses as it does alone."""
+    monkeypatch.setattr(crew, "choose_cut", choose_cut)
+    fleet = ProcessFleet([ProcessNode("one")])
+    with pytest.warns(ClusterWarning, match="left out"):
+        llm = LLM.open_with(model, OpenOptions(fleet=fleet, memory="400MiB"))
+    with llm:
+        assert len(llm.chain.stages) == 1
+        assert fleet.closed
+        assert "coarse" in [drafter.name for drafter in llm.engine.speculator.drafters]
+
+
+def test_a_cut_that_is_asked_for(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "choose_cut", choose_cut)
+    with shared_out(model, [ProcessNode("one"), ProcessNode("two")], cut="0,1-5") as (llm, _):
+        assert [stage.share.layers for stage in llm.chain.stages] == [(0,), (1, 2, 3, 4, 5)]
+    with pytest.raises(UsageError, match="layer 6"), shared_out(model, [ProcessNode("one")], cut="0-3,4-6"):
         pass
 
 

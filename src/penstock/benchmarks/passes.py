@@ -12,11 +12,11 @@ import numpy as np
 from penstock.benchmarks.figures import check_counts, experts_figures, process_figures, weight_figures
 from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import ContextError, UsageError
-from penstock.forecast.probe import measure_disk, room_for_probe
 from penstock.llm import LLM
 from penstock.memory.budget import LEAST_CHUNK_ROWS
 from penstock.options import OpenOptions
 from penstock.sampling import SamplingParams
+from penstock.stages.probe import measure_disk, room_for_probe
 
 if TYPE_CHECKING:
     import os
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from penstock.completion import Stats
     from penstock.events import Listener
-    from penstock.forecast.probe import DiskSpeed
     from penstock.models.pass_stats import PassTotals
     from penstock.models.stage import OnLayer
+    from penstock.stages.probe import DiskSpeed
 
 TELL_SECONDS = 0.1
 

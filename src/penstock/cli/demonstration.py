@@ -22,7 +22,7 @@ from penstock.demo import layers as demo_layers
 from penstock.demo import steps
 from penstock.demo import timing as demo_timing
 from penstock.errors import MemoryCeilingError, PenstockError
-from penstock.forecast.probe import measure_compute
+from penstock.stages.probe import measure_compute
 from penstock.system import machine
 
 if TYPE_CHECKING:

@@ -12,9 +12,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from penstock.errors import InternalError, PenstockError, StageLostError
 from penstock.stages.host import StageHost
+from penstock.stages.measure import measure_node
 from penstock.stages.messages import packed, unpacked
 
 if TYPE_CHECKING:
+    from penstock.stages.cut import Node
     from penstock.stages.messages import Hello, HostSettings
 
 SILENCE_SECONDS = 10.0
@@ -38,6 +40,13 @@ class StageActor:
         except Exception as error:
             return packed(InternalError.of(error))
 
+    def measure(self, name: str, model: str, ceiling: int | None, threads: int | None) -> bytes:
+        """As `measure_node`, or the error that it raised."""
+        try:
+            return packed(measure_node(name, model, ceiling, threads))
+        except Exception as error:
+            return packed(InternalError.of(error))
+
     def answer(self, data: bytes) -> bytes:
         """As `StageHost.answer`."""
         if self._host is None:
@@ -49,7 +58,7 @@ class StageActor:
 
 
 def _remote_class() -> Any:
-    methods = {"open": "work", "answer": "work", "ping": "health"}
+    methods = {"open": "work", "measure": "work", "answer": "work", "ping": "health"}
     for name, group in methods.items():
         setattr(StageActor, name, ray.method(concurrency_group=group)(getattr(StageActor, name)))
     return ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"work": 1, "health": 1})(StageActor)
@@ -58,20 +67,44 @@ def _remote_class() -> Any:
 class ActorLine:
     """To a StageActor."""
 
-    def __init__(self, name: str, node_id: str, settings: HostSettings) -> None:
-        """Start one on a node, by Ray's id of it. Raises StageLostError, and what opening raises."""
+    def __init__(self, name: str, node_id: str) -> None:
+        """Start one on a node, by Ray's id of it. Raises StageLostError."""
         self._name = name
         there = NodeAffinitySchedulingStrategy(node_id, soft=False)
         self._actor = _remote_class().options(scheduling_strategy=there).remote()
+        self._hello: Hello | None = None
         try:
             self._get(self._actor.ping.remote(), OPEN_SECONDS)
-            said = unpacked(self._watched(self._actor.open.remote(packed(settings))))
-            if isinstance(said, PenstockError):
-                raise said.at(name)
         except BaseException:
             self.close()
             raise
-        self.hello: Hello = said
+
+    @property
+    def hello(self) -> Hello:
+        """What it said when it had opened its part of a model."""
+        if self._hello is None:
+            raise ValueError("nothing is open")
+        return self._hello
+
+    def open(self, settings: HostSettings) -> None:
+        """Open a part of a model. Raises what that raises, with the node's name; StageLostError."""
+        self._hello = self._told(self._actor.open.remote(packed(settings)))
+
+    def measure(self, model: str, ceiling: int | None, threads: int | None) -> Node:
+        """As `measure_node`."""
+        node: Node = self._told(self._actor.measure.remote(self._name, model, ceiling, threads))
+        return node
+
+    def _told(self, answer: Any) -> Any:
+        """The message that comes of a call; where it is an error, it is raised, and the process ended."""
+        try:
+            said = unpacked(self._watched(answer))
+            if isinstance(said, PenstockError):
+                raise said.at(self._name)
+        except BaseException:
+            self.close()
+            raise
+        return said
 
     def ask(self, data: bytes) -> bytes:
         """What the host answers. Raises StageLostError."""

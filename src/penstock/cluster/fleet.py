@@ -11,6 +11,7 @@ from penstock.system.sizes import MIB
 
 if TYPE_CHECKING:
     from penstock.cluster.actor import ActorLine
+    from penstock.stages.cut import Node
     from penstock.stages.messages import HostSettings
 
 MEMORY, THREADS = "penstock_mib", "penstock_threads"
@@ -36,9 +37,22 @@ class RayNode:
 
     def start(self, settings: HostSettings) -> ActorLine:
         """As `Node.start`."""
-        from penstock.cluster.actor import ActorLine
+        line = self._line()
+        line.open(replace(settings, threads=self.threads))
+        return line
 
-        return ActorLine(self.name, self.node_id, replace(settings, threads=self.threads))
+    def measure(self, model: str) -> Node:
+        """As `Node.measure`."""
+        line = self._line()
+        try:
+            return line.measure(model, self.ceiling, self.threads)
+        finally:
+            line.close()
+
+    def _line(self) -> ActorLine:
+        from penstock.cluster.actor import ActorLine  # imports Ray
+
+        return ActorLine(self.name, self.node_id)
 
 
 class RayFleet:

@@ -15,12 +15,12 @@ from penstock.architectures.base import Architecture
 from penstock.compute.corrections import NO_COMPONENTS, Components
 from penstock.errors import MemoryCeilingError
 from penstock.forecast.guess_forecast import GuessForecast, forecast_guesses
-from penstock.forecast.probe import MANY_ROWS, seconds_of_rows
 from penstock.memory.budget import MOST_MISSING, Budget, Demand, Plan
 from penstock.memory.room import StageBudget
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.speculate.drafters import working_bytes
 from penstock.speculate.grow import MOST_NODES
+from penstock.stages.probe import MANY_ROWS, seconds_of_rows
 from penstock.weights.residency import COMMON_SHARE, draft_layers
 from penstock.weights.sizes import COARSE_RATIO
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from penstock.checkpoints.checkpoint import Tensor
     from penstock.forecast.draft_shape import DraftShape
-    from penstock.forecast.probe import DraftSpeed
     from penstock.models.kv_planes import KvShape
     from penstock.speculate.draft_model import Form
+    from penstock.stages.probe import DraftSpeed
     from penstock.stages.rates import Rates
     from penstock.weights.sizes import Matrix, StoredSize
 

@@ -25,15 +25,6 @@ from penstock.engine.scheduler import MAX_ROWS
 from penstock.errors import CheckpointError, UnsupportedError, UsageError
 from penstock.forecast.draft_shape import DraftShape, draft_ahead, draft_here
 from penstock.forecast.guess_plan import Guesses, GuessSubject, if_it_fits, plan_guesses, tiers_ahead, tiers_here
-from penstock.forecast.probe import (
-    DiskSpeed,
-    DraftSpeed,
-    measure_compute,
-    measure_disk,
-    measure_drafting,
-    probe_file,
-    room_for_probe,
-)
 from penstock.forecast.seconds import Forecast, forecast_prompt, forecast_token
 from penstock.hub.repository import is_repo_id, repo_config
 from penstock.llm import LLM
@@ -42,6 +33,15 @@ from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.models.kv_planes import KvShape
 from penstock.options import OpenOptions
 from penstock.packed_format.draft_file import usable_corrections
+from penstock.stages.probe import (
+    DiskSpeed,
+    DraftSpeed,
+    measure_compute,
+    measure_disk,
+    measure_drafting,
+    probe_file,
+    room_for_probe,
+)
 from penstock.stages.rates import ComputeSpeed, Rates
 from penstock.strict_json import shown
 from penstock.synth.shapes import SHAPES, shape_config, shape_names

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from penstock.errors import StageLostError
-from penstock.models.stage import Share
 from penstock.stages.alike import check_alike
+from penstock.stages.choose_cut import choose_cut
+from penstock.stages.cut import ModelParts, Network, parse_cut
 from penstock.stages.remote_stage import RemoteStage
+from penstock.weights.sizes import size_here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from penstock.checkpoints.checkpoint import Checkpoint
     from penstock.models.kv_cache import Blocks
+    from penstock.models.stage import Share
+    from penstock.stages import cut
     from penstock.stages.line import Fleet, Line, Node
     from penstock.stages.messages import HostSettings
 
 PATIENCE_SECONDS = 60.0
 """For which a machine that is out of reach is waited for, before others do its work."""
 RETRY_SECONDS = 0.5
+POSITIONS = 2048
+"""Of a context, that a cut leaves room for everywhere."""
 
 
 @dataclass(slots=True)
@@ -38,18 +45,27 @@ class Crew:
     patience: float = PATIENCE_SECONDS
     stages: list[RemoteStage] = field(default_factory=list)
 
-    def deal(self, checkpoint: Checkpoint, ceiling: int, wanted: str | None) -> tuple[Share, Mapping[str, Share]]:
-        """What this machine is to hold, and what others, by name."""
+    def deal(self, checkpoint: Checkpoint, here: cut.Node, wanted: str | None) -> tuple[Share, Mapping[str, Share]]:
+        """What this machine is to hold, and what others, by name: the quickest way, or as `--cut` has it.
+
+        Raises UsageError for a cut that cannot be meant, MemoryCeilingError where nothing fits.
+        """
         nodes = self.fleet.nodes()
         layers = checkpoint.config.num_hidden_layers
-        owners = [layer * (len(nodes) + 1) // layers for layer in range(layers)]
-        if wanted == "dealt":
-            owners = [layer % (len(nodes) + 1) for layer in range(layers)]
-        held = [tuple(layer for layer in range(layers) if owners[layer] == place) for place in range(len(nodes) + 1)]
-        others = {
-            n.name: Share(own, embedding=False, head=False) for n, own in zip(nodes, held[1:], strict=True) if own
-        }
-        return Share(held[0]), others
+        way = None if wanted is None else parse_cut(wanted, layers, 1 + len(nodes))
+        with ThreadPoolExecutor(max(1, len(nodes))) as pool:  # all of them at the same time
+            there = list(pool.map(lambda node: node.measure(self.settings.model), nodes))
+        parts = ModelParts.of(
+            checkpoint.architecture,
+            lambda names: size_here([checkpoint.tensors[name] for name in names]),
+            positions=min(self.settings.context, POSITIONS),
+            kv_dtype=self.settings.kv_dtype,
+        )
+        own, *others = choose_cut(parts, [here, *there], Network(), way).shares
+        if own is None:
+            raise ValueError("the first machine is left out")
+        padded = [*others, *[None] * len(nodes)]
+        return own, {node.name: share for node, share in zip(nodes, padded, strict=False) if share is not None}
 
     def open(self, shares: Mapping[str, Share]) -> None:
         """Start the stages, by the names of their nodes."""

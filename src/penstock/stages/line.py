@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from penstock.stages import cut
     from penstock.stages.messages import Hello, HostSettings
 
 
@@ -32,6 +33,9 @@ class Node(Protocol):
     @property
     def ceiling(self) -> int | None:
         """Bytes that a process of Penstock may take there; None where it is what is free."""
+
+    def measure(self, model: str) -> cut.Node:
+        """What it has for MODEL, and can do. Raises as `start` does."""
 
     def start(self, settings: HostSettings) -> Line:
         """A new host. Raises as `LLM.open` does, with the node's name, and StageLostError where it is out of reach."""

@@ -1,4 +1,4 @@
-"""How fast a machine gets through weights: as it is measured (forecast/probe.py), and for a model's own form."""
+"""How fast a machine gets through weights: as it is measured (stages/probe.py), and for a model's own form."""
 
 from __future__ import annotations
 

@@ -24,8 +24,9 @@ from penstock.compute.kernels import F32, U8, Kernels
 from penstock.compute.levels import BLOCK, CoarseChunks, CoarseRows, NibbleRows, nibble_bytes
 from penstock.disk.files import Extent, Files, buffer_bytes
 from penstock.errors import PenstockError, ReadError
-from penstock.forecast import probe
-from penstock.forecast.probe import (
+from penstock.memory.budget import Budget
+from penstock.stages import probe
+from penstock.stages.probe import (
     FEW_ROWS,
     LEAST_READ_BYTES,
     READ_BYTES,
@@ -38,7 +39,6 @@ from penstock.forecast.probe import (
     probe_file,
     room_for_probe,
 )
-from penstock.memory.budget import Budget
 from penstock.synth.shapes import shape_config
 
 MIB = 1 << 20
