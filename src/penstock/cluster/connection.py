@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+_connections: list[str] = []
+"""Who is connected, by address: Ray has one connection a process."""
+
+
 def require_ray() -> None:
     """Raise ClusterError where Ray is not installed. It is not imported: it reads the environment when it is."""
     if find_spec("ray") is None:
@@ -59,6 +63,11 @@ def connect(address: str) -> str:
     import ray
 
     if ray.is_initialized():
+        if _connections and _connections[-1] != membership.address:
+            raise ClusterError(
+                f"This process is in the cluster at {_connections[-1]}.", "Close what is open there first."
+            )
+        _connections.append(membership.address)
         return membership.address
     said = ""
     try:
@@ -77,6 +86,7 @@ def connect(address: str) -> str:
         ray._private.worker._worker_logs_enabled = False
     except Exception as error:  # Ray raises whatever comes
         raise refused(membership.address, f"{said}\n{error}") from error
+    _connections.append(membership.address)
     return membership.address
 
 
@@ -120,7 +130,10 @@ def _standard_error_kept() -> Iterator[Callable[[], str]]:
 
 
 def disconnect() -> None:
-    """Leave the cluster, if this process is in one."""
+    """Undo one `connect`; with the last of them this process leaves the cluster."""
     import ray
 
-    ray.shutdown()
+    if _connections:
+        _connections.pop()
+    if not _connections:
+        ray.shutdown()
