@@ -4,10 +4,22 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace penstock {
 namespace {
+
+// Another table with other kernels for drafting.
+[[maybe_unused]] Kernels with_draft(const Kernels& table, const char* name, const DraftKernels& draft) {
+  Kernels t = table;
+  t.name = name;
+  t.draft = draft;
+  return t;
+}
 
 #if defined(__x86_64__)
 
@@ -15,9 +27,9 @@ struct Cpuid {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
 };
 
-Cpuid cpuid(unsigned leaf) {
+Cpuid cpuid(unsigned leaf, unsigned subleaf = 0) {
   Cpuid r;
-  __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);  // leaves zeros where the CPU has no such leaf
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);  // leaves zeros where the CPU has no such leaf
   return r;
 }
 
@@ -40,6 +52,11 @@ bool runs_avx2() {
          has_bits(cpuid(7).ebx, kBmi1 | kAvx2 | kBmi2);
 }
 
+bool runs_avx2_vnni() {
+  constexpr unsigned kAvxVnni = 1u << 4;
+  return runs_avx2() && cpuid(7).eax >= 1 && has_bits(cpuid(7, 1).eax, kAvxVnni);
+}
+
 bool runs_avx512() {
   constexpr std::uint64_t kOpmaskZmm = 0xe0;
   constexpr unsigned kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;
@@ -51,29 +68,57 @@ bool runs_avx512_vbmi2() {
   return runs_avx512() && has_bits(cpuid(7).ecx, kVbmi2 | kVnni | kVpopcntdq);
 }
 
+const Kernels& avx2_vnni_kernels() {
+  static const Kernels table = with_draft(kAvx2Kernels, "avx2vnni", kAvx2VnniDraftKernels);
+  return table;
+}
+
 const Kernels& avx512_vbmi2_kernels() {
   static const Kernels table = [] {
-    Kernels t = kAvx512Kernels;
-    t.name = "avx512vbmi2";
+    Kernels t = with_draft(kAvx512Kernels, "avx512vbmi2", kAvx512VnniDraftKernels);
     t.matmul_packed = kAvx512Vbmi2PackedKernels.matmul_packed;
     t.unpack = kAvx512Vbmi2PackedKernels.unpack;
-    t.draft = kAvx512VnniDraftKernels;
     return t;
   }();
+  return table;
+}
+
+#elif defined(__aarch64__)
+
+// What a program may use is the operating system's to tell.
+bool runs_dotprod() {
+#if defined(__linux__)
+  constexpr unsigned long kAsimdDp = 1ul << 20;
+  return (getauxval(AT_HWCAP) & kAsimdDp) != 0;
+#elif defined(__APPLE__)
+  int has = 0;
+  std::size_t size = sizeof(has);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#else
+  return false;
+#endif
+}
+
+const Kernels& neon_dotprod_kernels() {
+  static const Kernels table = with_draft(kNeonKernels, "neondotprod", kNeonDotprodDraftKernels);
   return table;
 }
 
 #endif
 
 struct Tables {
-  const Kernels* table[4];
+  const Kernels* table[5];
   std::size_t count = 0;
 
   Tables() {
 #if defined(__x86_64__)
     if (runs_avx512_vbmi2()) add(avx512_vbmi2_kernels());
     if (runs_avx512()) add(kAvx512Kernels);
+    if (runs_avx2_vnni()) add(avx2_vnni_kernels());
     if (runs_avx2()) add(kAvx2Kernels);
+#elif defined(__aarch64__)
+    if (runs_dotprod()) add(neon_dotprod_kernels());
+    add(kNeonKernels);
 #endif
     add(kScalarKernels);
   }

@@ -250,7 +250,11 @@ struct PackedKernels {
 extern const PackedKernels kAvx512Vbmi2PackedKernels;
 
 // Likewise for drafting, with VNNI.
+extern const DraftKernels kAvx2VnniDraftKernels;
 extern const DraftKernels kAvx512VnniDraftKernels;
+#elif defined(__aarch64__)
+extern const Kernels kNeonKernels;
+extern const DraftKernels kNeonDotprodDraftKernels;  // likewise, with SDOT
 #endif
 
 }  // namespace penstock

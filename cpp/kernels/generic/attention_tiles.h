@@ -10,9 +10,9 @@
 namespace penstock {
 namespace {
 
-// A register tile of dot products has so many accumulators, each a register: half of what x86-64 has.
+// A register tile of dot products has so many accumulators, each a register: half of what there are.
 template <VectorBackend V>
-constexpr int kAccumulators = V::kParts == 1 ? 16 : 8;
+constexpr int kAccumulators = V::kRegisters / 2;
 
 // acc[i * acc_stride + j] = the 16 lanes of dot(q[i], key j). One part of the lanes after another, so that those of the
 // whole tile fit in the registers.

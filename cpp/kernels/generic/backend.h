@@ -24,6 +24,7 @@ concept VectorShape = std::is_trivially_copyable_v<V> && requires(V v) {
   requires V::kParts * sizeof(typename V::Part) == 16 * sizeof(float);
   // The matrix product's register tile: rows of activations, and of weights.
   requires V::kTileRows > 0 && V::kTileOutputs > 0;
+  requires V::kRegisters > 0;  // for Parts, all that the CPU has
   // Whether, of many rows, the first keeps widened weights for the others.
   requires std::same_as<decltype(V::kWidensOnce), const bool>;
   requires std::same_as<decltype(V::kEmulatesFma), const bool>;
@@ -90,19 +91,38 @@ concept VectorArithmetic =
 template <class V>
 concept VectorBackend = VectorShape<V> && VectorMemory<V> && VectorArithmetic<V>;
 
-// Groups of 64 packed weights (docs/format.md), whose bits and bytes are in the order of positions (codec/layout.h):
-// what exponents are found with.
+// Groups of 64 packed weights (docs/format.md), whose bits and bytes are in the order of positions (codec/layout.h).
 template <class G>
-concept GroupBits = requires(std::uint8_t* out, std::int64_t size, const std::uint8_t* source, std::uint64_t word,
-                             const std::uint8_t (&sixteen)[16], typename G::Table table) {
-  // deposit(bits, mask): the lowest bits of `bits`, put where `mask` has ones.
-  { G::deposit(word, word) } -> std::same_as<std::uint64_t>;
+concept GroupBits = requires(std::uint8_t* out, std::int64_t size, const std::uint8_t* source) {
   // copy_and_count(to, stride, from, bytes, readable_end): copies `bytes` bytes and fills up with zeros to `stride`, a
   // multiple of 64; returns the bits set. Bytes up to readable_end may be read.
   { G::copy_and_count(out, size, source, size, source) } -> std::same_as<std::int64_t>;
+};
+
+// What exponents are found with, where bits are quick to deposit (depth_planes.h).
+template <class G>
+concept GroupDeposit = GroupBits<G> && requires(std::uint8_t* out, std::uint64_t word,
+                                                const std::uint8_t (&sixteen)[16], typename G::Table table) {
+  // deposit(bits, mask): the lowest bits of `bits`, put where `mask` has ones.
+  { G::deposit(word, word) } -> std::same_as<std::uint64_t>;
   // For each of 64 positions, the entry of a table of 16 whose number the four words' bits are, the lowest first.
   { G::table_of(sixteen) } -> std::same_as<typename G::Table>;
   { G::store_entries(out, table, word, word, word, word) } -> std::same_as<void>;
+};
+
+// And where bytes are (depth_bytes.h): 64 bytes are stored to `out`.
+template <class G>
+concept GroupExpansion = GroupBits<G> && requires(std::uint8_t* out, std::uint64_t word, const std::uint8_t* next,
+                                                  std::uint8_t byte, typename G::Exponents same) {
+  { G::splat(byte) } -> std::same_as<typename G::Exponents>;  // 64 times the same
+  // choose(out, mask, yes, no): by the mask's bits.
+  { G::choose(out, word, same, same) } -> std::same_as<void>;
+  // expand(out, mask, next, no): the bytes from `next` on where the mask has ones, `no` where not; how many it has. 72
+  // bytes may be read.
+  { G::expand(out, word, next, same) } -> std::same_as<std::int64_t>;
+  // expand_classes(out, low, high, next, one, two, three): likewise where both words have zeros; of the others, `one`
+  // where low has a one, `two` where high has, `three` where both have.
+  { G::expand_classes(out, word, word, next, same, same, same) } -> std::same_as<std::int64_t>;
 };
 
 // A group's 64 BF16 weights in registers: word 16 h + j of 32 bits has weight 32 h + j in its low half and weight

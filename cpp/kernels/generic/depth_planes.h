@@ -17,7 +17,7 @@ inline std::uint64_t bits_at(const std::uint8_t* string, std::uint64_t begin) {
 // the i-th bit that is set in the level above it; so going from the deepest level up, depths are deposited where a
 // level has bits set. How many levels have a bit set for a weight becomes binary by xor: its lowest bit is that of
 // levels 1 to 7, the next one that of 2, 4 and 6, the highest that of 4.
-template <GroupBits G, int O>
+template <GroupDeposit G, int O>
 class DepthPlanes {
  public:
   // Uses depth_bytes() of scratch for each row.

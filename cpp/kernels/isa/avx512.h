@@ -14,6 +14,7 @@ struct Vec {
   static constexpr int kParts = 1;
   static constexpr int kTileRows = 6;
   static constexpr int kTileOutputs = 4;
+  static constexpr int kRegisters = 32;
   static constexpr bool kWidensOnce = false;  // six rows repay the widening of four weights each time
   static constexpr bool kEmulatesFma = false;
   Part part[kParts];

@@ -53,6 +53,7 @@ struct Vec {
   static constexpr int kParts = 1;
   static constexpr int kTileRows = 2;
   static constexpr int kTileOutputs = 2;
+  static constexpr int kRegisters = 32;
   static constexpr bool kWidensOnce = false;
   static constexpr bool kEmulatesFma = !kHardwareFma;
   Part part[kParts];
