@@ -26,11 +26,12 @@ install_arm() {
     { apt-get update && apt-get install -y --no-install-recommends $arm_packages; } >/dev/null || say "apt-get could not"
 }
 
-# arm_cmake FOLDER TARGET [OPTIONS OF CMAKE]
-arm_cmake() {
-    CXX=$arm_compiler "$venv/bin/cmake" -S "$root" -B "$1" -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
-        -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DPython_EXECUTABLE="$venv/bin/python" "${@:3}" >/dev/null
-    "$venv/bin/cmake" --build "$1" --target "$2" >/dev/null
+# build_arm TARGET PYTHONS_HEADERS: into "$arm/build".
+build_arm() {
+    CXX=$arm_compiler "$venv/bin/cmake" -S "$root" -B "$arm/build" -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
+        -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DPython_EXECUTABLE="$venv/bin/python" -DPython_INCLUDE_DIR="$2" \
+        -DCMAKE_CXX_FLAGS="-idirafter $arm/root/usr/include" -DNB_SUFFIX=.so -DNB_SUFFIX_S=.so >/dev/null
+    "$venv/bin/cmake" --build "$arm/build" --target "$1" >/dev/null
 }
 
 # arm_apt ARGUMENTS: apt-get for ARM64, which leaves this system's packages alone.
@@ -87,11 +88,8 @@ make_arm_site() {
 }
 
 make_arm_module() {
-    local release
-    release=$(arm_release)
-    arm_cmake "$arm/module" _core -DPython_INCLUDE_DIR="$arm/root/usr/include/python$release" -DNB_SUFFIX=.so -DNB_SUFFIX_S=.so \
-        -DCMAKE_CXX_FLAGS="-idirafter $arm/root/usr/include"
-    ln -sf "$arm/module/_core.so" "$arm/site/penstock/_core.so"
+    build_arm _core "$arm/root/usr/include/python$(arm_release)"
+    ln -sf "$arm/build/_core.so" "$arm/site/penstock/_core.so"
 }
 
 # write_arm_python CPU: "$arm/python" is ARM64's Python with those packages, on such a CPU.

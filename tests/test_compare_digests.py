@@ -19,7 +19,9 @@ def compare(folder: Path, one: list[str], other: list[str], tables: str = "scala
         path = folder / f"{name}.txt"
         path.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
         arguments.append(f"{path}:{wanted}")
-    result = subprocess.run([sys.executable, PROGRAM, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    result = subprocess.run(
+        [sys.executable, PROGRAM, *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
     return result.returncode, result.stdout
 
 

@@ -1,7 +1,7 @@
 """Whether all tables of kernels, of all CPUs, gave the same digests: `python tools/compare_digests.py FILE:TABLES...`
 
-Each file holds what cpp/tests/digest.cpp printed on one CPU, lines of kernel, table and digest; TABLES are those that must
-be among them, with commas between them. Prints which tables there were, and ends with 1 where digests differ or lack.
+Each file holds what cpp/tests/digest.cpp printed on one CPU, lines of kernel, table and digest; TABLES, with commas
+between them, are those that must be among them. Prints which there were, and ends with 1 where digests differ or lack.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-// Digests of what every kernel of every table that this CPU offers computes of the same inputs, of awkward sizes. Prints
-// a line for each: kernel, table, digest. All tables' digests of a kernel are one, on this CPU and on all others.
+// Digests of what every kernel of every table that this CPU offers computes of the same inputs, of awkward sizes.
+// Prints a line for each: kernel, table, digest. All tables' digests of a kernel are one, on this CPU and on all
+// others.
 //
 // It needs no Python and can be linked statically, so it runs under an emulator of another CPU, too (scripts/digest).
 #include "digest.h"

@@ -65,7 +65,8 @@ class Random {
   }
   // Likewise, but one in 8 is any float at all: zero, denormal, huge, infinite, NaN.
   float rough() {
-    constexpr std::uint32_t kSpecial[8] = {0, 0x80000000, 1, 0x807fffff, 0x7f800000, 0xff800000, 0x7fc00000, 0x7f7fffff};
+    constexpr std::uint32_t kSpecial[8] = {0,          0x80000000, 1,          0x807fffff,
+                                           0x7f800000, 0xff800000, 0x7fc00000, 0x7f7fffff};
     const std::int64_t kind = below(16);
     return kind == 0 ? std::bit_cast<float>(kSpecial[below(8)]) : kind == 1 ? std::bit_cast<float>(bits()) : value();
   }

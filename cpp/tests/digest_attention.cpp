@@ -13,9 +13,9 @@ struct Shape {
 };
 // More rows than one at a time, so that keys are widened first; heads in fours, pairs and alone; odd dimensions.
 constexpr Shape kShapes[] = {
-    {1, 4, 1, 64, 70, 32, Dtype::kBF16, 0, 0},    {3, 6, 2, 80, 45, 16, Dtype::kBF16, 20, 0},
+    {1, 4, 1, 64, 70, 32, Dtype::kBF16, 0, 0},     {3, 6, 2, 80, 45, 16, Dtype::kBF16, 20, 0},
     {40, 2, 2, 16, 90, 32, Dtype::kBF16, 0, 0.9f}, {5, 7, 1, 36, 33, 16, Dtype::kF32, 0, 0},
-    {9, 8, 2, 128, 130, 64, Dtype::kBF16, 50, 3}, {2, 5, 5, 7, 20, 16, Dtype::kF32, 6, 0},
+    {9, 8, 2, 128, 130, 64, Dtype::kBF16, 50, 3},  {2, 5, 5, 7, 20, 16, Dtype::kF32, 6, 0},
 };
 
 // A layer's cache with nothing in it.
@@ -27,7 +27,8 @@ struct Cache {
 
   explicit Cache(const Shape& s)
       : plane(s.kv_heads * s.block_slots * s.dim * (s.dtype == Dtype::kBF16 ? 2 : 4)),
-        blocks((s.slots + s.block_slots - 1) / s.block_slots), memory(blocks * 2 * plane) {
+        blocks((s.slots + s.block_slots - 1) / s.block_slots),
+        memory(blocks * 2 * plane) {
     for (std::int64_t b = 0; b < blocks; ++b) pointers.push_back(memory.data() + b * 2 * plane);
     layer = {pointers.data(), blocks, s.block_slots, 0, plane, s.kv_heads, s.dim, s.dtype};
   }
@@ -49,7 +50,8 @@ void store_kv(const Kernels& table, Digest& digest) {
     Random random(static_cast<std::uint32_t>(s.dim));
     Cache cache(s);
     fill(table, s, random, cache, true);
-    if (s.dtype == Dtype::kBF16) digest.add(cache.memory.data(), static_cast<std::size_t>(cache.blocks * 2 * cache.plane));
+    if (s.dtype == Dtype::kBF16)
+      digest.add(cache.memory.data(), static_cast<std::size_t>(cache.blocks * 2 * cache.plane));
     if (s.dtype == Dtype::kF32) {
       digest.add(reinterpret_cast<const float*>(cache.memory.data()),
                  static_cast<std::size_t>(cache.blocks * 2 * cache.plane / 4));
@@ -73,8 +75,8 @@ void attention_of(const Kernels& table, Digest& digest, const Shape& s, bool is_
   }
   Matrix out(s.rows, s.heads * s.dim, random);
   Aligned scratch(is_roomy ? 1 << 20 : attention_least_scratch(longest, s.block_slots, s.dim));
-  const AttentionArgs args{q,         s.heads,  prefix.data(), offsets.data(), tail.data(), 0.3f,
-                           s.softcap, s.window, cache.layer,   out};
+  const AttentionArgs args{q,    s.heads,   prefix.data(), offsets.data(), tail.data(),
+                           0.3f, s.softcap, s.window,      cache.layer,    out};
   run_in_parts(table.attention, args, s.kv_heads * s.rows, scratch.scratch());
   digest.add(out.values());
 }

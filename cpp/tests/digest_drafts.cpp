@@ -7,7 +7,8 @@ namespace {
 struct Shape {
   std::int64_t rows, cols, outputs;
 };
-constexpr Shape kShapes[] = {{1, 30, 5}, {2, 64, 13}, {3, 520, 9}, {4, 1000, 7}, {8, 513, 6}, {9, 2050, 8}, {21, 300, 13}};
+constexpr Shape kShapes[] = {{1, 30, 5},  {2, 64, 13},  {3, 520, 9},  {4, 1000, 7},
+                             {8, 513, 6}, {9, 2050, 8}, {21, 300, 13}};
 
 // int8 activations; those of rough rows have blocks with NaN.
 class Quantized {

@@ -23,7 +23,7 @@ void matmul_packed(const Kernels& table, Digest& digest) {
       std::int64_t malformed = 1 << 30;
       Matrix out(shape.rows, shape.outputs, random);
       Aligned scratch(bytes);
-      const MatmulPackedArgs args{x, w.matrix(), shape.rows % 2 == 0 ? bias.data() : nullptr, shape.rows % 3 == 0,
+      const MatmulPackedArgs args{x,   w.matrix(), shape.rows % 2 == 0 ? bias.data() : nullptr, shape.rows % 3 == 0,
                                   out, &malformed};
       run_in_parts(table.matmul_packed, args, shape.outputs, scratch.scratch());
       digest.add(out.values());

@@ -74,8 +74,11 @@ void route(const Kernels& table, Digest& digest) {
     std::vector<std::int32_t> ids(static_cast<std::size_t>(9 * r.chosen));
     std::vector<float> weights(ids.size());
     Aligned scratch(kLeastScratch);
-    const RouteArgs args{logits,         r.has_bias ? bias.data() : nullptr, r.sigmoid, r.renormalize, 2.5f, r.groups,
-                         r.kept_groups, r.chosen, ids.data(), weights.data()};
+    const RouteArgs args{logits,        r.has_bias ? bias.data() : nullptr,
+                         r.sigmoid,     r.renormalize,
+                         2.5f,          r.groups,
+                         r.kept_groups, r.chosen,
+                         ids.data(),    weights.data()};
     run_in_parts(table.route, args, 9, scratch.scratch());
     digest.add(ids);
     digest.add(weights);

@@ -13,9 +13,13 @@ class PackedInput {
   // Of the rows, one in five is raw for its bits, the others are as trained; `damage` bytes of what is packed are then
   // any.
   PackedInput(std::int64_t rows, std::int64_t cols, std::int64_t rows_per_chunk, Random& random, int damage = 0)
-      : rows_(rows), cols_(cols), rows_per_chunk_(rows_per_chunk), weights_(static_cast<std::size_t>(2 * rows * cols)),
+      : rows_(rows),
+        cols_(cols),
+        rows_per_chunk_(rows_per_chunk),
+        weights_(static_cast<std::size_t>(2 * rows * cols)),
         coarse_(divide_up(rows, rows_per_chunk) * coarse_bytes(rows_per_chunk, cols)),
-        fine_(divide_up(rows, rows_per_chunk) * most_fine_bytes(rows_per_chunk, cols)), offsets_{0} {
+        fine_(divide_up(rows, rows_per_chunk) * most_fine_bytes(rows_per_chunk, cols)),
+        offsets_{0} {
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::vector<std::uint8_t> row = random.weights(cols, r % 5 == 3);
       __builtin_memcpy(weights_.data() + 2 * r * cols, row.data(), row.size());

@@ -67,8 +67,7 @@ class DepthBytes {
     for (std::int64_t i = 0, n = levels.bits(level); i < n; i += 64) {
       PENSTOCK_UNROLL
       for (int o = 0; o < O; ++o) {
-        next[o] +=
-            G::expand(out + o * size_ + i, load_word<std::uint64_t>(bits[o] + (i >> 3)), next[o], here[o]);
+        next[o] += G::expand(out + o * size_ + i, load_word<std::uint64_t>(bits[o] + (i >> 3)), next[o], here[o]);
       }
     }
   }

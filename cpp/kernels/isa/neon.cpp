@@ -70,7 +70,8 @@ struct GroupOps {
     const std::uint64_t before = vget_lane_u64(vreinterpret_u64_u8(counts), 0) * 0x0101010101010101;
     PENSTOCK_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const std::uint8_t *first = kPlaces.from[mask >> 16 * i & 0xff], *second = kPlaces.from[mask >> (16 * i + 8) & 0xff];
+      const std::uint8_t *first = kPlaces.from[mask >> 16 * i & 0xff],
+                         *second = kPlaces.from[mask >> (16 * i + 8) & 0xff];
       const uint8x16_t after = vcombine_u8(vdup_n_u8(0xff), vdup_n_u8(static_cast<std::uint8_t>(2 * i)));
       const uint8x16_t ahead = vqtbl1q_u8(vcombine_u8(counts, counts), after);  // how many the first byte took
       const uint8x16_t from = vaddq_u8(vcombine_u8(vld1_u8(first), vld1_u8(second)), ahead);
@@ -113,8 +114,8 @@ struct GroupOps {
     Pairs pairs;
     PENSTOCK_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const uint8x16_t mantissa = i < 3 ? vld1q_u8(mantissas + 16 * i)
-                                        : vcombine_u8(vld1_u8(mantissas + 48), last_mantissas(mantissas));
+      const uint8x16_t mantissa =
+          i < 3 ? vld1q_u8(mantissas + 16 * i) : vcombine_u8(vld1_u8(mantissas + 48), last_mantissas(mantissas));
       set_words(pairs, i, vld1q_u8(exponents + 16 * i), mantissa, bytes_of(signs, i));
     }
     return pairs;
@@ -167,7 +168,7 @@ struct GroupOps {
 // Without SDOT; sums of two products fit into 16 bits: 2 * 127 * 127.
 struct LevelOps {
   static constexpr int kDirectRows = 4;
-  static constexpr int kDirectSums = 4;
+  static constexpr int kDirectSums = 2;
   static constexpr int kTileRows = 2;
   static constexpr int kTileOutputs = 2;
 

@@ -1,5 +1,5 @@
-// AArch64's NEON, which every such CPU has: a Vec is four 128-bit registers (generic/backend.h). It flushes no denormals,
-// as long as the control register says so (fp_environment.h).
+// AArch64's NEON, which every such CPU has: a Vec is four 128-bit registers (generic/backend.h). It flushes no
+// denormals, as long as the control register says so (fp_environment.h).
 #pragma once
 
 #include <arm_neon.h>
