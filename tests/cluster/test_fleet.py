@@ -74,7 +74,7 @@ def test_the_tokens_of_one_machine(machines: Any, alone: list[int]) -> None:
 
 
 def test_killed_and_stopped_hosts(machines: Any, alone: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actor, "SILENCE_SECONDS", 4.0)
+    monkeypatch.setattr(actor, "SILENCE_SECONDS", 8.0)
     with over(machines) as llm:
         done = {
             3: lambda: os.kill(process_of(llm, "one"), signal.SIGKILL),

@@ -16,7 +16,7 @@ from penstock.stages.host import StageHost
 from penstock.stages.messages import Hello, HostSettings, packed, unpacked
 from penstock.stages.rates import ComputeSpeed
 
-SILENCE_SECONDS = 3.0
+OPEN_SECONDS = 120.0
 
 
 def _serve(pipe: Connection, settings: HostSettings, isa: str | None) -> None:
@@ -37,34 +37,34 @@ def _serve(pipe: Connection, settings: HostSettings, isa: str | None) -> None:
 
 
 class PipeLine:
-    """To a host in a child process, which is as good as gone when it is silent for SILENCE_SECONDS."""
+    """To a host in a child process, which is as good as gone when it is silent for a node's `silence`."""
 
-    def __init__(self, name: str, settings: HostSettings, isa: str | None, garble: Callable[[bytes], bytes]) -> None:
+    def __init__(self, node: ProcessNode, settings: HostSettings) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, settings, isa), daemon=True)
-        self._name, self._garble = name, garble
+        self.process = context.Process(target=_serve, args=(theirs, settings, node.isa), daemon=True)
+        self._node = node
         self.process.start()
         theirs.close()
-        said = unpacked(self._receive(60))
+        said = unpacked(self._receive(OPEN_SECONDS))
         if isinstance(said, PenstockError):
-            raise said.at(name)
+            raise said.at(node.name)
         self.hello: Hello = said
 
     def ask(self, data: bytes) -> bytes:
         try:
-            self._pipe.send_bytes(self._garble(data))
+            self._pipe.send_bytes(self._node.garble(data))
         except OSError as error:
-            raise StageLostError(f"{self._name} is gone.", "") from error
-        return self._garble(self._receive(SILENCE_SECONDS))
+            raise StageLostError(f"{self._node.name} is gone.", "") from error
+        return self._node.garble(self._receive(self._node.silence))
 
     def _receive(self, seconds: float) -> bytes:
         try:
             if not self._pipe.poll(seconds):
-                raise StageLostError(f"{self._name} says nothing.", "")
+                raise StageLostError(f"{self._node.name} says nothing.", "")
             return self._pipe.recv_bytes()
         except (EOFError, OSError) as error:
-            raise StageLostError(f"{self._name} is gone.", "") from error
+            raise StageLostError(f"{self._node.name} is gone.", "") from error
 
     def close(self) -> None:
         if self.process.is_alive():
@@ -84,6 +84,8 @@ class ProcessNode:
     garble: Callable[[bytes], bytes] = bytes
     change: Callable[[HostSettings], HostSettings] = lambda settings: settings
     """What this one is asked to open in place of what it should."""
+    silence: float = 120.0
+    """Seconds after which a host that answers nothing is lost."""
     lines: list[PipeLine] = field(default_factory=list)
 
     def measure(self, model: str) -> Node:
@@ -96,7 +98,7 @@ class ProcessNode:
     def start(self, settings: HostSettings) -> PipeLine:
         if not self.up:
             raise StageLostError(f"{self.name} is out of reach.", "")
-        self.lines.append(PipeLine(self.name, self.change(settings), self.isa, lambda data: self.garble(data)))
+        self.lines.append(PipeLine(self, self.change(settings)))
         return self.lines[-1]
 
     def signal(self, number: int) -> None:

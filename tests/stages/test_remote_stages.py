@@ -124,7 +124,7 @@ def answer(llm: LLM, at: dict[int, Any]) -> list[int]:
 
 def test_lost_stages_cost_no_token(model: Path) -> None:
     """Killed, or silent: the tokens are those that would have come."""
-    nodes = [ProcessNode("one"), ProcessNode("two")]
+    nodes = [ProcessNode("one"), ProcessNode("two", silence=5.0)]
     with LLM.open(model, memory="400MiB", draft="none") as llm:
         alone = answer(llm, {})
     with shared_out(model, nodes, draft="none") as (llm, _):
