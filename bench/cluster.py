@@ -1,9 +1,9 @@
 """Seconds a token of one machine and of several: nodes with memory, disk and network of their own, on this machine.
 
     python bench/cluster.py MODEL --nodes 2 --ceiling 400MiB [--memory 1GiB] [--read 262MB] [--network 1gbit]
-        [--cuts runs,dealt] [--passes 6] [--batch 1] [--alone] [--json FILE]
+        [--cut runs] [--cut dealt] [--passes 6] [--alone] [--json FILE]
 
-The first node is in a control group, too, with the same limits. `--alone` measures it without the others as well.
+`--alone` measures one machine without the others as well.
 Peaks are of each group, all processes and page cache counted; those of Ray are in them.
 """
 
@@ -14,11 +14,12 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from limit import drop_caches, exit_on_signals
-from local_cluster import LocalCluster, Machine, _group, local_cluster
+from local_cluster import Machine, local_cluster, machine_group
 
 from penstock.system.sizes import MIB, parse_bytes
 
@@ -31,7 +32,7 @@ def main() -> int:
     parser.add_argument("--memory", type=parse_bytes, help="of all processes of a node, page cache counted")
     parser.add_argument("--read", type=parse_bytes, help="bytes a second from each node's disk")
     parser.add_argument("--network", help="of each link, as tc has it: 1gbit")
-    parser.add_argument("--cuts", default="runs,dealt")
+    parser.add_argument("--cut", action="append", help="as `penstock bench --cut` has it; several times (runs, dealt)")
     parser.add_argument("--passes", type=int, default=6)
     parser.add_argument("--prompt-tokens", type=int, default=16)
     parser.add_argument("--alone", action="store_true")
@@ -42,39 +43,37 @@ def main() -> int:
     machine = Machine(asked.memory, asked.read, asked.ceiling)
     results = []
     if asked.alone:
-        results.append(("alone", _bench(model, asked, machine, None, [])))
-    with local_cluster([machine] * (asked.nodes - 1), asked.network, Path(model)) as cluster:
-        for cut in asked.cuts.split(","):
-            found = _bench(model, asked, machine, cluster, ["--cluster", cluster.address, "--cut", cut])
+        with ExitStack() as stack:
+            group = machine_group(stack, 1, machine, Path(model))
+            results.append(("alone", _bench(model, asked, [group], dict(os.environ), [])))
+    with local_cluster([machine] * asked.nodes, asked.network, Path(model)) as cluster:
+        environment = {**os.environ, "PENSTOCK_HOME": str(cluster.store)}
+        for cut in asked.cut or ["runs", "dealt"]:
+            options = ["--cluster", cluster.address, "--cut", cut]
+            found = _bench(model, asked, cluster.groups, environment, options)
             results.append((f"{asked.nodes} machines, {cut}", found))
     _show(results, asked.json)
     return 0
 
 
 def _bench(
-    model: str, asked: argparse.Namespace, machine: Machine, cluster: LocalCluster | None, options: list[str]
+    model: str, asked: argparse.Namespace, groups: list[Any], environment: dict[str, str], options: list[str]
 ) -> dict[str, Any]:
-    from contextlib import ExitStack
-
+    """What `penstock bench` says on the first machine, and the peak of every machine so far."""
     drop_caches()
-    with ExitStack() as stack:
-        group = _group(stack, 1, machine, Path(model))
-        command = [sys.executable, "-m", "penstock", "bench", model, "--memory", asked.ceiling, "--json"]
-        command += ["--passes", str(asked.passes), "--prompt-tokens", str(asked.prompt_tokens), *options]
-        environment = dict(os.environ)
-        if cluster is not None:
-            environment["PENSTOCK_HOME"] = str(cluster.store)
-        done = subprocess.run(
-            command,
-            env=environment,
-            preexec_fn=group.enter,
-            stdout=subprocess.PIPE,
-            check=True,
-            stdin=subprocess.DEVNULL,
-        )
-        found: dict[str, Any] = json.loads(done.stdout)
-        peaks = [group.peak_bytes(), *([] if cluster is None else [one.peak_bytes() for one in cluster.groups])]
-        return found | {"peaks_mib": [peak // MIB if peak else None for peak in peaks]}
+    command = [sys.executable, "-m", "penstock", "bench", model, "--memory", asked.ceiling, "--json"]
+    command += ["--passes", str(asked.passes), "--prompt-tokens", str(asked.prompt_tokens), *options]
+    done = subprocess.run(
+        command,
+        env=environment,
+        preexec_fn=groups[0].enter,
+        stdout=subprocess.PIPE,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    peaks = [group.peak_bytes() for group in groups]
+    return found | {"peaks_mib": [peak // MIB if peak else None for peak in peaks]}
 
 
 def _show(results: list[tuple[str, dict[str, Any]]], path: Path | None) -> None:

@@ -1,7 +1,7 @@
 """A cluster on one machine: each node in a network namespace and a control group of its own, as if they were several.
 
-The first node is this process's side: it is in the bridge's namespace, and its processes are the caller's to limit.
-Needs root, iproute2 and Ray. Sources: ip-netns(8), tc-tbf(8).
+The first node, where the caller runs programs, is in the bridge's namespace, and no link limits it. Needs root, iproute2
+and Ray. Sources: ip-netns(8), tc-tbf(8).
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class LocalCluster:
     address: str
     store: Path
     groups: list[GroupV1 | GroupV2] = field(default_factory=list)
-    """Of the other nodes."""
+    """Of all nodes, Ray's processes in them."""
 
 
 @contextmanager
 def local_cluster(machines: list[Machine], rate: str | None = None, disk: Path = Path("/")) -> Iterator[LocalCluster]:
-    """A head in this namespace, and a node for each of `machines`; `rate` is of each link, as tc has it (1gbit)."""
+    """A node for each of `machines`, the first of which is the head; `rate` is of each link, as tc has it (1gbit)."""
     check_system()
     if os.geteuid() != 0:
         raise UsageError("Only root may make namespaces and control groups.", "Run it with sudo.")
@@ -58,12 +58,14 @@ def local_cluster(machines: list[Machine], rate: str | None = None, disk: Path =
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         _bridge(stack)
         cluster = LocalCluster(f"{NETWORK}.1:{PORT}", folder / "head")
-        stack.callback(_penstock, folder / "head", [], "stop")
-        _penstock(folder / "head", [], "start", "--advertise", f"{NETWORK}.1", "--port", str(PORT), "--memory", "1MiB")
-        for number, machine in enumerate(machines, 2):
-            _namespace(stack, number, rate)
-            group = _group(stack, number, machine, disk)
+        for number, machine in enumerate(machines, 1):
+            group = machine_group(stack, number, machine, disk)
             cluster.groups.append(group)
+            if number == 1:
+                head = ("--advertise", f"{NETWORK}.1", "--port", str(PORT), "--memory", machine.ceiling)
+                _penstock(folder / "head", [], "start", *head, group=group)
+                continue
+            _namespace(stack, number, rate)
             store, inside = folder / f"node{number}", ["ip", "netns", "exec", f"penstock{number}"]
             told = ("--token-file", str(folder / "head" / "cluster-token"), "--memory", machine.ceiling)
             where = ("--advertise", f"{NETWORK}.{number}")
@@ -96,7 +98,7 @@ def _namespace(stack: ExitStack, number: int, rate: str | None) -> None:
         _run(*inside, "tc", "qdisc", "add", "dev", inner, *shape)
 
 
-def _group(stack: ExitStack, number: int, machine: Machine, disk: Path) -> GroupV1 | GroupV2:
+def machine_group(stack: ExitStack, number: int, machine: Machine, disk: Path) -> GroupV1 | GroupV2:
     name = f"penstock-{os.getpid()}-{number}"
     v1 = all((ROOT / controller / "cgroup.procs").exists() for controller in GroupV1.CONTROLLERS)
     group = GroupV1(name) if v1 else GroupV2(name)
@@ -105,15 +107,15 @@ def _group(stack: ExitStack, number: int, machine: Machine, disk: Path) -> Group
     return group
 
 
-def _penstock(store: Path, inside: list[str], *command: str, group: GroupV1 | GroupV2 | None = None) -> None:
+def _penstock(store: Path, inside: list[str], *command: str, group: GroupV1 | GroupV2) -> None:
     """Run `penstock cluster ...` in a namespace and a group; what it starts stays there."""
     subprocess.run(
         [*inside, sys.executable, "-m", "penstock", "cluster", *command],
         env={**os.environ, "PENSTOCK_HOME": str(store)},
-        preexec_fn=None if group is None else group.enter,
+        preexec_fn=group.enter,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        check=command[0] != "stop",
+        check=True,
     )
 
 
