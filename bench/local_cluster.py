@@ -1,7 +1,7 @@
 """A cluster on one machine: each node in a network namespace and a control group of its own, as if they were several.
 
-The first node, where the caller runs programs, is in the bridge's namespace, and no link limits it. Needs root, iproute2
-and Ray. Sources: ip-netns(8), tc-tbf(8).
+The first node, where the caller runs programs, is in the namespace of the bridge, and no link limits it. Needs root,
+iproute2 and Ray. Sources: ip-netns(8), tc-tbf(8).
 """
 
 from __future__ import annotations
