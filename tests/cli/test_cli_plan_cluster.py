@@ -45,8 +45,8 @@ DEALT = """\
 A token of llama-3.1-8b on machines: 3 of 4 GiB
                                       raw  GB read  packed, estimated  GB read
  one machine of 4 GiB              23.2 s    12.18             13.9 s     7.28
- all, layers in runs               12.9 s     6.89             3.52 s     1.98
- all, layers dealt out one by one  5.35 s     7.91             1.61 s     2.10
+ all, layers in runs               12.8 s     6.89             3.52 s     1.98
+ all, layers dealt out one by one  5.22 s     7.73             1.61 s     2.10
 
 Machines, in MiB: packed, estimated, layers dealt out one by one
            layers             ceiling  process  ring  KV, rows  weights  read a pass     disk  compute

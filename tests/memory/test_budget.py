@@ -16,7 +16,7 @@ from helpers.thorough import quick
 from penstock.architectures.base import Architecture
 from penstock.architectures.registry import parse_config
 from penstock.errors import MemoryCeilingError, UsageError
-from penstock.memory.budget import ENOUGH_GUESSES, LEAST_RANK, RING_FILL, Budget, Demand, choose_ring
+from penstock.memory.budget import ENOUGH_GUESSES, LEAST_RANK, Budget, Demand, choose_ring, ring_fill
 from penstock.models.kv_planes import KvShape
 from penstock.models.rows import Rows, SequenceRows
 from penstock.system.sizes import MIB, format_bytes, parse_bytes
@@ -123,8 +123,8 @@ def test_a_ring_holds_what_comes_between_turns(ceiling: int, chunk: int, window:
     """In buffers of the same size as without, and no more of them than it takes."""
     ring, usual = choose_ring(ceiling, chunk, window), choose_ring(ceiling, chunk)
     assert (ring.piece_bytes, ring.reads) == (usual.piece_bytes, usual.reads)
-    assert RING_FILL * ring.depth * ring.piece_bytes >= window * (1 - 1e-6)
-    assert ring.depth == usual.depth or RING_FILL * (ring.depth - 1) * ring.piece_bytes < window
+    assert ring_fill(chunk) * ring.depth * ring.piece_bytes >= window * (1 - 1e-6)
+    assert ring.depth == usual.depth or ring_fill(chunk) * (ring.depth - 1) * ring.piece_bytes < window
     budget = replace(budget_of(ceiling), chunk=chunk, window=window)
     assert budget.ring == ring
 

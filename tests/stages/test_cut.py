@@ -9,7 +9,7 @@ from hypothesis import given
 
 from helpers.cuts import DISK, cut_cases, model_parts, nodes_of, shape_parts
 from penstock.errors import MemoryCeilingError, UsageError
-from penstock.memory.budget import LEAST_CHUNK_ROWS, RING_FILL, Demand, choose_ring
+from penstock.memory.budget import LEAST_CHUNK_ROWS, RAW_FILL, Demand, choose_ring
 from penstock.models.stage import Share
 from penstock.stages.choose_cut import choose_cut
 from penstock.stages.cut import (
@@ -67,7 +67,7 @@ def test_bounds_of_a_pass(case: tuple[ModelParts, list[Node]]) -> None:
 def test_turns_at_equal_distances_take_just_that(gigabytes: int, how: How, machines: int) -> None:
     parts = model_parts([gigabytes * 1000 * MIB // 12] * 12, head=MIB)
     cut = choose_cut(parts, nodes_of(machines, 300 * MIB), NETWORK, how)
-    assert cut.seconds == pytest.approx(by_formula(cut, parts, full=True), rel=0.01)
+    assert cut.seconds == pytest.approx(by_formula(cut, parts, full=True), rel=0.05)
 
 
 class TestForecast:
@@ -94,7 +94,7 @@ class TestForecast:
     def test_in_runs_disks_rest_but_for_the_ring(self) -> None:
         parts, nodes = model_parts([200 * MIB] * 8), nodes_of(2, 300 * MIB)
         cut = choose_cut(parts, nodes, NETWORK, "runs")
-        ring = RING_FILL * choose_ring(300 * MIB).nbytes
+        ring = RAW_FILL * choose_ring(300 * MIB).nbytes
         expected = (cut.streamed - 2 * ring) / DISK + NETWORK.seconds(parts.row_bytes)
         assert cut.seconds == pytest.approx(expected, rel=1e-3)
 
@@ -107,8 +107,8 @@ class TestForecast:
     @pytest.mark.parametrize("machines", [2, 3, 4])
     def test_a_ring_holds_what_comes_between_turns(self, machines: int) -> None:
         """Half of what a layer streams where there are two machines, two thirds where there are three."""
-        parts = model_parts([100 * MIB] * 24, head=MIB)
-        cut = choose_cut(parts, nodes_of(machines, 300 * MIB), NETWORK, "dealt")
+        parts = model_parts([140 * MIB] * 24, head=MIB)
+        cut = choose_cut(parts, nodes_of(machines, 400 * MIB), NETWORK, "dealt")
         disks = [stage.disk_seconds for stage in cut.taking_part]
         assert cut.seconds == pytest.approx(max(disks), rel=0.01)
         for stage in cut.taking_part:
@@ -116,7 +116,7 @@ class TestForecast:
             assert count == 24 // machines
             assert stage.share.window == pytest.approx((1 - 1 / machines) * stage.plan.scanned / count, rel=0.03)
             assert stage.ahead >= stage.share.window
-            assert stage.plan.ring <= stage.share.window / RING_FILL + 2 * choose_ring(300 * MIB).piece_bytes
+            assert stage.plan.ring <= stage.share.window / RAW_FILL + 2 * choose_ring(400 * MIB).piece_bytes
 
     def test_turns_at_unequal_distances_take_a_larger_ring(self) -> None:
         share = Share((0, 1, 4, 7), head=False)

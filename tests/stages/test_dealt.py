@@ -9,7 +9,7 @@ import pytest
 
 from helpers.cases import DEMO
 from penstock import LLM
-from penstock.memory.budget import RING_DEPTH, RING_FILL
+from penstock.memory.budget import RING_DEPTH, ring_fill
 from penstock.models.stage import Share
 from penstock.options import OpenOptions
 from penstock.packing.pack import pack
@@ -45,7 +45,9 @@ def test_rings_and_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pac
             first, second = (stage.weights for stage in llm.stages)
             budgets = [room.share.budget for room in llm.memory.rooms]
             if shares is DEALT:
-                assert all(budget.window == WINDOW <= RING_FILL * budget.ring.nbytes for budget in budgets)
+                assert all(
+                    budget.window == WINDOW <= ring_fill(budget.chunk) * budget.ring.nbytes for budget in budgets
+                )
                 assert len(second._stream._buffers) == budgets[1].ring.depth > RING_DEPTH
                 assert head_share(first, llm.architecture.head) == 1
             else:

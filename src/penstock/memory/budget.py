@@ -25,8 +25,9 @@ RING_DEPTH, RING_READS = 12, 8
 RING_SHARE = 6
 """The reader's ring takes this part of the ceiling, up to MOST_RING_BYTES."""
 LEAST_RING_BYTES, MOST_RING_BYTES = 6 * MIB, 64 * MIB
-RING_FILL = 0.7
-"""Of the ring's buffers, what the parts of pieces fill: those of the coarse tier are smaller."""
+RAW_FILL, PACKED_FILL = 0.8, 0.7
+"""Of the ring's buffers, what the parts of pieces fill, about (docs/log.md): the last of a matrix is smaller than the
+others, and those of the coarse tier than those of the fine."""
 GUESS_SHARE = 0.05
 """Of the ceiling: what guesses may take of the weights' room, which a pass then reads besides."""
 ENOUGH_GUESSES = 64
@@ -299,8 +300,13 @@ def choose_ring(ceiling: int, chunk: int = 0, window: int = 0) -> Ring:
     """
     nbytes = min(max(ceiling // RING_SHARE, LEAST_RING_BYTES), MOST_RING_BYTES)
     piece_bytes = max(nbytes // RING_DEPTH // ALIGNMENT * ALIGNMENT, chunk)
-    depth = max(RING_DEPTH, -(-int(window / RING_FILL) // piece_bytes))
+    depth = max(RING_DEPTH, -(-int(window / ring_fill(chunk)) // piece_bytes))
     return Ring(depth, piece_bytes, RING_READS)
+
+
+def ring_fill(chunk: int) -> float:
+    """Which part of a ring holds bytes that are read ahead; `chunk` as for choose_ring."""
+    return PACKED_FILL if chunk else RAW_FILL
 
 
 def check_context(wanted: int | None, config: ModelConfig) -> int:

@@ -25,7 +25,7 @@ from operator import add
 from typing import TYPE_CHECKING, Any, Literal
 
 from penstock.errors import UsageError
-from penstock.memory.budget import LEAST_CHUNK_ROWS, RING_FILL, Budget, Demand, Plan
+from penstock.memory.budget import LEAST_CHUNK_ROWS, Budget, Demand, Plan, ring_fill
 from penstock.models.kv_planes import KvShape
 from penstock.models.stage import Share
 from penstock.stages.rates import ComputeSpeed, Rates
@@ -148,6 +148,8 @@ class StageForecast:
     share: Share
     plan: Plan
     """How its ceiling is shared out."""
+    ahead: int
+    """Bytes that its ring has room for."""
     compute_seconds: float
     demanded: int
     """Bytes of experts that it reads, which no ring has ahead."""
@@ -166,14 +168,9 @@ class StageForecast:
         used = plan.process + plan.ring + plan.allowance + plan.kv + plan.activations + plan.resident
         return 1.0 if plan.streamed or plan.idle else used / plan.ceiling
 
-    @property
-    def ahead(self) -> int:
-        """Bytes that its ring has room for."""
-        return int(RING_FILL * self.plan.ring)
-
     def work(self, part: float, head: bool) -> Work:
         """Of a turn with such a part of its layers, with or without the head."""
-        of_head = _head_scanned(self.plan, self._head_bytes)
+        of_head = _head_scanned(self.plan, self._head_bytes, self.share.window)
         return Work(
             scanned=part * (self.plan.scanned - of_head) + head * of_head,
             demanded=part * self.demanded,
@@ -186,9 +183,11 @@ class StageForecast:
         return self.plan.weights - self.layers_bytes
 
 
-def _head_scanned(plan: Plan, head: int) -> int:
-    """Of what streams, the head, of so many bytes: as no ring holds it, it stays in memory first where that matters."""
-    return min(plan.scanned, max(0, head - plan.resident))
+def _head_scanned(plan: Plan, head: int, window: int) -> int:
+    """Of what streams, the head, of so many bytes: beside a window it stays in memory first."""
+    if window:
+        return min(plan.scanned, max(0, head - plan.resident))
+    return plan.scanned * head // max(1, plan.weights - plan.experts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +223,11 @@ def forecast_cut(
 ) -> Cut:
     """What to expect of a cut that is given: the first share is of the first node, which has embedding and head.
 
-    Rings are made to hold what comes between turns: between those that come at equal distances, or between any, which
-    takes more room. Raises MemoryCeilingError where a node is too small for its share.
+    Rings are made to hold what comes between turns, where that is quicker: between those that come at equal distances,
+    or between any, which takes more room. Raises MemoryCeilingError where a node is too small for its share.
     """
-    cuts = [_forecast(parts, nodes, shares, network, how, reach_of) for reach_of in (even_reach, longest_reach)]
-    return min(cuts, key=lambda cut: cut.seconds)
+    ways = (no_reach, even_reach, longest_reach)
+    return min((_forecast(parts, nodes, shares, network, how, way) for way in ways), key=lambda cut: cut.seconds)
 
 
 def _forecast(
@@ -286,6 +285,11 @@ def turns_of(share: Share, layers: int) -> list[tuple[tuple[int, ...], bool]]:
     return [(tuple(layer for layer in turn if layer < layers), layers in turn) for turn in turns]
 
 
+def no_reach(share: Share, layers: int) -> float:
+    """The ring is as in a model that is not shared out."""
+    return 0.0
+
+
 def even_reach(share: Share, layers: int) -> float:
     """How many of its layers a disk that never rests is ahead at most, in a model of so many that take equally long,
     if its turns are of one layer, at equal distances; 0 where it has only one."""
@@ -312,13 +316,14 @@ def forecast_stage(parts: ModelParts, node: Node, share: Share, size: StoredSize
     most_window = budget.plan(Demand(rows=LEAST_CHUNK_ROWS, kv=kv)).resident // 2
     window, plan = 0, budget.plan(Demand(kv=kv))
     for _ in range(WINDOW_ROUNDS if reach else 0):
-        scanned = plan.scanned - _head_scanned(plan, whole.nbytes - size.nbytes)
+        scanned = plan.scanned - _head_scanned(plan, whole.nbytes - size.nbytes, 1)
         window = min(most_window, int(reach * scanned / count))
         plan = replace(budget, window=window).plan(Demand(kv=kv))
     share_of_experts = parts.architecture.expert_share(1)
     compute = Rates.of(whole, node.disk_bytes, node.compute).row_seconds(plan, share_of_experts)
     demanded = plan.demanded(share_of_experts)
-    return StageForecast(node, replace(share, window=window), plan, compute, demanded, size.nbytes)
+    ahead = int(ring_fill(whole.chunk) * plan.ring)
+    return StageForecast(node, replace(share, window=window), plan, ahead, compute, demanded, size.nbytes)
 
 
 def parse_cut(text: str, layers: int, nodes: int) -> How | tuple[Share, ...]:
