@@ -45,21 +45,21 @@ DEALT = """\
 A token of llama-3.1-8b on machines: 3 of 4 GiB
                                       raw  GB read  packed, estimated  GB read
  one machine of 4 GiB              23.2 s    12.18             13.9 s     7.28
- all, layers in runs               12.8 s     6.89             3.52 s     1.98
- all, layers dealt out one by one  5.22 s     7.73             1.61 s     2.10
+ all, layers in runs               13.5 s     7.24             4.18 s     2.33
+ all, layers dealt out one by one  5.48 s     8.13             1.83 s     2.52
 
 Machines, in MiB: packed, estimated, layers dealt out one by one
-           layers             ceiling  process  ring  KV, rows  weights  read a pass     disk  compute
- 1, 4 GiB  0, 3, ... 28 (9)     2,856      248   128        21    2,424          771   1.54 s  0.498 s
- 2, 4 GiB  1, 4, ... 30 (11)    2,948      197    69        22    2,624          456  0.913 s  0.480 s
- 3, 4 GiB  2, 5, ... 31 (12)    2,948      197   107        24    2,585          776   1.55 s  0.523 s
+           layers             ceiling  process  ring  KV, rows  weights  read a pass    disk  compute
+ 1, 4 GiB  0, 3, ... 29 (9)     2,856      359   165        21    2,276          919  1.84 s  0.498 s
+ 2, 4 GiB  1, 4, ... 30 (12)    2,948      308   123        24    2,458          902  1.81 s  0.523 s
+ 3, 4 GiB  2, 5, ... 31 (11)    2,948      308    85        22    2,497          583  1.17 s  0.480 s
 
-Dealt out, all disks read at the same time, each ahead of its turn. A token takes 1.61 s, with 23 hops.
+Dealt out, all disks read at the same time, each ahead of its turn. A token takes 1.83 s, with 23 hops.
 
 The sizes rest on the shape llama-3.1-8b as published; the tokenizer is estimated.
 The first machine is the one that is typed on. A quarter of each one's memory, at most 1 GiB, is left to its
-system; Ray takes 226 MB on the first and 130 MB on any other, and 41 MB in Penstock's own process. Disks read
-524.0 MB/s each; CPUs are as fast as this one. A hop to another machine and back takes 1.46 ms. Keys and
+system; Ray takes 226 MB on the first and 130 MB on any other, and 157 MB in Penstock's own process. Disks
+read 524.0 MB/s each; CPUs are as fast as this one. A hop to another machine and back takes 1.46 ms. Keys and
 values are of 512 positions. Guesses are not counted: a pass brings one token.
 """
 

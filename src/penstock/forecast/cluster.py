@@ -14,7 +14,7 @@ from penstock.errors import UsageError
 from penstock.forecast.guess_plan import if_it_fits
 from penstock.stages.choose_cut import choose_cut
 from penstock.stages.cut import ModelParts, Network, Node
-from penstock.system.sizes import parse_bytes, parse_rate
+from penstock.system.sizes import MIB, parse_bytes, parse_rate
 from penstock.weights.sizes import packed_size, raw_size, size_here
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ RAY_WORKER_BYTES = 130 * 10**6
 measured on Linux x86-64 with Ray 2.60.0; a third of the agents' are pages of Python that a stage maps too."""
 RAY_HEAD_BYTES = RAY_WORKER_BYTES + 96 * 10**6
 """The same on the first machine, with the cluster's records (GCS, 41 MB) and the dashboard's process (55 MB)."""
-RAY_PROCESS_BYTES = 41 * 10**6
-"""And in a process that uses it."""
+RAY_PROCESS_BYTES = 150 * MIB
+"""And in a process that uses it, as Penstock counts one, with its libraries' pages (docs/log.md); 41 MB of PSS."""
 LEFT_PART, MOST_LEFT = 4, 1 << 30
 """Which part of a machine's memory is left to its system, up to a GiB."""
 MOST_MACHINES = 256
