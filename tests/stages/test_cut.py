@@ -118,6 +118,13 @@ class TestForecast:
             assert stage.ahead >= stage.share.window
             assert stage.plan.ring <= stage.share.window / RAW_FILL + 2 * choose_ring(400 * MIB).piece_bytes
 
+    def test_the_usual_ring_is_kept_where_it_is_enough(self) -> None:
+        parts = model_parts([60 * MIB] * 12, head=MIB)
+        cut = choose_cut(parts, nodes_of(2, 300 * MIB), NETWORK, "dealt")
+        assert cut.streamed > 200 * MIB
+        assert [stage.share.window for stage in cut.taking_part] == [0, 0]
+        assert cut.seconds == pytest.approx(max(stage.disk_seconds for stage in cut.taking_part), rel=0.01)
+
     def test_turns_at_unequal_distances_take_a_larger_ring(self) -> None:
         share = Share((0, 1, 4, 7), head=False)
         assert even_reach(share, 8) == 0.5
