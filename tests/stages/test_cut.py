@@ -122,7 +122,7 @@ class TestForecast:
         parts = model_parts([60 * MIB] * 12, head=MIB)
         cut = choose_cut(parts, nodes_of(2, 300 * MIB), NETWORK, "dealt")
         assert cut.streamed > 200 * MIB
-        assert [stage.share.window for stage in cut.taking_part] == [0, 0]
+        assert {stage.plan.ring for stage in cut.taking_part} == {choose_ring(300 * MIB).nbytes}
         assert cut.seconds == pytest.approx(max(stage.disk_seconds for stage in cut.taking_part), rel=0.01)
 
     def test_turns_at_unequal_distances_take_a_larger_ring(self) -> None:
