@@ -164,8 +164,8 @@ def test_the_object_with_layers(run: tuple[LLM, Stats]) -> None:
     llm, stats = run
     parts = stats_object(llm, stats, layers=True)["parts"]
     assert [part["name"] for part in parts] == ["embedding", *(f"layer {i}" for i in range(6)), "head"]
-    seconds = {"read_seconds", "wait_seconds", "compute_seconds"}
-    assert set(parts[0]) == {"name", "bytes_read", "experts", "experts_read", *seconds}
+    seconds = {"read_seconds", "wait_seconds", "compute_seconds", "network_seconds"}
+    assert set(parts[0]) == {"name", "node", "bytes_read", "experts", "experts_read", *seconds}
     assert sum(part["bytes_read"] for part in parts) == stats.log[-1].bytes_read
 
 
