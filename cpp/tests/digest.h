@@ -63,12 +63,20 @@ class Random {
     const std::uint32_t r = bits(), deep = static_cast<std::uint32_t>(std::countr_zero(bits() | 1u << 30));
     return std::bit_cast<float>((r & 0x80000000) | (127 - deep) << 23 | (r & 0x7fffff));
   }
-  // Likewise, but one in 8 is any float at all: zero, denormal, huge, infinite, NaN.
+  // Likewise, but one in 5 is zero, denormal, huge, infinite or NaN, any float, or halfway between two BF16 values.
   float rough() {
     constexpr std::uint32_t kSpecial[8] = {0,          0x80000000, 1,          0x807fffff,
                                            0x7f800000, 0xff800000, 0x7fc00000, 0x7f7fffff};
-    const std::int64_t kind = below(16);
-    return kind == 0 ? std::bit_cast<float>(kSpecial[below(8)]) : kind == 1 ? std::bit_cast<float>(bits()) : value();
+    switch (below(16)) {
+      case 0:
+        return std::bit_cast<float>(kSpecial[below(8)]);
+      case 1:
+        return std::bit_cast<float>(bits());
+      case 2:
+        return std::bit_cast<float>((bits() & 0xffff0000) | 0x8000);
+      default:
+        return value();
+    }
   }
   std::vector<float> values(std::int64_t n, bool rough_ones = false) {
     std::vector<float> result(static_cast<std::size_t>(n));
