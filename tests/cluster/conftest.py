@@ -53,6 +53,12 @@ def machines() -> Iterator[Any]:
         cluster.shutdown()
 
 
-def add_machine(cluster: Any, name: str) -> Any:
-    """One more."""
-    return cluster.add_node(num_cpus=1, resources={MEMORY: 400}, object_store_memory=OBJECT_STORE_BYTES, node_name=name)
+def add_machine(cluster: Any, name: str, **environment: str) -> Any:
+    """One more, whose processes have that in their environment."""
+    return cluster.add_node(
+        num_cpus=1,
+        resources={MEMORY: 400},
+        object_store_memory=OBJECT_STORE_BYTES,
+        node_name=name,
+        env_vars=environment or None,
+    )
