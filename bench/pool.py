@@ -29,7 +29,7 @@ from penstock.system.sizes import MIB, parse_bytes
 
 LIMIT = Path(__file__).resolve().with_name("limit.py")
 RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-START_SECONDS = 120.0
+START_SECONDS = 400.0
 TOPICS = ("rivers", "bread", "prime numbers", "owls", "steam engines", "the moon", "chess", "glass")
 
 

@@ -21,7 +21,8 @@ from penstock.errors import ClusterError
 from .conftest import add_machine
 
 ray = pytest.importorskip("ray")
-from penstock.batch.bench_actor import RayBench, cluster_benches  # noqa: E402 - imports Ray
+from penstock.batch import bench_actor  # noqa: E402 - imports Ray
+from penstock.batch.bench_actor import RayBench, cluster_benches  # noqa: E402
 
 AT_ONCE = 4
 
@@ -172,3 +173,28 @@ def test_a_ceiling(machines: Any) -> None:
     finally:
         bench.close()
         other.close()
+
+
+@pytest.mark.thorough
+def test_a_process_that_is_stopped_in_its_first_pass(
+    machines: Any, path: Path, out: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long a first pass takes nobody knows, but a process that works says how far it is."""
+    monkeypatch.setattr(bench_actor, "ANSWER_SECONDS", 5.0)
+    benches = Benches(machines)
+
+    def stopped() -> Sequence[RayBench]:
+        made = benches()
+        step = made[0].step
+
+        def stop() -> Any:
+            benches.signal("one", signal.SIGSTOP)()
+            return step()
+
+        monkeypatch.setattr(made[0], "step", stop)
+        return made
+
+    watcher = Doing()
+    run_batch(path, out, watcher, stopped, at_once=AT_ONCE)
+    check_finished(path, out, expected)
+    assert watcher.lost_ones == {"one": "its process does not say anything any more"}

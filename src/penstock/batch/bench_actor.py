@@ -6,7 +6,7 @@ Sources: Ray's documentation, "Actors", "Limiting Concurrency Per-Method with Co
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from penstock.batch.elsewhere import Hello, Opening
     from penstock.batch.exchange import Assignment, Begun, Passed
     from penstock.cluster.fleet import RayNode
+
+ANSWER_SECONDS, ANSWER_LOOKS = 60.0, 10
+"""A process that has not said for so long how far it is, though it was looked for so often, is taken for lost."""
 
 
 class BenchActor:
@@ -85,6 +88,10 @@ class RayBench:
         self._heard, self._layers = 0.0, 0
         self._look: Any = None
         """The question how many layers it has computed, while that is not answered."""
+        self._asked, self._looks = 0.0, 0
+        """When that was asked, and how often an answer was looked for."""
+        self._answer: Future[Any] = Future()
+        """Of the latest call."""
 
     @property
     def name(self) -> str:
@@ -110,13 +117,18 @@ class RayBench:
     def heard(self) -> float:
         """When it was last known to have computed a layer."""
         if self._look is None:
-            self._look = self._actor.layers.remote()
+            self._look, self._asked, self._looks = self._actor.layers.remote(), time.monotonic(), 0
         elif ray.wait([self._look], timeout=0)[0]:
             look, self._look = self._look, None
             with suppress(RayError):  # the call that it is at says so too
                 layers = ray.get(look)
                 if layers != self._layers:
                     self._heard, self._layers = time.monotonic(), layers
+        else:
+            self._looks += 1
+            if self._looks > ANSWER_LOOKS and time.monotonic() - self._asked > ANSWER_SECONDS:
+                with suppress(InvalidStateError):
+                    self._answer.set_exception(BenchLostError("its process does not say anything any more"))
         return self._heard
 
     def close(self) -> None:
@@ -125,12 +137,14 @@ class RayBench:
 
     def _call(self, name: str, *arguments: object) -> Future[Any]:
         answer: Future[Any] = Future()
+        self._answer = answer
 
         def tell(done: Future[bytes]) -> None:
-            try:
-                answer.set_result(_told(done))
-            except Exception as error:
-                answer.set_exception(error)
+            with suppress(InvalidStateError):  # it was given up meanwhile
+                try:
+                    answer.set_result(_told(done))
+                except Exception as error:
+                    answer.set_exception(error)
 
         self._actor.call.remote(packed((name, arguments))).future().add_done_callback(tell)
         return answer
