@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers import in_process
 from helpers.batches import mixed, run_batch, write_requests
 from helpers.thorough import quick
+from penstock.batch.machines import cluster_benches
 from penstock.batch.progress import Progress
 from penstock.batch.watcher import Watcher
 from penstock.errors import ClusterError
@@ -22,7 +24,7 @@ from .conftest import add_machine
 
 ray = pytest.importorskip("ray")
 from penstock.batch import bench_actor  # noqa: E402 - imports Ray
-from penstock.batch.bench_actor import RayBench, cluster_benches  # noqa: E402
+from penstock.batch.bench_actor import RayBench  # noqa: E402
 
 AT_ONCE = 4
 
@@ -150,12 +152,16 @@ def test_another_version(machines: Any, path: Path, out: Path, version: str) -> 
     assert [file.name for file in out.parent.iterdir()] == [path.name]
 
 
-def test_the_command(machines: Any, path: Path, out: Path, expected: bytes) -> None:
-    options = ("--cluster", machines.address, "--at-once", "4", "--max-tokens", "40", "--threads", "1")
-    result = in_process.penstock("batch", "demo", str(path), str(out), *options, "--draft", "none")
+def test_the_command(machines: Any, token: Path, path: Path, out: Path, expected: bytes) -> None:
+    """In a process of its own, where nothing has told Ray anything yet."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["RAY_AUTH_TOKEN_PATH"] = str(token)
+    command = [sys.executable, "-m", "penstock", "batch", "demo", str(path), str(out), "--draft", "none"]
+    options = ["--cluster", machines.address, "--at-once", "4", "--max-tokens", "40", "--threads", "1"]
+    result = subprocess.run([*command, *options], capture_output=True, text=True, check=False, env=environment)
+    assert "2 machines at work (one, two)" in result.stderr
     assert result.returncode == 1  # some requests are errors
     check_finished(path, out, expected)
-    assert "2 machines at work (one, two)" in result.stderr
 
 
 def test_a_ceiling(machines: Any) -> None:

@@ -17,8 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from penstock import __version__
 from penstock.batch.elsewhere import BenchLostError, open_bench
-from penstock.cluster.connection import connect
-from penstock.cluster.fleet import every_node
+from penstock.cluster.connection import connect, disconnect
 from penstock.errors import InternalError, PenstockError
 from penstock.stages.messages import GarbledError, packed, unpacked
 
@@ -78,10 +77,12 @@ def _remote_class() -> Any:
 
 
 class RayBench:
-    """A bench on a node (penstock.batch.elsewhere.BenchLike)."""
+    """A bench on a node of the cluster at an address (penstock.batch.elsewhere.BenchLike)."""
 
-    def __init__(self, node: RayNode) -> None:
-        """Have it started; calls wait until it is."""
+    def __init__(self, address: str, node: RayNode) -> None:
+        """Have it started; calls wait until it is. Raises as `connect` does."""
+        connect(address)
+        self._connected = True
         self._node = node
         there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
         self._actor = _remote_class().options(scheduling_strategy=there).remote()
@@ -132,8 +133,11 @@ class RayBench:
         return self._heard
 
     def close(self) -> None:
-        with suppress(RayError, ValueError):
-            ray.kill(self._actor, no_restart=True)
+        if self._connected:
+            self._connected = False
+            with suppress(RayError, ValueError):
+                ray.kill(self._actor, no_restart=True)
+            disconnect()
 
     def _call(self, name: str, *arguments: object) -> Future[Any]:
         answer: Future[Any] = Future()
@@ -165,10 +169,3 @@ def _told(done: Future[bytes]) -> Any:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def cluster_benches(address: str) -> list[RayBench]:
-    """One on each machine of a cluster, this one too where it is a part of it. Raises ClusterError where there is no
-    cluster, or it refuses."""
-    connect(address)
-    return [RayBench(node) for node in every_node()]

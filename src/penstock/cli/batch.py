@@ -96,10 +96,7 @@ def batch(
 
 def machines(address: str) -> Sequence[BenchLike]:
     """Those of a cluster, each to open the whole model. Raises ClusterError."""
-    from penstock.cluster.connection import require_ray
-
-    require_ray()
-    from penstock.batch.bench_actor import cluster_benches
+    from penstock.batch.machines import cluster_benches
 
     return cluster_benches(address)
 
