@@ -13,7 +13,6 @@ from penstock.checkpoints.store import find_model, name_elsewhere
 from penstock.compute.corrections import Components
 from penstock.compute.kernels import Kernels
 from penstock.engine.engine import Engine
-from penstock.engine.scheduler import MAX_ROWS
 from penstock.engine.stored_prefixes import StoredPrefixes
 from penstock.errors import ClusterWarning, StageLostError
 from penstock.events import Events
@@ -117,9 +116,9 @@ class Runtime:
         worth = None if self.draft is None else Worth("draft", self.draft.nbytes)
         costs = Costs.of(self.architecture)
         speculator = Speculator(drafters, costs, options.draft_nodes, worth, self.drop_draft)
-        most_rows = MAX_ROWS if self.crew is None else MOST_REMOTE_ROWS
-        self.engine = Engine(chain, self.memory, speculator, self.kernels, self.context, defaults, most_rows)
+        self.engine = Engine(chain, self.memory, speculator, self.kernels, self.context, defaults)
         if self.crew is not None:
+            self.engine.scheduler.max_rows = MOST_REMOTE_ROWS
             self.engine.replace_lost = self._replace_lost
         if options.prefix_cache is not None:
             self.engine.scheduler.stored = self._stored_prefixes(checkpoint, options, Path(options.prefix_cache))

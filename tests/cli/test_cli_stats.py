@@ -268,7 +268,7 @@ def test_each_machine_has_a_line_where_there_are_several(capsys: pytest.CaptureF
         PartStats("network two", 0, 0.0, 0.0, 0.0, network_seconds=0.005, node="two"),
         PartStats("layer 2", 20_000_000, 0.050, 0.030, 0.004, node="two"),
     )
-    with LLM.open("demo", memory="400MiB", draft="none") as llm:
+    with LLM.open("demo", draft="none") as llm:
         completion = llm.submit("x", SamplingParams(max_tokens=2, ignore_eos=True))
         llm.step()
         stats = completion.stats

@@ -66,7 +66,7 @@ def test_any_cut(
     seed: int, model: str, models: dict[str, Any], unlike: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, adapters = models[model]
-    options: dict[str, Any] = {"memory": "400MiB", "adapters": adapters}
+    options: dict[str, Any] = {"memory": "2GiB", "adapters": adapters}
     with LLM.open(path, **options) as llm:
         (tmp_path / "alone").mkdir()
         alone = observe(llm, tmp_path / "alone")

@@ -23,7 +23,7 @@ from .conftest import add_machine
 ray = pytest.importorskip("ray")
 PARAMS = SamplingParams(temperature=0.7, seed=3, max_tokens=16, ignore_eos=True)
 PROMPT = random_tokens(120, 400, 1)
-OPTIONS: dict[str, Any] = {"memory": "400MiB", "draft": "none"}
+OPTIONS: dict[str, Any] = {"memory": "2GiB", "draft": "none"}
 
 
 @contextmanager
