@@ -85,6 +85,7 @@ def _namespace(stack: ExitStack, number: int, rate: str | None) -> None:
     _run("ip", "netns", "add", name)
     stack.callback(_run, "ip", "netns", "del", name, check=False)
     _run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner)
+    stack.callback(_run, "ip", "link", "del", outer, check=False)
     _run("ip", "link", "set", inner, "netns", name)
     _run("ip", "link", "set", outer, "master", BRIDGE)
     _run("ip", "link", "set", outer, "up")
