@@ -48,7 +48,7 @@ def free_port() -> int:
 def started(folder: Path, *options: str) -> Iterator[str]:
     """A cluster's address."""
     said = penstock(
-        "cluster", "start", "--memory", "400MiB", "--port", str(free_port()), *options, store=folder / "head"
+        "cluster", "start", "--memory", "1GiB", "--port", str(free_port()), *options, store=folder / "head"
     )
     try:
         yield said.split("The cluster is at ")[1].split(". ")[0]
@@ -72,10 +72,10 @@ def test_from_start_to_an_answer(tmp_path: Path) -> None:
         options = ("--token-file", str(token), "--tls", str(tmp_path / "tls"))
         assert "certificates" in penstock("cluster", "join", address, *options, store=other, code=1)
 
-        penstock("cluster", "join", address, "--token-file", str(token), "--memory", "300MiB", store=other)
+        penstock("cluster", "join", address, "--token-file", str(token), "--memory", "1GiB", store=other)
         listed = penstock("cluster", "status", store=tmp_path / "head")
         assert listed.count("GiB") == 2
-        command = ("run", "demo", "def main(", "--max-tokens", "12", "--memory", "300MiB")
+        command = ("run", "demo", "def main(", "--max-tokens", "12", "--memory", "1GiB")
         alone = penstock(*command, store=other)
         assert penstock(*command, "--cluster", "auto", "--cut", "0-2,3-5", store=other) == alone
         said = penstock(*command, "--cluster", "auto", "--cut", "9-4", store=other, code=2)
@@ -92,10 +92,10 @@ def test_an_encrypted_one(tmp_path: Path) -> None:
         make_certificates(tmp_path / "others", [own_address()])
         strange = ("--token-file", token, "--tls", str(tmp_path / "others"))
         assert "do not agree on certificates" in penstock("cluster", "join", address, *strange, store=other, code=1)
-        options = ("--token-file", token, "--tls", str(tmp_path / "tls"), "--memory", "300MiB")
+        options = ("--token-file", token, "--tls", str(tmp_path / "tls"), "--memory", "1GiB")
         penstock("cluster", "join", address, *options, store=other)
         said = penstock(
-            "run", "demo", "x = ", "--max-tokens", "4", "--memory", "300MiB", "--cluster", "auto", store=other
+            "run", "demo", "x = ", "--max-tokens", "4", "--memory", "1GiB", "--cluster", "auto", store=other
         )
         assert said
 
