@@ -30,7 +30,7 @@ install_arm() {
 build_arm() {
     CXX=$arm_compiler "$venv/bin/cmake" -S "$root" -B "$arm/build" -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
         -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DPython_EXECUTABLE="$venv/bin/python" -DPython_INCLUDE_DIR="$2" \
-        -DCMAKE_CXX_FLAGS="-idirafter $arm/root/usr/include" -DNB_SUFFIX=.so -DNB_SUFFIX_S=.so >/dev/null
+        -DCMAKE_CXX_FLAGS="-idirafter $arm/system/usr/include" -DNB_SUFFIX=.so -DNB_SUFFIX_S=.so >/dev/null
     "$venv/bin/cmake" --build "$arm/build" --target "$1" >/dev/null
 }
 
@@ -42,19 +42,19 @@ arm_apt() {
 
 # A root folder with Python and its headers.
 make_arm_root() {
-    [ -e "$arm/root/usr/bin/python3" ] && return
+    [ -e "$arm/system/usr/bin/python3" ] && return
     say "fetching Python for ARM64 into build/arm64/root"
-    mkdir -p "$arm/apt/lists/partial" "$arm/apt/cache/archives/partial" "$arm/root"
+    mkdir -p "$arm/apt/lists/partial" "$arm/apt/cache/archives/partial" "$arm/system"
     : >"$arm/apt/status"
     arm_apt update
     arm_apt install --download-only -y --no-install-recommends python3 libpython3-dev libstdc++6
     local package
-    for package in "$arm"/apt/cache/archives/*.deb; do dpkg -x "$package" "$arm/root"; done
+    for package in "$arm"/apt/cache/archives/*.deb; do dpkg -x "$package" "$arm/system"; done
     rm -rf "$arm/apt"
 }
 
 # The release of that Python, as 3.11.
-arm_release() { local link; link=$(readlink "$arm/root/usr/bin/python3") && echo "${link#python}"; }
+arm_release() { local link; link=$(readlink "$arm/system/usr/bin/python3") && echo "${link#python}"; }
 
 # What the installed Penstock asks for, a requirement a line.
 required_packages() {
@@ -88,7 +88,7 @@ make_arm_site() {
 }
 
 make_arm_module() {
-    build_arm _core "$arm/root/usr/include/python$(arm_release)"
+    build_arm _core "$arm/system/usr/include/python$(arm_release)"
     ln -sf "$arm/build/_core.so" "$arm/site/penstock/_core.so"
 }
 
@@ -96,7 +96,7 @@ make_arm_module() {
 write_arm_python() {
     cat >"$arm/python" <<END
 #!/bin/sh
-PYTHONPATH=$arm/site\${PYTHONPATH:+:\$PYTHONPATH} exec $(arm_emulator) -cpu $1 -L $arm/root $arm/root/usr/bin/python3 "\$@"
+PYTHONPATH=$arm/site\${PYTHONPATH:+:\$PYTHONPATH} exec $(arm_emulator) -cpu $1 -L $arm/system $arm/system/usr/bin/python3 "\$@"
 END
     chmod +x "$arm/python"
     # Tests start Python by sys.executable, which this system could not run.
