@@ -72,8 +72,7 @@ class BenchActor:
 def _remote_class() -> Any:
     for name, group in (("call", "work"), ("layers", "signs")):
         setattr(BenchActor, name, ray.method(concurrency_group=group)(getattr(BenchActor, name)))
-    remote: Any = ray.remote  # its types know functions without arguments alone
-    return remote(num_cpus=0, max_restarts=0, concurrency_groups={"work": 1, "signs": 1})(BenchActor)
+    return ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"work": 1, "signs": 1})(BenchActor)
 
 
 class RayBench:

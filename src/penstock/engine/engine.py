@@ -10,7 +10,6 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import replace
-from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 from penstock.engine.scheduler import MAX_ROWS, Scheduler
@@ -178,14 +177,15 @@ class Engine:
     def enduring(self, work: Callable[[], T]) -> T:
         """What `work` gives, which begins anew with empty caches where a stage is lost. Raises StageLostError where
         MOST_LOSSES follow one another, or where none can take its place."""
-        for losses in count(1):
+        losses = 0
+        while True:
             try:
                 return work()
             except StageLostError as lost:
+                losses += 1
                 if losses == MOST_LOSSES:
                     raise
                 self.start_over(lost)
-        raise AssertionError
 
     def start_over(self, lost: StageLostError) -> None:
         """Empty every cache, and have others take the place of stages that are lost. Raises StageLostError where there

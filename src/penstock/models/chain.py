@@ -143,7 +143,7 @@ class Chain:
     def _pays_in_chunks(self, rows: int) -> bool:
         """Whether stages in several processes had better work at the same time; weights that are streamed would be
         read for each chunk."""
-        several = sum(stage.remote for stage in self.stages) > 0 and len(self.stages) > 1
+        several = any(stage.remote for stage in self.stages)
         return several and rows >= 2 * LEAST_ROWS and not self.streamed_bytes
 
     def _in_chunks(

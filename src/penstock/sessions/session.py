@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.completion import Piece, Stats
-from penstock.errors import ContextError, PenstockError, SessionError, StageLostError, UsageError
+from penstock.errors import ContextError, PenstockError, SessionError, UsageError
 from penstock.sampling import SamplingParams
 from penstock.sessions.follow_up import appended, common_length, extended
 from penstock.sessions.log import NewRecord, SessionLog
@@ -347,11 +347,8 @@ class Session:
 
     def _save(self, turn: Turn) -> None:
         """Have what is new on the disk: positions, tokens, and why the answer ended."""
-        try:
-            self._save_reached(turn)
-        except StageLostError as lost:  # positions that are lost come again, as they were
-            self._llm.engine.start_over(lost)
-            self._save_reached(turn)
+        # Positions that are lost with a stage come again, as they were.
+        self._llm.engine.enduring(lambda: self._save_reached(turn))
 
     def _save_reached(self, turn: Turn) -> None:
         self._check_proof()

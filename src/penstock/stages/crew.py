@@ -64,8 +64,8 @@ class Crew:
         own, *others = choose_cut(parts, [here, *there], Network(), way).shares
         if own is None:
             raise ValueError("the first machine is left out")
-        padded = [*others, *[None] * len(nodes)]
-        return own, {node.name: share for node, share in zip(nodes, padded, strict=False) if share is not None}
+        # A cut that was asked for may name fewer machines than there are.
+        return own, {node.name: share for node, share in zip(nodes, others, strict=False) if share is not None}
 
     def open(self, shares: Mapping[str, Share]) -> None:
         """Start the stages, by the names of their nodes."""
