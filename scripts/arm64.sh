@@ -40,10 +40,10 @@ arm_apt() {
         -o Dir::Cache="$arm/apt/cache" -o APT::Sandbox::User=root -o Debug::NoLocking=1 "$@"
 }
 
-# A root folder with Python and its headers.
-make_arm_root() {
+# A folder with Python and its headers, as Debian lays them out.
+make_arm_system() {
     [ -e "$arm/system/usr/bin/python3" ] && return
-    say "fetching Python for ARM64 into build/arm64/root"
+    say "fetching Python for ARM64 into build/arm64/system"
     mkdir -p "$arm/apt/lists/partial" "$arm/apt/cache/archives/partial" "$arm/system"
     : >"$arm/apt/status"
     arm_apt update
@@ -107,7 +107,7 @@ END
 make_arm() {
     install_arm
     has_arm && has apt-get || { say "no $arm_compiler, qemu-aarch64 and apt-get: on Debian, apt-get install -y $arm_packages" && exit 1; }
-    make_arm_root
+    make_arm_system
     make_arm_site
     say "compiling for ARM64"
     make_arm_module
