@@ -47,9 +47,7 @@ def free_port() -> int:
 @contextmanager
 def started(folder: Path, *options: str) -> Iterator[str]:
     """A cluster's address."""
-    said = penstock(
-        "cluster", "start", "--memory", "1GiB", "--port", str(free_port()), *options, store=folder / "head"
-    )
+    said = penstock("cluster", "start", "--memory", "1GiB", "--port", str(free_port()), *options, store=folder / "head")
     try:
         yield said.split("The cluster is at ")[1].split(". ")[0]
     finally:
