@@ -11,8 +11,11 @@ import pytest
 
 from helpers.cases import CASES
 from penstock import cli
+from penstock.cli import plan_cluster
 from penstock.cli.plan_cluster import ranges
 from penstock.forecast import outlook
+from penstock.forecast.outlook import Subject
+from penstock.stages.cut import Node
 from penstock.stages.probe import DiskSpeed, DraftSpeed
 from penstock.stages.rates import ComputeSpeed
 from penstock.system import machine
@@ -45,8 +48,8 @@ DEALT = """\
 A token of llama-3.1-8b on machines: 3 of 4 GiB
                                       raw  GB read  packed, estimated  GB read
  one machine of 4 GiB              23.2 s    12.18             13.9 s     7.28
- all, layers in runs               13.5 s     7.24             4.18 s     2.33
- all, layers dealt out one by one  5.48 s     8.13             1.83 s     2.52
+ all, layers in runs               13.5 s     7.24             4.19 s     2.33
+ all, layers dealt out one by one  5.48 s     8.13             1.84 s     2.52
 
 Machines, in MiB: packed, estimated, layers dealt out one by one
            layers             ceiling  process  ring  KV, rows  weights  read a pass    disk  compute
@@ -54,12 +57,12 @@ Machines, in MiB: packed, estimated, layers dealt out one by one
  2, 4 GiB  1, 4, ... 30 (12)    2,948      308   123        24    2,458          902  1.81 s  0.523 s
  3, 4 GiB  2, 5, ... 31 (11)    2,948      308    85        22    2,497          583  1.17 s  0.480 s
 
-Dealt out, all disks read at the same time, each ahead of its turn. A token takes 1.83 s, with 23 hops.
+Dealt out, all disks read at the same time, each ahead of its turn. A token takes 1.84 s, with 23 hops.
 
 The sizes rest on the shape llama-3.1-8b as published; the tokenizer is estimated.
 The first machine is the one that is typed on. A quarter of each one's memory, at most 1 GiB, is left to its
 system; Ray takes 226 MB on the first and 130 MB on any other, and 157 MB in Penstock's own process. Disks
-read 524.0 MB/s each; CPUs are as fast as this one. A hop to another machine and back takes 1.46 ms. Keys and
+read 524.0 MB/s each; CPUs are as fast as this one. A hop to another machine and back takes 4.96 ms. Keys and
 values are of 512 positions. Guesses are not counted: a pass brings one token.
 """
 
@@ -121,10 +124,35 @@ def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     said = json.loads(out)
     assert said["model"] == "llama-3.1-8b"
     assert said["basis"] == "the shape llama-3.1-8b as published; the tokenizer is estimated"
-    assert said["machines"] == [4 << 30, 4 << 30]
-    assert (said["disk_bytes_per_second"], said["network_bytes_per_second"]) == (524e6, 125e6)
+    assert [machine["machine"] for machine in said["machines"]] == ["1, 4 GiB", "2, 4 GiB"]
+    assert (said["machines"][0]["disk_bytes_per_second"], said["network_bytes_per_second"]) == (524e6, 125e6)
     assert said["packed"]["best"] == "dealt"
     assert said["packed"]["dealt"]["machines"][1]["layers"][0] > 0
+
+
+REAL = "llama-3.1-8b --memory 4GiB --context 512 --cluster"
+
+
+def test_of_machines_that_there_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured: list[tuple[str, str]] = []
+
+    def other(address: str, subject: Subject) -> list[Node]:
+        measured.append((address, subject.name))
+        return [Node("attic\x1b", 16 << 30, 100 * MIB, 250e6, ComputeSpeed(5e9, 20e9, 5e9, 20e9, 5e9))]
+
+    monkeypatch.setattr(plan_cluster, "measure_cluster", other)
+    code, out, err = plan(capsys, monkeypatch, *f"{REAL} auto".split())
+    assert (code, err, measured) == (0, "", [("auto", "llama-3.1-8b")])
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert lines[0] == "Machines of the cluster"
+    assert [*map(str.split, lines[2:4])] == [
+        ["this", "machine", "4", "GiB", "500.0", "MB/s", "10.00", "GB/s", "10.00", "GB/s"],
+        ["attic\ufffd", "16", "GiB", "250.0", "MB/s", "5.00", "GB/s", "5.00", "GB/s"],
+    ]
+    assert lines[5] == "A token of llama-3.1-8b on the 2 machines of the cluster"
+    assert "Each machine was measured just now, and briefly." in out
 
 
 @pytest.mark.parametrize(
@@ -137,6 +165,9 @@ def test_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         ("--cluster-of 2x4GiB --draft none", "--memory, --prompt-tokens and --draft are of one machine."),
         ("--cluster-of x", "'x' is not a size."),
         ("--cluster-of 2x4GiB --network fast", "'fast' is no speed."),
+        ("--cluster-of 2x4GiB --cluster auto", "--cluster is of machines that there are, --cluster-of of others."),
+        ("--cluster auto --disk 1GB", "The disks of a cluster are measured."),
+        ("--cluster auto --draft none", "--memory, --prompt-tokens and --draft are of one machine."),
         ("--cluster-of 2x4GiB --disk 0MB", "A network and a disk have some speed."),
     ],
 )

@@ -18,13 +18,16 @@ from penstock.forecast.cluster import (
     RAY_WORKER_BYTES,
     ClusterOutlook,
     ClusterSettings,
+    assumed_machines,
     look_at_cluster,
+    measured_machines,
     parse_machines,
+    parse_network,
     parts_of,
 )
 from penstock.forecast.outlook import Outlook, PlanSettings, look
 from penstock.packing.pack import pack
-from penstock.stages.cut import Cut, StageForecast
+from penstock.stages.cut import Cut, Network, Node, StageForecast
 from penstock.stages.probe import DiskSpeed, DraftSpeed
 from penstock.stages.rates import ComputeSpeed
 from penstock.system.sizes import MIB
@@ -49,7 +52,8 @@ def outlook_of(model: str = "llama-3.1-8b", context: int = 512) -> Outlook:
 
 def looked(machines: str, disk: str | None = "524MB", context: int = 512) -> ClusterOutlook:
     outlook = outlook_of(context=context)
-    return look_at_cluster(outlook, ClusterSettings.parse(machines, disk=disk), "bf16", 0.0)
+    settings = ClusterSettings.parse(machines, Network(), disk)
+    return look_at_cluster(outlook, assumed_machines(outlook, settings), "bf16", 0.0)
 
 
 def cut_of(found: ClusterOutlook, how: str) -> Cut:
@@ -97,11 +101,11 @@ class TestMachines:
         assert caught.value.problem == problem
 
     def test_settings(self) -> None:
-        settings = ClusterSettings.parse("2x4GiB", "100Mbit", "1GB/s")
+        settings = ClusterSettings.parse("2x4GiB", parse_network("100Mbit"), "1GB/s")
         assert (settings.network.bytes_per_second, settings.disk_bytes) == (12.5e6, 1e9)
-        assert ClusterSettings.parse("2x4GiB").network.bytes_per_second == 125e6
-        with pytest.raises(UsageError, match="A network and a disk have some speed"):
-            ClusterSettings.parse("2x4GiB", disk="0")
+        for wrong in (lambda: ClusterSettings.parse("2x4GiB", Network(), disk="0"), lambda: parse_network("0")):
+            with pytest.raises(UsageError, match="A network and a disk have some speed"):
+                wrong()
 
 
 class TestMemory:
@@ -129,10 +133,16 @@ class TestMemory:
 
     def test_a_cluster_of_one_is_that_machine(self) -> None:
         found = looked("1x4GiB").forms["packed"]
-        assert found.alone[4 * GIB] == found.ways["runs"]
+        [one], cut = found.alone.values(), found.ways["runs"]
+        assert one is not None
+        assert cut is not None
+        assert (one.seconds, stage_of(one, 0).plan) == (cut.seconds, stage_of(cut, 0).plan)
 
     def test_each_size_is_told_alone(self) -> None:
-        assert [*looked("2x4GiB,1x16GiB,1x4GiB").forms["packed"].alone] == [4 * GIB, 16 * GIB]
+        assert [*looked("2x4GiB,1x16GiB,1x4GiB").forms["packed"].alone] == [
+            "one machine of 4 GiB",
+            "one machine of 16 GiB",
+        ]
 
     def test_keys_and_values(self) -> None:
         short, long = (cut_of(looked("2x4GiB", context=context), "runs") for context in (32, 3200))
@@ -149,14 +159,19 @@ class TestSeconds:
         assert found.forms["packed"].best == cut_of(found, "dealt")
 
     def test_the_measured_disk_unless_told(self) -> None:
-        assert looked("2x4GiB", disk=None).disk_bytes == 500e6
+        assert looked("2x4GiB", disk=None).machines.nodes[1].disk_bytes == 500e6
         fast = cut_of(looked("2x4GiB", disk="2GB"), "dealt").seconds
         assert fast < cut_of(looked("2x4GiB", disk=None), "dealt").seconds / 2
 
     def test_a_slow_network(self) -> None:
         outlook = outlook_of()
         slow, fast = (
-            look_at_cluster(outlook, ClusterSettings.parse("2x4GiB", speed, "524MB"), "bf16", 0.0)
+            look_at_cluster(
+                outlook,
+                assumed_machines(outlook, ClusterSettings.parse("2x4GiB", parse_network(speed), "524MB")),
+                "bf16",
+                0.0,
+            )
             for speed in ("1Mbit", "1Gbit")
         )
         assert slow.row_bytes == 16_384
@@ -172,7 +187,11 @@ class TestSeconds:
 
     def test_as_an_object(self) -> None:
         said = json.loads(json.dumps(looked("16x4GiB").as_object()))
-        assert said["machines"] == [4 * GIB] * 16
+        rest = 4 * GIB - MOST_LEFT
+        assert [machine["ceiling"] for machine in said["machines"]] == [
+            rest - RAY_HEAD_BYTES,
+            *[rest - RAY_WORKER_BYTES] * 15,
+        ]
         runs = said["packed"]["runs"]
         held = [machine["layers"] for machine in runs["machines"] if machine]
         assert [layer for layers in held for layer in layers] == [*range(32)]
@@ -180,6 +199,24 @@ class TestSeconds:
         assert said["packed"]["best"] == "runs"
         assert runs["seconds_per_token"] < said["packed"]["one_machine"][0]["cut"]["seconds_per_token"]
         assert [machine["head"] for machine in runs["machines"] if machine][:2] == [True, False]
+
+
+class TestMeasured:
+    def test_each_machine_by_what_it_measured(self) -> None:
+        outlook = outlook_of()
+        small = Node("small", 2 * GIB, 100 * MIB, 100e6, COMPUTE)
+        large = Node("large", 64 * GIB, 100 * MIB, 100e6, COMPUTE)
+        found = look_at_cluster(outlook, measured_machines(outlook, [small, large], Network()), "bf16", 0.0)
+        assert [node.name for node in found.machines.nodes] == ["this machine", "small", "large"]
+        best = found.forms["packed"].best
+        assert best is not None
+        assert (best.streamed, best.stages[1]) == (0, None)  # the large one holds what is too much for this one
+        [(name, one)] = found.forms["packed"].alone.items()
+        assert one is not None
+        assert name == "this machine"
+        ours, alone = stage_of(best, 0).plan, stage_of(one, 0).plan
+        assert (ours.ceiling, ours.process - alone.process) == (4 * GIB, RAY_PROCESS_BYTES)
+        assert best.seconds < one.seconds
 
 
 class TestParts:

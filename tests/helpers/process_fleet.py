@@ -88,7 +88,7 @@ class ProcessNode:
     """Seconds after which a host that answers nothing is lost."""
     lines: list[PipeLine] = field(default_factory=list)
 
-    def measure(self, model: str) -> Node:
+    def measure(self, model: str | None) -> Node:
         """All are alike."""
         if not self.up:
             raise StageLostError(f"{self.name} is out of reach.", "")

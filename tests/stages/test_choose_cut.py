@@ -19,7 +19,7 @@ from penstock.stages.cut import Cut, ModelParts, Network, Node, forecast_cut, pa
 from penstock.stages.rates import ComputeSpeed
 from penstock.system.sizes import MIB
 
-NETWORK = Network()
+NETWORK = Network(hop_seconds=1.2e-3)
 
 
 def shares_of(owners: Sequence[int], nodes: int) -> list[Share | None]:

@@ -19,9 +19,11 @@ from penstock.errors import UsageError
 from penstock.system.sizes import MIB
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.table import Table
 
-    from penstock.forecast.outlook import Form, Outlook, Prospect, Subject
+    from penstock.forecast.outlook import Form, Outlook, PlanSettings, Prospect, Subject
     from penstock.forecast.seconds import Forecast
 
 CAVEAT = (
@@ -60,6 +62,14 @@ def plan(
         ),
     ] = None,
     adapter: opt.Adapters = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Tell how the model would do on the machines of a cluster (`penstock cluster`), each of which is "
+            "measured: its ADDRESS, or `auto` for the one that this machine is in.",
+            metavar="ADDRESS|auto",
+        ),
+    ] = None,
     cluster_of: Annotated[
         str | None,
         typer.Option(
@@ -70,7 +80,9 @@ def plan(
     ] = None,
     network: Annotated[
         str | None,
-        typer.Option(help="What is between the machines of --cluster-of. (default: 1Gbit)", metavar="SPEED"),
+        typer.Option(
+            help="What is between the machines of --cluster and --cluster-of. (default: 1Gbit)", metavar="SPEED"
+        ),
     ] = None,
     disk: Annotated[
         str | None,
@@ -82,28 +94,26 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Tell what fits in memory, what streams, and how long a token will take; before any weight is downloaded."""
-    from penstock.cli.plan_cluster import print_cluster
     from penstock.cli.plan_guesses import print_guesses
-    from penstock.forecast.cluster import NETWORK, ClusterSettings
     from penstock.forecast.outlook import PROMPTS, PlanSettings, look
 
-    cluster = None if cluster_of is None else ClusterSettings.parse(cluster_of, network or NETWORK, disk)
-    _check_cluster_options(cluster_of, network or disk, memory or prompt_tokens or draft)
-    prompts = tuple(prompt_tokens or PROMPTS) if cluster is None else ()
+    alone = cluster is None and cluster_of is None
+    _check_cluster_options(cluster, cluster_of, network, disk, memory, prompt_tokens or draft)
     settings = PlanSettings(
         memory=memory,
         context=context,
-        prompts=prompts,
+        prompts=tuple(prompt_tokens or PROMPTS) if alone else (),
         threads=threads,
         kv_dtype=kv_dtype,
-        draft=draft if cluster is None else "none",
+        draft=draft if alone else "none",
         adapters=tuple(adapter or ()),
         hit_rate=hit_rate,
     )
+    tell_cluster = None if alone else _cluster_plan(cluster, cluster_of, network, disk)
     with Console(stderr=True).status("measuring the disk and the CPU"):
         outlook = look(model, settings)
-    if cluster is not None:
-        print_cluster(outlook, cluster, settings, as_json)
+    if tell_cluster is not None:
+        tell_cluster(outlook, settings, as_json)
         return
     if as_json:
         print(json.dumps(outlook.as_object()))
@@ -123,14 +133,41 @@ def plan(
     console.print(CAVEAT)
 
 
-def _check_cluster_options(cluster_of: str | None, theirs: object, others: object) -> None:
-    """`theirs`: what says something about its machines; `others`: what says something about one machine."""
-    if cluster_of is None and theirs:
+def _check_cluster_options(
+    cluster: str | None, cluster_of: str | None, network: object, disk: object, memory: object, others: object
+) -> None:
+    """`others`: what says something about one machine."""
+    if cluster is not None and cluster_of is not None:
+        raise UsageError("--cluster is of machines that there are, --cluster-of of others.", "Give one of them.")
+    if cluster is None and cluster_of is None and (network or disk):
         raise UsageError("--network and --disk are of machines that are not named.", "Give --cluster-of too.")
-    if cluster_of is not None and others:
+    if cluster is not None and disk:
+        raise UsageError("The disks of a cluster are measured.", "Leave --disk out, or give --cluster-of.")
+    if (cluster is not None and others) or (cluster_of is not None and (memory or others)):
         raise UsageError(
-            "--memory, --prompt-tokens and --draft are of one machine.", "Leave them out, or leave --cluster-of out."
+            "--memory, --prompt-tokens and --draft are of one machine.",
+            "Leave them out, or leave --cluster-of and --cluster out; --memory goes with --cluster.",
         )
+
+
+def _cluster_plan(
+    cluster: str | None, cluster_of: str | None, network: str | None, disk: str | None
+) -> Callable[[Outlook, PlanSettings, bool], None]:
+    """What tells how a model does on several machines."""
+    from penstock.cli import plan_cluster
+    from penstock.forecast.cluster import NETWORK, ClusterSettings, parse_network
+
+    between = parse_network(network or NETWORK)
+    if cluster is None:
+        assumed = ClusterSettings.parse(cluster_of or "", between, disk)
+        return lambda outlook, settings, as_json: plan_cluster.print_assumed(outlook, assumed, settings, as_json)
+
+    def measured(outlook: Outlook, settings: PlanSettings, as_json: bool) -> None:
+        with Console(stderr=True).status("measuring the machines of the cluster"):
+            others = plan_cluster.measure_cluster(cluster, outlook.subject)
+        plan_cluster.print_measured(outlook, others, between, settings, as_json)
+
+    return measured
 
 
 def memory_table(outlook: Outlook) -> Group:

@@ -1,4 +1,4 @@
-"""What `penstock plan --cluster-of` tells: a model shared out among machines."""
+"""What `penstock plan` tells with --cluster and --cluster-of: a model shared out among machines."""
 
 from __future__ import annotations
 
@@ -9,61 +9,111 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from penstock.cli.status_line import visible
 from penstock.cli.tables import left, plain_table, right
 from penstock.cli.units import format_seconds, format_size
 from penstock.cli.whole_lines import tell, titled
-from penstock.forecast.cluster import RAY_HEAD_BYTES, RAY_PROCESS_BYTES, RAY_WORKER_BYTES, look_at_cluster
+from penstock.forecast.cluster import (
+    RAY_HEAD_BYTES,
+    RAY_PROCESS_BYTES,
+    RAY_WORKER_BYTES,
+    assumed_machines,
+    in_gib,
+    look_at_cluster,
+    measured_machines,
+)
 from penstock.system.sizes import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import Group
     from rich.table import Table
 
-    from penstock.forecast.cluster import ClusterOutlook, ClusterProspect, ClusterSettings
-    from penstock.forecast.outlook import Form, Outlook, PlanSettings
-    from penstock.stages.cut import Cut, How, StageForecast
+    from penstock.forecast.cluster import ClusterOutlook, ClusterProspect, ClusterSettings, Machines
+    from penstock.forecast.outlook import Form, Outlook, PlanSettings, Subject
+    from penstock.stages.cut import Cut, How, Network, Node, StageForecast
 
-GIB = 1 << 30
 WAYS: dict[How, str] = {"runs": "layers in runs", "dealt": "layers dealt out one by one"}
 
 
-def print_cluster(outlook: Outlook, settings: ClusterSettings, opened: PlanSettings, as_json: bool) -> None:
-    """The whole command's output, for a model that would be opened so."""
-    cluster = look_at_cluster(outlook, settings, opened.kv_dtype, opened.hit_rate or 0.0)
+def print_assumed(outlook: Outlook, settings: ClusterSettings, opened: PlanSettings, as_json: bool) -> None:
+    """The whole output for machines that there might be, of a model that would be opened so."""
+    same = groupby(settings.machines)
+    names = " and ".join(f"{len([*machines])} of {in_gib(memory)}" for memory, machines in same)
+    ray = [f"{nbytes / 1e6:.0f} MB" for nbytes in (RAY_HEAD_BYTES, RAY_WORKER_BYTES, RAY_PROCESS_BYTES)]
+    machines = assumed_machines(outlook, settings)
+    basis = (
+        f"The first machine is the one that is typed on. A quarter of each one's memory, at most 1 GiB, is left "
+        f"to its system; Ray takes {ray[0]} on the first and {ray[1]} on any other, and {ray[2]} in Penstock's own "
+        f"process. Disks read {format_size(machines.nodes[0].disk_bytes)}/s each; CPUs are as fast as this one."
+    )
+    _print(outlook, machines, opened, as_json, f"machines: {names}", basis)
+
+
+def print_measured(
+    outlook: Outlook, others: Sequence[Node], network: Network, opened: PlanSettings, as_json: bool
+) -> None:
+    """The whole output for this machine and others that have measured themselves."""
+    machines = measured_machines(outlook, others, network)
+    if not as_json:
+        tell(Console(highlight=False), speeds_table(machines.nodes), "")
+    where = f"the {_counted(len(machines.nodes), 'machine')} of the cluster"
+    _print(outlook, machines, opened, as_json, where, "Each machine was measured just now, and briefly.")
+
+
+def measure_cluster(address: str, subject: Subject) -> list[Node]:
+    """The other machines of a cluster, as they are for a model. Raises ClusterError, StageLostError."""
+    from penstock.checkpoints.store import find_model, name_elsewhere
+    from penstock.cluster.fleet import RayFleet
+    from penstock.stages.measure import measure_nodes
+
+    fleet = RayFleet(address)
+    try:
+        model = name_elsewhere(find_model(subject.name)) if subject.place == "here" else None
+        return measure_nodes(fleet.nodes(), model)
+    finally:
+        fleet.close()
+
+
+def _print(outlook: Outlook, machines: Machines, opened: PlanSettings, as_json: bool, where: str, basis: str) -> None:
+    cluster = look_at_cluster(outlook, machines, opened.kv_dtype, opened.hit_rate or 0.0)
     if as_json:
         print(json.dumps({"model": outlook.subject.name, "basis": outlook.subject.basis, **cluster.as_object()}))
         return
     console = Console(highlight=False)
-    tell(console, seconds_table(outlook, cluster), "")
+    tell(console, titled(f"A token of {escape(outlook.subject.name)} on {where}", seconds_table(cluster)), "")
     form, prospect = [*cluster.forms.items()][-1]
     if prospect.best is not None:
         tell(console, machines_table(_name(form, prospect), cluster, prospect.best), "")
     tell(console, verdict(prospect), "")
-    ray = [f"{nbytes / 1e6:.0f} MB" for nbytes in (RAY_HEAD_BYTES, RAY_WORKER_BYTES, RAY_PROCESS_BYTES)]
-    network = cluster.settings.network
     tell(console, f"[dim]The sizes rest on {escape(outlook.subject.basis)}.[/]")
     console.print(
-        f"[dim]The first machine is the one that is typed on. A quarter of each one's memory, at most 1 GiB, is left "
-        f"to its system; Ray takes {ray[0]} on the first and {ray[1]} on any other, and {ray[2]} in Penstock's own "
-        f"process. Disks read {format_size(cluster.disk_bytes)}/s each; CPUs are as fast as this one. A hop to another "
-        f"machine and back takes {format_seconds(network.seconds(cluster.row_bytes))}. Keys and values are of "
+        f"[dim]{basis} A hop to another machine and back takes "
+        f"{format_seconds(machines.network.seconds(cluster.row_bytes))}. Keys and values are of "
         f"{cluster.context:,} positions. Guesses are not counted: a pass brings one token.[/]"
     )
 
 
-def seconds_table(outlook: Outlook, cluster: ClusterOutlook) -> Group:
+def speeds_table(nodes: Sequence[Node]) -> Table:
+    """What was measured."""
+    headings = [right(heading) for heading in ("ceiling", "disk", "CPU, one row", "packed")]
+    table = plain_table(left(), *headings, title="Machines of the cluster")
+    for node in nodes:
+        speeds = (node.disk_bytes, node.compute.row_bytes_per_second, node.compute.packed_row_bytes_per_second)
+        table.add_row(escape(visible(node.name)), in_gib(node.ceiling), *(f"{format_size(one)}/s" for one in speeds))
+    return table
+
+
+def seconds_table(cluster: ClusterOutlook) -> Table:
     """A token on one machine and on all of them."""
     forms = cluster.forms.items()
     headings = [column for form, one in forms for column in (right(_name(form, one), "bold"), right("GB read", "dim"))]
     table = plain_table(left(), *headings)
-    for memory in sorted({*cluster.settings.machines}):
-        table.add_row(f"one machine of {_gib(memory)}", *_cells([one.alone[memory] for _, one in forms]))
+    for node in cluster.machines.alone:
+        table.add_row(node.name, *_cells([one.alone[node.name] for _, one in forms]))
     for how, words in WAYS.items():
         table.add_row(f"all, {words}", *_cells([one.ways[how] for _, one in forms]))
-    machines = " and ".join(f"{len([*same])} of {_gib(memory)}" for memory, same in groupby(cluster.settings.machines))
-    return titled(f"A token of {escape(outlook.subject.name)} on machines: {machines}", table)
+    return table
 
 
 def machines_table(form: str, cluster: ClusterOutlook, cut: Cut) -> Table:
@@ -71,9 +121,9 @@ def machines_table(form: str, cluster: ClusterOutlook, cut: Cut) -> Table:
     headings = ("ceiling", "process", "ring", "KV, rows", "weights", "read a pass", "disk", "compute")
     columns = [right(heading, "bold" if heading == "weights" else "") for heading in headings]
     table = plain_table(left(), left("layers"), *columns, title=f"Machines, in MiB: {form}, {WAYS[cut.how]}")
-    for place, stage in enumerate(cut.stages):
+    for node, stage in zip(cluster.machines.nodes, cut.stages, strict=True):
         if stage is not None:
-            table.add_row(f"{place + 1}, {_gib(cluster.settings.machines[place])}", *_row(stage))
+            table.add_row(escape(visible(node.name)), *_row(stage))
     return table
 
 
@@ -91,9 +141,10 @@ def verdict(prospect: ClusterProspect) -> str:
     said = f"{why} A token takes {format_seconds(cut.seconds)}, with {_counted(cut.hops, 'hop')}."
     if out := sum(stage is None for stage in cut.stages):
         said += f" {_counted(out, 'machine')} would only add to that, and {'is' if out == 1 else 'are'} left out."
-    alone = {memory: one.seconds for memory, one in prospect.alone.items() if one}
+    alone = {name: one.seconds for name, one in prospect.alone.items() if one}
     if alone and min(alone.values()) <= cut.seconds:
-        said += f" One machine of {_gib(min(alone, key=lambda memory: alone[memory]))} alone is as quick."
+        name = min(alone, key=lambda name: alone[name])
+        said += f" {name[0].upper()}{name[1:]} alone is as quick."
     return said
 
 
@@ -128,7 +179,3 @@ def _cells(cuts: Sequence[Cut | None]) -> list[str]:
 
 def _name(form: Form, prospect: ClusterProspect) -> str:
     return f"{form}, estimated" if prospect.estimated else form
-
-
-def _gib(nbytes: int) -> str:
-    return f"{nbytes / GIB:.3g} GiB"

@@ -40,7 +40,7 @@ class StageActor:
         except Exception as error:
             return packed(InternalError.of(error))
 
-    def measure(self, name: str, model: str, ceiling: int | None, threads: int | None) -> bytes:
+    def measure(self, name: str, model: str | None, ceiling: int | None, threads: int | None) -> bytes:
         """As `measure_node`, or the error that it raised."""
         try:
             return packed(measure_node(name, model, ceiling, threads))
@@ -90,7 +90,7 @@ class ActorLine:
         """Open a part of a model. Raises what that raises, with the node's name; StageLostError."""
         self._hello = self._told(self._actor.open.remote(packed(settings)))
 
-    def measure(self, model: str, ceiling: int | None, threads: int | None) -> Node:
+    def measure(self, model: str | None, ceiling: int | None, threads: int | None) -> Node:
         """As `measure_node`."""
         node: Node = self._told(self._actor.measure.remote(self._name, model, ceiling, threads))
         return node

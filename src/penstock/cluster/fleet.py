@@ -41,7 +41,7 @@ class RayNode:
         line.open(replace(settings, threads=self.threads))
         return line
 
-    def measure(self, model: str) -> Node:
+    def measure(self, model: str | None) -> Node:
         """As `Node.measure`."""
         line = self._line()
         try:

@@ -1,13 +1,14 @@
-"""What a model would take on several machines, before there are any: a part of `penstock plan`.
+"""What a model takes on several machines: a part of `penstock plan`. Not in it: guesses and prompts.
 
-They are as this one, but for their memory, and for their disks where somebody says so. Not in it: guesses and prompts.
+Before there are any, they are as this one, but for their memory, and for their disks where somebody says so; those of a
+cluster measure themselves.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from penstock.errors import UsageError
@@ -35,11 +36,12 @@ LEFT_PART, MOST_LEFT = 4, 1 << 30
 """Which part of a machine's memory is left to its system, up to a GiB."""
 MOST_MACHINES = 256
 NETWORK = "1Gbit"
+HERE = "this machine"
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """What is planned for."""
+    """Which machines there might be."""
 
     machines: tuple[int, ...]
     """Bytes of memory of each; the first is the one that is typed on, which has embedding and head."""
@@ -48,12 +50,20 @@ class ClusterSettings:
     """What each disk reads in a second; None for as much as the one that is measured."""
 
     @classmethod
-    def parse(cls, machines: str, network: str = NETWORK, disk: str | None = None) -> ClusterSettings:
-        """From "2x4GiB,1x16GiB", "1Gbit", "524MB". Raises UsageError."""
-        speed, read = parse_rate(network), None if disk is None else parse_rate(disk)
-        if speed <= 0 or (read is not None and read <= 0):
-            raise UsageError("A network and a disk have some speed.", "Raise --network or --disk.")
-        return cls(parse_machines(machines), Network(bytes_per_second=speed), read)
+    def parse(cls, machines: str, network: Network, disk: str | None = None) -> ClusterSettings:
+        """From "2x4GiB,1x16GiB" and "524MB". Raises UsageError."""
+        return cls(parse_machines(machines), network, None if disk is None else _speed(disk))
+
+
+@dataclass(frozen=True, slots=True)
+class Machines:
+    """What a plan is for."""
+
+    nodes: tuple[Node, ...]
+    """By what they are called; the first is the one that is typed on."""
+    alone: tuple[Node, ...]
+    """Each to be compared with, without others and without Ray."""
+    network: Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +72,8 @@ class ClusterProspect:
 
     estimated: bool
     """Whether its sizes are."""
-    alone: dict[int, Cut | None]
-    """By memory of a machine: one such machine, without Ray. None where it does not fit, here and below."""
+    alone: dict[str, Cut | None]
+    """By what a machine is called: on it alone. None where it does not fit, here and below."""
     ways: dict[How, Cut | None]
 
     @property
@@ -77,9 +87,7 @@ class ClusterProspect:
             "estimated": self.estimated,
             "best": self.best and self.best.how,
             **{how: cut and _as_object(cut) for how, cut in self.ways.items()},
-            "one_machine": [
-                {"memory_bytes": memory, "cut": cut and _as_object(cut)} for memory, cut in self.alone.items()
-            ],
+            "one_machine": [{"machine": name, "cut": cut and _as_object(cut)} for name, cut in self.alone.items()],
         }
 
 
@@ -87,8 +95,7 @@ class ClusterProspect:
 class ClusterOutlook:
     """What machines make of a model, in either form."""
 
-    settings: ClusterSettings
-    disk_bytes: float
+    machines: Machines
     context: int
     """Positions that keys and values are planned for."""
     row_bytes: int
@@ -98,40 +105,74 @@ class ClusterOutlook:
 
     def as_object(self) -> dict[str, Any]:
         """For JSON; bytes and seconds."""
+        network = self.machines.network
         return {
-            "machines": list(self.settings.machines),
-            "network_bytes_per_second": self.settings.network.bytes_per_second,
-            "hop_seconds": self.settings.network.hop_seconds,
-            "disk_bytes_per_second": self.disk_bytes,
+            "machines": [
+                {"machine": one.name, "ceiling": one.ceiling, "disk_bytes_per_second": one.disk_bytes}
+                for one in self.machines.nodes
+            ],
+            "network_bytes_per_second": network.bytes_per_second,
+            "hop_seconds": network.hop_seconds,
             "context": self.context,
             **{form: prospect.as_object() for form, prospect in self.forms.items()},
         }
 
 
-def look_at_cluster(outlook: Outlook, settings: ClusterSettings, kv_dtype: str, hit_rate: float) -> ClusterOutlook:
-    """What such machines make of the model that `outlook` is of; `hit_rate` as for Budget."""
-    subject, disk = outlook.subject, settings.disk_bytes or outlook.disk.bytes_per_second
-    many = len(settings.machines) > 1
-
-    def nodes(machines: Sequence[int], ray: bool) -> list[Node]:
-        return [
-            Node(f"machine {place + 1}", *_memory(subject, memory, place == 0, ray), disk, outlook.compute)
-            for place, memory in enumerate(machines)
-        ]
+def look_at_cluster(outlook: Outlook, machines: Machines, kv_dtype: str, hit_rate: float) -> ClusterOutlook:
+    """What machines make of the model that `outlook` is of; `hit_rate` as for Budget."""
+    subject = outlook.subject
 
     def prospect(form: Form) -> ClusterProspect:
         parts = parts_of(subject, form, outlook.context, kv_dtype, hit_rate)
 
-        def cut(machines: Sequence[int], ray: bool, how: How) -> Cut | None:
-            return if_it_fits(lambda: choose_cut(parts, nodes(machines, ray), settings.network, how))
+        def cut(nodes: Sequence[Node], how: How) -> Cut | None:
+            return if_it_fits(lambda: choose_cut(parts, nodes, machines.network, how))
 
-        alone = {memory: cut([memory], False, "runs") for memory in sorted({*settings.machines})}
+        alone = {node.name: cut([node], "runs") for node in machines.alone}
         ways: tuple[How, ...] = ("runs", "dealt")
-        return ClusterProspect(parts.head.estimated, alone, {how: cut(settings.machines, many, how) for how in ways})
+        return ClusterProspect(parts.head.estimated, alone, {how: cut(machines.nodes, how) for how in ways})
 
     forms: tuple[Form, ...] = ("raw", "packed") if subject.packs else ("raw",)
     row_bytes = 4 * subject.budget.architecture.config.hidden_size
-    return ClusterOutlook(settings, disk, outlook.context, row_bytes, {form: prospect(form) for form in forms})
+    return ClusterOutlook(machines, outlook.context, row_bytes, {form: prospect(form) for form in forms})
+
+
+def assumed_machines(outlook: Outlook, settings: ClusterSettings) -> Machines:
+    """Those that are asked about, as this one but for what the settings say."""
+    subject, disk = outlook.subject, settings.disk_bytes or outlook.disk.bytes_per_second
+    many = len(settings.machines) > 1
+
+    def node(name: str, memory: int, first: bool, ray: bool) -> Node:
+        return Node(name, *_memory(subject, memory, first, ray), disk, outlook.compute)
+
+    nodes = [
+        node(f"{place + 1}, {in_gib(memory)}", memory, place == 0, many)
+        for place, memory in enumerate(settings.machines)
+    ]
+    kinds = sorted({*settings.machines})
+    alone = [node(f"one machine of {in_gib(memory)}", memory, True, False) for memory in kinds]
+    return Machines(tuple(nodes), tuple(alone), settings.network)
+
+
+def measured_machines(outlook: Outlook, others: Sequence[Node], network: Network) -> Machines:
+    """This one as `outlook` has measured it, and others that have measured themselves."""
+    budget, disk = outlook.subject.budget, outlook.disk.bytes_per_second
+    process = budget.process + budget.scratch + budget.adapters
+    alone = Node(HERE, budget.ceiling, process, disk, outlook.compute)
+    here = replace(alone, process=process + RAY_PROCESS_BYTES)
+    return Machines((here, *others), (alone,), network)
+
+
+def parse_network(text: str) -> Network:
+    """Of "1Gbit". Raises UsageError."""
+    return Network(bytes_per_second=_speed(text))
+
+
+def _speed(text: str) -> float:
+    speed = parse_rate(text)
+    if speed <= 0:
+        raise UsageError("A network and a disk have some speed.", "Raise --network or --disk.")
+    return speed
 
 
 def parse_machines(text: str) -> tuple[int, ...]:
@@ -175,6 +216,11 @@ def _memory(subject: Subject, memory: int, first: bool, ray: bool) -> tuple[int,
     process = budget.process + budget.scratch + budget.adapters + RAY_PROCESS_BYTES * ray
     ceiling = memory - min(memory // LEFT_PART, MOST_LEFT) - beside
     return max(0, ceiling), process if first else process - subject.tokenizer
+
+
+def in_gib(nbytes: int) -> str:
+    """For people."""
+    return f"{nbytes / (1 << 30):.3g} GiB"
 
 
 def _as_object(cut: Cut) -> dict[str, Any]:

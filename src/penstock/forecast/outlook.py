@@ -34,6 +34,7 @@ from penstock.models.kv_planes import KvShape
 from penstock.options import OpenOptions
 from penstock.packed_format.draft_file import usable_corrections
 from penstock.stages.probe import (
+    PROBE_FILE_BYTES,
     DiskSpeed,
     DraftSpeed,
     measure_compute,
@@ -51,7 +52,6 @@ from penstock.weights.sizes import Matrix, StoredSize, matrix_of, packed_size, p
 
 PROBE_BYTES = 10**9
 PROBE_SECONDS = 2.0
-PROBE_FILE_BYTES = 512 * 10**6
 CONTEXT = 2048
 """Positions that are planned for where nobody says how many."""
 PROMPTS = (16, 512, 4096)

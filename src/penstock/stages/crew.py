@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from penstock.errors import StageLostError
 from penstock.stages.alike import check_alike
 from penstock.stages.choose_cut import choose_cut
 from penstock.stages.cut import ModelParts, Network, parse_cut
+from penstock.stages.measure import measure_nodes
 from penstock.stages.remote_stage import RemoteStage
 from penstock.weights.sizes import size_here
 
@@ -53,8 +53,7 @@ class Crew:
         nodes = self.fleet.nodes()
         layers = checkpoint.config.num_hidden_layers
         way = None if wanted is None else parse_cut(wanted, layers, 1 + len(nodes))
-        with ThreadPoolExecutor(max(1, len(nodes))) as pool:  # all of them at the same time
-            there = list(pool.map(lambda node: node.measure(self.settings.model), nodes))
+        there = measure_nodes(nodes, self.settings.model)
         parts = ModelParts.of(
             checkpoint.architecture,
             lambda names: size_here([checkpoint.tensors[name] for name in names]),

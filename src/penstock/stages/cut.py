@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 How = Literal["runs", "dealt", "anyhow"]
 """Each machine's layers follow one another; are apart, and spread evenly; are as somebody wanted them."""
 
-HOP_SECONDS = 1.2e-3
-"""A call of an actor, 0.5 ms by Ray's own benchmark (2,012 a second), and what a network at home takes for two packets,
-without their bytes."""
+HOP_SECONDS = 4.7e-3
+"""Without the bytes: measured between four machines that share two cores (docs/benchmarks.md). Ray's own benchmark has
+0.5 ms for a call of an actor."""
 ALIKE_PASSES = 6
 WINDOW_ROUNDS = 3
 """The ring takes memory from weights, and then more streams: each round comes nearer by as much as one layer is of all

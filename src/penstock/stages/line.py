@@ -34,8 +34,8 @@ class Node(Protocol):
     def ceiling(self) -> int | None:
         """Bytes that a process of Penstock may take there; None where it is what is free."""
 
-    def measure(self, model: str) -> cut.Node:
-        """What it has for MODEL, and can do. Raises as `start` does."""
+    def measure(self, model: str | None) -> cut.Node:
+        """What it has for MODEL, and can do; None for one that is not there yet. Raises as `start` does."""
 
     def start(self, settings: HostSettings) -> Line:
         """A new host. Raises as `LLM.open` does, with the node's name, and StageLostError where it is out of reach."""

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from penstock.checkpoints.checkpoint import open_checkpoint
-from penstock.checkpoints.store import find_model
+from penstock.checkpoints.store import find_model, store_root
 from penstock.compute.kernels import Kernels
 from penstock.memory.budget import allowance
 from penstock.stages.cut import Node
-from penstock.stages.probe import measure_compute, measure_disk
+from penstock.stages.probe import PROBE_FILE_BYTES, measure_compute, measure_disk, probe_file
 from penstock.system import machine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from penstock.stages import line
 
 DISK_BYTES, DISK_SECONDS = 10**9, 1.0
 """What the probe of a disk reads at most."""
 
 
-def measure_node(name: str, model: str, ceiling: int | None, threads: int | None) -> Node:
-    """This machine, in a process that does nothing else yet. Raises CheckpointError and its kin, ReadError."""
+def measure_nodes(nodes: Sequence[line.Node], model: str | None) -> list[Node]:
+    """All of them, at the same time. Raises as `line.Node.measure` does."""
+    with ThreadPoolExecutor(max(1, len(nodes))) as pool:
+        return list(pool.map(lambda node: node.measure(model), nodes))
+
+
+def measure_node(name: str, model: str | None, ceiling: int | None, threads: int | None) -> Node:
+    """This machine, in a process that does nothing else yet; `model`: whose files the disk is measured with, None for a
+    new file. Raises CheckpointError and its kin, ReadError, PenstockError where there is no room for that file."""
     machine.return_large_arrays()
     available = machine.available_bytes()
-    files = open_checkpoint(find_model(model)).files
-    most = available + machine.anonymous_bytes() if ceiling is None else ceiling
-    return measured(name, files, most, Kernels(threads), 0)
+    with _files(model) as files:
+        most = available + machine.anonymous_bytes() if ceiling is None else ceiling
+        return measured(name, files, most, Kernels(threads), 0)
+
+
+@contextmanager
+def _files(model: str | None) -> Iterator[Sequence[Path]]:
+    if model is not None:
+        yield open_checkpoint(find_model(model)).files
+        return
+    with probe_file(store_root(), PROBE_FILE_BYTES) as path:
+        yield [path]
 
 
 def measured(name: str, files: Sequence[Path], ceiling: int, kernels: Kernels, reserved: int) -> Node:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 W = TypeVar("W")
 
+PROBE_FILE_BYTES = 512 * 10**6
+"""What is written where there is no model yet."""
 PROBE_BYTES = 4 * 10**9
 READ_BYTES = 16 * MIB
 LEAST_READ_BYTES = MIB
