@@ -464,3 +464,41 @@ def test_the_token_goes_to_the_hub_alone(hub: Hub, model: Model, tmp_path: Path)
     quickly(tmp_path / "out", token="hf_mine")
     assert set(hub.tokens) == {"Bearer hf_mine"}
     assert set(hub.store_tokens) == {None}
+
+
+class TestShare:
+    """Only the files that some layers need."""
+
+    def test_files_of_layers(self, hub: Hub, model: Model, tmp_path: Path) -> None:
+        whole = open_checkpoint(model.packed)
+        last = pull(REPO, tmp_path / "last", layers=[2])
+        checkpoint = open_checkpoint(tmp_path / "last", share=True)
+        needed = checkpoint.architecture.tensors_of([2], embedding=False, head=False)
+        assert {file.name for file in checkpoint.files} == {whole.tensors[name].path.name for name in needed}
+        assert checkpoint.layers is not None
+        assert 2 in checkpoint.layers
+        for file in checkpoint.files:
+            assert file.read_bytes() == (model.packed / file.name).read_bytes()
+        assert last.original_bytes < pull(REPO, tmp_path / "all").original_bytes
+        with pytest.raises(CheckpointError, match="alone, for this machine's part in a cluster"):
+            open_checkpoint(tmp_path / "last")
+
+    def test_all_files_are_no_share(self, hub: Hub, model: Model, tmp_path: Path) -> None:
+        pull(REPO, tmp_path / "all", layers=range(3))
+        assert contents(tmp_path / "all") == contents(model.packed)
+
+    def test_without_an_index_all_files_come(self, hub: Hub, models: dict[str, Model], tmp_path: Path) -> None:
+        hub.repos[REPO].commit(directory_files(models["numbered"].original))
+        pull(REPO, tmp_path / "out", layers=[2])
+        assert contents(tmp_path / "out") == contents(models["numbered"].packed)
+
+    def test_of_a_packed_repository(self, hub: Hub, model: Model, tmp_path: Path) -> None:
+        hub.repos[REPO].commit(directory_files(model.packed))
+        pull(REPO, tmp_path / "out", layers=[2])
+        assert 2 in (open_checkpoint(tmp_path / "out", share=True).layers or ())
+        assert len([*(tmp_path / "out").glob("*.safetensors")]) < len([*model.packed.glob("*.safetensors")])
+
+    def test_the_repository_says_nothing_of_shares(self, hub: Hub, model: Model, tmp_path: Path) -> None:
+        hub.repos[REPO].commit(directory_files(model.original) | {"share.json": b"{}"})
+        pull(REPO, tmp_path / "out")
+        assert not (tmp_path / "out" / "share.json").exists()

@@ -188,3 +188,15 @@ def test_the_8b_on_machines_of_4_gb(machines: int, how: str, seconds: float, gig
     cut = choose_cut(shape_parts("llama-3.1-8b"), nodes, NETWORK, how)  # type: ignore[arg-type]
     assert cut.seconds == pytest.approx(seconds, rel=0.05)
     assert cut.streamed / 1e9 == pytest.approx(gigabytes, abs=0.1)
+
+
+def test_machines_that_have_a_share_do_what_they_have() -> None:
+    """The first has all that nobody else has; no part has one whose layers others have, or with all."""
+    parts = model_parts([20 * MIB] * 6)
+    first, *rest = nodes_of(5, 400 * MIB)
+    others = [replace(node, layers=held) for node, held in zip(rest, [(0, 1, 2), (2, 3), (2,), None], strict=True)]
+    cut = choose_cut(parts, [first, *others], NETWORK)
+    assert cut.how == "anyhow"
+    assert [share and share.layers for share in cut.shares] == [(0, 4, 5), (1, 2), (3,), None, None]
+    assert [share and (share.embedding, share.head) for share in cut.shares][:2] == [(True, True), (False, False)]
+    assert choose_cut(parts, [first, *others], NETWORK, "runs").how == "runs"

@@ -1,7 +1,4 @@
-"""Benches as Ray actors: one on each machine of a cluster, with a whole copy of the model.
-
-Sources: Ray's documentation, "Actors", "Limiting Concurrency Per-Method with Concurrency Groups" and "Scheduling".
-"""
+"""Benches as Ray actors: one on each machine of a cluster, with a whole copy of the model."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from penstock import __version__
 from penstock.batch.elsewhere import BenchLostError, open_bench
+from penstock.cluster.actors import end_actor, first_line, start_actor
 from penstock.cluster.connection import connect, disconnect
 from penstock.errors import InternalError, PenstockError
 from penstock.stages.messages import GarbledError, packed, unpacked
@@ -69,12 +66,6 @@ class BenchActor:
         self._layers += 1
 
 
-def _remote_class() -> Any:
-    for name, group in (("call", "work"), ("layers", "signs")):
-        setattr(BenchActor, name, ray.method(concurrency_group=group)(getattr(BenchActor, name)))
-    return ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"work": 1, "signs": 1})(BenchActor)
-
-
 class RayBench:
     """A bench on a node of the cluster at an address (penstock.batch.elsewhere.BenchLike)."""
 
@@ -83,8 +74,7 @@ class RayBench:
         connect(address)
         self._connected = True
         self._node = node
-        there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
-        self._actor = _remote_class().options(scheduling_strategy=there).remote()
+        self._actor = start_actor(BenchActor, node.node_id, signs=["layers"])
         self._heard, self._layers = 0.0, 0
         self._look: Any = None
         """The question how many layers it has computed, while that is not answered."""
@@ -134,8 +124,7 @@ class RayBench:
     def close(self) -> None:
         if self._connected:
             self._connected = False
-            with suppress(RayError, ValueError):
-                ray.kill(self._actor, no_restart=True)
+            end_actor(self._actor)
             disconnect()
 
     def _call(self, name: str, *arguments: object) -> Future[Any]:
@@ -160,11 +149,7 @@ def _told(done: Future[bytes]) -> Any:
     except GarbledError:
         raise BenchLostError("what it sent is not what came") from None
     except RayError as error:
-        raise BenchLostError(_first_line(error)) from error
+        raise BenchLostError(first_line(error)) from error
     if isinstance(told, PenstockError):
         raise told
     return told
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

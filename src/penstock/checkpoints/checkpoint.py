@@ -28,6 +28,7 @@ from penstock.checkpoints.layout import (
     check_directory,
     find_layout,
 )
+from penstock.checkpoints.share_file import SHARE, layers_in_words, read_share
 from penstock.checkpoints.stacked import unstacked
 from penstock.errors import CheckpointError, CheckpointWarning, FormatError, UnsupportedError
 from penstock.gguf.config import generation_json
@@ -65,13 +66,15 @@ class Checkpoint:
     """A checkpoint whose tensors are just those that its config asks for, in the order in which a pass uses them.
 
     `tensors` has the canonical names ("model.layers.0.self_attn.q_proj.weight"), as has each TensorInfo's `name`,
-    whatever the file calls it. `files` are all files with weights.
+    whatever the file calls it. `files` are all files with weights. `layers` are those that are there, with all their
+    tensors, where the directory has a share of the model alone; None for a whole one.
     """
 
     path: Path
     config: ModelConfig
     tensors: Mapping[str, Tensor]
     files: tuple[Path, ...]
+    layers: tuple[int, ...] | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -83,9 +86,10 @@ class Checkpoint:
 
 
 @no_collections()
-def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | PathLike[str], *, share: bool = False) -> Checkpoint:
     """Open the checkpoint in the directory `path`, or in the GGUF file of that name.
 
+    `share`: whether a share of a model will do (share_file.py).
     Raises CheckpointError where there is none or it is incomplete or contradicts its config, FormatError for broken
     files, UnsupportedError for models, dtypes and formats that Penstock does not run. Warns once
     (CheckpointWarning) of tensors that it passes over.
@@ -96,19 +100,41 @@ def open_checkpoint(path: str | PathLike[str]) -> Checkpoint:
             return _open_gguf(path, files)
         check_directory(path)
         config = parse_config(read_json_object(path / "config.json"), str(path / "config.json"))
-        layout = find_layout(LocalFolder(path), config)
+        layers = _share_of(path, config, share)
+        layout = find_layout(LocalFolder(path), config, share=layers is not None)
         stored = {file: _read_tensors(file) for file in layout.prefixes}
     except OSError as error:
         problem = f"{path} cannot be read: {error.strerror or error}"
         raise CheckpointError(problem, "Check that you may read the directory and that its disk works.") from error
-    return assemble(path, config, layout, stored)
+    return assemble(path, config, layout, stored, layers)
 
 
-def assemble(path: Path, config: ModelConfig, layout: Layout, stored: Mapping[Path, Stored]) -> Checkpoint:
-    """The checkpoint of these files, wherever they are; `path` is what messages call it. Raises as open_checkpoint."""
+def _share_of(path: Path, config: ModelConfig, share: bool) -> tuple[int, ...] | None:
+    layers = read_share(path)
+    if layers is None:
+        return None
+    if layers[-1] >= config.num_hidden_layers:
+        raise CheckpointError(f"{path / SHARE} names layers that its config.json does not", "Pull the model again.")
+    if not share:
+        raise CheckpointError(
+            f"{path} holds layers {layers_in_words(layers)} alone, for this machine's part in a cluster",
+            "Run it from the machine that has all of it, with --cluster; or delete it and pull the whole model.",
+        )
+    return layers
+
+
+def assemble(
+    path: Path,
+    config: ModelConfig,
+    layout: Layout,
+    stored: Mapping[Path, Stored],
+    layers: tuple[int, ...] | None = None,
+) -> Checkpoint:
+    """The checkpoint of these files, wherever they are; `path` is what messages call it; `layers`: those that have to
+    be there, None for all of the model. Raises as open_checkpoint."""
     found = _by_name(layout, stored)
     _check_full_precision(found)
-    return _of_tensors(path, config, found, tuple(layout.prefixes))
+    return _of_tensors(path, config, found, tuple(layout.prefixes), layers)
 
 
 def _open_gguf(path: Path, files: tuple[Path, ...]) -> Checkpoint:
@@ -116,11 +142,17 @@ def _open_gguf(path: Path, files: tuple[Path, ...]) -> Checkpoint:
     return _of_tensors(path, parse_config(model.config, str(files[0])), model.tensors, files)
 
 
-def _of_tensors(path: Path, config: ModelConfig, found: Mapping[str, Tensor], files: tuple[Path, ...]) -> Checkpoint:
+def _of_tensors(
+    path: Path,
+    config: ModelConfig,
+    found: Mapping[str, Tensor],
+    files: tuple[Path, ...],
+    layers: tuple[int, ...] | None = None,
+) -> Checkpoint:
     """Those that the config asks for, checked; `found` are all that there are, by canonical name."""
-    tensors = _expected_of(found, config, path)
+    tensors = _expected_of(found, config, path, layers)
     _warn_unexpected(found, config, path)
-    return Checkpoint(path, config, MappingProxyType(tensors), files)
+    return Checkpoint(path, config, MappingProxyType(tensors), files, layers)
 
 
 def generation_defaults(path: str | PathLike[str]) -> GenerationDefaults:
@@ -167,12 +199,17 @@ def _check_full_precision(found: Mapping[str, Tensor]) -> None:
             raise UnsupportedError(problem, USE_ORIGINAL)
 
 
-def _expected_of(found: Mapping[str, Tensor], config: ModelConfig, path: Path) -> dict[str, Tensor]:
+def _expected_of(
+    found: Mapping[str, Tensor], config: ModelConfig, path: Path, layers: tuple[int, ...] | None
+) -> dict[str, Tensor]:
     """The model's tensors among those found, each checked, in the order in which a pass uses them."""
-    tensors = {}
-    for name, shape in Architecture(config).iter_tensors():
+    tensors, architecture = {}, Architecture(config)
+    needed = None if layers is None else {*architecture.tensors_of(layers, embedding=False, head=False)}
+    for name, shape in architecture.iter_tensors():
         tensor = found.get(name)
         if tensor is None:
+            if needed is not None and name not in needed:
+                continue
             raise CheckpointError(f"{path} lacks the tensor {shown(name)}, which its config.json calls for", COMPLETE)
         _check_dtype(tensor)
         if tensor.shape != shape:

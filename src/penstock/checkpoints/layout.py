@@ -7,7 +7,7 @@ The weights come as `model.safetensors`; as shards that `model.safetensors.index
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, NoReturn, Protocol
@@ -37,6 +37,13 @@ class Layout:
 
     prefixes: Mapping[Path, str]
     index: Mapping[str, Path]
+
+    def only(self, files: Collection[Path]) -> Layout:
+        """What is in these files."""
+        return Layout(
+            {path: prefix for path, prefix in self.prefixes.items() if path in files},
+            {name: path for name, path in self.index.items() if path in files},
+        )
 
 
 class Folder(Protocol):
@@ -123,13 +130,14 @@ def _check_not_pickled(folder: Folder) -> None:
         raise UnsupportedError(problem, remedy)
 
 
-def find_layout(folder: Folder, config: ModelConfig) -> Layout:
-    """Where the weights are; of several layouts the first, in the order in which transformers looks for them."""
+def find_layout(folder: Folder, config: ModelConfig, *, share: bool = False) -> Layout:
+    """Where the weights are; of several layouts the first, in the order in which transformers looks for them. `share`:
+    whether files that an index lists may be missing."""
     path, names = folder.path, folder.names()
     if SINGLE in names:
         return Layout({path / SINGLE: ""}, {})
     if INDEX in names:
-        index = _read_index(folder)
+        index = _read_index(folder, share)
         return Layout(dict.fromkeys(sorted(set(index.values())), ""), index)
     if numbered := _find_numbered(folder):
         return Layout(dict.fromkeys(numbered, ""), {})
@@ -143,8 +151,9 @@ def find_layout(folder: Folder, config: ModelConfig) -> Layout:
     )
 
 
-def _read_index(folder: Folder) -> dict[str, Path]:
-    """Tensor name -> shard, from model.safetensors.index.json; each shard exists, somewhere below the folder."""
+def _read_index(folder: Folder, share: bool) -> dict[str, Path]:
+    """Tensor name -> shard, from model.safetensors.index.json; each shard exists, somewhere below the folder, or, of a
+    share, is left out."""
     index = folder.path / INDEX
     weight_map = folder.read_json(INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -153,12 +162,14 @@ def _read_index(folder: Folder) -> dict[str, Path]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str):
             raise FormatError(f"{index}: the file of {shown(name)} is {shown(shard)}, not a file name", folder.complete)
+    paths = {}
     for shard in sorted(set(weight_map.values())):
         _check_shard_name(shard, index)
-        if not folder.has(shard):
+        if folder.has(shard):
+            paths[shard] = folder.path / shard
+        elif not share:
             raise CheckpointError(f"{folder.path} lacks {shard}, which {INDEX} lists", folder.complete)
-    paths = {shard: folder.path / shard for shard in {*weight_map.values()}}
-    return {name: paths[shard] for name, shard in weight_map.items()}
+    return {name: paths[shard] for name, shard in weight_map.items() if shard in paths}
 
 
 def _check_shard_name(shard: str, index: Path) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from penstock.cluster.actors import end_actor, first_line, start_actor
 from penstock.errors import InternalError, PenstockError, StageLostError
 from penstock.stages.host import StageHost
 from penstock.stages.measure import measure_node
@@ -57,21 +57,13 @@ class StageActor:
         """Nothing: whoever asks wants to know whether anybody is there."""
 
 
-def _remote_class() -> Any:
-    methods = {"open": "work", "measure": "work", "answer": "work", "ping": "health"}
-    for name, group in methods.items():
-        setattr(StageActor, name, ray.method(concurrency_group=group)(getattr(StageActor, name)))
-    return ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"work": 1, "health": 1})(StageActor)
-
-
 class ActorLine:
     """To a StageActor."""
 
     def __init__(self, name: str, node_id: str) -> None:
         """Start one on a node, by Ray's id of it. Raises StageLostError."""
         self._name = name
-        there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        self._actor = _remote_class().options(scheduling_strategy=there).remote()
+        self._actor = start_actor(StageActor, node_id, signs=["ping"])
         self._hello: Hello | None = None
         try:
             self._get(self._actor.ping.remote(), OPEN_SECONDS)
@@ -139,13 +131,8 @@ class ActorLine:
         except RayActorError as error:
             raise StageLostError(f"The process on {self._name} is gone.", "See its memory: `dmesg` tells.") from error
         except RayError as error:
-            raise StageLostError(f"{self._name} is out of reach: {_first_line(error)}", "See to it.") from error
+            raise StageLostError(f"{self._name} is out of reach: {first_line(error)}", "See to it.") from error
 
     def close(self) -> None:
         """End the process; one that is gone is left alone."""
-        with suppress(RayError, ValueError):
-            ray.kill(self._actor, no_restart=True)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+        end_actor(self._actor)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,10 +24,12 @@ from penstock.architectures.config import ModelConfig
 from penstock.architectures.registry import parse_config
 from penstock.checkpoints.checkpoint import Stored, assemble
 from penstock.checkpoints.layout import INDEX, UNFINISHED, Layout, check_folder, find_layout
+from penstock.checkpoints.share_file import SHARE, share_bytes
 from penstock.checkpoints.store import store_root
 from penstock.compute.kernels import default_threads
 from penstock.errors import CheckpointWarning, FormatError, UnsupportedError, UsageError
 from penstock.hub.folder import HubFolder
+from penstock.hub.pull_share import of_layers
 from penstock.hub.pull_weights import WeightFile
 from penstock.hub.repository import MAIN, Repository, find_repository, is_repo_id
 from penstock.packed_format.reader import is_packed_file, read_packed
@@ -62,6 +64,9 @@ class PullWatcher:
     def notice(self, text: str) -> None:
         """Something the user should know."""
 
+    def settled(self, commit: str) -> None:
+        """All files are going to be of this commit."""
+
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
@@ -92,13 +97,15 @@ def pull(
     revision: str = MAIN,
     token: str | None = None,
     threads: int | None = None,
+    layers: Collection[int] | None = None,
     patience: Patience | None = None,
     watcher: PullWatcher | None = None,
 ) -> PullResult:
     """Download the model `repo` ("owner/name") from the Hub and pack it into the directory `out`.
 
     `out`: None for Penstock's store, where `repo` is then the model's name. `revision`: a branch, a tag or a commit.
-    `token`: rather than HF_TOKEN, or that of the user's login. `threads`: None for every CPU.
+    `token`: rather than HF_TOKEN, or that of the user's login. `threads`: None for every CPU. `layers`: of the weights
+    only the files that have something of these layers, for a machine that has a part in a pass; None for all files.
     Raises UsageError for what cannot be meant, CheckpointError where the model is none that Penstock runs, or the Hub
     refuses it or cannot be reached, PenstockError where the disk is too full or fails. The same call then goes on from
     there.
@@ -108,12 +115,13 @@ def pull(
         raise UsageError(f"{shown(repo)} is not a repository's name", "Give it as OWNER/NAME.")
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads cannot do anything", "Give at least 1, or leave the number out.")
-    out, watcher = Path(out or store_root() / "models" / repo), watcher or PullWatcher()
+    out, watcher = place_of(repo, out), watcher or PullWatcher()
     return_large_arrays()
     with open_pack_folder(out) as folder, ThreadPoolExecutor(threads or default_threads()) as pool:
         _check_begun(folder)
         repository = _find(folder, repo, revision, token, watcher)
-        model = _look(HubFolder(repository, patience, watcher.notice), pool)
+        watcher.settled(repository.commit)
+        model = _look(HubFolder(repository, patience, watcher.notice), pool, layers)
         _begin(folder, _Begun(repo, revision, repository.commit), model)
         downloaded = _fetch_weights(folder, model, pool, watcher)
         _fetch_side_files(folder, model)
@@ -121,6 +129,17 @@ def pull(
     sizes = [(out / original.name).stat().st_size for original in model.originals]
     seconds = time.perf_counter() - begin
     return PullResult(out, repository.commit, model.original_bytes, sum(sizes), downloaded, seconds)
+
+
+def finished(repo: str, out: str | PathLike[str] | None = None) -> bool:
+    """Whether that was pulled already, as a whole or a share."""
+    folder = place_of(repo, out)
+    return (folder / CONFIG).exists() and not (folder / UNFINISHED).exists()
+
+
+def place_of(repo: str, out: str | PathLike[str] | None = None) -> Path:
+    """Where a model is pulled to."""
+    return Path(out or store_root() / "models" / repo)
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,8 @@ class _Model:
     headers: Mapping[str, tuple[bytes, Header]]
     is_packed: bool
     """Whether the files of weights are packed ones, to be taken as they are."""
+    layers: tuple[int, ...] | None
+    """All of whose tensors are in these files; None for the whole model."""
 
     @property
     def original_bytes(self) -> int:
@@ -145,7 +166,7 @@ class _Model:
         files = [
             file
             for name, file in self.hub.repository.files.items()
-            if is_side_file(name, file.size) and name != UNFINISHED
+            if is_side_file(name, file.size) and name not in (UNFINISHED, SHARE)
         ]
         return sorted(files, key=lambda file: (file.name == CONFIG, file.name))
 
@@ -189,7 +210,7 @@ def _remembered(folder: PackFolder) -> _Begun | None:
         raise UsageError(problem, f"Delete {folder.path} and begin again.") from error
 
 
-def _look(hub: HubFolder, pool: ThreadPoolExecutor) -> _Model:
+def _look(hub: HubFolder, pool: ThreadPoolExecutor, layers: Collection[int] | None) -> _Model:
     """Everything about the model but its weights, checked: a model that Penstock does not run is refused here."""
     check_folder(hub)
     with warnings.catch_warnings():
@@ -209,7 +230,13 @@ def _look(hub: HubFolder, pool: ThreadPoolExecutor) -> _Model:
     originals = [
         Original(name, layout.prefixes[path], files[name].size, files[name].checksum) for path, name in names.items()
     ]
-    return _Model(hub, config, layout, tuple(originals), headers, all(packed))
+    held = None
+    if layers is not None and layout.index:  # without one, nobody would know of a file that is missing
+        all_layers = range(config.num_hidden_layers)
+        originals, held = of_layers(
+            originals, {name: header for name, (_, header) in headers.items()}, layers, all_layers
+        )
+    return _Model(hub, config, layout, tuple(originals), headers, all(packed), held)
 
 
 def _begin(folder: PackFolder, begun: _Begun, model: _Model) -> None:
@@ -246,7 +273,7 @@ def _check_packed(folder: PackFolder, model: _Model) -> None:
     """Check the tensors of packed files, which their headers alone do not tell."""
     files = {model.hub.path / original.name: folder.path / original.name for original in model.originals}
     stored = {path: Stored(read_header(here), read_packed(here).tensors) for path, here in files.items()}
-    assemble(model.hub.path, model.config, model.layout, stored)
+    assemble(model.hub.path, model.config, model.layout.only(files), stored, model.layers)
 
 
 def _fetch_side_files(folder: PackFolder, model: _Model) -> None:
@@ -257,5 +284,8 @@ def _fetch_side_files(folder: PackFolder, model: _Model) -> None:
         if name == CONFIG and renamed and model.layout.index:
             with folder.new_file(INDEX) as file:
                 file.write(packed_index((o.name, read_packed(folder.path / o.name)) for o in model.originals))
+        if name == CONFIG and model.layers is not None:
+            with folder.new_file(SHARE) as file:
+                file.write(share_bytes(model.layers))
         target = renamed.get(name, name)
         model.hub.save(name, folder.path / target, folder.partial(f"{target}.new"))

@@ -44,12 +44,15 @@ class _Costs:
 
 
 def choose_cut(
-    parts: ModelParts, nodes: Sequence[Node], network: Network, wanted: How | tuple[Share, ...] | None = None
+    parts: ModelParts, nodes: Sequence[Node], network: Network, wanted: How | tuple[Share | None, ...] | None = None
 ) -> Cut:
-    """The quickest cut, or of those that are `wanted`: in runs, dealt, or just this one (parse_cut).
+    """The quickest cut, or of those that are `wanted`: in runs, dealt, or just this one (parse_cut). Where machines
+    have some layers alone, and nothing is wanted, these do them, and the first machine all others.
 
     Of cuts that are as quick, the one that leaves the fullest machine the most room. Raises MemoryCeilingError.
     """
+    if wanted is None and any(node.layers is not None for node in nodes):
+        wanted = _as_held(nodes, len(parts.layers))
     if isinstance(wanted, tuple):
         return forecast_cut(parts, nodes, wanted, network)
     forecast_cut(parts, nodes[:1], [Share((0,))], network)  # where this raises, it says what is missing
@@ -61,6 +64,17 @@ def choose_cut(
             "Raise their ceilings, take more machines, or lower --context.",
         )
     return min(found, key=lambda cut: cut.seconds)
+
+
+def _as_held(nodes: Sequence[Node], layers: int) -> tuple[Share | None, ...]:
+    """Each layer but the first goes to the first of the others that has a share with it, the rest to this machine."""
+    left = {*range(layers)}
+    shares: list[Share | None] = []
+    for node in nodes[1:]:
+        own = sorted({*(node.layers or ())} & left - {0})
+        left -= {*own}
+        shares.append(Share(tuple(own), embedding=False, head=False) if own else None)
+    return Share(tuple(sorted(left))), *shares
 
 
 def _best_cut(parts: ModelParts, nodes: Sequence[Node], network: Network, how: How) -> Cut | None:

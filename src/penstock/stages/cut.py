@@ -60,6 +60,8 @@ class Node:
     disk_bytes: float
     """Read in a second."""
     compute: ComputeSpeed
+    layers: tuple[int, ...] | None = None
+    """Those whose weights are there; None for all."""
 
 
 @dataclass(frozen=True, slots=True)

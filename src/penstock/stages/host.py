@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.adapters.named import open_adapters
 from penstock.checkpoints.checkpoint import open_checkpoint
+from penstock.checkpoints.share_file import layers_in_words
 from penstock.checkpoints.store import find_model
 from penstock.compute.kernels import Kernels
-from penstock.errors import InternalError
+from penstock.errors import CheckpointError, InternalError
 from penstock.events import Events
 from penstock.memory.pressure import Relief
 from penstock.memory.room import StageBudget, StageRoom
@@ -38,8 +39,20 @@ from penstock.stages.opening import OpenShare, decoder_of, open_weights
 from penstock.system import machine
 
 if TYPE_CHECKING:
+    from penstock.checkpoints.checkpoint import Checkpoint
     from penstock.models.pass_stats import PartStats
+    from penstock.models.stage import Share
     from penstock.stages.messages import HostSettings, Request
+
+
+def _check_held(checkpoint: Checkpoint, share: Share) -> None:
+    lacking = set() if checkpoint.layers is None else {*share.layers} - {*checkpoint.layers}
+    if lacking:
+        raise CheckpointError(
+            f"{checkpoint.path} holds layers {layers_in_words(checkpoint.layers or ())} alone, not "
+            f"{layers_in_words(lacking)}",
+            "Leave --cut out, or pull the whole model there.",
+        )
 
 
 class StageHost:
@@ -49,8 +62,9 @@ class StageHost:
         """Open them. Raises as `LLM.open` does."""
         machine.return_large_arrays()
         available = machine.available_bytes()
-        checkpoint = open_checkpoint(find_model(settings.model)).for_context(settings.context)
+        checkpoint = open_checkpoint(find_model(settings.model), share=True).for_context(settings.context)
         kernels, share = Kernels(settings.threads), settings.share
+        _check_held(checkpoint, share)
         ceiling = available + machine.anonymous_bytes() if settings.ceiling is None else settings.ceiling
         adapters = [*open_adapters(settings.adapters, checkpoint.architecture, ceiling).values()]
         weights = open_weights(checkpoint, share, kernels, ceiling, Events(), guesses=False)

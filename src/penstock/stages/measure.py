@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from penstock.checkpoints.checkpoint import open_checkpoint
@@ -35,18 +36,20 @@ def measure_node(name: str, model: str | None, ceiling: int | None, threads: int
     new file. Raises CheckpointError and its kin, ReadError, PenstockError where there is no room for that file."""
     machine.return_large_arrays()
     available = machine.available_bytes()
-    with _files(model) as files:
+    with _files(model) as (files, layers):
         most = available + machine.anonymous_bytes() if ceiling is None else ceiling
-        return measured(name, files, most, Kernels(threads), 0)
+        return replace(measured(name, files, most, Kernels(threads), 0), layers=layers)
 
 
 @contextmanager
-def _files(model: str | None) -> Iterator[Sequence[Path]]:
+def _files(model: str | None) -> Iterator[tuple[Sequence[Path], tuple[int, ...] | None]]:
+    """And which layers they have, as `Checkpoint.layers`."""
     if model is not None:
-        yield open_checkpoint(find_model(model)).files
+        checkpoint = open_checkpoint(find_model(model), share=True)
+        yield checkpoint.files, checkpoint.layers
         return
     with probe_file(store_root(), PROBE_FILE_BYTES) as path:
-        yield [path]
+        yield [path], None
 
 
 def measured(name: str, files: Sequence[Path], ceiling: int, kernels: Kernels, reserved: int) -> Node:
