@@ -57,9 +57,9 @@ def test_into_the_store(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_interrupted(hub: Hub, model: Path, tmp_path: Path) -> None:
-    hub.faults.bytes_per_second = 1_000_000
+    hub.faults.bytes_per_second = 200_000  # so that the end is far, however slow this process is
     process = start(hub, "--out", tmp_path / "out")
-    while hub.sent < 500_000:
+    while hub.sent < 200_000:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     out, said = process.communicate(timeout=60)
