@@ -127,6 +127,11 @@ def test_wheels_for_another_cpu(path: Path, zig: Path, monkeypatch: pytest.Monke
         assert os.environ["CMAKE_ARGS"] == "-DX=1 -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64"
         assert os.environ["SETUPTOOLS_EXT_SUFFIX"] == ".cpython-310-aarch64-linux-gnu.so"
         assert os.environ["_PYTHON_HOST_PLATFORM"] == "linux-aarch64"
+    seen: list[str | None] = []  # what pip asks for first has to bear the same name
+    name = "prepare_metadata_for_build_wheel"
+    monkeypatch.setattr(module._backend, name, lambda *_: seen.append(os.environ.get("_PYTHON_HOST_PLATFORM")))
+    module.prepare_metadata_for_build_wheel("metadata")
+    assert seen == ["linux-aarch64"]
     module = backend(monkeypatch, target="x86_64-linux-gnu.2.28")
     with module._compiler(None):
         assert os.environ["CMAKE_ARGS"] == "-DX=1"

@@ -26,7 +26,6 @@ from scikit_build_core.build import (
     build_sdist,
     get_requires_for_build_sdist,
     prepare_metadata_for_build_editable,
-    prepare_metadata_for_build_wheel,
 )
 
 __all__ = [
@@ -59,6 +58,11 @@ def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
 
 def get_requires_for_build_editable(config_settings: Settings = None) -> list[str]:
     return [*_backend.get_requires_for_build_editable(config_settings), *([ZIG] if _needs_zig() else [])]
+
+
+def prepare_metadata_for_build_wheel(directory: str, config_settings: Settings = None) -> str:
+    with _environment(_another_cpu(TARGET.split("-")[0])):  # which the tags of the wheel name
+        return _backend.prepare_metadata_for_build_wheel(directory, config_settings)
 
 
 def build_wheel(directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
