@@ -14,7 +14,7 @@ from helpers import in_process
 from helpers.adapters import LoraCase
 from helpers.cases import CASES, DEMO
 from helpers.on_terminal import OnTerminal
-from penstock import LLM
+from penstock import LLM, SamplingParams
 from penstock.checkpoints.store import find_model
 from penstock.packing.pack import pack
 
@@ -172,7 +172,7 @@ class TestRm:
 
     def test_what_is_in_use(self, store: Path) -> None:
         with LLM.open("owner/packed", draft="none") as llm:
-            llm.generate(["x"])
+            llm.generate(["x"], SamplingParams(max_tokens=1))
             result = in_process.penstock("rm", "owner/packed", "--yes")
         assert result.returncode == 2
         assert "owner/packed is in use by python" in result.stderr

@@ -42,7 +42,6 @@ class Crew:
     blocks: Blocks
     alike: Callable[[Share], Mapping[str, str]]
     """What has to be the same there, of a share."""
-    patience: float = PATIENCE_SECONDS
     stages: list[RemoteStage] = field(default_factory=list)
 
     def deal(self, checkpoint: Checkpoint, here: cut.Node, wanted: str | None) -> tuple[Share, Mapping[str, Share]]:
@@ -86,8 +85,8 @@ class Crew:
 
     def revive(self) -> None:
         """New hosts for the layers of all stages that are lost, on their nodes; the others have no keys and values any
-        more, either. Raises StageLostError where one is out of reach for longer than `patience`."""
-        give_up = time.monotonic() + self.patience
+        more, either. Raises StageLostError where one is out of reach for longer than PATIENCE_SECONDS."""
+        give_up = time.monotonic() + PATIENCE_SECONDS
         for stage in self.stages:
             if stage.lost:
                 stage.line.close()
