@@ -60,7 +60,7 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM.open("demo", memory="1GiB") as llm:
+    with LLM.open("demo", memory="3GiB") as llm:
         yield llm
 
 
@@ -295,7 +295,7 @@ def test_the_choice_of_an_adapter(browser: webdriver.Chrome, tmp_path: Path) -> 
 def test_the_choice_of_a_model(browser: webdriver.Chrome, tmp_path: Path, width: int) -> None:
     write_model(tmp_path / "other")
     models = {"demo": "demo", "other": str(tmp_path / "other")}
-    with Shelf.read(models, OpenOptions(memory="1GiB", longest_text=1 << 20)) as shelf:
+    with Shelf.read(models, OpenOptions(memory="3GiB", longest_text=1 << 20)) as shelf:
         shelf.open_first()
         with serving_shelf(shelf, keep_alive_seconds=0.1) as server:
             page = Page(browser, server, width)
