@@ -304,8 +304,7 @@ def test_the_choice_of_a_model(browser: webdriver.Chrome, tmp_path: Path, width:
             assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
             page.settle(max_tokens="2")
             for answers, model in enumerate(("other", "demo"), 1):
-                browser.find_element(By.ID, "models").send_keys(model[0])  # by the keyboard
-                eventually(lambda model=model: model_asked(browser, server) == model)
+                eventually(lambda model=model: choose_by_key(browser, model) and model_asked(browser, server) == model)
                 page.say("hello", Keys.ENTER)
                 eventually(lambda n=answers: page.text("#send") == "Send" and len(page.turns("assistant")) == n)
                 assert (page.text("#problem"), server.worker.shelf.current) == ("", model)
@@ -314,6 +313,15 @@ def test_the_choice_of_a_model(browser: webdriver.Chrome, tmp_path: Path, width:
             eventually(lambda: page.turns("user") == ["hello", "hello"])
             assert browser.find_element(By.ID, "models").get_attribute("value") == "demo"
             browser.execute_script("localStorage.clear()")
+
+
+def choose_by_key(browser: webdriver.Chrome, model: str) -> bool:
+    """By the first letter: Chromium takes letters for those of one word that come within a second, so not all do."""
+    choice = browser.find_element(By.ID, "models")
+    if choice.get_attribute("value") != model:
+        time.sleep(1.1)
+        choice.send_keys(model[0])
+    return choice.get_attribute("value") == model
 
 
 def model_asked(browser: webdriver.Chrome, server: Serving) -> str:
