@@ -207,7 +207,7 @@ class TestMeasured:
         small = Node("small", 2 * GIB, 100 * MIB, 100e6, COMPUTE)
         large = Node("large", 64 * GIB, 100 * MIB, 100e6, COMPUTE)
         found = look_at_cluster(outlook, measured_machines(outlook, [small, large], Network()), "bf16", 0.0)
-        assert [node.name for node in found.machines.nodes] == ["this machine", "small", "large"]
+        assert [node.name for node in found.machines.nodes] == ["here", "small", "large"]
         best = found.forms["packed"].best
         assert best is not None
         assert (best.streamed, best.stages[1]) == (0, None)  # the large one holds what is too much for this one

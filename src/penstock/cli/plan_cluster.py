@@ -12,7 +12,7 @@ from rich.markup import escape
 from penstock.cli.status_line import visible
 from penstock.cli.tables import left, plain_table, right
 from penstock.cli.units import format_seconds, format_size
-from penstock.cli.whole_lines import tell, titled
+from penstock.cli.whole_lines import tell, tell_rows, titled
 from penstock.forecast.cluster import (
     RAY_HEAD_BYTES,
     RAY_PROCESS_BYTES,
@@ -56,7 +56,10 @@ def print_measured(
     """The whole output for this machine and others that have measured themselves."""
     machines = measured_machines(outlook, others, network)
     if not as_json:
-        tell(Console(highlight=False), speeds_table(machines.nodes), "")
+        console = Console(highlight=False)
+        tell(console, "[bold]Machines of the cluster[/]")
+        tell_rows(console, speeds_table(machines.nodes))
+        tell(console, "")
     where = f"the {_counted(len(machines.nodes), 'machine')} of the cluster"
     _print(outlook, machines, opened, as_json, where, "Each machine was measured just now, and briefly.")
 
@@ -84,11 +87,14 @@ def _print(outlook: Outlook, machines: Machines, opened: PlanSettings, as_json: 
     tell(console, titled(f"A token of {escape(outlook.subject.name)} on {where}", seconds_table(cluster)), "")
     form, prospect = [*cluster.forms.items()][-1]
     if prospect.best is not None:
-        tell(console, machines_table(_name(form, prospect), cluster, prospect.best), "")
+        tell(console, f"[bold]Machines, in MiB: {_name(form, prospect)}, {WAYS[prospect.best.how]}[/]")
+        tell_rows(console, machines_table(cluster, prospect.best))
+        tell(console, "")
     tell(console, verdict(prospect), "")
     tell(console, f"[dim]The sizes rest on {escape(outlook.subject.basis)}.[/]")
     console.print(
-        f"[dim]{basis} A hop to another machine and back takes "
+        f"[dim]A process has its read-ahead buffers in it, KV the rows of a pass; what is read is read in every pass. "
+        f"{basis} A hop to another machine and back takes "
         f"{format_seconds(machines.network.seconds(cluster.row_bytes))}. Keys and values are of "
         f"{cluster.context:,} positions. Guesses are not counted: a pass brings one token.[/]"
     )
@@ -97,7 +103,7 @@ def _print(outlook: Outlook, machines: Machines, opened: PlanSettings, as_json: 
 def speeds_table(nodes: Sequence[Node]) -> Table:
     """What was measured."""
     headings = [right(heading) for heading in ("ceiling", "disk", "CPU, one row", "packed")]
-    table = plain_table(left(), *headings, title="Machines of the cluster")
+    table = plain_table(left(), *headings)
     for node in nodes:
         speeds = (node.disk_bytes, node.compute.row_bytes_per_second, node.compute.packed_row_bytes_per_second)
         table.add_row(escape(visible(node.name)), in_gib(node.ceiling), *(f"{format_size(one)}/s" for one in speeds))
@@ -116,11 +122,11 @@ def seconds_table(cluster: ClusterOutlook) -> Table:
     return table
 
 
-def machines_table(form: str, cluster: ClusterOutlook, cut: Cut) -> Table:
+def machines_table(cluster: ClusterOutlook, cut: Cut) -> Table:
     """What each machine holds and does."""
-    headings = ("ceiling", "process", "ring", "KV, rows", "weights", "read a pass", "disk", "compute")
+    headings = ("ceiling", "process", "KV", "weights", "read", "disk", "compute")
     columns = [right(heading, "bold" if heading == "weights" else "") for heading in headings]
-    table = plain_table(left(), left("layers"), *columns, title=f"Machines, in MiB: {form}, {WAYS[cut.how]}")
+    table = plain_table(left(), left("layers"), *columns)
     for node, stage in zip(cluster.machines.nodes, cut.stages, strict=True):
         if stage is not None:
             table.add_row(escape(visible(node.name)), *_row(stage))
@@ -154,20 +160,17 @@ def _counted(count: int, noun: str) -> str:
 
 def _row(stage: StageForecast) -> tuple[str, ...]:
     plan = stage.plan
-    sizes = (plan.ceiling, plan.process, plan.ring, plan.kv + plan.activations, plan.resident, plan.streamed)
+    sizes = (plan.ceiling, plan.process + plan.ring, plan.kv + plan.activations, plan.resident, plan.streamed)
     seconds = (stage.disk_seconds, stage.compute_seconds)
     return (ranges(stage.share.layers), *(f"{n / MIB:,.0f}" for n in sizes), *map(format_seconds, seconds))
 
 
 def ranges(layers: Sequence[int]) -> str:
-    """Layers for people: "0-9", "0, 2, ... 30 (16)"."""
-    if layers[-1] - layers[0] == len(layers) - 1:
-        return f"{layers[0]}-{layers[-1]}" if len(layers) > 1 else f"{layers[0]}"
-    return (
-        f"{layers[0]}, {layers[1]}, ... {layers[-1]} ({len(layers)})"
-        if len(layers) > 2
-        else f"{layers[0]}, {layers[1]}"
-    )
+    """Layers for people: "0-9", or "16 of 0-30"."""
+    if len(layers) == 1:
+        return f"{layers[0]}"
+    span = f"{layers[0]}-{layers[-1]}"
+    return span if layers[-1] - layers[0] == len(layers) - 1 else f"{len(layers)} of {span}"
 
 
 def _cells(cuts: Sequence[Cut | None]) -> list[str]:

@@ -36,7 +36,7 @@ LEFT_PART, MOST_LEFT = 4, 1 << 30
 """Which part of a machine's memory is left to its system, up to a GiB."""
 MOST_MACHINES = 256
 NETWORK = "1Gbit"
-HERE = "this machine"
+HERE = "here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +158,8 @@ def measured_machines(outlook: Outlook, others: Sequence[Node], network: Network
     """This one as `outlook` has measured it, and others that have measured themselves."""
     budget, disk = outlook.subject.budget, outlook.disk.bytes_per_second
     process = budget.process + budget.scratch + budget.adapters
-    alone = Node(HERE, budget.ceiling, process, disk, outlook.compute)
-    here = replace(alone, process=process + RAY_PROCESS_BYTES)
+    alone = Node("this machine", budget.ceiling, process, disk, outlook.compute)
+    here = replace(alone, name=HERE, process=process + RAY_PROCESS_BYTES)
     return Machines((here, *others), (alone,), network)
 
 
