@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def test_every_instruction_set(tmp_path: Path, name: str, kv: str, isa: str, mon
             assert same_bits(commit(engine, new_cache(engine), tokens, chunk), expected)
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="FMA is everywhere on ARM64")
 def test_the_scalar_kernels_emulate_fma_on_x86(monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
     """So that the comparison above is one of the emulation, wherever there is a vector set to compare with."""
     if len(_core.isas()) > 1:

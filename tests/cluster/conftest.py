@@ -18,6 +18,8 @@ from penstock.cluster.settings import Membership, new_token
 
 OBJECT_STORE_BYTES = 78_643_200
 """The least that Ray takes."""
+MACHINE_MIB = 800
+"""Ceiling of a process on a machine; Ray imports there what it finds installed, pyarrow and others."""
 
 
 if find_spec("ray") is None:
@@ -38,7 +40,7 @@ def token() -> Path:
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Any]:
-    """A head, and two machines, one and two, of 400 MiB each; `machines.address` is where."""
+    """A head, and two machines, one and two, of MACHINE_MIB each; `machines.address` is where."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
@@ -57,7 +59,7 @@ def add_machine(cluster: Any, name: str, **environment: str) -> Any:
     """One more, whose processes have that in their environment."""
     return cluster.add_node(
         num_cpus=1,
-        resources={MEMORY: 400},
+        resources={MEMORY: MACHINE_MIB},
         object_store_memory=OBJECT_STORE_BYTES,
         node_name=name,
         env_vars=environment or None,

@@ -20,7 +20,7 @@ from penstock.batch.progress import Progress
 from penstock.batch.watcher import Watcher
 from penstock.errors import ClusterError
 
-from .conftest import add_machine
+from .conftest import MACHINE_MIB, add_machine
 
 ray = pytest.importorskip("ray")
 from penstock.batch import bench_actor  # noqa: E402 - imports Ray
@@ -36,7 +36,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = write_requests(folder / "in.jsonl", mixed())
     # This process may have other libraries in its memory.
     job = f"from helpers.batches import *; run_batch(Path({str(path)!r}), Path({str(folder / 'out.jsonl')!r}), "
-    job += f"at_once={AT_ONCE}, memory='400MiB')"
+    job += f"at_once={AT_ONCE}, memory='{MACHINE_MIB}MiB')"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, "-c", job], check=True, env=environment)
     return (folder / "out.jsonl").read_bytes()
@@ -180,7 +180,7 @@ def test_a_ceiling(machines: Any) -> None:
         bench._call = lambda name, opening: asked.append(opening.options.memory)  # type: ignore[method-assign]
         for memory in (None, "300MiB", "2GiB"):
             bench.open(Opening("demo", OpenOptions(memory=memory), 0, None))  # type: ignore[arg-type]
-        assert asked == [400 << 20, 300 << 20, 400 << 20]
+        assert asked == [MACHINE_MIB << 20, 300 << 20, MACHINE_MIB << 20]
     finally:
         bench.close()
         other.close()

@@ -18,7 +18,7 @@ from penstock.cluster import actor, fleet
 from penstock.errors import ClusterError, ClusterWarning
 from penstock.stages import crew
 
-from .conftest import add_machine
+from .conftest import MACHINE_MIB, add_machine
 
 ray = pytest.importorskip("ray")
 PARAMS = SamplingParams(temperature=0.7, seed=3, max_tokens=16, ignore_eos=True)
@@ -61,7 +61,7 @@ def alone() -> list[int]:
 def test_the_tokens_of_one_machine(machines: Any, alone: list[int]) -> None:
     with over(machines) as llm:
         assert [getattr(stage, "name", "here") for stage in llm.chain.stages] == ["here", "one", "two"]
-        assert stage_of(llm, "one").room.share.budget.ceiling == 400 << 20
+        assert stage_of(llm, "one").room.share.budget.ceiling == MACHINE_MIB << 20
         assert answer(llm) == alone
         together = llm.generate([PROMPT, PROMPT[:50]], PARAMS)
         assert together[0].token_ids == alone
@@ -127,7 +127,7 @@ def test_who_is_there(machines: Any) -> None:
     there = fleet.RayFleet(machines.address)
     nodes = there.nodes()
     assert [node.name for node in nodes] == ["one", "two"]
-    assert {node.ceiling for node in nodes} == {400 << 20}
+    assert {node.ceiling for node in nodes} == {MACHINE_MIB << 20}
     there.close()
 
 
