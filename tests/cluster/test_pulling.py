@@ -100,6 +100,11 @@ def test_shares(there: There, capsys: pytest.CaptureFixture[str]) -> None:
         LLM.open(REPO, memory="2GiB", draft="none", cluster=there.address, cut="4-5,0-1,2-3"),
     ):
         pass
+    capsys.readouterr()
+    assert pulled(there, "--cut", "0-1,2-3,4-5") == 0
+    assert capsys.readouterr().out.count("is there already") == 3
+    assert pulled(there) == 2
+    assert "is there already, and holds layers" in capsys.readouterr().err
 
 
 def test_what_fails_on_one_machine(there: There, capsys: pytest.CaptureFixture[str]) -> None:

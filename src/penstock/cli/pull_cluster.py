@@ -14,7 +14,8 @@ from penstock.cli.pull_bar import PullBar
 from penstock.cli.status_line import visible
 from penstock.errors import PenstockError, UsageError
 from penstock.hub.folder import HubFolder
-from penstock.hub.pull import finished, pull
+from penstock.hub.pull import finished, place_of, pull
+from penstock.hub.pull_share import check_enough
 from penstock.hub.repository import find_repository, is_repo_id
 from penstock.stages.cut import Network, parse_cut
 
@@ -126,6 +127,7 @@ def pull_on_cluster(
 def _pull_here(order: PullOrder, pulls: Pulls) -> PullResult | None:
     """This machine needs all of it: it knows by its weights whether those of the others are the same."""
     if finished(order.repo, order.out):
+        check_enough(place_of(order.repo, order.out), None)
         pulls.begin(find_repository(order.repo, order.revision, order.token).commit)
         return None
     return pull(

@@ -11,8 +11,9 @@ from ray.exceptions import RayError
 from penstock.cluster.actors import end_actor, first_line, start_actor
 from penstock.cluster.pull_state import PullState
 from penstock.errors import InternalError, PenstockError, StageLostError
-from penstock.hub.pull import finished, pull
-from penstock.stages.messages import packed, unpacked
+from penstock.hub.pull import finished, place_of, pull
+from penstock.hub.pull_share import check_enough
+from penstock.stages.messages import GarbledError, packed, unpacked
 
 if TYPE_CHECKING:
     from penstock.cluster.fleet import RayNode
@@ -34,6 +35,7 @@ class PullActor:
         try:
             order: PullOrder = unpacked(data)
             if finished(order.repo, order.out):
+                check_enough(place_of(order.repo, order.out), order.layers)
                 return packed(None)
             result = pull(
                 order.repo,
@@ -95,6 +97,8 @@ class PullThere:
     def _got(self, answer: Any) -> Any:
         try:
             return unpacked(ray.get(answer))
+        except GarbledError as error:
+            raise StageLostError(f"What {self.name} sent is not what came.", "Pull again.") from error
         except RayError as error:
             raise StageLostError(
                 f"{self.name} is out of reach: {first_line(error)}", "Pull again when it is back."
