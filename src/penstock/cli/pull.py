@@ -100,7 +100,7 @@ def _on_cluster(
     from penstock.cluster.connection import require_ray
 
     require_ray()
-    from penstock.cluster.pull_state import PullOrder
+    from penstock.cluster.pull_order import PullOrder
 
     order = PullOrder(repo, None if out is None else str(out.absolute()), revision, token, threads, None)
     return pull_on_cluster(address, order, cut, bar)

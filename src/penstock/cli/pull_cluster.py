@@ -12,11 +12,11 @@ from penstock.checkpoints.share_file import layers_in_words
 from penstock.cli.plan_cluster import measure_cluster
 from penstock.cli.pull_bar import PullBar
 from penstock.cli.status_line import visible
-from penstock.errors import PenstockError, UsageError
+from penstock.errors import PenstockError
 from penstock.hub.folder import HubFolder
 from penstock.hub.pull import finished, place_of, pull
 from penstock.hub.pull_share import check_enough
-from penstock.hub.repository import find_repository, is_repo_id
+from penstock.hub.repository import check_repo_id, find_repository
 from penstock.stages.cut import Network, parse_cut
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from penstock.cluster.fleet import RayNode
-    from penstock.cluster.pull_state import PullOrder
+    from penstock.cluster.pull_order import PullOrder
     from penstock.cluster.pulling import PullThere
     from penstock.hub.pull import PullResult
     from penstock.models.stage import Share
@@ -106,8 +106,7 @@ def pull_on_cluster(
     """
     from penstock.cluster.fleet import RayFleet
 
-    if not is_repo_id(order.repo):
-        raise UsageError(f"{order.repo[:100]!r} is not a repository's name.", "Give it as OWNER/NAME.")
+    check_repo_id(order.repo)
     fleet = RayFleet(address)
     try:
         nodes = fleet.nodes()

@@ -9,15 +9,15 @@ import ray
 from ray.exceptions import RayError
 
 from penstock.cluster.actors import end_actor, first_line, start_actor
-from penstock.cluster.pull_state import PullState
 from penstock.errors import InternalError, PenstockError, StageLostError
 from penstock.hub.pull import finished, place_of, pull
 from penstock.hub.pull_share import check_enough
+from penstock.hub.pull_state import PullState
 from penstock.stages.messages import GarbledError, packed, unpacked
 
 if TYPE_CHECKING:
     from penstock.cluster.fleet import RayNode
-    from penstock.cluster.pull_state import PullOrder
+    from penstock.cluster.pull_order import PullOrder
     from penstock.hub.pull import PullResult
 
 SILENCE_SECONDS = 60.0

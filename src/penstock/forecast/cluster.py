@@ -36,7 +36,6 @@ LEFT_PART, MOST_LEFT = 4, 1 << 30
 """Which part of a machine's memory is left to its system, up to a GiB."""
 MOST_MACHINES = 256
 NETWORK = "1Gbit"
-HERE = "here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +158,7 @@ def measured_machines(outlook: Outlook, others: Sequence[Node], network: Network
     budget, disk = outlook.subject.budget, outlook.disk.bytes_per_second
     process = budget.process + budget.scratch + budget.adapters
     alone = Node("this machine", budget.ceiling, process, disk, outlook.compute)
-    here = replace(alone, name=HERE, process=process + RAY_PROCESS_BYTES)
+    here = replace(alone, name="here", process=process + RAY_PROCESS_BYTES)
     return Machines((here, *others), (alone,), network)
 
 

@@ -31,13 +31,13 @@ from penstock.errors import CheckpointWarning, FormatError, UnsupportedError, Us
 from penstock.hub.folder import HubFolder
 from penstock.hub.pull_share import of_layers
 from penstock.hub.pull_weights import WeightFile
-from penstock.hub.repository import MAIN, Repository, find_repository, is_repo_id
+from penstock.hub.repository import MAIN, Repository, check_repo_id, find_repository
 from penstock.packed_format.reader import is_packed_file, read_packed
 from penstock.packing.pack import packed_size, pass_ranks
 from penstock.packing.pack_folder import Original, PackFolder, open_pack_folder
 from penstock.packing.side_files import CONFIG, ORIGINAL_INDEX, is_side_file, packed_index
 from penstock.safetensors_header import read_header
-from penstock.strict_json import read_json_object, shown
+from penstock.strict_json import read_json_object
 from penstock.system.machine import return_large_arrays
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ def pull(
     there.
     """
     begin = time.perf_counter()
-    if not is_repo_id(repo):
-        raise UsageError(f"{shown(repo)} is not a repository's name", "Give it as OWNER/NAME.")
+    check_repo_id(repo)
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads cannot do anything", "Give at least 1, or leave the number out.")
     out, watcher = place_of(repo, out), watcher or PullWatcher()

@@ -73,6 +73,12 @@ def is_repo_id(name: str) -> bool:
     return _REPO_ID.fullmatch(name) is not None
 
 
+def check_repo_id(name: str) -> None:
+    """Raise UsageError where it could not."""
+    if not is_repo_id(name):
+        raise UsageError(f"{shown(name)} is not a repository's name", "Give it as OWNER/NAME.")
+
+
 def repo_config(repo: str) -> dict[str, Any]:
     """The content of config.json on the main branch of the repository `repo`; nothing is kept on the disk.
 

@@ -1,22 +1,10 @@
-"""What a machine of a cluster is to pull, and how far it is."""
+"""How far a pull is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from penstock.hub.pull import PullWatcher
-
-
-@dataclass(frozen=True, slots=True)
-class PullOrder:
-    """What a machine is to pull; the fields are the parameters of `hub.pull.pull`."""
-
-    repo: str
-    out: str | None
-    revision: str
-    token: str | None
-    threads: int | None
-    layers: tuple[int, ...] | None
 
 
 @dataclass(slots=True)
