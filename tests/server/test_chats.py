@@ -13,6 +13,7 @@ import pytest
 
 from helpers.serving import PATIENCE, Serving, braked, eventually, serving
 from penstock import LLM
+from penstock.events import Event
 from penstock.server.chats import store
 
 GREEDY = {"temperature": 0.0, "max_tokens": 12}
@@ -146,9 +147,27 @@ def test_an_answer_needs_nobody_and_two_may_follow(page: Page, server: Serving) 
     assert seen == ["".join(after["messages"][1]["blocks"])] * 2
 
 
-def test_stop_and_go_on_as_if_nothing_had_been(page: Page, server: Serving) -> None:
+def hold_until(server: Serving, method: str, patch: pytest.MonkeyPatch, passes: int = 5) -> None:
+    """The engine does so many more passes, and then waits for a call of the worker's method."""
+    called, original, seen = threading.Event(), getattr(server.worker, method), []
+
+    def hold(event: Event) -> None:
+        if event.kind == "pass":
+            seen.append(event)
+            assert len(seen) < passes or called.wait(PATIENCE)
+
+    def call(*arguments: Any, **options: Any) -> None:
+        original(*arguments, **options)
+        called.set()
+
+    patch.setattr(server.llm.events, "listeners", [*server.llm.events.listeners, hold])
+    patch.setattr(server.worker, method, call)
+
+
+def test_stop_and_go_on_as_if_nothing_had_been(page: Page, server: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = page.asked(page.new(temperature=1.0, seed=5, max_tokens=24), content="hello")
     whole = page.ended(whole["id"])
+    hold_until(server, "cancel", monkeypatch)
     chat = page.asked(page.new(temperature=1.0, seed=5, max_tokens=24), content="hello")
     for frame in page.frames(chat["id"]):
         if frame["stats"]["tokens"] >= 2 and frame["state"] == "running":
@@ -233,13 +252,16 @@ def test_the_list_and_what_is_deleted(page: Page, server: Serving) -> None:
     assert page.get(ids[0])["messages"][1]["state"] == "stopped"
 
 
-def test_the_server_ends_amid_an_answer(llm: LLM, folder: Path) -> None:
+def test_the_server_ends_amid_an_answer(llm: LLM, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"temperature": 1.0, "seed": 5, "max_tokens": 24}
     with serving(llm, chats=folder, keep_alive_seconds=0.1) as server, Page(server) as page:
-        whole = page.ended(page.asked(page.new(temperature=1.0, seed=5, max_tokens=24), content="hello")["id"])
-        chat = page.asked(page.new(temperature=1.0, seed=5, max_tokens=24), content="hello")
+        whole = page.ended(page.asked(page.new(**settings), content="hello")["id"])
+        hold_until(server, "close", monkeypatch)
+        chat = page.asked(page.new(**settings), content="hello")
         for frame in page.frames(chat["id"]):
             if frame["stats"]["tokens"] >= 2:
                 break
+    monkeypatch.undo()
     with serving(llm, chats=folder) as server, Page(server) as page:
         cut = page.get(chat["id"])["messages"][1]
         assert cut["state"] == "cut"

@@ -25,6 +25,7 @@ from penstock.stages.cut import (
     parse_cut,
     turns_of,
 )
+from penstock.stages.rates import ComputeSpeed
 from penstock.system.sizes import MIB
 from penstock.weights.sizes import StoredSize
 
@@ -147,6 +148,14 @@ class TestForecast:
         assert cut.seconds > experts / DISK
         often = choose_cut(replace(parts, hit_rate=0.95), nodes_of(4, 2850 * MIB), NETWORK, "dealt")
         assert often.seconds < cut.seconds / 2
+
+    def test_a_ring_that_takes_many_passes_to_run_dry(self) -> None:
+        parts = model_parts([MIB], 28 * MIB, 1)
+        node = Node("", 60 * MIB, 0, 1e8, ComputeSpeed(1e9, 1e9, 1e9, 1e9, 1e9))
+        cut = forecast_cut(parts, [node], [Share((0,))], NETWORK)
+        stage = cut.taking_part[0]
+        assert stage.ahead > 2 * stage.node.disk_bytes * (stage.disk_seconds - stage.compute_seconds) > 0
+        assert cut.seconds == stage.disk_seconds
 
     def test_the_network(self) -> None:
         assert Network(0.001, 1e6).seconds(500) == pytest.approx(0.002)

@@ -253,7 +253,10 @@ def _forecast(
             hop = network.seconds(parts.row_bytes) if place else 0.0
             turns.append(_Turn(min(turn, default=layers), place, stage.work(part, head), hop))
     hops = sum(turn.place > 0 for turn in turns)
-    return Cut(how, tuple(stages), hops, _seconds_of_pass(sorted(turns, key=lambda turn: turn.first), stages))
+    seconds = _seconds_of_pass(sorted(turns, key=lambda turn: turn.first), stages)
+    # A large ring may take more passes than were looked at to run dry, but no disk can read less than it must for ever.
+    seconds = max(seconds, *(stage.disk_seconds for stage in stages if stage is not None))
+    return Cut(how, tuple(stages), hops, seconds)
 
 
 def _seconds_of_pass(turns: Sequence[_Turn], stages: Sequence[StageForecast | None]) -> float:
