@@ -37,7 +37,7 @@ from penstock.grammars.grammar import Grammar
 from penstock.grammars.matcher import Matcher
 from penstock.text.tokenizer import Tokenizer
 
-TIMED = ("mask", "mask_after", "take", "forced", "forced_after", "allows", "ended")
+TIMED = ("mask", "take", "forced", "allows", "ended")
 ROUNDS = {"greedy": 0.0, "drawn": 0.8}
 TOGETHER = 16
 """Answers that share passes."""
@@ -65,15 +65,31 @@ class Clock:
 
         return run
 
+    def timed_context(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Of a function that makes a context: its beginning and its end."""
+
+        @contextmanager
+        def run(*arguments: Any) -> Iterator[None]:
+            context = function(*arguments)
+            self.timed(name, context.__enter__)()
+            try:
+                yield
+            finally:
+                self.timed(f"{name}, end", context.__exit__)(None, None, None)
+
+        return run
+
 
 @contextmanager
 def timing() -> Iterator[Clock]:
     """Of all matchers."""
-    clock, plain = Clock(), {name: Matcher.__dict__[name] for name in TIMED}
-    for name, member in plain.items():
+    clock, plain = Clock(), {name: Matcher.__dict__[name] for name in (*TIMED, "after")}
+    for name in TIMED:
+        member = plain[name]
         get = member.fget if isinstance(member, property) else member
         timed = clock.timed(name, get)
         setattr(Matcher, name, property(timed) if isinstance(member, property) else timed)
+    setattr(Matcher, "after", clock.timed_context("after", plain["after"]))
     try:
         yield clock
     finally:

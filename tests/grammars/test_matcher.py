@@ -52,10 +52,14 @@ def test_a_mask_says_what_each_token_says(text: str, data: Any) -> None:
     for token in tokens[:at]:
         matcher.take(token)
     assert matcher.allows(tokens[at:])
-    mask = matcher.mask_after(tokens[at:])
+    before = matcher.mask()
+    with matcher.after(tokens[at:]):
+        mask = matcher.mask()
+        some = [*range(0, VOCAB, 7), *np.flatnonzero(mask)[:50].tolist()]
+        alone = [matcher.allows([token]) for token in some]
     assert mask.shape == (VOCAB,)
-    for token in [*range(0, VOCAB, 7), *np.flatnonzero(mask)[:50].tolist()]:
-        assert matcher.allows([*tokens[at:], token]) == mask[token]
+    assert alone == [matcher.allows([*tokens[at:], token]) for token in some] == mask[some].tolist()
+    assert (matcher.mask() == before).all(), "looking ahead changes nothing"
     assert not mask[TOKENIZER.vocab_size :].any()
 
 
@@ -63,8 +67,9 @@ def test_what_is_forced(compiler: GrammarCompiler) -> None:
     matcher = compiler.matcher(SCHEMA)
     forced = matcher.forced()
     assert forced == written('{"name": "x')[: len(forced)] != []
-    assert matcher.forced_after(forced) == [], "looking ahead changes nothing"
-    assert matcher.forced() == forced
+    with matcher.after(forced):
+        assert matcher.forced() == []
+    assert matcher.forced() == forced, "looking ahead changes nothing"
     for token in forced:
         matcher.take(token)
     assert matcher.forced() == []

@@ -6,6 +6,7 @@ derivatives of regular expressions, walked along a trie of the vocabulary. They 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from penstock.errors import GrammarError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
     from llguidance import LLMatcher
@@ -54,22 +55,15 @@ class Matcher:
         """Whether these may follow one another from here on."""
         return self._backend.validate_tokens(list(tokens)) == len(tokens)
 
-    def forced_after(self, tokens: Sequence[int]) -> list[int]:
-        """As `forced`, after these, which are allowed."""
-        if not tokens or not self._backend.consume_tokens(list(tokens)):
-            return []
-        try:
-            return self.forced()
-        finally:
-            self._backend.rollback(len(tokens))
-
-    def mask_after(self, tokens: Sequence[int]) -> npt.NDArray[np.bool_]:
-        """As `mask`, after these, which are allowed."""
+    @contextmanager
+    def after(self, tokens: Sequence[int]) -> Iterator[None]:
+        """As far as if these, which are allowed, were taken, for as long as the context lasts. Raises GrammarError
+        where the grammar is too much to follow."""
         taken = [*tokens]
         if taken and not self._backend.consume_tokens(taken):
             raise self._failed()
         try:
-            return self.mask()
+            yield
         finally:
             if taken:
                 self._backend.rollback(len(taken))

@@ -117,11 +117,21 @@ class Growth:
 
     def _add(self, drafter: Drafter, tree: Tree, node: int, guesses: Sequence[Guess]) -> list[Spot]:
         """The new nodes among a drafter's guesses; what it says of those that are there already counts too."""
-        depth, new = tree.depth(node) + 1, []
-        if depth > tree.deepest:
+        depth, known = tree.depth(node) + 1, list(tree.children(node))
+        if depth > tree.deepest or not guesses:
             return []
-        known = list(tree.children(node))
-        guesses = [guess for guess in guesses if tree.allows(node, guess.token)]
+        with tree.grammar_after(node):
+            guesses = [guess for guess in guesses if tree.matcher is None or tree.matcher.allows([guess.token])]
+            new = self._new_nodes(drafter, tree, node, guesses)
+        if guesses:  # one that rests doubts nothing
+            self._weigh(drafter, tree, known, depth)
+        for spots in self._open.values():
+            spots += new
+        return new
+
+    def _new_nodes(self, drafter: Drafter, tree: Tree, node: int, guesses: Sequence[Guess]) -> list[Spot]:
+        """Where to go on after those guesses that are new and likely enough. The matcher is behind `node`."""
+        depth, new = tree.depth(node) + 1, []
         for guess in guesses:
             claim = Claim(drafter.name, guess.score)
             child = tree.child(node, guess.token)
@@ -130,11 +140,8 @@ class Growth:
                 continue
             chance = tree.chances[node] * self._chance(tree, (claim,), depth)
             if chance > self._bars[id(tree)]:
-                new.append((tree, _to_the_end_of_what_is_forced(tree, tree.add(node, guess.token, chance, (claim,)))))
-        if guesses:  # one that rests doubts nothing
-            self._weigh(drafter, tree, known, depth)
-        for spots in self._open.values():
-            spots += new
+                child = tree.add(node, guess.token, chance, (claim,))
+                new.append((tree, _to_the_end_of_what_is_forced(tree, child)))
         return new
 
     def _weigh(self, drafter: Drafter, tree: Tree, nodes: Sequence[int], depth: int) -> None:
@@ -245,10 +252,13 @@ class Growth:
 
 
 def _to_the_end_of_what_is_forced(tree: Tree, node: int) -> int:
-    """Add what the grammar forces after a new node; the last of it, after which one can guess again."""
+    """Add what the grammar forces after a new node; the last of it, after which one can guess again. The matcher is
+    behind the node's parent."""
     if tree.matcher is None:
         return node
-    for token in tree.matcher.forced_after(tree.said(node)):
+    with tree.matcher.after([tree.tokens[node]]):
+        forced = tree.matcher.forced()
+    for token in forced:
         if tree.depth(node) >= tree.deepest:
             break
         node = tree.add(node, token, tree.chances[node], (Claim(FORCED, 1.0),))

@@ -108,8 +108,11 @@ class ModelDrafter:
         logits = self._model.head(x)[:, : self._vocab]
         for (tree, node), row in zip(nodes, logits, strict=True):
             # Where the likeliest may follow, the others are looked at when they are guessed: a mask takes much longer.
-            if tree.matcher is not None and not tree.allows(node, int(row.argmax())):
-                row[~tree.matcher.mask_after(tree.said(node))[: self._vocab]] = -np.inf
+            if tree.matcher is None:
+                continue
+            with tree.grammar_after(node):
+                if not tree.matcher.allows([int(row.argmax())]):
+                    row[~tree.matcher.mask()[: self._vocab]] = -np.inf
         lists = [_shortlist(*spot, row) for spot, row in zip(nodes, logits, strict=True)]
         count = min(map(len, lists))
         tokens = np.sort(np.stack([tokens[:count] for tokens in lists]), axis=1)

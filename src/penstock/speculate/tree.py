@@ -9,6 +9,7 @@ Where a grammar forced tokens after that one, they follow the root as a trunk, a
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -123,9 +124,9 @@ class Tree:
         """The tokens of the lineage."""
         return [self.tokens[node] for node in self.lineage(node)]
 
-    def allows(self, node: int, token: int) -> bool:
-        """Whether the grammar, if there is one, has a place for `token` after `node`."""
-        return self.matcher is None or self.matcher.allows([*self.said(node), token])
+    def grammar_after(self, node: int) -> AbstractContextManager[None]:
+        """Let the matcher, if there is one, be behind `node` for as long as the context lasts."""
+        return nullcontext() if self.matcher is None else self.matcher.after(self.said(node))
 
     def said(self, node: int) -> list[int]:
         """The tokens behind the trunk down to `node`."""
