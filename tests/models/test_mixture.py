@@ -40,15 +40,15 @@ def written(path: Path, name: str, form: str) -> Path:
     return path / "packed"
 
 
+@pytest.mark.parametrize("resident", quick({0.3, 8}, (0, 0.3, 2, 8, 40)))  # small parts take a page and more
 @pytest.mark.parametrize("name", NAMES)
-def test_residency_chunks_and_threads(tmp_path: Path, name: str, form: str) -> None:
+def test_residency_chunks_and_threads(tmp_path: Path, name: str, form: str, resident: float) -> None:
     path, tokens = written(tmp_path, name, form), random_tokens(LENGTH, 61)
     with open_engine(path) as engine:
         expected = commit(engine, new_cache(engine), tokens)
-    for resident in (0, 0.3, 2, 8, 40):  # small parts take a page and more
-        with open_engine(path, resident=resident, threads=2, piece_bytes=700) as engine:
-            for chunk in (LENGTH, 7, 1, 1):  # the first fills what may be in memory
-                assert same_bits(commit(engine, new_cache(engine), tokens, chunk), expected)
+    with open_engine(path, resident=resident, threads=2, piece_bytes=700) as engine:
+        for chunk in (LENGTH, 7, 1, 1):  # the first fills what may be in memory
+            assert same_bits(commit(engine, new_cache(engine), tokens, chunk), expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

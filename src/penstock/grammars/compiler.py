@@ -55,12 +55,19 @@ class GrammarCompiler:
     def matcher(self, grammar: Grammar) -> Matcher:
         """For a new answer. Raises UsageError for a grammar that cannot be followed, MemoryCeilingError, and
         TokenizerError where the library cannot read the tokenizer."""
-        if grammar not in self._kept:
-            self._keep(grammar)
-        self._kept.move_to_end(grammar)
-        return Matcher(self._kept[grammar].deep_copy(), self._vocab_size, self._stop_ids)
+        return Matcher(lambda worn: self._compiled(grammar, worn), self._vocab_size, self._stop_ids)
 
-    def _keep(self, grammar: Grammar) -> None:
+    def _compiled(self, grammar: Grammar, worn: LLMatcher | None = None) -> LLMatcher:
+        """At its beginning, with states of its own where those of `worn`, which copies share, have become too many."""
+        kept = self._kept.get(grammar)
+        if kept is None or kept is worn:
+            kept = self._kept[grammar] = self._compile(grammar)
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(grammar)
+        return kept
+
+    def _compile(self, grammar: Grammar) -> LLMatcher:
         source = grammar.source()
         if self._vocabulary is None:
             self._make_room(self._nbytes)
@@ -68,9 +75,7 @@ class GrammarCompiler:
         compiled = LLMatcher(self._vocabulary, source, log_level=0, limits=LIMITS)
         if compiled.is_error():
             raise grammar.refused(compiled.get_error())
-        self._kept[grammar] = compiled
-        if len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
+        return compiled
 
     def _read(self) -> LLTokenizer:
         try:

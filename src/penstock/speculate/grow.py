@@ -12,6 +12,7 @@ import time
 from heapq import heappop, heappush, nlargest
 from typing import TYPE_CHECKING
 
+from penstock.errors import GrammarError
 from penstock.speculate.drafter import expand
 from penstock.speculate.tree import Claim
 
@@ -120,9 +121,12 @@ class Growth:
         depth, known = tree.depth(node) + 1, list(tree.children(node))
         if depth > tree.deepest or not guesses:
             return []
-        with tree.grammar_after(node):
-            guesses = [guess for guess in guesses if tree.matcher is None or tree.matcher.allows([guess.token])]
-            new = self._new_nodes(drafter, tree, node, guesses)
+        try:
+            with tree.grammar_after(node):
+                guesses = [guess for guess in guesses if tree.matcher is None or tree.matcher.allows([guess.token])]
+                new = self._new_nodes(drafter, tree, node, guesses)
+        except GrammarError:
+            return []  # too much to look ahead in
         if guesses:  # one that rests doubts nothing
             self._weigh(drafter, tree, known, depth)
         for spots in self._open.values():
@@ -256,8 +260,11 @@ def _to_the_end_of_what_is_forced(tree: Tree, node: int) -> int:
     behind the node's parent."""
     if tree.matcher is None:
         return node
-    with tree.matcher.after([tree.tokens[node]]):
-        forced = tree.matcher.forced()
+    try:
+        with tree.matcher.after([tree.tokens[node]]):
+            forced = tree.matcher.forced()
+    except GrammarError:
+        return node
     for token in forced:
         if tree.depth(node) >= tree.deepest:
             break

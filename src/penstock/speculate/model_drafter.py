@@ -9,11 +9,13 @@ the tree writes exact ones over its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock.errors import GrammarError
 from penstock.models.logits import Likeliest, largest
 from penstock.models.rows import Rows, SequenceRows
 from penstock.speculate.drafter import MOST_GUESSES, Guess
@@ -107,12 +109,7 @@ class ModelDrafter:
         x = np.stack([draft.hidden[node] for draft, (_, node) in zip(drafts, nodes, strict=True)])
         logits = self._model.head(x)[:, : self._vocab]
         for (tree, node), row in zip(nodes, logits, strict=True):
-            # Where the likeliest may follow, the others are looked at when they are guessed: a mask takes much longer.
-            if tree.matcher is None:
-                continue
-            with tree.grammar_after(node):
-                if not tree.matcher.allows([int(row.argmax())]):
-                    row[~tree.matcher.mask()[: self._vocab]] = -np.inf
+            _bar(tree, node, row)
         lists = [_shortlist(*spot, row) for spot, row in zip(nodes, logits, strict=True)]
         count = min(map(len, lists))
         tokens = np.sort(np.stack([tokens[:count] for tokens in lists]), axis=1)
@@ -196,6 +193,17 @@ class ModelDrafter:
 
     def _known(self, tokens: Sequence[int]) -> list[int]:
         return [min(token, self._vocab - 1) for token in tokens]
+
+
+def _bar(tree: Tree, node: int, logits: F32) -> None:
+    """Let no token be guessed that the grammar, if there is one, has no place for, unless the likeliest one may follow:
+    then the others are looked at when they are guessed, for a mask takes much longer."""
+    if tree.matcher is None:
+        return
+    # Where it is too much to look ahead in, no guess will be taken.
+    with suppress(GrammarError), tree.grammar_after(node):
+        if not tree.matcher.allows([int(logits.argmax())]):
+            logits[~tree.matcher.mask()[: len(logits)]] = -np.inf
 
 
 def _shortlist(tree: Tree, node: int, logits: F32) -> I64:
