@@ -21,7 +21,8 @@ HEAD = """# Command line
 This page is made from the commands themselves (`python tools/cli_reference.py`), and a test keeps it so. Every command
 has `--help`. Exit codes: 0, 1 where something failed, 2 for wrong use, 130 after Ctrl-C. `penstock --version` tells the
 version. `penstock --install-completion` has the shell (bash, zsh, fish, PowerShell) complete commands, options and the
-names of models from then on; `--show-completion` shows what it would install.
+names of models, in shells that are started after it. `eval "$(penstock --show-completion)"` does so in the bash where
+it is given, and changes no file. Both need `penstock` on the `PATH`.
 
 Sizes are written like `512MiB`, `3G`, `3 gib` or `2.5GB`: a letter alone and `KiB`, `MiB`, `GiB`, `TiB` are powers of
 1,024; `KB`, `MB`, `GB`, `TB` are powers of 1,000. Your own defaults go into a [configuration file](configuration.md).
@@ -50,7 +51,8 @@ def _parameter(one: Declared) -> Parameter:
     if not required and one.default not in (None, False, (), []) and "(default" not in text:
         text += f" (default: {one.default})"
     if not one.is_option:
-        return Parameter(str(one.info.metavar or one.name).upper(), text, False, required)
+        name = str(one.info.metavar or one.name).upper()
+        return Parameter(name + "..." * (one.many and not name.endswith("...")), text, False, required)
     flags = ", ".join(one.flags)
     written = flags if one.kind is bool else f"{flags} {one.info.metavar or TYPES[one.kind]}"
     return Parameter(written, text, True, required)

@@ -36,9 +36,14 @@ class OpenOptions:
         metadata=_told("Ceiling on the whole process, like 512MiB or 2GiB. (default: what the machine has free)"),
     )
     context: int | None = field(
-        default=None, metadata=_told("Most positions of a sequence. (default: what prompt and answer need)")
+        default=None,
+        metadata=_told(
+            "Most positions of a sequence. (default: as many as the model was trained for; with longrope, as in "
+            "Phi-4-mini, its original context)"
+        ),
     )
-    """Positions that a sequence may have; None for as many as the model was trained for."""
+    """Positions that a sequence may have; None for as many as the model was trained for, or with longrope for those of
+    its original context."""
     threads: int | None = field(default=None, metadata=_told("CPU threads. (default: every CPU)"))
     kv_dtype: str = field(default="bf16", metadata=_told("What keys and values are rounded to: bf16 or f32."))
     draft: str | None = field(

@@ -79,7 +79,7 @@ class TestReading:
                 check(chunk, data)
             where = f"{extent.nbytes:,} bytes at offset {extent.offset:,} (rows {chunk * 512:,} and on, {tier})"
             assert caught.value.problem.startswith(f"{path}: tensor 'w', {where}: the checksum does not match")
-            assert "pack or pull the model again" in caught.value.remedy
+            assert "pull or pack it again" in caught.value.remedy
         files.close()
 
     def test_what_is_packed(self, path: Path, tmp_path: Path) -> None:

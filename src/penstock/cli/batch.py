@@ -67,7 +67,7 @@ def batch(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
     """Answer a file of requests, all that fit into memory sharing each pass; goes on where it was interrupted. Exits
-    with 1 where a request failed, or all did."""
+    with 1 where a request failed."""
     from penstock.batch.run import BatchSettings, run  # takes memory, which other commands need for weights
     from penstock.cli.batch_display import display
 

@@ -27,7 +27,9 @@ Models = Annotated[
 ]
 Memory = Annotated[str | None, of_opening("memory")]
 Threads = Annotated[int | None, of_opening("threads")]
-MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to generate.")]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Most tokens to generate. (default: as many as context and memory have room for)")
+]
 Temperature = Annotated[
     float | None, typer.Option(help="Randomness; 0 always takes the likeliest token. (default: the model's)")
 ]

@@ -14,7 +14,7 @@ from penstock.cli.units import format_rate, format_seconds, format_size
 
 
 def pack(
-    src: Annotated[Path, typer.Argument(help="Directory of the checkpoint, as on the Hugging Face Hub.")],
+    src: Annotated[Path, typer.Argument(help="A checkpoint's directory, as on the Hugging Face Hub, or a GGUF file.")],
     out: Annotated[Path, typer.Argument(help="Directory to write the packed model to.")],
     replace: Annotated[
         bool,

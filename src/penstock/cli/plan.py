@@ -87,7 +87,8 @@ def plan(
     disk: Annotated[
         str | None,
         typer.Option(
-            help="What their disks read in a second, like 524MB. (default: as this one, which is measured)",
+            help="What the disks of --cluster-of read in a second, like 524MB; those of --cluster are measured. "
+            "(default: as this one, which is measured)",
             metavar="SPEED",
         ),
     ] = None,

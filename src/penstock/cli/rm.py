@@ -22,7 +22,10 @@ def complete_removable(incomplete: str) -> list[str]:
 def rm(
     model: Annotated[
         list[str],
-        typer.Argument(help="Names of models that `pull` brought.", autocompletion=complete_removable),
+        typer.Argument(
+            help="Names of models that `pull` brought, or that were packed into Penstock's store.",
+            autocompletion=complete_removable,
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:

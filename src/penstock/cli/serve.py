@@ -51,8 +51,8 @@ def serve(
     chats: Annotated[
         str | None,
         typer.Option(
-            help="Folder of the chat page's conversations; none keeps them until the server ends.",
-            show_default="chats, beside the store's models",
+            help="Folder of the chat page's conversations; `none` keeps them until the server ends. (default: chats in "
+            "Penstock's store)"
         ),
     ] = None,
     options: OpenOptions = OpenOptions(),  # noqa: B008

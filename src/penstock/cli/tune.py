@@ -18,11 +18,18 @@ Tune = Annotated[bool, typer.Option("--tune", help="Tune it, too: see `penstock 
 
 
 def tune(
-    model: opt.Model,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A packed model, no mixture of experts: its directory, or its name on this machine.",
+            autocompletion=opt.complete_model,
+        ),
+    ],
     text: Annotated[
         Path | None,
         typer.Option(
-            help="A text like those that the model is for, some pages. (default: one that comes with Penstock)"
+            help="A text like those that the model is for, of 64 tokens or more; the first 400 are used. (default: one "
+            "that comes with Penstock)"
         ),
     ] = None,
     memory: opt.Memory = None,

@@ -33,7 +33,8 @@ SMALL_BYTES = 1 << 18
 """Of a matrix that is stored as it is although it could be larger: two streams are worth more weights."""
 
 PACK_AGAIN = (
-    "Copy the file again from a sound one, or pack or pull the model again; `penstock verify` lists all damage."
+    "Copy the file from a sound copy, or delete the model (`penstock rm NAME`, or its directory) and pull or pack it "
+    "again; `penstock verify` lists all damage."
 )
 
 
