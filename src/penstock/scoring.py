@@ -90,9 +90,14 @@ def perplexity_of(scores: Sequence[Score], nbytes: int) -> Perplexity:
     n, total = len(nats), math.fsum(-score.total for score in scores)
     mean = total / n
     deviation = math.sqrt(math.fsum(((nats - mean) ** 2).tolist()) / (n - 1)) if n > 1 else math.inf
-    value = math.exp(mean) if mean < MOST_NATS else math.inf
+    value = _perplexity(mean)
     bits = total / math.log(2) / nbytes if nbytes > 0 else None
     return Perplexity(value, value * deviation / math.sqrt(n), n, mean, bits, nbytes)
+
+
+def _perplexity(nats: float) -> float:
+    """Of so many a token."""
+    return math.exp(nats) if nats < MOST_NATS else math.inf
 
 
 def tokens_of(text: Scorable, encode: Callable[[str], list[int]]) -> tuple[list[int], int]:
@@ -160,6 +165,11 @@ class ScoringProgress:
     wanted: int
     nats: float
     """Minus the sum of the logarithms of their probabilities."""
+
+    @property
+    def perplexity(self) -> float | None:
+        """Of those that are scored; None where none are."""
+        return _perplexity(self.nats / self.scored) if self.scored else None
 
 
 class Scorer:

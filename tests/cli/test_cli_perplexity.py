@@ -5,12 +5,17 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
+from rich.progress import Progress
 
 from helpers import in_process
 from penstock import LLM
+from penstock.cli.perplexity import _run
+from penstock.scoring import Scorer, ScoringProgress
 
 TEXT = "class Account:\n    def __init__(self, owner):\n        self.owner = owner\n\n" * 6
 
@@ -51,6 +56,15 @@ def test_several_texts(text: Path, tmp_path: Path) -> None:
         nats = np.concatenate([-score.logprobs for score in llm.score([TEXT, other.read_text()], stride=1024)])
     assert f"perplexity {math.exp(nats.mean()):.4f} ± " in whole
     assert f" {len(nats):,} tokens, {nats.mean():.5f} nats a token, " in whole
+
+
+def test_weights_that_foresee_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """exp of so many nats is not a number any more."""
+    shown: list[str] = []
+    monkeypatch.setattr(Progress, "update", lambda *_, description, **__: shown.append(description))
+    progress = [ScoringProgress(0, 2, 0.0), ScoringProgress(1, 2, 2.0), ScoringProgress(2, 2, 5000.0)]
+    _run(cast("Scorer", SimpleNamespace(run=lambda: progress)), quiet=True)
+    assert shown == ["scoring", "perplexity 7.389", "perplexity inf"]
 
 
 def test_standard_input(text: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def test_until_an_answer_was_shown_it_is_told_again(session: Session) -> None:
         ({"max_tokens": 7}, "began with --max-tokens 6, not 7"),
         ({"top_k": 3}, "began with --top-k 0, not 3"),
         ({"stop": ("x",)}, r"began with --stop \(\), not \('x',\)"),
+        ({"presence_penalty": 0.5}, "began with --presence-penalty 0.0, not 0.5"),
     ],
 )
 def test_what_differs_from_how_an_answer_began_is_refused(session: Session, given: dict[str, Any], words: str) -> None:
@@ -72,6 +74,15 @@ def test_what_differs_from_how_an_answer_began_is_refused(session: Session, give
     with pytest.raises(UsageError, match=f"talk has an unfinished answer that {words}"):
         answer(session, "write a class", SamplingParams(**given))
     answer(session, "write a class", PARAMS)
+
+
+@pytest.mark.parametrize(
+    "began", [{"frequency_penalty": 0.5, "presence_penalty": -0.5}, {"logit_bias": {5: 1.5}}, {"stop": ("never said",)}]
+)
+def test_what_is_left_out_is_as_it_began(session: Session, began: dict[str, Any]) -> None:
+    next(session.ask("write a class", replace(PARAMS, **began)))
+    answer(session, None)
+    assert not session.unfinished
 
 
 def test_another_prompt_leaves_it_behind_and_says_so(session: Session) -> None:

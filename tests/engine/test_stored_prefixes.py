@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +23,11 @@ from penstock.compute.kernels import F32
 from penstock.engine.engine import Engine
 from penstock.engine.sequence import Sequence
 from penstock.engine.stored_prefixes import LEAST_BLOCKS, StoredPrefixes
-from penstock.errors import ReadError, UsageError
+from penstock.errors import ReadError, StageLostError, UsageError
 from penstock.models.kv_cache import BLOCK_SLOTS
 from penstock.options import OpenOptions
+from penstock.prefix_cache import folder as folder_module
+from penstock.prefix_cache.block_file import file_bytes
 from penstock.prefix_cache.folder import BlockFolder
 
 VOCAB, TOKENS, BLOCKS = 96, 5, 6
@@ -38,9 +41,9 @@ def model(tmp_path: Path) -> Path:
     return CASES["gqa-4"].write(tmp_path / "model")
 
 
-def store(engine: Engine, folder: Path) -> Engine:
+def store(engine: Engine, folder: Path, most_blocks: int = 1 << 20) -> Engine:
     shape = engine.chain.stages[0].kv_shape  # type: ignore[attr-defined]
-    blocks = BlockFolder(folder, 1 << 30, shape.block_bytes)
+    blocks = BlockFolder(folder, most_blocks * file_bytes(shape.block_bytes), shape.block_bytes)
     engine.scheduler.stored = StoredPrefixes(blocks, lambda adapter: b"root", engine.chain, engine.memory)
     return engine
 
@@ -139,6 +142,79 @@ def test_every_pass_of_a_long_prompt_is_kept(model: Path, tmp_path: Path, max_ro
         for done in range(max_rows, len(DOCUMENT) + 1, max_rows):
             engine.step()
             assert len(files(tmp_path / "cache")) == done // BLOCK_SLOTS
+
+
+@pytest.mark.parametrize("max_rows", [50, 100, 500])
+def test_a_prompt_longer_than_the_limit_leaves_its_beginning(model: Path, tmp_path: Path, max_rows: int) -> None:
+    """However many passes it takes."""
+    with process(model, max_rows=max_rows) as engine:
+        ask(store(engine, tmp_path / "cache", LEAST_BLOCKS), DOCUMENT)
+    with process(model, tmp_path / "cache") as engine:
+        _, _, cached = ask(engine, DOCUMENT)
+    assert cached == [LEAST_BLOCKS * BLOCK_SLOTS]
+
+
+def test_what_could_not_be_kept_after_a_pass_is_after_the_next(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with process(model, tmp_path / "cache", max_rows=100) as engine:
+        add(engine, DOCUMENT)
+        with monkeypatch.context() as patch:
+            patch.setattr(folder_module, "lock", lambda descriptor: False)
+            patch.setattr(folder_module, "LOCK_SECONDS", 0)
+            engine.step()
+        assert files(tmp_path / "cache") == []
+        engine.step()
+        assert len(files(tmp_path / "cache")) == 200 // BLOCK_SLOTS
+
+
+class TestLostStages:
+    """The engine goes on with others, as it does where one is lost in a pass."""
+
+    def lose(self, engine: Engine, patch: pytest.MonkeyPatch, name: str) -> list[str]:
+        """The second call of this method of the chain fails; how often others took a stage's place."""
+        real, calls, replaced = getattr(engine.chain, name), [], []
+
+        def fails(*args: Any) -> Any:
+            calls.append(name)
+            if len(calls) == 2:
+                raise StageLostError("one is gone.", "")
+            return real(*args)
+
+        patch.setattr(engine.chain, name, fails)
+        engine.replace_lost = lambda: replaced.append(name)
+        return replaced
+
+    def test_as_blocks_are_read(self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        prompts = [DOCUMENT + question for question in QUESTIONS]
+        with process(model, tmp_path / "cache") as engine:
+            ask(engine, DOCUMENT)
+        with process(model, tmp_path / "cache") as engine:
+            replaced = self.lose(engine, monkeypatch, "append_block")
+            answers, _, cached = ask(engine, *prompts)
+        assert (len(replaced), cached) == (1, [BLOCKS * BLOCK_SLOTS] * 2)
+        require_alone(model, prompts, answers)
+
+    def test_as_blocks_are_kept(self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the pass has drawn is told; that a stage is lost comes out in the next one."""
+        with process(model, tmp_path / "cache") as engine:
+            replaced = self.lose(engine, monkeypatch, "read_block")
+            sequence, told = engine.add(DOCUMENT, GREEDY, 1), []
+            sequence.after_pass = told.append
+            finish(engine)
+            assert (sequence.finish_reason, sequence.error, len(told), replaced) == ("length", None, 1, [])
+
+
+@pytest.mark.parametrize("max_rows", [50, 500])
+def test_what_comes_with_a_prompt_was_not_there(model: Path, max_rows: int) -> None:
+    """As its own score does, in the same passes: only what was there before counts."""
+    for there in (0, BLOCKS * BLOCK_SLOTS):
+        with process(model, max_rows=max_rows) as engine:
+            if there:
+                ask(engine, DOCUMENT)
+            engine.score(DOCUMENT, 1)
+            _, _, cached = ask(engine, DOCUMENT, DOCUMENT)
+            assert cached == [there, there]
 
 
 def test_short_prompts_are_not_worth_a_file(model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,8 +34,8 @@ def block(key: bytes) -> U8:
     return np.random.default_rng(list(key)).integers(0, 256, BYTES, np.uint8)
 
 
-def keep(folder: BlockFolder, wanted: Sequence[bytes], first: int = 0) -> None:
-    folder.keep(wanted, first, lambda index: np.split(block(wanted[index]), 3))
+def keep(folder: BlockFolder, wanted: Sequence[bytes]) -> None:
+    folder.keep(wanted, lambda index: np.split(block(wanted[index]), 3))
 
 
 def has(folder: BlockFolder, wanted: Sequence[bytes]) -> str:
@@ -68,7 +69,7 @@ def test_what_is_kept_is_read_back(folder: BlockFolder) -> None:
 def test_what_is_there_is_not_written_again(folder: BlockFolder) -> None:
     keep(folder, keys(3))
     asked: list[int] = []
-    folder.keep(keys(5), 0, lambda index: asked.append(index) or [block(keys(5)[index])])  # type: ignore[func-returns-value]
+    folder.keep(keys(5), lambda index: asked.append(index) or [block(keys(5)[index])])  # type: ignore[func-returns-value]
     assert asked == [3, 4]
 
 
@@ -215,8 +216,28 @@ class TestLimit:
         keep(folder, keys(13, 1))
         assert has(folder, keys(13, 1)) == 10 * "1" + "000"
         assert has(folder, keys(2, 0)) == "00"
-        keep(folder, keys(13, 1)[10:], 10)  # its end, as the next pass has it, in place of nothing of its own
         assert used(folder) <= folder.most_bytes
+
+    def test_what_is_too_long_in_several_passes(self, folder: BlockFolder) -> None:
+        """Later passes don't take the room of earlier ones, nor, where these had none left, that of others."""
+        for count in (4, 8, 13):
+            keep(folder, keys(13, 1)[:count])
+        assert has(folder, keys(13, 1)) == 10 * "1" + "000"
+        assert used(folder) <= folder.most_bytes
+
+    def test_of_a_prompt_in_several_passes_the_end_goes_first(self, folder: BlockFolder) -> None:
+        for count in (3, 6):
+            keep(folder, keys(count, 1))
+        keep(folder, keys(6, 2))
+        assert [has(folder, keys(6, 1)), has(folder, keys(6, 2))] == ["111100", "111111"]
+
+    def test_the_end_of_another_limit_gives_way_to_what_comes_before_it(self, folder: BlockFolder) -> None:
+        larger = BlockFolder(folder.path.parent, 20 * SIZE, BYTES)
+        keep(larger, keys(15))
+        for key in keys(5):
+            place(folder, key).unlink()
+        keep(folder, keys(15))
+        assert has(folder, keys(15)) == 10 * "1" + 5 * "0"
 
     def test_a_limit_that_was_lowered(self, folder: BlockFolder) -> None:
         keep(folder, keys(9))
@@ -236,6 +257,21 @@ class TestLimit:
         huge(place(folder, keys(2, 1)[1]))
         keep(folder, keys(3, 2))
         assert [has(folder, keys(6, 0)), has(folder, keys(2, 1)), has(folder, keys(3, 2))] == ["111111", "00", "111"]
+
+    def test_what_others_use_while_room_is_looked_for_is_not_from_the_future(
+        self, folder: BlockFolder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keep(folder, keys(3, 0))
+        keep(folder, keys(6, 1))
+        scan = os.scandir
+
+        def used_meanwhile(path: Path) -> Any:
+            folder.touch(keys(3, 0))
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", used_meanwhile)
+        keep(folder, keys(4, 2))
+        assert [has(folder, keys(3, 0)), has(folder, keys(6, 1)), has(folder, keys(4, 2))] == ["111", "111000", "1111"]
 
     def test_other_files_are_left_alone(self, folder: BlockFolder) -> None:
         others = [folder.path / "thesis.txt", folder.path.parent / "thesis.txt", folder.path / "ab.kv"]
@@ -310,3 +346,62 @@ class TestFaults:
             keep(folder, keys(1))
         assert has(folder, keys(1)) == "0"
         assert "cannot be written: other processes are writing there." in caplog.text
+
+    def test_it_is_waited_for_once(self, folder: BlockFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+        looks: list[int] = []
+        monkeypatch.setattr(folder_module, "LOCK_SECONDS", 0.05)
+        with monkeypatch.context() as patch:
+            patch.setattr(folder_module, "lock", looks.append)  # never had
+            keep(folder, keys(1))
+            assert len(looks) > 1
+            looks.clear()
+            for count in (2, 3):
+                keep(folder, keys(count))
+        assert len(looks) == 2
+        keep(folder, keys(3))
+        assert has(folder, keys(3)) == "111"
+
+
+class TestTurns:
+    """What is long is written in runs, with others between them."""
+
+    @pytest.fixture
+    def between(self, folder: BlockFolder, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+        """What happens between two runs, the first one first."""
+        coming: list[Callable[[], object]] = []
+        monkeypatch.setattr(folder_module, "RUN_BYTES", 2 * SIZE)
+        monkeypatch.setattr(folder_module.time, "sleep", lambda _: coming.pop(0)() if coming else None)
+        return coming
+
+    def test_others_come_to_write(self, folder: BlockFolder, between: list[Callable[[], object]]) -> None:
+        other = BlockFolder(folder.path.parent, folder.most_bytes, BYTES)
+        between.append(lambda: keep(other, keys(2, 1)))
+        keep(folder, keys(8))
+        assert [has(folder, keys(8)), has(folder, keys(2, 1))] == [8 * "1", "11"]
+        between.append(lambda: keep(other, keys(4, 2)))
+        keep(folder, keys(8, 3))
+        assert has(folder, keys(8, 3)) == 8 * "1"
+        assert used(folder) == folder.most_bytes
+
+    def test_what_another_has_written_meanwhile_is_there(
+        self, folder: BlockFolder, between: list[Callable[[], object]]
+    ) -> None:
+        asked: list[int] = []
+
+        def parts(index: int) -> list[U8]:
+            asked.append(index)
+            return [block(keys(6)[index])]
+
+        between.append(lambda: keep(BlockFolder(folder.path.parent, folder.most_bytes, BYTES), keys(6)))
+        folder.keep(keys(6), parts)
+        assert asked == [0, 1]
+        assert has(folder, keys(6)) == "111111"
+
+    def test_where_its_first_blocks_are_gone_the_next_are_of_no_use(
+        self, folder: BlockFolder, between: list[Callable[[], object]]
+    ) -> None:
+        between.append(place(folder, keys(1)[0]).unlink)
+        keep(folder, keys(6))
+        assert has(folder, keys(6)) == "010000"
+        keep(folder, keys(6))
+        assert has(folder, keys(6)) == "111111"

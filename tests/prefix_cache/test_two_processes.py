@@ -17,11 +17,14 @@ WRITER = """
 import os, sys, numpy as np
 from hashlib import sha256
 from pathlib import Path
+from penstock.prefix_cache import folder as folder_module
 from penstock.prefix_cache.block_file import file_bytes
 from penstock.prefix_cache.folder import BlockFolder
 
 path, seed, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 N = 50000
+folder_module.RUN_BYTES = 3 * file_bytes(N)
+folder_module.POLL_SECONDS = 0.001
 folder = BlockFolder(path, 20 * file_bytes(N), N)
 rng, out, read = np.random.default_rng(seed), np.empty(N, np.uint8), 0
 
@@ -37,7 +40,7 @@ for _ in range(rounds):
         if folder.read(key, out):
             assert np.array_equal(out, block(key))
             read += 1
-    folder.keep(keys, 0, lambda i: [block(keys[i])])
+    folder.keep(keys, lambda i: [block(keys[i])])
     with folder._locked():  # nobody writes now
         sizes = [os.stat(entry.path).st_size for entry in os.scandir(folder.path)]
     assert sum(sizes) <= folder.most_bytes, (len(sizes), sum(sizes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ USUAL_WINDOW = 2048
 """Tokens of a window, where the model takes as many."""
 
 
-@opens_model("memory", "threads", "context", "kv_dtype")
+@opens_model("memory", "threads", "kv_dtype")
 def perplexity(
     model: opt.Model,
     files: Annotated[
@@ -38,12 +37,16 @@ def perplexity(
         int | None,
         typer.Option(help="Tokens by which a window goes on from the one before. (default: half a window)"),
     ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a window. (default: 2048, or what the model was trained for, where that is less)"),
+    ] = None,
     options: OpenOptions = OpenOptions(),  # noqa: B008
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell how well a model foresees texts: perplexity, bits a byte. A long text is cut into windows of --context
-    tokens (2048 by default, or what the model was trained for) that overlap and share passes."""
+    tokens that overlap and share passes."""
     from penstock.llm import LLM
     from penstock.scoring import perplexity_of
 
@@ -51,7 +54,7 @@ def perplexity(
     if names.count("-") > 1:
         raise UsageError("Standard input can be read once.", "Name `-` once.")
     begin = time.perf_counter()
-    with LLM.open_with(model, replace(options, context=_window(model, options.context), draft="none")) as llm:
+    with LLM.open_with(model, replace(options, context=_window(model, context), draft="none")) as llm:
         texts = [_read(llm, name) for name in names]
         window, stride = llm.context, max(1, llm.context // 2) if stride is None else stride
         scorer = llm.scorer(texts, stride=stride)
@@ -111,5 +114,5 @@ def _run(scorer: Scorer, quiet: bool) -> None:
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden, transient=True) as bar:
         task = bar.add_task("scoring", total=None)
         for at in scorer.run():
-            so_far = f"perplexity {math.exp(at.nats / at.scored):.3f}" if at.scored else "scoring"
+            so_far = "scoring" if at.perplexity is None else f"perplexity {at.perplexity:.3f}"
             bar.update(task, completed=at.scored, total=at.wanted, description=so_far)

@@ -46,8 +46,9 @@ def check_same(began: SamplingParams, given: SamplingParams, path: Path) -> None
     for field in fields(given):
         old, new = getattr(began, field.name), getattr(given, field.name)
         if field.name == "stop":
-            old, new = began.stops, given.stops or None
-        if field.name not in ("ignore_eos", "logprobs") and new not in (None, old):
+            old, new = began.stops, given.stops
+        # What is as it is by default was not given.
+        if field.name not in ("ignore_eos", "logprobs") and new not in (old, field.default):
             raise _begun_otherwise(path, f"--{field.name.replace('_', '-')}", old, new)
 
 

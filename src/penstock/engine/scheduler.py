@@ -2,7 +2,8 @@
 
 A sequence is admitted when the keys and values that it may come to need fit beside what was promised to the others;
 until then it waits, in the order in which sequences came. Sequences that begin alike share blocks (memory/prefixes.py).
-Where a sequence's own part of the work raises, whatever that is, it ends with that error, and the others go on.
+Where a sequence's own part of the work raises, whatever that is, it ends with that error, and the others go on; but
+where a stage is lost, all have lost it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from penstock.errors import InternalError, MemoryCeilingError
+from penstock.errors import InternalError, MemoryCeilingError, StageLostError
 from penstock.memory.prefixes import Prefix, longest
 from penstock.models.kv_cache import BLOCK_SLOTS
 
@@ -64,9 +65,12 @@ class Scheduler:
 
     @contextmanager
     def own_work(self, sequence: Sequence) -> Iterator[None]:
-        """One sequence's part of the work: where it raises, the sequence ends with that, and the others go on."""
+        """One sequence's part of the work: where it raises, the sequence ends with that, and the others go on. Raises
+        StageLostError."""
         try:
             yield
+        except StageLostError:
+            raise
         except Exception as error:
             self._fail(sequence, error)
 
@@ -80,6 +84,7 @@ class Scheduler:
         """Let a sequence take part from now on, or as soon as there is room for it."""
         self.waiting.append(sequence)
         try:
+            sequence.cached_tokens = self._tokens_there(sequence)
             self.admit()
         except BaseException:  # nobody has it, so nobody would ever end it
             self.leave(sequence)
@@ -194,7 +199,6 @@ class Scheduler:
         """The pass has not: those that were to share it begin anew."""
         for sequence in self._adopting:
             sequence.cache.truncate(0)
-            sequence.cached_tokens = 0
         self._adopting.clear()
 
     def _begin(self, sequence: Sequence, pending: Mapping[Sequence, int], chunks: List[Chunk]) -> bool:
@@ -215,8 +219,17 @@ class Scheduler:
             self._memory.caches.kept.touch(prefix)
         if self.stored is not None and stored > cache.adopted:
             self.stored.load(sequence, stored)
-        sequence.cached_tokens = min(cache.length, len(sequence.prompt))
+        # What came beside it or after it, as choices of its request do, was not there.
+        sequence.cached_tokens = min(cache.length, sequence.cached_tokens)
         return True
+
+    def _tokens_there(self, sequence: Sequence) -> int:
+        """How many of a prompt's first tokens need not be computed, in memory or on the disk."""
+        if sequence.cache.length:  # its caller's, which has them of its own
+            return 0
+        _, blocks = longest(self._prefixes(sequence, ()), sequence.adoptable, sequence.cache.adapter)
+        stored = 0 if self.stored is None else self.stored.count(sequence)
+        return min(max(blocks, stored) * BLOCK_SLOTS, len(sequence.prompt))
 
     def _prefixes(self, sequence: Sequence, chunks: List[Chunk]) -> Iterator[Prefix]:
         """What every other sequence will have computed when this pass comes to the rows of `sequence`; what a lent

@@ -6,9 +6,10 @@ passes alone: as a session does that has no file, which would have it too. Any s
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from penstock.errors import MemoryCeilingError
+from penstock.errors import MemoryCeilingError, StageLostError
 from penstock.memory.budget import LEAST_CHUNK_ROWS
 from penstock.models.kv_cache import BLOCK_SLOTS, KvCount
 from penstock.prefix_cache.keys import block_keys
@@ -69,16 +70,17 @@ class StoredPrefixes:
         self.folder.touch(keys[: cache.length // BLOCK_SLOTS])
 
     def keep(self, sequence: Sequence) -> None:
-        """Write what a pass has computed of a sequence's prompt."""
+        """Write what a pass has computed of a sequence's prompt, and of earlier passes what is not there."""
         cache, prompt = sequence.cache, sequence.prompt
-        first, whole = sequence.kept_blocks, min(cache.length, len(prompt)) // BLOCK_SLOTS
-        if whole <= first or len(prompt) < LEAST_BLOCKS * BLOCK_SLOTS:
+        whole = min(cache.length, len(prompt)) // BLOCK_SLOTS
+        if whole <= sequence.kept_blocks or len(prompt) < LEAST_BLOCKS * BLOCK_SLOTS:
             return
         if sequence.error is not None or not sequence.stores_prompt:
             return
-        keys = self._keys(sequence, prompt, whole)[first:]
-        self.folder.keep(keys, first, lambda index: self.chain.read_block(cache, first + index))
-        sequence.kept_blocks = whole
+        keys = self._keys(sequence, prompt, whole)
+        with suppress(StageLostError):  # told when its layers are needed: what the pass has drawn counts
+            self.folder.keep(keys, lambda number: self.chain.read_block(cache, number))
+            sequence.kept_blocks = whole
 
     def _keys(self, sequence: Sequence, tokens: list[int], count: int) -> list[bytes]:
         return block_keys(self._root(sequence.cache.adapter), tokens, count)

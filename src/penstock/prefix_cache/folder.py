@@ -1,8 +1,8 @@
 """A folder of blocks that several processes share, under a limit of bytes; the least recently used ones go first.
 
 A file has its name once all of it is there, and when it was used last is its time of change. One process at a time
-makes room and writes; reading waits for nobody. Nothing here raises: what cannot be read is computed, what cannot be
-written is not kept, and either is told once.
+makes room and writes, and lets others come to it before long; reading waits for nobody. Nothing here raises: what
+cannot be read is computed, what cannot be written is not kept, and either is told once.
 """
 
 from __future__ import annotations
@@ -34,8 +34,14 @@ if TYPE_CHECKING:
 
 SUBFOLDER = "prefixes-1"
 """Of the folder that the user names, which may have other things in it; with the version of its files."""
-LOCK_SECONDS = 2.0
-"""How long to wait for another process that writes."""
+LOCK_SECONDS, POLL_SECONDS = 2.0, 0.01
+"""How long to wait for another process that writes, and how often to look."""
+IMPATIENT_SECONDS = 60.0
+"""So long after it was waited for in vain it is only looked whether it is still at it: a prompt has many passes."""
+RUN_BYTES = 64 << 20
+"""Written at a time before others may: most disks do it within LOCK_SECONDS, and it takes longer than making room."""
+SLACK_NS = 60 * 10**9
+"""By so much a block may come from the future: others use it meanwhile, and clocks of machines differ."""
 STEP_NS = 1000
 """By so much a block counts as older than the one before it: of a prompt the end goes first, which needs the begin."""
 _BLOCK = re.compile(r"[0-9a-f]{64}\.kv")
@@ -59,6 +65,7 @@ class BlockFolder:
         self.block_bytes = block_bytes
         self._told: set[str] = set()
         self._usable = False
+        self._impatient_until = 0.0
         with self._telling("cannot be used"):
             self._prepare()
             with self._locked():
@@ -86,50 +93,57 @@ class BlockFolder:
             return False
         return True
 
-    def keep(self, keys: Sequence[bytes], first: int, block: Callable[[int], Sequence[U8]]) -> None:
-        """Have blocks in the folder, or as many of the first ones as there is room for; they count as used now.
+    def keep(self, keys: Sequence[bytes], block: Callable[[int], Sequence[U8]]) -> None:
+        """Have the blocks of a prompt in the folder, or as many of the first ones as the limit allows; they count as
+        used now.
 
-        `keys`: of blocks that follow one another, the first of which is number `first` of its prompt. `block(i)`: the
-        parts of the block of keys[i], called for those that are missing.
+        `keys`: from the very first block on, without which the others are of no use. `block(i)`: the parts of the block
+        of keys[i], called for those that are missing.
         """
+        size = file_bytes(self.block_bytes)
+        keys, run = keys[: self.most_bytes // size], max(1, RUN_BYTES // size)
         with self._telling("cannot be written"):
             self._prepare()
-            missing = [index for index, key in enumerate(keys) if not self.has(key)]
-            if missing:
+            self.touch(keys)
+            missing = [number for number, key in enumerate(keys) if not self.has(key)]
+            for begin in range(0, len(missing), run):
+                if begin:
+                    time.sleep(2 * POLL_SECONDS)  # or those who wait would hardly ever look just then
+                numbers = missing[begin : begin + run]
                 with self._locked():
-                    self._write(keys, missing, block)
-            self.touch(keys, first)
+                    if not all(map(self.has, keys[: numbers[0]])):  # another process needed the room
+                        break
+                    self._write(keys, numbers, block)
+                self.touch(keys)
 
-    def touch(self, keys: Sequence[bytes], first: int = 0) -> None:
-        """These were of use: they are dropped last."""
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """These, of a prompt's first blocks, were of use: they are dropped last."""
         now = time.time_ns()
-        for number, key in enumerate(keys, first):
+        for number, key in enumerate(keys):
             used = now - number * STEP_NS
             with suppress(OSError):
                 if self.has(key):
                     os.utime(self._path(key), ns=(used, used))
 
-    def _write(self, keys: Sequence[bytes], missing: Sequence[int], block: Callable[[int], Sequence[U8]]) -> None:
-        """Those that are missing, as many as there is room for. Raises OSError."""
-        size = file_bytes(self.block_bytes)
-        room = self._make_room(len(missing) * size, {self._path(key).name for key in keys})
-        written = []
-        for index in missing[: room // size]:
-            path = self._path(keys[index])
+    def _write(self, keys: Sequence[bytes], numbers: Sequence[int], block: Callable[[int], Sequence[U8]]) -> None:
+        """Blocks of a prompt that fits, those that nobody else has written meanwhile. Raises OSError."""
+        missing = [number for number in numbers if not self.has(keys[number])]
+        self._make_room(len(missing) * file_bytes(self.block_bytes), {self._path(key).name for key in keys})
+        for number in missing:
+            path = self._path(keys[number])
             new = path.with_suffix(f".{os.getpid()}.new")
-            write_block(new, keys[index], block(index), self.block_bytes)
+            write_block(new, keys[number], block(number), self.block_bytes)
             try:
                 _give_name(new, path)
             except BaseException:
                 new.unlink()
                 raise
-            written.append(path)
-        for path in written:
-            drop_pages(path)
+        for number in missing:
+            drop_pages(self._path(keys[number]))
 
-    def _make_room(self, wanted: int, keep: set[str]) -> int:
-        """Bytes that there is room for, `wanted` if that can be; others than blocks named in `keep` go. Raises
-        OSError."""
+    def _make_room(self, wanted: int, keep: set[str]) -> None:
+        """Have room for so many bytes beside the blocks named in `keep`; others go, the least recently used first.
+        Raises OSError."""
         kept = sorted(self._scan())
         total = sum(one.nbytes for one in kept)
         for one in kept:
@@ -140,11 +154,9 @@ class BlockFolder:
                 with suppress(FileNotFoundError):
                     os.unlink(one.path)  # noqa: PTH108
                 total -= one.nbytes
-        return max(0, self.most_bytes - total)
 
     def _scan(self) -> Iterator[_Kept]:
         """All blocks, what cannot be one of ours as if it were the oldest; what writers that died left behind goes."""
-        now = time.time_ns()
         with os.scandir(self.path) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
@@ -152,7 +164,7 @@ class BlockFolder:
                         os.unlink(entry.path)  # noqa: PTH108
                     elif _BLOCK.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                         told = entry.stat(follow_symlinks=False)
-                        ours = told.st_size <= self.most_bytes and told.st_mtime_ns <= now
+                        ours = told.st_size <= self.most_bytes and told.st_mtime_ns <= time.time_ns() + SLACK_NS
                         yield _Kept(told.st_mtime_ns if ours else 0, told.st_size, entry.path)
 
     def _prepare(self) -> None:
@@ -175,11 +187,13 @@ class BlockFolder:
         """Keep other processes from writing. Raises OSError, TimeoutError where another one is at it for long."""
         descriptor = lock_holder(self.path)
         try:
-            until = time.monotonic() + LOCK_SECONDS
+            begin = time.monotonic()
+            until = begin if begin < self._impatient_until else begin + LOCK_SECONDS
             while not lock(descriptor):
-                if time.monotonic() > until:
+                if time.monotonic() >= until:
+                    self._impatient_until = until + IMPATIENT_SECONDS
                     raise TimeoutError(errno.ETIMEDOUT, "other processes are writing there")
-                time.sleep(0.01)
+                time.sleep(POLL_SECONDS)
             yield
         finally:
             os.close(descriptor)
