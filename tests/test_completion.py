@@ -5,16 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import decoders, models
 
 from helpers.cases import DEMO
 from helpers.guessing import Scripted, knowing
 from helpers.thorough import quick
 from penstock import LLM, SamplingParams
-from penstock.completion import Output, Piece
+from penstock.completion import Completion, Output, Piece
+from penstock.engine.sequence import Sequence
 from penstock.errors import ChatTemplateError
 from penstock.options import OpenOptions
+from penstock.text.tokenizer import Tokenizer
 
 PROMPT = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n"
 TOKENS = 40
@@ -184,3 +193,84 @@ def test_what_is_printed(plain: LLM) -> None:
 def test_a_conversation_is_checked_at_once(plain: LLM) -> None:
     with pytest.raises(ChatTemplateError):
         plain.chat_stream([{"role": "nobody"}])
+
+
+SPECIAL = ["<s>", "<PRE>", "<SUF>", "<MID>"]
+BYTES = ["<0x0A>", "<0xE4>", "<0xBD>", "<0xA0>"]
+WORDS = ["▁", "▁Hello", "▁world", "▁x", "return", "wor", "!", "▁▁▁▁"]
+UNITS = [[word] for word in WORDS] + [["<0x0A>"], ["<0xE4>", "<0xBD>", "<0xA0>"], ["<SUF>"]]
+"""Tokens that are whole characters together."""
+
+
+def tokenizer_of(*decoder: decoders.Decoder) -> Tokenizer:
+    backend = tokenizers.Tokenizer(
+        models.BPE({token: index for index, token in enumerate([*SPECIAL, *BYTES, *WORDS])}, [])
+    )
+    backend.add_special_tokens(SPECIAL)
+    backend.decoder = decoders.Sequence([*decoder])
+    return Tokenizer(backend)
+
+
+SENTENCEPIECE = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+STRIPPING = {
+    "sentencepiece": tokenizer_of(*SENTENCEPIECE, decoders.Strip(" ", 1, 0)),
+    "of many": tokenizer_of(*SENTENCEPIECE, decoders.Strip(" ", 8, 0)),
+    "metaspace": tokenizer_of(decoders.Metaspace()),
+    "not at all": tokenizer_of(*SENTENCEPIECE),
+}
+
+
+def ids_of(tokenizer: Tokenizer, tokens: list[str]) -> list[int]:
+    found = map(tokenizer.token_id, tokens)
+    return [token for token in found if token is not None]
+
+
+def behind(
+    tokenizer: Tokenizer, prompt: list[str], passes: list[list[str]], drawn: int = 0, *, continues: bool = True
+) -> str:
+    """The text of tokens behind a prompt, given what each pass brings, of which an earlier run had so many passes."""
+    ids = [ids_of(tokenizer, tokens) for tokens in (prompt, *passes)]
+    fake: Any = SimpleNamespace(seed=0)
+    sequence = Sequence(ids[0], fake, 99, frozenset(), fake, token_ids=[*chain(*ids[1 : drawn + 1])])
+    completion = Completion(sequence, tokenizer, continues=continues)
+    stats: Any = SimpleNamespace(totals=lambda: None, parts=())
+    for tokens in ids[drawn + 1 :]:
+        sequence.token_ids += tokens
+        sequence.after_pass(stats)
+    sequence.finish_reason = "length"
+    sequence.after_pass(stats)
+    text = completion.output().text
+    assert "".join(piece.text for piece in completion.pieces) == text
+    return text
+
+
+@pytest.mark.parametrize("name", STRIPPING)
+@given(prompt=st.lists(st.sampled_from(UNITS), max_size=20), answer=st.lists(st.sampled_from(UNITS), max_size=8))
+def test_text_goes_on_with_the_prompts(name: str, prompt: list[list[str]], answer: list[list[str]]) -> None:
+    """However many tokens a pass brings, and wherever an earlier run ended."""
+    tokenizer, before, tokens = STRIPPING[name], ["<s>", *chain(*prompt)], [*chain(*answer)]
+    whole, first = (tokenizer.decode(ids_of(tokenizer, some)) for some in (before + tokens, before))
+    assert first + behind(tokenizer, before, [tokens]) == whole
+    for drawn in range(len(tokens) + 1):
+        assert first + behind(tokenizer, before, [[token] for token in tokens], drawn) == whole
+
+
+def test_the_space_between_a_prompt_and_its_answer() -> None:
+    for name in ("sentencepiece", "of many", "metaspace"):
+        tokenizer, world = STRIPPING[name], [["▁world", "!"]]
+        assert behind(tokenizer, ["<s>", "▁Hello"], world) == " world!"
+        assert behind(tokenizer, ["<s>", "<PRE>", "return", "<SUF>", "<MID>"], [["▁x"]]) == " x", "infilling"
+        assert behind(tokenizer, ["<s>"], world) == "world!", "of nothing"
+        assert behind(tokenizer, ["<s>", "▁Hello"], world, continues=False) == "world!", "as in a chat"
+
+
+def test_a_line_that_the_prompt_ended_is_not_told_again() -> None:
+    assert behind(STRIPPING["sentencepiece"], ["▁x", "<0x0A>"], [["▁▁▁▁"], ["return"]]) == "    return"
+
+
+def test_a_character_that_the_answer_completes_is_told() -> None:
+    """Where a prompt was given as tokens. Half a character that it does not complete was the prompt's."""
+    tokenizer, prompt = STRIPPING["sentencepiece"], ["▁x", "<0xE4>"]
+    assert behind(tokenizer, prompt, [["<0xBD>"], ["<0xA0>"], ["wor"]]) == "你wor"
+    assert behind(tokenizer, prompt, [["wor"], ["!"]]) == "wor!"
+    assert behind(tokenizer, prompt, []) == ""

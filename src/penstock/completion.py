@@ -6,6 +6,7 @@ import reprlib
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 from weakref import WeakMethod
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from penstock.logprobs import TokenLogprobs
     from penstock.models.pass_stats import PartStats, PassStats, PassTotals
     from penstock.text.tokenizer import Tokenizer
+
+CONTEXT = 16
+"""Tokens of a prompt that tell how the text behind it begins: more than the spaces that decoders strip."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxlist = 80, 6
@@ -117,14 +121,24 @@ class Completion:
     """One sequence with its text, kept up to date by the engine's passes, whoever asked for them."""
 
     def __init__(
-        self, sequence: Sequence, tokenizer: Tokenizer | None, stops: List[str] = (), shown: Collection[int] = ()
+        self,
+        sequence: Sequence,
+        tokenizer: Tokenizer | None,
+        stops: List[str] = (),
+        shown: Collection[int] = (),
+        *,
+        continues: bool = False,
     ) -> None:
-        """`shown`: special tokens that are a part of the text."""
+        """`shown`: special tokens that are a part of the text. `continues`: the text goes on with the prompt's, and
+        does not begin anew, as the answer in a chat does: a space that it begins with is a part of it then, whatever
+        the tokenizer does at the beginning of a text."""
         self.sequence = sequence
         self.stats = Stats(len(sequence.prompt), sequence.sampler.seed, guesses=sequence.guesses)
         self.pieces: deque[Piece] = deque()
         """What the passes brought that nobody has taken yet."""
-        self._text = TextStream(tokenizer, shown) if tokenizer is not None else None
+        self._text: TextStream | None = None
+        if tokenizer is not None:
+            self._text = _Continued(tokenizer, shown, sequence.prompt) if continues else TextStream(tokenizer, shown)
         self._stops = StopStrings(stops)
         self._begin = time.perf_counter()
         self._taken = 0
@@ -211,3 +225,28 @@ class Completion:
         if drawn and not self.stats.tokens:
             self.stats.first_token_seconds = self.stats.seconds
         self.stats.tokens += drawn
+
+
+class _Continued(TextStream):
+    """Goes on with a prompt's text, whose last tokens it decodes its own behind."""
+
+    def __init__(self, tokenizer: Tokenizer, shown: Collection[int], prompt: List[int]) -> None:
+        super().__init__(tokenizer, shown)
+        self._known = ""
+        """Text of the prompt's that is held back: told where the answer changes it, as it does half a character."""
+        plain = (token for token in reversed(prompt) if token not in tokenizer.special_ids)
+        context = [*islice(plain, CONTEXT)][::-1]
+        told = "".join([self.push(token) for token in context])
+        self._known = tokenizer.decode(context)[len(told) :]
+
+    def push(self, token_id: int) -> str:
+        return self._new(super().push(token_id))
+
+    def finish(self) -> str:
+        return self._new(super().finish())
+
+    def _new(self, text: str) -> str:
+        if not text:
+            return ""
+        known, self._known = self._known, ""
+        return text.removeprefix(known)

@@ -1,13 +1,32 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penstock.errors import UsageError
-from penstock.grammars.grammar import MOST_CHARACTERS, Grammar
+from penstock.grammars.grammar import MOST_BRACKETS, MOST_CHARACTERS, MOST_GBNF, MOST_LINES, Grammar
+
+DEEP = """
+import json
+from helpers.cases import DEMO
+from penstock.grammars.compiler import GrammarCompiler
+from penstock.grammars.grammar import MOST_BRACKETS, MOST_LINES, Grammar
+from penstock.text.tokenizer import Tokenizer
+
+compiler = GrammarCompiler(Tokenizer.open(DEMO).to_json, 4096, [4])
+link = lambda n: {"type": "array", "items": {"$ref": f"#/$defs/{n}"}}
+count = MOST_BRACKETS // 2 - 2
+schema = {"$ref": "#/$defs/0", "$defs": {n: link(n + 1) for n in range(count)} | {count: {}}}
+lark = "start: r0\\n" + "\\n".join(f'r{n}: "a" r{n + 1}' for n in range(MOST_LINES - 1)) + f'\\nr{MOST_LINES - 1}: "b"'
+for grammar in (Grammar("schema", json.dumps(schema)), Grammar("grammar", lark)):
+    assert compiler.matcher(grammar).mask().any()
+"""
 
 
 class TestAsked:
@@ -39,6 +58,12 @@ class TestAsked:
     def test_one_that_is_too_long(self) -> None:
         with pytest.raises(UsageError, match="regular expression of 1,048,577 characters is too long"):
             Grammar.of(None, "a" * (MOST_CHARACTERS + 1))
+        with pytest.raises(UsageError, match="JSON schema of 8,193 brackets is too long"):
+            Grammar.of("[" * (MOST_BRACKETS + 1))
+        with pytest.raises(UsageError, match="grammar of 1,001 lines is too long") as error:
+            Grammar.of(None, None, "\n" * (MOST_LINES + 1))
+        assert error.value.remedy == "Give one of at most 1,000."
+        assert Grammar.of(None, "[a]" * MOST_BRACKETS + "\n" * MOST_BRACKETS)
 
 
 class TestSource:
@@ -77,6 +102,25 @@ class TestSource:
         with pytest.raises(UsageError, match=reason) as error:
             grammar.source()
         assert "docs/structured.md" in error.value.remedy
+
+    def test_gbnf_that_is_too_long(self) -> None:
+        """The library would take minutes to rewrite it."""
+        rules = "".join(f'r{index} ::= r{index + 1} "{"x" * 32}"\n' for index in range(MOST_LINES - 1))
+        with pytest.raises(UsageError, match=r"characters in llama.cpp's notation \(GBNF\) is too long") as error:
+            Grammar("grammar", f"root ::= r0\n{rules}").source()
+        assert "at most 32,768" in error.value.remedy
+
+    def test_lark_may_be_longer(self) -> None:
+        words = " | ".join(f'"{index:04}"' for index in range(MOST_GBNF // 8))
+        assert Grammar("grammar", f"\n \t\nstart : {words}").source()
+
+    def test_white_space_is_looked_at_once(self) -> None:
+        with pytest.raises(UsageError, match="too long"):
+            Grammar("grammar", "\n" * MOST_LINES + " " * (MOST_CHARACTERS - MOST_LINES)).source()
+
+    def test_what_refers_to_one_another_may_be_deep(self) -> None:
+        """In a process of its own, which a stack that is too short would end."""
+        subprocess.run([sys.executable, "-c", DEEP], check=True, cwd=Path(__file__).parents[1])
 
     @pytest.mark.parametrize(
         "text",

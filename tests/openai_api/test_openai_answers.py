@@ -168,7 +168,7 @@ class TestChunks:
                 llm.step()
                 for index, completion in enumerate(answers.completions):
                     while completion.pieces:
-                        got.append(chunks.piece(index, completion.pieces.popleft()))
+                        got += chunks.piece(index, completion.pieces.popleft())
             whole = answers.response(**IDENTITY)
             answers.cancel()
             [usage] = chunks.end(answers.usage)
@@ -201,6 +201,6 @@ class TestChunks:
         while answers.runs:
             llm.step()
             piece = answers.completions[0].pieces.popleft()
-            counts.append(chunks.piece(0, piece)["usage"]["completion_tokens"])
+            counts += [chunk["usage"]["completion_tokens"] for chunk in chunks.piece(0, piece)]
         answers.cancel()
         assert counts == [1, 2, 3]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.cases import DEMO
 from penstock import LLM
 from penstock.openai_api.answers import submit
 from penstock.openai_api.errors import RequestError
@@ -68,6 +72,15 @@ def test_what_is_drawn_follows(llm: LLM) -> None:
     assert whole.logprobs.text_offset[-1] == len(PROMPT) + plain.logprobs.text_offset[-1]
 
 
+def test_what_is_scored_is_computed(llm: LLM) -> None:
+    """The answer takes over what the scores had computed, and nothing was there before."""
+    prompt = [5 + index % 900 for index in range(150)]
+    for _ in range(2):
+        got = response(llm, prompt=prompt, echo=True, logprobs=1, max_tokens=2)
+        assert got.usage.prompt_tokens_details.cached_tokens == 0
+    assert response(llm, prompt=prompt, echo=True, max_tokens=2).usage.prompt_tokens_details.cached_tokens == 128
+
+
 def test_several_prompts_and_choices_share_a_pass(llm: LLM) -> None:
     prompts = [PROMPT, "import os\n"]
     answers = submit(llm, parse(URL, {"prompt": prompts, "echo": True, "logprobs": 0, "max_tokens": 1, "n": 2}))
@@ -114,3 +127,34 @@ def test_not_in_streams() -> None:
 def test_chats_draw_one_token_at_least() -> None:
     with pytest.raises(RequestError, match="max_tokens"):
         parse("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 0})
+
+
+def test_a_space_that_the_tokenizer_strips_off_the_beginning_of_texts(tmp_path: Path) -> None:
+    """As Llama 2's does. Between a prompt and what follows, it stays; at the beginning of a chat's answer it goes."""
+    shutil.copytree(DEMO, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    content["decoder"] = {"type": "Sequence", "decoders": [content["decoder"], strip]}
+    path.write_text(json.dumps(content))
+    with LLM.open(tmp_path / "model", memory="1GiB", draft="none") as llm:
+        space = llm.text_side().token_id("Ġ=")
+        asked: dict[str, Any] = {"prompt": ["a", "b"], "n": 2, "max_tokens": 2, "logit_bias": {str(space): 100}}
+        for echo in (False, True):
+            got = response(llm, **asked, logprobs=1, echo=echo)
+            before = ["a", "a", "b", "b"] if echo else [""] * 4
+            assert [choice.text for choice in got.choices] == [f"{prompt} = =" for prompt in before]
+            for choice in got.choices:
+                assert choice.logprobs is not None
+                assert [choice.text[offset:] for offset in choice.logprobs.text_offset[-2:]] == [" = =", " ="]
+        del asked["prompt"], asked["n"]
+        messages = [{"role": "user", "content": "a"}]
+        for url, body, text in (
+            (URL, {"prompt": "a"}, " = ="),
+            ("/v1/chat/completions", {"messages": messages}, "= ="),
+        ):
+            answers = submit(llm, parse(url, asked | body), drawn=[[space]])  # a token that came before it was cut
+            while answers.runs:
+                llm.step()
+            assert answers.completions[0].output().text == text
+            answers.cancel()

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import FrameType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.openai_api import tool_calls
 from penstock.openai_api.tool_calls import Argued, Called, Said, ToolCalls
 from penstock.openai_api.tool_formats import GRANITE, HERMES, LLAMA, MISTRAL, PHI, ToolFormat, tool_format
 
 NAMES = ("add", "get_weather")
 ROME, ADD = '{"city": "Rome", "at": {"a": ["}", "{\\""]}}', '{"a": 1}'
+NO_JSON = '"Rome, {"'
 
 
 def call(name: str, arguments: str, key: str = "arguments") -> str:
@@ -40,6 +44,31 @@ ANSWERS: dict[str, tuple[ToolFormat, str, str, list[tuple[str, str]]]] = {
         [("add", ADD)],
     ),
     "no arguments": (HERMES, '<tool_call>{"name": "add"}</tool_call>', "", [("add", "{}")]),
+    "arguments that are a string": (
+        HERMES,
+        f"<tool_call>{call('add', json.dumps(ROME))}</tool_call>",
+        "",
+        [("add", ROME)],
+    ),
+    "so in another order": (
+        LLAMA,
+        f'{{"parameters": {json.dumps(ROME)}, "name": "add"}}',
+        "",
+        [("add", ROME)],
+    ),
+    "a string that is no JSON": (
+        HERMES,
+        f"<tool_call>{call('add', NO_JSON)}</tool_call>",
+        "",
+        [("add", NO_JSON)],
+    ),
+    "a string that is cut": (HERMES, f"<tool_call>{call('add', NO_JSON)[:-2]}", "", [("add", NO_JSON[:-1])]),
+    "half a character": (
+        HERMES,
+        '<tool_call>{"arguments": {"a": "\\ud83d"}, "name": "add"}</tool_call>',
+        "",
+        [("add", '{"a": "\\ud83d"}')],
+    ),
     "not among the tools": (HERMES, f"<tool_call>{call('rm', ADD)}", call("rm", ADD), []),
     "cut": (HERMES, '<tool_call>\n{"name": "add", "arguments": {"a": ', "", [("add", '{"a": ')]),
     "cut before its name": (HERMES, '<tool_call>\n{"name": "ad', '{"name": "ad', []),
@@ -93,6 +122,42 @@ def test_arguments_are_told_as_they_come() -> None:
     assert answer.finish() == []
 
 
+@pytest.mark.parametrize("name", ['{"first": "Ada"}', '["add"]', "5", "1.5", "true", "null"])
+@pytest.mark.parametrize("form", [HERMES, LLAMA])
+def test_a_name_that_is_no_string(form: ToolFormat, name: str) -> None:
+    """Is text, like all objects that are no call."""
+    answer = ToolCalls(form, NAMES)
+    written = f'{{"name": {name}, "age": 3}}'
+    assert [*answer.push(form.opening + written), *answer.finish()] == [Said(written)]
+
+
+def lines_run(pieces: list[str]) -> int:
+    """Lines of tool_calls.py that run while it takes these."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace if frame.f_code.co_filename == tool_calls.__file__ else None
+
+    answer, before = ToolCalls(LLAMA, NAMES), sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for piece in pieces:
+            answer.push(piece)
+    finally:
+        sys.settrace(before)
+    assert answer.said == ""
+    return count
+
+
+@pytest.mark.parametrize("begin", ['{"value": ', '{"name": ["', '{"name": "'])
+def test_work_is_linear(begin: str) -> None:
+    """Of what is held back, however many pieces it comes in."""
+    once, twice = (lines_run([begin, *["12 "] * count]) for count in (200, 400))
+    assert twice < 2.2 * once
+
+
 @given(
     st.text(alphabet='{}[]",:<>/|tool_calnmeadrgus \n\\', max_size=80), st.sampled_from([HERMES, LLAMA, MISTRAL, PHI])
 )
@@ -113,6 +178,16 @@ def test_anything_at_all(text: str, form: ToolFormat) -> None:
         ("{% if tools %}[AVAILABLE_TOOLS][TOOL_CALLS]{% endif %}", MISTRAL),
         ("{% if tools %}<|tool_call|><|/tool_call|>{% endif %}", PHI),
         ("{% if tools %}<|tool_call|>{% endif %}", GRANITE),
+        ('{% if tools %}{{ \'{\\"name\\": function name, \\"parameters\\": its arguments}\' }}{% endif %}', LLAMA),
+        # Formats that are not read: Qwen3-Coder, GLM 4.5, Mistral Small 3.2, Command R, gpt-oss, DeepSeek V3.1, none.
+        ("{% if tools %}<tool_call>\n<function=name>\n<parameter=p>{% endif %}", None),
+        ("{% if tools %}<tool_call>{name}\n<arg_key>{key}</arg_key>{% endif %}", None),
+        ("{% if tools %}[TOOL_CALLS]{{ name }}[ARGS]{{ arguments }}{% endif %}", None),
+        ('{% if tools %}{"tool_name": "{{ name }}", "parameters": {{ arguments }}}{% endif %}', None),
+        ('{% for tool in tools %}{"name": "{{ tool.name }}", "description": "", "parameters": {}}{% endfor %}', None),
+        ("{% if tools %}<|channel|>commentary to=functions.{{ parameters }}{% endif %}", None),
+        ("{% if tools %}<｜tool▁calls▁begin｜>{% endif %}", None),  # noqa: RUF001
+        ("{{ tools | tojson }}", None),
     ],
 )
 def test_a_template_tells_the_format(template: str, form: ToolFormat | None) -> None:

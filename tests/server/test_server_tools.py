@@ -57,6 +57,17 @@ def test_a_named_function(client: openai.OpenAI) -> None:
     check_weather(call.function.arguments)
 
 
+def test_a_schema_in_parts(client: openai.OpenAI) -> None:
+    """As pydantic has a model with others in it."""
+    parts = {"City": {"enum": CITIES}, "Units": {"enum": UNITS}}
+    named = {"city": {"$ref": "#/$defs/City"}, "unit": {"$ref": "#/$defs/Units"}}
+    function = {"name": "weather", "parameters": {**SCHEMA, "properties": named, "$defs": parts}}
+    asked = {**ASKED, "tools": [TIME, {"type": "function", "function": function}]}
+    [call] = client.chat.completions.create(**asked, tool_choice=NAMED).choices[0].message.tool_calls or []
+    assert call.type == "function"
+    check_weather(call.function.arguments)
+
+
 def test_a_stream_tells_the_same_in_deltas(client: openai.OpenAI) -> None:
     asked = {**ASKED, "temperature": 1, "seed": 3, "tool_choice": NAMED}
     whole = client.chat.completions.create(**asked).choices[0].message.tool_calls

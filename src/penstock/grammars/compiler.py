@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llguidance import LLMatcher, LLTokenizer
 
 from penstock.errors import TokenizerError
-from penstock.grammars.grammar import KEPT, LIMITS
+from penstock.grammars.grammar import KEPT, LIMITS, deep
 from penstock.grammars.matcher import Matcher
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ class GrammarCompiler:
         if self._vocabulary is None:
             self._make_room(self._nbytes)
             self._vocabulary = self._read()
-        compiled = LLMatcher(self._vocabulary, source, log_level=0, limits=LIMITS)
+            self._make_room = lambda nbytes: None  # matchers that somebody still has lead here, not to a closed model
+        vocabulary = self._vocabulary
+        compiled = deep(lambda: LLMatcher(vocabulary, source, log_level=0, limits=LIMITS))
         if compiled.is_error():
             raise grammar.refused(compiled.get_error())
         return compiled

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import llguidance
 from llguidance import LLMatcher, LLParserLimits
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from penstock.errors import UsageError
 from penstock.strict_json import shown
@@ -18,14 +21,25 @@ ANY_OBJECT = '{"type": "object"}'
 """The schema of all JSON objects."""
 MOST_CHARACTERS = 1 << 20
 """Of a schema, an expression or a grammar."""
+MOST_BRACKETS, MOST_LINES = 8192, 1000
+"""Of a schema or a grammar, and of a grammar, which has a rule a line: so deep may what refers to one another be."""
+STACK = 64 << 20
+"""Bytes of a stack on which the library goes down so deep. On a shorter one it would take the process down with it."""
+MOST_GBNF = 32 << 10
+"""Characters of a grammar in llama.cpp's notation: the library rewrites it in a time that grows with their square."""
+LARK = re.compile(r"^[^\S\n]*(%llguidance\b|start\s*:)", re.MULTILINE)
+"""By this the library tells Lark's notation from the other, here without looking at white space again and again."""
 SEPARATORS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """Of JSON: on one line, as models write it most. Free white space would be tokens that say nothing, and a small model
 may never end it."""
 KEPT = 8
 """Grammars that are kept, as text and compiled: the same schema comes again and again."""
+_STARTING = threading.Lock()
+"""Whoever starts such a thread: how long stacks are to be is a setting of the whole process."""
 LIMITS = LLParserLimits(max_lexer_states=30_000, max_grammar_size=200_000, verbose_errors=False)
-"""What one grammar may take, some 60 MB at most."""
+"""What one grammar may take, some 60 MB at most; as much of a stack for a moment, where it is as deep as it may be."""
 
+T = TypeVar("T")
 Kind = Literal["schema", "regex", "grammar"]
 NAMES: Mapping[Kind, str] = {"schema": "JSON schema", "regex": "regular expression", "grammar": "grammar"}
 
@@ -42,11 +56,16 @@ class Grammar:
     text: str
 
     def __post_init__(self) -> None:
-        if len(self.text) > MOST_CHARACTERS:
-            raise UsageError(
-                f"A {NAMES[self.kind]} of {len(self.text):,} characters is too long.",
-                f"Give one of at most {MOST_CHARACTERS:,}.",
-            )
+        sizes = {"characters": (len(self.text), MOST_CHARACTERS)}
+        if self.kind != "regex":
+            sizes["brackets"] = (sum(map(self.text.count, "{[(")), MOST_BRACKETS)
+        if self.kind == "grammar":
+            sizes["lines"] = (self.text.count("\n"), MOST_LINES)
+        for unit, (size, most) in sizes.items():
+            if size > most:
+                raise UsageError(
+                    f"A {NAMES[self.kind]} of {size:,} {unit} is too long.", f"Give one of at most {most:,}."
+                )
 
     @classmethod
     def of(
@@ -85,14 +104,43 @@ def _source(grammar: Grammar) -> str:
     try:
         if grammar.kind == "schema":
             source = LLMatcher.grammar_from_json_schema(grammar.text, overrides=SEPARATORS)  # type: ignore[arg-type]
+        elif grammar.kind == "grammar":
+            source = LLMatcher.grammar_from_lark(_in_lark(grammar.text))
         else:
-            source = llguidance.grammar_from(grammar.kind, grammar.text)
+            source = LLMatcher.grammar_from_regex(grammar.text)
     except (ValueError, RecursionError) as error:
         raise grammar.refused(str(error)) from error
-    failed, messages = LLMatcher.validate_grammar_with_warnings(source, limits=LIMITS)
+    failed, messages = deep(lambda: LLMatcher.validate_grammar_with_warnings(source, limits=LIMITS))
     if failed:
         raise grammar.refused(messages[0])
     return source
+
+
+def deep(work: Callable[[], T]) -> T:
+    """What `work` of the library's with a grammar gives, done in a thread whose stack is long enough for that."""
+    with ThreadPoolExecutor(1, "grammar") as pool:
+        with _STARTING:
+            before = threading.stack_size(STACK)
+            try:
+                done = pool.submit(work)
+            finally:
+                threading.stack_size(before)
+        return done.result()
+
+
+def _in_lark(text: str) -> str:
+    """A grammar in Lark's notation. Raises ValueError, and UsageError for one that would take too long to rewrite."""
+    if LARK.search(text):
+        return text
+    if len(text) > MOST_GBNF:
+        raise UsageError(
+            f"A grammar of {len(text):,} characters in llama.cpp's notation (GBNF) is too long.",
+            f"Give one of at most {MOST_GBNF:,}, or write it in Lark's notation, with a rule `start`.",
+        )
+    try:
+        return gbnf_to_lark(text)
+    except Exception as error:  # the library raises plain ones
+        raise ValueError(f"it is neither Lark nor GBNF: {error}") from error
 
 
 def _json(schema: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from penstock.completion import Completion
 from penstock.errors import MemoryCeilingError, PenstockError
 from penstock.openai_api.echo import Echo
 from penstock.openai_api.errors import RequestError
@@ -20,7 +21,6 @@ from penstock.openai_api.tools import for_template, tool_use
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from penstock.completion import Completion
     from penstock.known_model import KnownModel
     from penstock.llm import LLM
     from penstock.openai_api.requests import CompletionRequest
@@ -178,6 +178,8 @@ class Answers:
     @property
     def cached_tokens(self) -> int:
         """Of the prompts, each counted once: those that nothing had to be computed for."""
+        if self._echoes and self.request.params.logprobs is not None:  # all of a prompt is computed where it is scored
+            return 0
         return cached_of(self.request, [completion.sequence.cached_tokens for completion in self.completions])
 
     @property
@@ -306,8 +308,11 @@ def _submit_one(llm: LLM, request: Prepared, prompt: array[int], choice: int, dr
     if request.tools is not None:
         asked["shown"] = request.tools.shown
     try:
-        return llm.submit(prompt, request.params, most_tokens=request.most_tokens, **asked)
+        completion = llm.submit(prompt, request.params, most_tokens=request.most_tokens, **asked)
     except MemoryCeilingError:
         if request.params.max_tokens is not None:
             raise
-        return llm.submit(prompt, request.params, **asked)
+        completion = llm.submit(prompt, request.params, **asked)
+    if request.chat:
+        return completion
+    return Completion(completion.sequence, llm.tokenizer, request.params.stops, continues=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from penstock.openai_api.answers import cached_of, head, usage_of
@@ -10,10 +11,12 @@ from penstock.openai_api.logprobs import chat_logprobs, text_logprobs
 from penstock.openai_api.tool_calls import Argued, Called, Said
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from penstock.completion import Piece
     from penstock.openai_api.answers import Prepared
     from penstock.openai_api.requests import StreamOptions
-    from penstock.openai_api.tool_calls import ToolCalls
+    from penstock.openai_api.tool_calls import Event, ToolCalls
     from penstock.openai_api.tools import ToolUse
     from penstock.text.tokenizer import Tokenizer
 
@@ -50,46 +53,37 @@ class Chunks:
             for index in range(len(self._offsets))
         ]
 
-    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
-        """What came of one of the answers."""
+    def piece(self, index: int, piece: Piece) -> list[dict[str, Any]]:
+        """What came of one of the answers: a chunk, or several where it goes from calls to text or back."""
         self._drawn += len(piece.token_ids)
         self._cached[index] = piece.stats.cached_tokens
         wanted = self._request.params.logprobs is not None and bool(piece.logprobs)
-        if self._request.chat:
-            logprobs = expanded(chat_logprobs(self._tokenizer, piece.logprobs)) if wanted else None
-            delta = {"content": piece.text} if piece.text or piece.finish_reason is None else {}
-            reason = piece.finish_reason
-            if self._request.tools is not None:
-                delta, reason = self._tool_delta(self._request.tools, self._calls[index], piece)
-            return self._chunk(index, {"delta": delta}, logprobs, reason)
-        found = text_logprobs(self._tokenizer, piece.logprobs, self._offsets[index]) if wanted else None
-        logprobs = expanded(found)
-        self._offsets[index] += len(piece.text)
-        return self._chunk(index, {"text": piece.text}, logprobs, piece.finish_reason)
+        if not self._request.chat:
+            found = text_logprobs(self._tokenizer, piece.logprobs, self._offsets[index]) if wanted else None
+            self._offsets[index] += len(piece.text)
+            return [self._chunk(index, {"text": piece.text}, expanded(found), piece.finish_reason)]
+        logprobs = expanded(chat_logprobs(self._tokenizer, piece.logprobs)) if wanted else None
+        reason = piece.finish_reason
+        deltas: list[dict[str, Any]] = [{"content": piece.text} if piece.text or reason is None else {}]
+        if self._request.tools is not None:
+            deltas, reason = self._tool_deltas(self._request.tools, self._calls[index], piece)
+        chunks = [self._chunk(index, {"delta": delta}, None, None) for delta in deltas[:-1]]
+        return [*chunks, self._chunk(index, {"delta": deltas[-1]}, logprobs, reason)]
 
-    def _tool_delta(self, tools: ToolUse, answer: ToolCalls, piece: Piece) -> tuple[dict[str, Any], str | None]:
-        """What a piece adds to text and calls."""
+    def _tool_deltas(self, tools: ToolUse, answer: ToolCalls, piece: Piece) -> tuple[list[dict[str, Any]], str | None]:
+        """What a piece adds to text and calls, in the order in which the model wrote it; at least one delta."""
         events = answer.push(piece.text)
         reason = piece.finish_reason
         if reason is not None:
             events += answer.finish()
             reason = "tool_calls" if answer.calls and reason == "stop" else reason
-        said = "".join(event.text for event in events if isinstance(event, Said))
-        calls: dict[int, dict[str, Any]] = {}
-        for event in events:
-            if isinstance(event, Called):
-                function = {"name": event.name, "arguments": ""}
-                calls[event.call] = {
-                    "index": event.call,
-                    "id": tools.new_id(),
-                    "type": "function",
-                    "function": function,
-                }
-            elif isinstance(event, Argued):
-                call = calls.setdefault(event.call, {"index": event.call, "function": {"arguments": ""}})
-                call["function"]["arguments"] += event.text
-        delta: dict[str, Any] = {"content": said} if said or not (calls or reason) else {}
-        return delta | ({"tool_calls": list(calls.values())} if calls else {}), reason
+        deltas: list[dict[str, Any]] = [
+            {"content": "".join(event.text for event in some if isinstance(event, Said))}
+            if said
+            else {"tool_calls": _calls(tools, some)}
+            for said, some in groupby(events, lambda event: isinstance(event, Said))
+        ]
+        return deltas or [{} if reason else {"content": ""}], reason
 
     def end(self, usage: dict[str, Any]) -> list[dict[str, Any]]:
         """What it took, where that was asked for."""
@@ -101,3 +95,16 @@ class Chunks:
         choice = {"index": index, **body, "logprobs": logprobs, "finish_reason": finish_reason}
         usage = usage_of(self._request, self._drawn, cached_of(self._request, self._cached)) if self._always else None
         return {**self._head, "choices": [choice]} | ({"usage": usage} if self._usage else {})
+
+
+def _calls(tools: ToolUse, events: Iterable[Event]) -> list[dict[str, Any]]:
+    """What is new of calls, one object each."""
+    calls: dict[int, dict[str, Any]] = {}
+    for event in events:
+        if isinstance(event, Called):
+            function = {"name": event.name, "arguments": ""}
+            calls[event.call] = {"index": event.call, "id": tools.new_id(), "type": "function", "function": function}
+        elif isinstance(event, Argued):
+            call = calls.setdefault(event.call, {"index": event.call, "function": {"arguments": ""}})
+            call["function"]["arguments"] += event.text
+    return list(calls.values())

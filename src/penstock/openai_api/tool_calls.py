@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from penstock.openai_api.tool_formats import ToolFormat
 
 HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*')
+MOST_HEAD = 1024
+"""Characters within which a call's name has to come to be told before the call has ended: what is looked at again."""
 BETWEEN = " \t\r\n,;[]}"
 """What may stand between the arguments of a call and the next one."""
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Said(NamedTuple):
@@ -63,6 +66,8 @@ class ToolCalls:
         self._text = ""
         self._scan: _Value | None = None
         """Arguments on their way."""
+        self._object = _Value()
+        """What is held back since it may be a call."""
         self._among_calls = not form.opening
         """Whether a call may come next."""
         self.calls: list[ToolCall] = []
@@ -96,7 +101,7 @@ class ToolCalls:
 
     def _step(self, *, ended: bool) -> list[Event]:
         if self._scan is not None:
-            return self._argue()
+            return self._argue(ended)
         return self._call(ended) if self._among_calls else self._say(ended)
 
     def _say(self, ended: bool) -> list[Event]:
@@ -129,59 +134,65 @@ class ToolCalls:
         if not text.startswith("{"):
             self._among_calls = False
             return self._say(ended)
-        if head := HEAD.match(text):
+        if head := HEAD.match(text, 0, MOST_HEAD):
             name = _string(head[1])
             if name in self._names:
-                self._text, self._scan = text[head.end() :], _Value()
-                return [Called(len(self.calls), name), *self._argue(len(self.calls))]
-        value = _Value()
-        end = value.take(text)
+                self._text, self._scan, self._object = text[head.end() :], _Value(), _Value()
+                return [Called(len(self.calls), name), *self._argue(ended, len(self.calls))]
+        end = self._object.take(text)
         if end is None and not ended:
             return []
         return self._whole(text, len(text) if end is None else end)
 
     def _whole(self, text: str, end: int) -> list[Event]:
         """An object whose keys come in another order, or that is no call at all."""
-        written, self._text = text[:end], text[end:]
+        written, self._text, self._object = text[:end], text[end:], _Value()
         try:
             value = json.loads(written)
-            name, arguments = value["name"], value.get("arguments", value.get("parameters", {}))
+            name, told = value["name"], _as_json(value.get("arguments", value.get("parameters", {})))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            name = None
-        if name not in self._names or not isinstance(name, str):
+            name, told = None, ""
+        if not isinstance(name, str) or name not in self._names:
             self._among_calls = False
             return [Said(written)]
-        told = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
         index = len(self.calls)
         return [Called(index, name), Argued(index, told)]
 
-    def _argue(self, index: int | None = None) -> list[Event]:
-        if self._scan is None:
+    def _argue(self, ended: bool, index: int | None = None) -> list[Event]:
+        """More of a call's arguments; all of them at once where they are a string."""
+        if (scan := self._scan) is None:
             return []
         index = len(self.calls) - 1 if index is None else index
-        if not self._scan.begun:
+        if not scan.first:
             self._text = self._text.lstrip()
-        end = self._scan.take(self._text)
-        told = self._text if end is None else self._text[:end]
-        self._text = "" if end is None else self._text[end:]
+        end = scan.take(self._text)
+        if end is None and scan.first == '"' and not ended:
+            return []
+        told, self._text = (self._text, "") if end is None else (self._text[:end], self._text[end:])
+        scan.taken = 0
         if end is not None:
             self._scan = None
+            told = _unquoted(told) if scan.first == '"' else told
         return [Argued(index, told)] if told else []
 
 
 class _Value:
-    """Looks for the end of a JSON value."""
+    """Looks for the end of a JSON value that comes bit by bit."""
 
     def __init__(self) -> None:
-        self.begun = False
+        self.first = ""
+        """Its first character."""
+        self.taken = 0
+        """Characters of its text that were looked at; less where some of these are not there any more."""
         self._depth = 0
         self._in_string = False
         self._escaped = False
 
     def take(self, text: str) -> int | None:
-        """Where the value ends within more of its text; None where it goes on."""
-        self.begun = self.begun or bool(text)
-        for place, character in enumerate(text):
+        """Where the value ends within its text, of which the first `taken` are known; None where it goes on."""
+        self.first = self.first or text[:1]
+        begin, self.taken = self.taken, len(text)
+        for place, character in enumerate(text[begin:], begin):
             if self._in_string:
                 if self._escaped:
                     self._escaped = False
@@ -207,6 +218,30 @@ class _Value:
 def _overlap(text: str, marker: str) -> int:
     """How much of the text's end may be the beginning of a marker."""
     return next((n for n in range(min(len(text), len(marker) - 1), 0, -1) if marker.startswith(text[-n:])), 0)
+
+
+def _as_json(arguments: Any) -> str:
+    """Arguments as they are told: some models write their JSON as a string."""
+    told = (
+        arguments if isinstance(arguments, str) and _is_json(arguments) else json.dumps(arguments, ensure_ascii=False)
+    )
+    return SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", told)  # which UTF-8 does not have
+
+
+def _unquoted(written: str) -> str:
+    """The same of arguments that were written as a string."""
+    try:
+        return _as_json(json.loads(written))
+    except ValueError:
+        return written
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _string(written: str) -> str | None:

@@ -7,6 +7,7 @@ bare JSON; Mistral's token before a list; the tags around a list of Granite 3 an
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +45,16 @@ LLAMA = ToolFormat("llama", "", arguments="parameters")
 MISTRAL = ToolFormat("mistral", "[TOOL_CALLS]", listed=True, id_characters=9)
 PHI = ToolFormat("phi", "<|tool_call|>", "<|/tool_call|>", listed=True)
 GRANITE = ToolFormat("granite", "<|tool_call|>", listed=True)
+OTHERS = ("<function=", "<arg_key>", "[ARGS]", "[CALL_ID]")
+"""In templates of formats that have tags in common with these, and no JSON of name and arguments within: Qwen3-Coder's,
+GLM 4.5's, those of Mistral's models of 2025."""
+BARE_CALL = re.compile(r'\{\\?"name\\?": [^{}]{1,60}\\?"parameters\\?":')
+"""As Llama's templates tell the model to write one."""
 
 
 def tool_format(template: str) -> ToolFormat | None:
-    """The format that a chat template's source tells of; None where it has no place for tools."""
-    if "tools" not in template:
+    """The format that a chat template's source tells of; None where it has no place for tools, or tells of another."""
+    if "tools" not in template or any(other in template for other in OTHERS):
         return None
     if "[TOOL_CALLS]" in template:
         return MISTRAL
@@ -58,7 +64,7 @@ def tool_format(template: str) -> ToolFormat | None:
         return GRANITE
     if "<tool_call>" in template:
         return HERMES
-    return LLAMA if "parameters" in template else HERMES
+    return LLAMA if BARE_CALL.search(template) else None
 
 
 def call_grammar(
@@ -67,7 +73,8 @@ def call_grammar(
     """A grammar, in Lark's notation, of answers that call these functions, given by name with the schemas of their
     arguments; `must`: whether they have to call one; `several`: whether they may call more than one."""
     opening, closing = _written(form.opening, tokenizer), _written(form.closing, tokenizer)
-    call = {"x-guidance": ONE_LINE, "anyOf": [_call_schema(form, name, schema) for name, schema in tools.items()]}
+    calls = [_call_schema(form, name, _rooted(schema, index)) for index, (name, schema) in enumerate(tools.items())]
+    call = {"x-guidance": ONE_LINE, "anyOf": calls}
     if form.listed:
         more, rest = '(", " json)*', f'"[" json{{}} "]" {closing}'
     elif form.opening:
@@ -90,10 +97,21 @@ def call_grammar(
     return "\n".join(lines)
 
 
+def _rooted(schema: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The schema of a function's arguments with an address of its own: what it refers to as "#" is itself then, and not
+    the schema of all calls."""
+    schema = {**(schema or {"type": "object"})}
+    if (reference := schema.pop("$ref", None)) is not None:  # beside one, older drafts see no address
+        also = [{"allOf": schema["allOf"]}] if "allOf" in schema else []
+        schema["allOf"] = [{"$ref": reference}, *also]
+    address = f"https://penstock.invalid/{index}"
+    return {**schema, "$id": address, "id": address}  # draft 4 calls it so
+
+
 def _call_schema(form: ToolFormat, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {"name": {"const": name}, form.arguments: schema or {"type": "object"}},
+        "properties": {"name": {"const": name}, form.arguments: schema},
         "required": ["name", form.arguments],
         "additionalProperties": False,
     }

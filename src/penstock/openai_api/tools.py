@@ -141,7 +141,7 @@ def tool_use(
     form = tool_format(template)
     if form is None:
         raise RequestError(
-            "This model's chat template has no place for tools.",
+            "This model's chat template has no place for tools, or has them called in a way that is not known here.",
             "Leave tools out, or serve another model.",
             param="tools",
         )

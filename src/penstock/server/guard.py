@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 CHATS = "/chats"
 OPEN_PATHS, OPEN_FOLDER = ("/", "/health"), "/static/"
 """They need no key: what the page is made of, and whether the server works."""
+HEADERS = ("Authorization", "Content-Type")
+"""That pages may send, besides those that they ask for."""
+HEADER_NAME, MOST_NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}"), 50
+DEFAULT_PORTS = {"http": 80, "https": 443}
+"""Browsers leave them out of origins."""
 
 
 class Guard:
@@ -41,7 +48,7 @@ class Guard:
             return
         headers = Headers(scope=scope)
         if (origin := headers.get("origin")) is not None and self._allows(origin, scope["path"]):
-            send = _allowing(origin, send)
+            send = _allowing(origin, headers.get("access-control-request-headers", ""), send)
         try:
             asks_first = self._check(headers, scope["path"], scope["method"])
         except RequestError as error:
@@ -81,15 +88,19 @@ class Guard:
         return False
 
 
-def _allowing(origin: str, send: Send) -> Send:
-    """Tells the browser, with each answer, that a page from there may have it (the Fetch standard's CORS protocol)."""
+def _allowing(origin: str, asked: str, send: Send) -> Send:
+    """Tells the browser, with each answer, that a page from there may have it (the Fetch standard's CORS protocol).
+    `asked`: names of headers that the page wants to send, like those of OpenAI's client for JavaScript."""
+    names = [name.strip() for name in asked.split(",", MOST_NAMES)][:MOST_NAMES]
+    allowed = ", ".join([*HEADERS, *filter(HEADER_NAME.fullmatch, names)])
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers["Access-Control-Allow-Origin"] = origin
             headers["Access-Control-Allow-Methods"] = "GET, POST"
-            headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
+            headers["Access-Control-Allow-Headers"] = allowed
+            headers["Access-Control-Expose-Headers"] = "Retry-After"
             headers["Access-Control-Max-Age"] = "600"
             headers.add_vary_header("Origin")
         await send(message)
@@ -98,11 +109,16 @@ def _allowing(origin: str, send: Send) -> Send:
 
 
 def check_origin(origin: str) -> str:
-    """An origin as browsers write it. Raises UsageError for what is none."""
-    parts = urlsplit(origin)
-    if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or not parts.netloc:
-        raise UsageError(f"{origin!r} is no origin.", "Give one like https://app.example:8080, without a path.")
-    return origin.lower()
+    """An origin as browsers write it: in small letters, and without the port that its scheme has by default. Raises
+    UsageError for what is none."""
+    with suppress(ValueError):  # brackets that do not match, or a port that is none
+        parts = urlsplit(origin)
+        scheme, host, port = parts.scheme, parts.netloc, parts.port
+        if scheme in DEFAULT_PORTS and parts.hostname and "@" not in host and origin == f"{scheme}://{host}":
+            if port == DEFAULT_PORTS[scheme]:
+                origin = origin.rpartition(":")[0]
+            return origin.lower().removesuffix(":")
+    raise UsageError(f"{origin!r} is no origin.", "Give one like https://app.example:8080, without a path.")
 
 
 def host_name(host: str) -> str:

@@ -115,7 +115,7 @@ class StreamReply(Reply):
         return sse_events(self._chunks.begin())
 
     def _pieces(self, pieces: list[tuple[int, Piece]]) -> bytes:
-        return sse_events([self._chunks.piece(*piece) for piece in pieces])
+        return sse_events([chunk for piece in pieces for chunk in self._chunks.piece(*piece)])
 
     def _end(self, usage: dict[str, Any]) -> bytes:
         return sse_events(self._chunks.end(usage)) + b"data: [DONE]\n\n"
@@ -162,7 +162,8 @@ class WholeReply(Reply):
                 sign_due = clock() + self._settings.keep_alive_seconds
 
     async def _finish(self, event: Ended | Made, begun: bool, send: Send) -> None:
-        loop, parts = asyncio.get_running_loop(), self._parts(event)
+        loop = asyncio.get_running_loop()
+        parts = await loop.run_in_executor(self._executor, self._parts, event)  # which decodes much where it is long
         while (part := await loop.run_in_executor(self._executor, next, parts, None)) is not None:
             if not begun:
                 await self._start(send)

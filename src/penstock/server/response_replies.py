@@ -42,7 +42,7 @@ class StreamResponse(StreamReply):
         return sse_events(self._made.begin())
 
     def _pieces(self, pieces: list[tuple[int, Piece]]) -> bytes:
-        choices = [self._chunks.piece(*piece)["choices"][0] for piece in pieces]
+        choices = [chunk["choices"][0] for piece in pieces for chunk in self._chunks.piece(*piece)]
         return b"".join(sse_events(self._made.delta(choice["delta"], choice["finish_reason"])) for choice in choices)
 
     def _end(self, usage: dict[str, Any]) -> bytes:

@@ -24,6 +24,7 @@ from penstock.server.job import Ended, Failed, Job, Made, Pieces
 from penstock.server.settings import MOST_SEQUENCES
 
 if TYPE_CHECKING:
+    from penstock.llm import LLM
     from penstock.openai_api.answers import Answers
     from penstock.server.metrics import Metrics
     from penstock.server.settings import Settings
@@ -81,7 +82,7 @@ class Worker:
         self._changed = threading.Condition()
         self._queue: deque[Job] = deque()
         self._running: list[Job] = []
-        """Submitted to the engine; changed by its thread alone."""
+        """Submitted to the engine, the last of them maybe just now; changed by its thread alone."""
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         metrics.watch(shelf, lambda: self.queued, lambda: self.running)
@@ -238,16 +239,20 @@ class Worker:
                 if not self._queue or not self.shelf.is_open(self._queue[0].model):
                     return
                 job = self._queue.popleft()
-                # Within the lock, since it is neither in the queue nor running in between.
-                try:
-                    if not isinstance(job.request, PreparedEmbeddings):
-                        job.answers = submit(llm, job.request, drawn=(job.drawn,))
-                    self._running.append(job)
-                except RequestError as error:
-                    job.tell(Failed(error))
-                except Exception:
-                    log.exception("A request could not be begun.")
-                    job.tell(Failed(failed()))
+                self._running.append(job)
+            self._begin(llm, job)
+
+    def _begin(self, llm: LLM, job: Job) -> None:
+        """Submit a job, without the lock: that may take seconds where there is a grammar, and others offer and cancel
+        meanwhile."""
+        try:
+            if not isinstance(job.request, PreparedEmbeddings):
+                job.answers = submit(llm, job.request, drawn=(job.drawn,))
+        except RequestError as error:
+            self._fail(job, error)
+        except Exception:
+            log.exception("A request could not be begun.")
+            self._fail(job, failed())
 
     def _embed(self) -> None:
         """Texts become vectors in passes of their own, between those of answers."""
