@@ -89,7 +89,7 @@ def timing() -> Iterator[Clock]:
         get = member.fget if isinstance(member, property) else member
         timed = clock.timed(name, get)
         setattr(Matcher, name, property(timed) if isinstance(member, property) else timed)
-    setattr(Matcher, "after", clock.timed_context("after", plain["after"]))
+    Matcher.after = clock.timed_context("after", plain["after"])
     try:
         yield clock
     finally:

@@ -274,3 +274,22 @@ def test_a_character_that_the_answer_completes_is_told() -> None:
     assert behind(tokenizer, prompt, [["<0xBD>"], ["<0xA0>"], ["wor"]]) == "你wor"
     assert behind(tokenizer, prompt, [["wor"], ["!"]]) == "wor!"
     assert behind(tokenizer, prompt, []) == ""
+
+
+def test_who_goes_on_with_a_prompt(plain: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text does, and token ids, which may be those of a chat, do not."""
+    said: list[bool] = []
+
+    class Recording(Completion):
+        def __init__(self, *arguments: Any, continues: bool = False) -> None:
+            said.append(continues)
+            super().__init__(*arguments, continues=continues)
+
+    for place in ("penstock.llm", "penstock.open_model"):
+        monkeypatch.setattr(f"{place}.Completion", Recording)
+    params = SamplingParams(max_tokens=1)
+    plain.generate(["def", plain.encode("def")], params)
+    list(plain.stream("def", params))
+    plain.chat([{"role": "user", "content": "def"}], params)
+    plain.cancel(plain.submit("def", params))
+    assert said == [True, False, True, False, False]

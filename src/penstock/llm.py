@@ -271,7 +271,11 @@ class LLM(OpenModel):
                 sequences.append(
                     self.engine.add(prompt, params, most_tokens, adapter=adapter, matcher=matcher, ends=ends)
                 )
-            return [Completion(sequence, self.tokenizer, params.stops) for sequence in sequences]
+            # Token ids may be those of a chat, whose answer begins anew.
+            return [
+                Completion(sequence, self.tokenizer, params.stops, continues=bool(ends) or isinstance(prompt, str))
+                for sequence, prompt in zip(sequences, prompts, strict=True)
+            ]
         except BaseException:  # Ctrl-C among them: none is left to compute for nobody
             for sequence in sequences:
                 self.engine.cancel(sequence)

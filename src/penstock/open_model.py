@@ -101,6 +101,7 @@ class OpenModel(KnownModel):
         adapter: str | None = None,
         shown: Collection[int] = (),
         ends: Collection[int] = (),
+        continues: bool = False,
     ) -> Completion:
         """Let a prompt take part in the passes that `step` runs from now on, or as soon as memory has room for it.
 
@@ -108,7 +109,8 @@ class OpenModel(KnownModel):
         choice: several answers to a prompt, of one seed, differ by it. most_tokens: a bound for parameters that have
         none. cache: of this model's `new_cache`, with the keys and values of some of the first tokens; it comes to have
         those of the others, and stays the caller's. adapter: the name of the one to go through; a cache has its own.
-        shown: special tokens that are a part of the text. ends: tokens that end it, besides the model's own.
+        shown: special tokens that are a part of the text. ends: tokens that end it, besides the model's own. continues:
+        the text goes on with the prompt's (Completion).
         The caller takes `pieces`, looks at `error`, and calls `cancel` when it has lost interest.
 
         Raises UsageError, ContextError, TokenizerError; MemoryCeilingError where it would not fit even by itself.
@@ -132,7 +134,7 @@ class OpenModel(KnownModel):
             ends=ends,
         )
         try:
-            return Completion(sequence, self.tokenizer, params.stops, shown)
+            return Completion(sequence, self.tokenizer, params.stops, shown, continues=continues)
         except BaseException:  # nobody has it, so nobody would ever cancel it
             self.engine.cancel(sequence)
             raise

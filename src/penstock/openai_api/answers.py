@@ -305,14 +305,12 @@ def _checked(model: KnownModel, prompt: str | Sequence[int], params: SamplingPar
 def _submit_one(llm: LLM, request: Prepared, prompt: array[int], choice: int, drawn: Sequence[int]) -> Completion:
     """Without a limit of the request's own, memory may set one below the default."""
     asked: dict[str, Any] = {"drawn": drawn, "choice": choice, "adapter": request.adapter, "ends": request.ends}
+    asked["continues"] = not request.chat
     if request.tools is not None:
         asked["shown"] = request.tools.shown
     try:
-        completion = llm.submit(prompt, request.params, most_tokens=request.most_tokens, **asked)
+        return llm.submit(prompt, request.params, most_tokens=request.most_tokens, **asked)
     except MemoryCeilingError:
         if request.params.max_tokens is not None:
             raise
-        completion = llm.submit(prompt, request.params, **asked)
-    if request.chat:
-        return completion
-    return Completion(completion.sequence, llm.tokenizer, request.params.stops, continues=True)
+        return llm.submit(prompt, request.params, **asked)
