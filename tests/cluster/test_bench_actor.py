@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,26 @@ class Benches:
         self._made = {bench.name: bench for bench in cluster_benches(self._machines.address)}
         return [*self._made.values()]
 
+    def before_step(
+        self, name: str, number: int, act: Callable[[], None], patch: pytest.MonkeyPatch
+    ) -> Callable[[], Sequence[RayBench]]:
+        """Makes them, and does something before a step of one, by its number: so it has work to do then."""
+
+        def make() -> Sequence[RayBench]:
+            made = self()
+            bench = self._made[name]
+            step, steps = bench.step, count(1)
+
+            def stepped() -> Any:
+                if next(steps) == number:
+                    act()
+                return step()
+
+            patch.setattr(bench, "step", stepped)
+            return made
+
+        return make
+
     def signal(self, name: str, number: signal.Signals) -> Callable[[], None]:
         """What sends the process of one a signal."""
         return lambda: os.kill(process_of(self._made[name]), number)
@@ -103,27 +125,33 @@ def test_the_bytes_of_one_machine(machines: Any, path: Path, out: Path, expected
     assert summary.passes == watcher.passes
 
 
-def test_a_process_that_is_killed(machines: Any, path: Path, out: Path, expected: bytes) -> None:
-    benches = Benches(machines)
-    watcher = Doing({5: benches.signal("two", signal.SIGKILL)})
-    run_batch(path, out, watcher, benches, at_once=AT_ONCE)
+def test_a_process_that_is_killed(
+    machines: Any, path: Path, out: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benches, watcher = Benches(machines), Doing()
+    kill = benches.before_step("two", 3, benches.signal("two", signal.SIGKILL), monkeypatch)
+    run_batch(path, out, watcher, kill, at_once=AT_ONCE)
     check_finished(path, out, expected)
     assert list(watcher.lost_ones) == ["two"]
 
 
 @pytest.mark.thorough
-def test_a_process_that_is_stopped(machines: Any, path: Path, out: Path, expected: bytes) -> None:
-    benches = Benches(machines)
-    watcher = Doing({5: benches.signal("one", signal.SIGSTOP)})
-    run_batch(path, out, watcher, benches, at_once=AT_ONCE, patience=10.0)
+def test_a_process_that_is_stopped(
+    machines: Any, path: Path, out: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benches, watcher = Benches(machines), Doing()
+    stop = benches.before_step("one", 3, benches.signal("one", signal.SIGSTOP), monkeypatch)
+    run_batch(path, out, watcher, stop, at_once=AT_ONCE, patience=10.0)
     check_finished(path, out, expected)
     assert list(watcher.lost_ones) == ["one"]
 
 
-def test_a_machine_that_is_gone(machines: Any, path: Path, out: Path, expected: bytes) -> None:
-    third = add_machine(machines, "three")
-    watcher = Doing({7: lambda: machines.remove_node(third, allow_graceful=False)})
-    run_batch(path, out, watcher, Benches(machines), at_once=AT_ONCE)
+def test_a_machine_that_is_gone(
+    machines: Any, path: Path, out: Path, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third, watcher = add_machine(machines, "three"), Doing()
+    remove = partial(machines.remove_node, third, allow_graceful=False)
+    run_batch(path, out, watcher, Benches(machines).before_step("three", 2, remove, monkeypatch), at_once=AT_ONCE)
     check_finished(path, out, expected)
     assert watcher.names == ["one", "three", "two"]
     assert list(watcher.lost_ones) == ["three"]
@@ -193,18 +221,7 @@ def test_a_process_that_is_stopped_in_its_first_pass(
     """How long a first pass takes nobody knows, but a process that works says how far it is."""
     monkeypatch.setattr(bench_actor, "ANSWER_SECONDS", 5.0)
     benches = Benches(machines)
-
-    def stopped() -> Sequence[RayBench]:
-        made = benches()
-        step = made[0].step
-
-        def stop() -> Any:
-            benches.signal("one", signal.SIGSTOP)()
-            return step()
-
-        monkeypatch.setattr(made[0], "step", stop)
-        return made
-
+    stopped = benches.before_step("one", 1, benches.signal("one", signal.SIGSTOP), monkeypatch)
     watcher = Doing()
     run_batch(path, out, watcher, stopped, at_once=AT_ONCE)
     check_finished(path, out, expected)
