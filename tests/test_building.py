@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -102,7 +103,7 @@ def test_zig_leaves_no_build_folder(path: Path, zig: Path, monkeypatch: pytest.M
         build = Path(settings.pop("build-dir"))
         assert settings == {"editable.mode": "redirect"}
         build.mkdir()
-        said = os.popen(f"{os.environ['CXX']} -c x.cpp").read()
+        said = os.popen(f"{shlex.quote(os.environ['CXX'])} -c x.cpp").read()
         assert said == "c++ -mcpu=baseline -O2 -s -fPIC -c x.cpp\n"
     assert not build.parent.exists()
     assert {**os.environ, "PENSTOCK_TARGET": ""} == {**before, "PENSTOCK_TARGET": ""}
@@ -113,7 +114,7 @@ def test_target_always_takes_zig(path: Path, zig: Path, monkeypatch: pytest.Monk
     module = backend(monkeypatch, target="aarch64-linux-gnu.2.28")
     assert requirements(module) == [["ninja", module.ZIG]] * 2
     with module._compiler(None):
-        said = os.popen(f"{os.environ['CXX']} -c x.cpp").read()
+        said = os.popen(f"{shlex.quote(os.environ['CXX'])} -c x.cpp").read()
     assert said == "c++ -mcpu=baseline -O2 -s -fPIC -target aarch64-linux-gnu.2.28 -c x.cpp\n"
 
 

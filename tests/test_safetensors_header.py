@@ -200,7 +200,7 @@ def test_long_names_are_shortened_and_stay_on_one_line(tmp_path: Path) -> None:
     with pytest.raises(FormatError) as caught:
         read_bytes(tmp_path / "x", file_bytes({"a\nb" * 1000: []}))
     assert "tensor 'a\\nba\\nb" in caught.value.problem
-    assert len(caught.value.problem) < 300
+    assert len(caught.value.problem) < 200 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize("n_bytes", range(8))

@@ -32,7 +32,7 @@ def requests(tmp_path: Path) -> Path:
 
 
 def run(model: Path, source: Path, out: Path, *names: str, **settings: Any) -> Summary:
-    given = tuple(str(model.parent / name) for name in names)
+    given = tuple(name if "=" in name else str(model.parent / name) for name in names)
     return run_batch(source, out, model=str(model), adapters=given, **settings)
 
 

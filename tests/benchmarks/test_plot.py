@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -106,7 +107,7 @@ class TestCheck:
         assert caught.value.remedy == "Name it pass.png."
 
     def test_where_it_goes(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match=f"there is no directory {tmp_path / 'no'}"):
+        with pytest.raises(UsageError, match=re.escape(f"there is no directory {tmp_path / 'no'}")):
             check_plot(tmp_path / "no" / "pass.png")
 
     def test_matplotlib_is_missing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

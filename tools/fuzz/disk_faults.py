@@ -276,7 +276,8 @@ def preload() -> int:
     """This program once more, with the library."""
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder))
-        settings = {**os.environ, "LD_PRELOAD": str(library), PRELOADED: "1"}
+        # A path with spaces would be several there.
+        settings = {**os.environ, "LD_PRELOAD": library.name, "LD_LIBRARY_PATH": str(library.parent), PRELOADED: "1"}
         return subprocess.run([sys.executable, *sys.argv], env=settings, check=False).returncode
 
 
