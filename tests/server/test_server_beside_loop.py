@@ -21,12 +21,6 @@ SLOW: Any = {**BODY, "prompt": [7, 8], "stream": True}
 COMPLETIONS = "/v1/completions"
 
 
-@pytest.fixture(scope="module")
-def llm() -> Iterator[LLM]:
-    with LLM.open("demo", memory="1GiB", draft="none") as llm:
-        yield llm
-
-
 @pytest.fixture
 def server(llm: LLM) -> Iterator[Serving]:
     with serving(llm) as running:

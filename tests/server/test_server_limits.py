@@ -35,12 +35,6 @@ ENDLESS = {"prompt": "def ", "max_tokens": 100000, "ignore_eos": True}
 COMPLETIONS = "/v1/completions"
 
 
-@pytest.fixture(scope="module")
-def llm() -> Iterator[LLM]:
-    with LLM.open("demo", memory="1GiB", draft="none") as llm:
-        yield llm
-
-
 @pytest.fixture
 def server(llm: LLM) -> Iterator[Serving]:
     with serving(llm, queue=2, max_body=20000, keep_alive_seconds=0.05, patience_seconds=0.2) as running:

@@ -51,7 +51,7 @@ class Sequence:
     cached_tokens: int = 0
     """How many of the prompt's first tokens others had computed, in memory or in an earlier run."""
     kept_blocks: int = 0
-    """How many of the prompt's first blocks have been kept on the disk (engine/stored_prefixes.py)."""
+    """How many of the prompt's first blocks were to be kept on the disk so far (engine/stored_prefixes.py)."""
 
     guesses: Record = field(default_factory=Record)
     """What became of the guesses at its tokens."""

@@ -56,8 +56,7 @@ class Matcher:
 
     def take(self, token: int) -> None:
         """A token that was drawn. Raises GrammarError where it may not follow, or the grammar is too much to follow."""
-        if not self._sound().consume_token(token) and not self._anew().consume_token(token):
-            raise self._failed()
+        self._consume([token])
         self._taken.append(token)
 
     def forced(self) -> list[int]:
@@ -78,18 +77,14 @@ class Matcher:
     def after(self, tokens: Sequence[int]) -> Iterator[None]:
         """As far as if these, which are allowed, were taken, for as long as the context lasts. Raises GrammarError
         where the grammar is too much to follow."""
-        if tokens and not self._sound().consume_tokens([*tokens]):
-            error = self._failed()
-            self._anew()
-            raise error
+        if tokens:
+            self._consume([*tokens])
         self._ahead += tokens
         try:
             yield
         finally:
             del self._ahead[len(self._ahead) - len(tokens) :]
-            if self._backend.is_error():
-                self._anew()
-            elif tokens:
+            if tokens and not self._backend.is_error():
                 self._backend.rollback(len(tokens))
 
     def mask(self) -> npt.NDArray[np.bool_]:
@@ -101,6 +96,10 @@ class Matcher:
         if not allowed.any():
             raise self._failed()
         return allowed
+
+    def _consume(self, tokens: list[int]) -> None:
+        if not self._ask(lambda backend: backend.consume_tokens(tokens)):
+            raise self._failed()
 
     def _ask(self, question: Callable[[LLMatcher], T]) -> T:
         answer = question(self._sound())
