@@ -1,4 +1,8 @@
-// The matrix product with indexed weights (codec/index.h).
+// The matrix product with indexed weights (codec/index.h), which has the bits of that with plain ones.
+//
+// A few rows of x: weights go from registers into their products. More: block after block of columns, the weights of
+// some outputs are decoded into the first level of the cache, where x's block stays for the next ones; the lanes rest
+// in scratch between blocks. Many: runs of whole rows are decoded into the second level.
 #pragma once
 
 #include <utility>
@@ -40,6 +44,14 @@ struct IndexedRow {
 
 template <VectorBackend V, GroupBackend<V> G>
 struct MatmulIndexed {
+  // More rows of x had to be read too often for the weights of few rows.
+  static constexpr int kFusedRows = V::kTileRows < 3 ? V::kTileRows : 3;
+  // Rows that are many repay decoding for all of them at once, and sooner where weights are better widened only once.
+  static constexpr std::int64_t kBlockedRows = V::kWidensOnce ? 24 : kMatmulRows;
+  static constexpr std::int64_t kBlockGroups = 8;
+  // From one output's decoded block to the next: not at one set of the cache.
+  static constexpr std::int64_t kBlockStride = kBlockGroups * kGroupPairBytes + 64;
+
   const MatmulIndexedArgs& a;
   const std::int64_t groups = groups_of(a.w.cols);
   const std::int64_t pair_bytes = groups * kGroupPairBytes;
@@ -85,12 +97,78 @@ struct MatmulIndexed {
   }
 
   void fused(std::int64_t begin, std::int64_t end) const {
-    with_constant<V::kTileRows>(static_cast<int>(a.x.rows), [&]<int R>() {
-      constexpr int O = R == 1 ? V::kTileOutputs : R <= 3 ? 2 : 1;
+    with_constant<kFusedRows>(static_cast<int>(a.x.rows), [&]<int R>() {
+      constexpr int O = R == 1 ? V::kTileOutputs : 2;
       std::int64_t i = begin;
       for (; i + O <= end; i += O) tile<R, O>(i, std::make_integer_sequence<int, O>());
       for (; i < end; ++i) tile<R, 1>(i, std::make_integer_sequence<int, 1>());
     });
+  }
+
+  // Decodes groups [start, end) of some rows, one row's behind the other's, and brings the same groups of as many rows
+  // behind these closer.
+  template <int N>
+  [[gnu::always_inline]] inline void decode(IndexedRow<G> (&rows)[N], std::int64_t start, std::int64_t end,
+                                            std::uint8_t* out) const {
+    const std::int64_t ahead = N * indexed_row_bytes(a.w.cols);
+    for (IndexedRow<G>& row : rows) {
+      for (std::int64_t g = start; g < end; ++g) {
+        if (g % 2 == 0) __builtin_prefetch(row.halves + ahead + g * kGroupIndexBytes, 0, 2);
+        __builtin_prefetch(row.bytes + ahead + g * kGroupWeights, 0, 2);
+        G::store_pairs(out + (g - start) * kGroupPairBytes, row.any(g));
+      }
+      out += kBlockStride;
+    }
+  }
+
+  // Adds `terms` terms from `start` on to the lanes of rows row .. row + R - 1 and of O outputs.
+  template <int R, int O>
+  void add_block(std::int64_t row, std::int64_t start, std::int64_t terms, const std::uint8_t* weights,
+                 float* own_lanes) const {
+    Lanes<V, R, O> lanes;
+    start == 0 ? lanes.clear() : lanes.load(own_lanes);
+    const PairWeights<V, G> source{weights, kBlockStride};
+    lanes.add(a.x.data + row * a.x.stride + start, a.x.stride, source, terms, {nullptr, 0, 0});
+    lanes.store(own_lanes);
+  }
+
+  // All rows times outputs first .. first + T * O - 1: T tiles, whose lanes lie one behind the other.
+  template <int T, int O, int... I>
+  void blocked_tiles(std::int64_t first, std::byte* scratch, std::integer_sequence<int, I...>) const {
+    IndexedRow<G> rows[] = {IndexedRow<G>(a.w, first + I)...};
+    std::uint8_t* weights = reinterpret_cast<std::uint8_t*>(scratch);
+    float* lanes = reinterpret_cast<float*>(weights + T * O * kBlockStride);
+    const std::int64_t tile_floats = a.x.rows * O * 16;
+    for (std::int64_t group = 0; group < groups; group += kBlockGroups) {
+      decode(rows, group, group + kBlockGroups < groups ? group + kBlockGroups : groups, weights);
+      const std::int64_t start = group * kGroupWeights, left = a.w.cols - start;
+      const std::int64_t terms = left < kBlockGroups * kGroupWeights ? left : kBlockGroups * kGroupWeights;
+      for (std::int64_t row = 0; row < a.x.rows; row += V::kTileRows) {
+        const int count = a.x.rows - row < V::kTileRows ? static_cast<int>(a.x.rows - row) : V::kTileRows;
+        with_constant<V::kTileRows>(count, [&]<int R>() {
+          for (int t = 0; t < T; ++t) {
+            add_block<R, O>(row, start, terms, weights + t * O * kBlockStride, lanes + t * tile_floats + row * O * 16);
+          }
+        });
+      }
+    }
+    for (int i = 0; i < T * O; ++i) {
+      const float* own_lanes = lanes + i / O * tile_floats + i % O * 16;
+      for (std::int64_t row = 0; row < a.x.rows; ++row) {
+        emit(a, row, first + i, V::sum(V::load(own_lanes + row * O * 16)));
+      }
+    }
+  }
+
+  // So many outputs at once from `begin` on, as long as there are enough; the first that is left.
+  template <int T, int O>
+  std::int64_t blocked(std::int64_t begin, std::int64_t end, Scratch scratch) const {
+    const std::int64_t bytes = T * O * (kBlockStride + a.x.rows * 64);
+    if (bytes > static_cast<std::int64_t>(scratch.bytes)) return begin;
+    for (; begin + T * O <= end; begin += T * O) {
+      blocked_tiles<T, O>(begin, scratch.data, std::make_integer_sequence<int, T * O>());
+    }
+    return begin;
   }
 
   // Many rows of x: runs of rows are decoded into scratch, then multiplied with all of them.
@@ -119,12 +197,19 @@ struct MatmulIndexed {
       }
     }
   }
+
+  void run(std::int64_t begin, std::int64_t end, Scratch scratch) const {
+    if (a.x.rows <= kFusedRows) return fused(begin, end);
+    if (a.x.rows > kBlockedRows) return runs(begin, end, scratch);
+    begin = blocked<2, V::kTileOutputs>(begin, end, scratch);
+    begin = blocked<1, V::kTileOutputs>(begin, end, scratch);
+    blocked<1, 1>(begin, end, scratch);
+  }
 };
 
 template <VectorBackend V, GroupBackend<V> G>
 void matmul_indexed(const MatmulIndexedArgs& a, std::int64_t begin, std::int64_t end, Scratch scratch) {
-  const MatmulIndexed<V, G> product{a};
-  a.x.rows <= V::kTileRows ? product.fused(begin, end) : product.runs(begin, end, scratch);
+  MatmulIndexed<V, G>{a}.run(begin, end, scratch);
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ template <LevelProducts D>
 struct CoarseLevels {
   using Args = MatmulCoarseArgs;
   static constexpr bool kHasBlockScales = false;
+  static constexpr std::int64_t kGroupBytes = kGroupCoarseBytes;
 
   struct Row {
     const std::uint8_t* groups;
@@ -31,12 +32,17 @@ struct CoarseLevels {
 
   const CoarseMatrix& w;
 
+  // The table's entries are low + 2 high + 4 sign, all four magnitudes at once; its upper half is never used.
   Row row(std::int64_t i) const {
+    constexpr std::uint32_t kOnes = 0x01010101;
+    static_assert(kMostLevel == 63 && kZeroLevel == 64);
+    const std::uint32_t magnitudes = load_word<std::uint32_t>(w.magnitudes + i * 4);
+    const std::uint32_t over = (magnitudes >> 6 | magnitudes >> 7) & kOnes;
+    const std::uint32_t level = (magnitudes | over * kMostLevel) & kOnes * kMostLevel;
+    const std::uint32_t signs[2] = {kOnes * kZeroLevel + level, kOnes * kZeroLevel - level};
     std::uint8_t levels[16];
-    for (int n = 0; n < 16; ++n) {  // low + 2 high + 4 sign; the upper half of the table is never used
-      const int magnitude = w.magnitudes[i * 4 + n % 4], level = magnitude < kMostLevel ? magnitude : kMostLevel;
-      levels[n] = static_cast<std::uint8_t>(n % 8 < 4 ? kZeroLevel + level : kZeroLevel - level);
-    }
+    __builtin_memcpy(levels, signs, sizeof(signs));
+    __builtin_memcpy(levels + sizeof(signs), signs, sizeof(signs));
     return {CoarseRow(w, i).groups, D::table_of(levels)};
   }
   float row_scale(std::int64_t i) const { return w.scales[i]; }
@@ -46,6 +52,7 @@ template <LevelProducts D>
 struct NibbleLevels {
   using Args = MatmulNibblesArgs;
   static constexpr bool kHasBlockScales = true;
+  static constexpr std::int64_t kGroupBytes = kGroupNibbleBytes;
 
   struct Row {
     const std::uint8_t* groups;
@@ -89,38 +96,12 @@ struct FreshLevels {
   [[gnu::always_inline]] inline typename D::Bytes load(std::int64_t g, int o) const { return row[o].load(first + g); }
 };
 
-// The integer sums of R x O products over one block.
-template <VectorBackend V, LevelBackend<V> D, int R, int O>
-struct BlockSums {
-  typename D::Sums sum[R][O];
-
-  // x points at the block of the first row.
-  template <class W>
-  [[gnu::always_inline]] inline BlockSums(const std::uint8_t* x, std::int64_t stride, const W& w, std::int64_t groups) {
-    PENSTOCK_UNROLL
-    for (int r = 0; r < R; ++r) {
-      PENSTOCK_UNROLL
-      for (int o = 0; o < O; ++o) sum[r][o] = D::load_sums(x + r * stride + kBlockSums);
-    }
-    PENSTOCK_KEEP_LOOP
-    for (std::int64_t g = 0; g < groups; ++g) {
-      typename D::Bytes weight[O];
-      PENSTOCK_UNROLL
-      for (int o = 0; o < O; ++o) weight[o] = w.load(g, o);
-      PENSTOCK_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const auto value = D::load(x + r * stride + g * kGroupWeights);
-        PENSTOCK_UNROLL
-        for (int o = 0; o < O; ++o) sum[r][o] = D::dot(sum[r][o], weight[o], value);
-      }
-    }
-  }
-};
-
 template <VectorBackend V, LevelBackend<V> D, class Source>
 struct MatmulLevels {
   using Args = typename Source::Args;
   using Row = typename Source::Row;
+  using Sums = typename D::Sums;
+  static constexpr std::int64_t kAheadBytes = 1024;
 
   const Args& a;
   const Source source;
@@ -133,9 +114,40 @@ struct MatmulLevels {
     return left < kBlockGroups ? left : kBlockGroups;
   }
 
+  // Brings a block's groups at `groups` into the second level of the cache.
+  [[gnu::always_inline]] inline static void prefetch(const std::uint8_t* groups) {
+    PENSTOCK_UNROLL
+    for (std::int64_t i = 0; i < kBlockGroups * Source::kGroupBytes; i += 64) __builtin_prefetch(groups + i, 0, 2);
+  }
+
+  // The integer sums of R x O products over one block; x points at that of the first row. The array must be the
+  // caller's own variable: within an object, the compiler would keep it in memory.
+  template <int R, int O, class W>
+  [[gnu::always_inline]] inline void sum_block(const std::uint8_t* x, const W& w, std::int64_t block,
+                                               Sums (&sum)[R][O]) const {
+    PENSTOCK_UNROLL
+    for (int r = 0; r < R; ++r) {
+      PENSTOCK_UNROLL
+      for (int o = 0; o < O; ++o) sum[r][o] = D::load_sums(x + r * stride + kBlockSums);
+    }
+    const std::int64_t count = groups_in(block);
+    PENSTOCK_KEEP_LOOP
+    for (std::int64_t g = 0; g < count; ++g) {
+      typename D::Bytes weight[O];
+      PENSTOCK_UNROLL
+      for (int o = 0; o < O; ++o) weight[o] = w.load(g, o);
+      PENSTOCK_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const auto value = D::load(x + r * stride + g * kGroupWeights);
+        PENSTOCK_UNROLL
+        for (int o = 0; o < O; ++o) sum[r][o] = D::dot(sum[r][o], weight[o], value);
+      }
+    }
+  }
+
   // total + sums * scales.
-  [[gnu::always_inline]] inline static V add(const V& total, const typename D::Sums& sums, const std::uint8_t* x,
-                                             const Row& row, std::int64_t block) {
+  [[gnu::always_inline]] inline static V add(const V& total, const Sums& sums, const std::uint8_t* x, const Row& row,
+                                             std::int64_t block) {
     float scale;
     __builtin_memcpy(&scale, x + kBlockScale, sizeof(scale));
     V product = V::mul(D::to_floats(sums), V::broadcast(scale));
@@ -160,12 +172,15 @@ struct MatmulLevels {
       for (int o = 0; o < O; ++o) total[r][o] = V::zero();
     }
     for (std::int64_t b = 0; b < blocks; ++b) {
+      PENSTOCK_UNROLL
+      for (int o = 0; o < O; ++o) prefetch(row[o].groups + b * kBlockGroups * Source::kGroupBytes + kAheadBytes);
       const std::uint8_t* x = a.x.data + b * kBlockBytes;
-      const BlockSums<V, D, R, O> sums(x, stride, FreshLevels<D, Row, O>{row, b * kBlockGroups}, groups_in(b));
+      Sums sum[R][O];
+      sum_block(x, FreshLevels<D, Row, O>{row, b * kBlockGroups}, b, sum);
       PENSTOCK_UNROLL
       for (int r = 0; r < R; ++r) {
         PENSTOCK_UNROLL
-        for (int o = 0; o < O; ++o) total[r][o] = add(total[r][o], sums.sum[r][o], x + r * stride, row[o], b);
+        for (int o = 0; o < O; ++o) total[r][o] = add(total[r][o], sum[r][o], x + r * stride, row[o], b);
       }
     }
     for (int r = 0; r < R; ++r) {
@@ -188,15 +203,15 @@ struct MatmulLevels {
   template <int R, int O>
   void add_block(std::int64_t r, std::int64_t b, const std::uint8_t* kept, const Row (&row)[O], float* lanes) const {
     const std::uint8_t* x = a.x.data + r * stride + b * kBlockBytes;
-    const BlockSums<V, D, R, O> sums(x, stride, KeptLevels<D, O>{kept}, groups_in(b));
+    Sums sum[R][O];
+    sum_block(x, KeptLevels<D, O>{kept}, b, sum);
     lanes += r * O * 16;
     PENSTOCK_UNROLL
     for (int i = 0; i < R; ++i) {
       PENSTOCK_UNROLL
       for (int o = 0; o < O; ++o) {
         float* own = lanes + (i * O + o) * 16;
-        const V before = b == 0 ? V::zero() : V::load(own);
-        V::store(own, add(before, sums.sum[i][o], x + i * stride, row[o], b));
+        V::store(own, add(V::load(own), sum[i][o], x + i * stride, row[o], b));
       }
     }
   }
@@ -208,7 +223,11 @@ struct MatmulLevels {
     std::uint8_t* kept = reinterpret_cast<std::uint8_t*>(lanes + a.x.rows * O * 16);
     Row row[O];
     for (int o = 0; o < O; ++o) row[o] = source.row(first + o);
+    for (std::int64_t i = 0; i < a.x.rows * O; ++i) V::store(lanes + i * 16, V::zero());
     for (std::int64_t b = 0; b < blocks; ++b) {
+      for (int o = 0; o < O; ++o) {  // of the next tile
+        prefetch(row[o].groups + (O * groups + b * kBlockGroups) * Source::kGroupBytes);
+      }
       for (std::int64_t g = 0; g < groups_in(b); ++g) {
         for (int o = 0; o < O; ++o) D::store(kept + (g * O + o) * kGroupWeights, row[o].load(b * kBlockGroups + g));
       }
