@@ -213,6 +213,7 @@ class TestDrafter:
         assert guesses(drafter, tree)
         for index in weights._by_name[HEAD][0][:1]:
             del weights._resident[index]
+        weights.draft_changes += 1
         assert guesses(drafter, tree) == []
         keep(weights, 0)
         assert guesses(drafter, tree) == []

@@ -144,7 +144,8 @@ class Architecture:
         sampling takes for one row after another. Of the MLP's second half, one piece's rows are there at a time, of
         which a weight takes `weight_bytes` or more in the larger part of its piece. `logit_rows` is None where logits
         are computed elsewhere. Of `ranked_rows` only the likeliest tokens are kept: of each, logits of one piece of the
-        head are there at a time, maybe twice, beside what is kept of it."""
+        head are there at a time, maybe twice, beside what is kept of it; they are ranked where sampling takes place
+        later."""
         config = self.config
         heads = (2 * config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
         piece_rows = max(1, int(piece_bytes / (weight_bytes * config.hidden_size)))

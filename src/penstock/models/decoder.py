@@ -184,7 +184,7 @@ class Decoder:
             return Logits(self.head(x), Ranking(0).likeliest(), told)
         name, kept = self.architecture.head, told[~scored]
         whole = np.empty((int((~kept).sum()), self.weights.tensors[name].shape[0]), np.float32)
-        ranking, scoring = Ranking(int(kept.sum())), Scoring(rows.targets, rows.top)
+        ranking, scoring = Ranking(int(kept.sum()), self.config.vocab_size), Scoring(rows.targets, rows.top)
         x, x_scored = (x[~scored], x[scored]) if scored.any() else (x, x[:0])
         with self._products.pieces(name) as pieces:
             for piece in pieces:

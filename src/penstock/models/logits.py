@@ -108,23 +108,49 @@ class Logits:
 
 @dataclass(slots=True)
 class Ranking:
-    """The likeliest tokens of `rows` rows, as their logits come by."""
+    """The likeliest tokens of `rows` rows, as their logits come by. Up to `gathered` of these are ranked together, since
+    ranking the few of one piece takes as long as multiplying them."""
 
     rows: int
+    gathered: int = 0
     _tokens: I64 = field(init=False)
     _logits: F32 = field(init=False)
     _peaks: F32 = field(init=False)
     _sums: F32 = field(init=False)
     """Of exp(logit - the greatest so far)."""
+    _waiting: F32 = field(init=False)
+    """[rows, m]: room for logits that are not ranked yet."""
+    _first: int = 0
+    """The first one's token."""
+    _count: int = 0
+    """How many they are, of each row."""
 
     def __post_init__(self) -> None:
         self._tokens = np.empty((self.rows, 0), np.int64)
         self._logits = np.empty((self.rows, 0), np.float32)
         self._peaks = np.full(self.rows, -np.inf, np.float32)
         self._sums = np.zeros(self.rows, np.float32)
+        self._waiting = np.empty((self.rows, self.gathered // max(1, self.rows)), np.float32)
 
     def take(self, first: int, logits: F32) -> None:
         """Take in logits [rows, m] of tokens `first` and after, which follow those that came before."""
+        count, room = logits.shape[1], self._waiting.shape[1]
+        if self._count + count > room:
+            self._rank_waiting()
+        if count > room:
+            self._rank(first, logits)
+            return
+        if not self._count:
+            self._first = first
+        self._waiting[:, self._count : self._count + count] = logits
+        self._count += count
+
+    def _rank_waiting(self) -> None:
+        count, self._count = self._count, 0
+        if count:
+            self._rank(self._first, self._waiting[:, :count])
+
+    def _rank(self, first: int, logits: F32) -> None:
         groups = [slice(begin, begin + ROWS) for begin in range(0, self.rows, ROWS)]
         indices = np.concatenate([_best_first(logits[rows], largest(logits[rows], LIKELIEST)) for rows in groups])
         tokens = np.concatenate([self._tokens, indices + first], axis=1)
@@ -142,6 +168,7 @@ class Ranking:
 
     def likeliest(self) -> Likeliest:
         """Of all that came by."""
+        self._rank_waiting()
         with np.errstate(invalid="ignore", divide="ignore"):
             shares = np.exp(self._logits - self._peaks[:, None]) / self._sums[:, None]
         return Likeliest(self._tokens, shares, self._peaks)

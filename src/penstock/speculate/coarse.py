@@ -92,6 +92,11 @@ class CoarseWeights:
     def tensors(self) -> Mapping[str, Tensor]:
         return self._weights.tensors
 
+    @property
+    def changes(self) -> int:
+        """Grows whenever `load` would find anything else in memory than before."""
+        return self._weights.draft_changes
+
     def load(self, name: str) -> bool:
         """Learn what the classes of a matrix stand for; whether all of it is in memory."""
         pieces = self._weights.draft(name)
@@ -192,9 +197,18 @@ class CoarseDrafter(ModelDrafter):
             sharpness=COARSE_SHARPNESS,
         )
         self._ready = False
+        self._seen: list[int] = []
+        """What had changed in each stage when all was last loaded."""
 
     def begin(self, trees: Sequence[Tree]) -> None:
         super().begin(trees)
+        changes = [coarse.changes for _, coarse in self._stages]
+        if changes != self._seen:
+            self._load()
+            self._seen = changes
+
+    def _load(self) -> None:
+        """Find out which layers are there to guess with."""
         matrices = self._architecture.layer_matrices
         self._layers[:] = [
             layer for layers, coarse in self._stages for layer in layers if coarse.load_all(matrices(layer))

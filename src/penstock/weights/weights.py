@@ -81,6 +81,8 @@ class Weights:
         ranges = [[self._range_of(names) for names in layer] for layer in experts]
         self._experts = ExpertResidency(ranges, [part.nbytes for part in self._parts])
         self._of_experts = {index for layer in ranges for parts in layer for index in parts}
+        self.draft_changes = 0
+        """Grows with every part of them that came into memory or left it."""
         self.expert_bytes = sum(self._parts[index].nbytes for index in self._of_experts)
         self._expert_share = expert_share
         self.experts_needed = self.experts_read = 0
@@ -170,6 +172,7 @@ class Weights:
         )
         if indexing != self._indexing or keep != self._keep:
             self._indexing, self._keep = indexing, keep
+            self.draft_changes += 1
             for index in self._resident.keys() - self._keep - self._of_experts:
                 del self._resident[index]
             self._indexed.clear()
@@ -216,6 +219,7 @@ class Weights:
         """These parts of experts are not any more."""
         for index in indices:
             if (data := self._resident.pop(index, None)) is not None:
+                self.draft_changes += index in self._draft
                 self._held -= data.nbytes
                 self._in_memory.discard(index)
                 self._away[1] += self._parts[index].nbytes
@@ -350,6 +354,7 @@ class Weights:
             self.events.tell("wait", name, begin, time.perf_counter(), data.nbytes)
             if index in self._keep or self._experts.arrived(index, data):
                 self._resident[index] = _copy(data) if self._stream.in_ring(data) else data
+                self.draft_changes += index in self._draft
                 self._held += data.nbytes
                 self._note([index])
             yield data
