@@ -1,8 +1,9 @@
 // The matrix product with indexed weights (codec/index.h), which has the bits of that with plain ones.
 //
-// A few rows of x: weights go from registers into their products. More: block after block of columns, the weights of
-// some outputs are decoded into the first level of the cache, where x's block stays for the next ones; the lanes rest
-// in scratch between blocks. Many: runs of whole rows are decoded into the second level.
+// Up to three rows of x: weights go from registers into their products. As many as a tile has: a group of a tile's
+// weights is decoded while the one before is multiplied, so that each load of x serves all outputs. More: block after
+// block of columns, the weights of some outputs are decoded into the first level of the cache, where x's block stays
+// for the next ones; the lanes rest in scratch between blocks. Many: runs of whole rows are decoded into the second.
 #pragma once
 
 #include <utility>
@@ -44,7 +45,6 @@ struct IndexedRow {
 
 template <VectorBackend V, GroupBackend<V> G>
 struct MatmulIndexed {
-  // More rows of x had to be read too often for the weights of few rows.
   static constexpr int kFusedRows = V::kTileRows < 3 ? V::kTileRows : 3;
   // Rows that are many repay decoding for all of them at once, and sooner where weights are better widened only once.
   static constexpr std::int64_t kBlockedRows = V::kWidensOnce ? 24 : kMatmulRows;
@@ -105,20 +105,51 @@ struct MatmulIndexed {
     });
   }
 
-  // Decodes groups [start, end) of some rows, one row's behind the other's, and brings the same groups of as many rows
-  // behind these closer.
-  template <int N>
-  [[gnu::always_inline]] inline void decode(IndexedRow<G> (&rows)[N], std::int64_t start, std::int64_t end,
-                                            std::uint8_t* out) const {
-    const std::int64_t ahead = N * indexed_row_bytes(a.w.cols);
-    for (IndexedRow<G>& row : rows) {
-      for (std::int64_t g = start; g < end; ++g) {
-        if (g % 2 == 0) __builtin_prefetch(row.halves + ahead + g * kGroupIndexBytes, 0, 2);
-        __builtin_prefetch(row.bytes + ahead + g * kGroupWeights, 0, 2);
-        G::store_pairs(out + (g - start) * kGroupPairBytes, row.any(g));
-      }
-      out += kBlockStride;
+  // A group of each row, `stride` bytes apart; those of as many rows behind them are brought closer.
+  template <int O>
+  [[gnu::always_inline]] inline void decode_group(IndexedRow<G> (&row)[O], std::int64_t g, std::uint8_t* out,
+                                                  std::int64_t stride) const {
+    const std::int64_t ahead = O * indexed_row_bytes(a.w.cols);
+    PENSTOCK_UNROLL
+    for (int o = 0; o < O; ++o) {
+      if (g % 2 == 0) __builtin_prefetch(row[o].halves + ahead + g * kGroupIndexBytes, 0, 2);
+      __builtin_prefetch(row[o].bytes + ahead + g * kGroupWeights, 0, 2);
+      G::store_pairs(out + o * stride, row[o].any(g));
     }
+  }
+
+  // R rows of x times O rows of weights, of which two groups are kept.
+  template <int R, int O, int... I>
+  void kept_tile(std::int64_t first, std::integer_sequence<int, I...>) const {
+    IndexedRow<G> row[O] = {IndexedRow<G>(a.w, first + I)...};
+    alignas(64) std::uint8_t kept[2][O * kGroupPairBytes];
+    Lanes<V, R, O> lanes;
+    lanes.clear();
+    decode_group(row, 0, kept[0], kGroupPairBytes);
+    const float* x = a.x.data;
+    const std::int64_t whole = a.w.cols / kGroupWeights;
+    for (std::int64_t g = 0; g < whole; ++g, x += kGroupWeights) {
+      if (g + 1 < groups) decode_group(row, g + 1, kept[(g + 1) % 2], kGroupPairBytes);
+      const PairWeights<V, G> weights{kept[g % 2], kGroupPairBytes};
+      PENSTOCK_UNROLL
+      for (int step = 0; step < 4; ++step) lanes.step(x + step * 16, a.x.stride, weights, step);
+    }
+    const PairWeights<V, G> last{kept[whole % 2], kGroupPairBytes};
+    if (whole < groups) lanes.add(x, a.x.stride, last, a.w.cols % kGroupWeights, {nullptr, 0, 0});
+    PENSTOCK_UNROLL
+    for (int r = 0; r < R; ++r) {
+      PENSTOCK_UNROLL
+      for (int o = 0; o < O; ++o) emit(a, r, first + o, V::sum(lanes.lane[r][o]));
+    }
+  }
+
+  void kept(std::int64_t begin, std::int64_t end) const {
+    with_constant<V::kTileRows>(static_cast<int>(a.x.rows), [&]<int R>() {
+      constexpr int O = V::kTileOutputs;
+      std::int64_t i = begin;
+      for (; i + O <= end; i += O) kept_tile<R, O>(i, std::make_integer_sequence<int, O>());
+      for (; i < end; ++i) kept_tile<R, 1>(i, std::make_integer_sequence<int, 1>());
+    });
   }
 
   // Adds `terms` terms from `start` on to the lanes of rows row .. row + R - 1 and of O outputs.
@@ -140,7 +171,9 @@ struct MatmulIndexed {
     float* lanes = reinterpret_cast<float*>(weights + T * O * kBlockStride);
     const std::int64_t tile_floats = a.x.rows * O * 16;
     for (std::int64_t group = 0; group < groups; group += kBlockGroups) {
-      decode(rows, group, group + kBlockGroups < groups ? group + kBlockGroups : groups, weights);
+      for (std::int64_t g = 0; g < kBlockGroups && group + g < groups; ++g) {
+        decode_group(rows, group + g, weights + g * kGroupPairBytes, kBlockStride);
+      }
       const std::int64_t start = group * kGroupWeights, left = a.w.cols - start;
       const std::int64_t terms = left < kBlockGroups * kGroupWeights ? left : kBlockGroups * kGroupWeights;
       for (std::int64_t row = 0; row < a.x.rows; row += V::kTileRows) {
@@ -200,6 +233,7 @@ struct MatmulIndexed {
 
   void run(std::int64_t begin, std::int64_t end, Scratch scratch) const {
     if (a.x.rows <= kFusedRows) return fused(begin, end);
+    if (a.x.rows <= V::kTileRows) return kept(begin, end);
     if (a.x.rows > kBlockedRows) return runs(begin, end, scratch);
     begin = blocked<2, V::kTileOutputs>(begin, end, scratch);
     begin = blocked<1, V::kTileOutputs>(begin, end, scratch);

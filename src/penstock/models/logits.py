@@ -108,7 +108,7 @@ class Logits:
 
 @dataclass(slots=True)
 class Ranking:
-    """The likeliest tokens of `rows` rows, as their logits come by. Up to `gathered` of these are ranked together, since
+    """The likeliest tokens of `rows` rows, as their logits come by. Up to `gathered` logits are ranked together, since
     ranking the few of one piece takes as long as multiplying them."""
 
     rows: int
