@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from penstock.models.logits import Likeliest
 from penstock.models.pass_stats import PartStats, PassStats
 from penstock.speculate.costs import Costs
 from penstock.speculate.grow import MOST_NODES
-from penstock.speculate.speculator import FEW_NODES, MOST_FIXED_NODES, Record, Speculator, walk
+from penstock.speculate.speculator import FEW_NODES, MOST_FIXED_NODES, NODES_A_TOKEN, Record, Speculator, walk
 from penstock.speculate.tree import Claim, Tree
 from penstock.speculate.worth import Worth
 
@@ -64,9 +65,9 @@ def a_pass() -> PassStats:
     return PassStats(1, (PartStats("head", GIGA, 9.9, 9.9, 0.1),), seconds=10, stage_seconds=10)
 
 
-def in_memory(rows: int) -> PassStats:
-    """One that computes for 0.4 s, and 0.05 s a row."""
-    seconds = 0.4 + 0.05 * rows
+def in_memory(rows: int, row_seconds: float = 0.05) -> PassStats:
+    """One that computes for 0.4 s, and so long a row."""
+    seconds = 0.4 + row_seconds * rows
     return PassStats(rows, (PartStats("head", 0, 0, 0, seconds),), seconds=seconds, stage_seconds=seconds)
 
 
@@ -202,15 +203,24 @@ class TestSpeculator:
             speculator.learn_pass(a_pass(), streamed=GIGA)
         return speculator
 
-    def test_few_rows_are_measured_before_many_are_guessed(self) -> None:
-        """In memory the rows of a prompt do not tell what a pass without guesses takes."""
-        speculator = Speculator([Scripted(lambda tree, node: [(5, 0.99)])], Costs(1000))
+    def test_in_memory_guesses_have_to_be_earned(self) -> None:
+        """There every row costs, however sure of its guesses a drafter is."""
+        drafter = Scripted(lambda tree, node: [(5, 0.99)])
+        speculator = Speculator([drafter], Costs(1000))
         speculator.guess([], 200, 100)
-        speculator.learn_pass(in_memory(200), streamed=0)
-        for least, most in ((1, FEW_NODES), (1 + FEW_NODES, 100)):
-            [tree] = speculator.guess([root(deepest=400)], 0, 100)
-            assert least <= len(tree) - 1 <= most
-            speculator.learn_pass(in_memory(len(tree)), streamed=0)
+        speculator.learn_pass(in_memory(200, row_seconds=0.001), streamed=0)
+        counts = []
+        for turn in range(12):
+            [tree] = speculator.guess([root(deepest=400)], 0, 400)
+            counts.append(len(tree) - 1)
+            nodes = range(len(tree)) if turn < 4 else [0]  # first all guesses are right, then none
+            drawn = [5] * (len(nodes) - 1) + [6]
+            speculator.learn(tree, list(nodes), drawn, Likeliest.of(np.zeros((len(tree), 8), np.float32)))
+            speculator.learn_pass(in_memory(len(tree), row_seconds=0.001), streamed=0)
+        assert 1 <= counts[0] <= FEW_NODES
+        assert all(before < after <= NODES_A_TOKEN * (before + 1) for before, after in pairwise(counts[:4]))
+        assert counts[4] > 50
+        assert counts[-1] <= counts[4] / 3
 
     def test_room_follows_what_is_used(self) -> None:
         """Not more memory than guesses need is kept from the weights, and what they need they get."""

@@ -187,28 +187,31 @@ class Growth:
                 self._bars[id(tree)] = nlargest(self._fixed, tree.chances[tree.tip + 1 :])[-1]
 
     def _least_chance(self) -> float:
-        tokens, count = self._best_count()
-        seconds = self._seconds(count)
+        tokens, seconds = self._expected()
         if not seconds:
             return LEAST_CHANCE
-        row = (self._seconds(count + BATCH) - seconds) / BATCH
-        return max(LEAST_CHANCE, (row + self._costs.free_seconds) * tokens / seconds)
+        return max(LEAST_CHANCE, (self._row_seconds() + self._costs.free_seconds) * tokens / seconds)
+
+    def _row_seconds(self) -> float:
+        """What one more of a pass's rows takes, and a guess has at least one."""
+        rows = self._other_rows + self._best_count()[1]
+        return (self._costs.pass_seconds(rows + BATCH) - self._costs.pass_seconds(rows)) / BATCH
 
     def _worthwhile(self, drafter: Drafter, spots: list[Spot]) -> list[Spot]:
         tokens, seconds = self._expected()
         if not seconds:
             return spots  # nothing was ever measured
-        worth, gain = seconds / tokens, 0.0
+        worth, gain, row = seconds / tokens, 0.0, self._row_seconds()
         batch: list[Spot] = []
         for tree, node in spots:
             more = self._gain(drafter, tree, node)
             price = self._costs.draft_seconds(drafter.name, len(batch) + 1)
             price -= self._costs.draft_seconds(drafter.name, len(batch)) if batch else 0.0
-            if batch and more * worth <= price:
+            if batch and more * worth <= price + row:
                 break
             batch.append((tree, node))
             gain += more
-        price = self._costs.draft_seconds(drafter.name, len(batch))
+        price = self._costs.draft_seconds(drafter.name, len(batch)) + row * len(batch)
         return batch if gain * worth > price else []
 
     def _gain(self, drafter: Drafter, tree: Tree, node: int) -> float:

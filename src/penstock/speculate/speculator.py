@@ -32,9 +32,10 @@ LEAST_ROOM = 32
 COLD = 1.02
 """A pass that reads so many times what the next one will has brought weights into memory."""
 LEAST_PATIENCE, MOST_PATIENCE = 8, 64
-FEW_NODES = 8
-"""Guesses of a pass that tells what a row costs: one with many rows does not tell what a pass with few takes, and
-where arithmetic takes longer than the disk, all depends on that."""
+FEW_NODES, NODES_A_TOKEN, FADING = 4, 4, 0.6
+"""Where arithmetic takes longer than the disk, every row is paid for, whether its guess is right or not: a pass has few
+guesses, or so many for each token that one brought lately, however sure of them drafters are; old passes fade. Few rows
+cost least, too, to tell what a row does."""
 
 log = logging.getLogger(__name__)
 
@@ -118,10 +119,8 @@ class Speculator:
         """Passes since a drafter that takes time was last asked."""
         self._patience = LEAST_PATIENCE
         """After so many it is asked once, since texts change."""
-        self._roots = 0
-        """Trees of the pass that was asked for last."""
-        self._few_measured = False
-        """Whether a pass of few rows was, when all weights were where they stay."""
+        self._earned = float(FEW_NODES)
+        """Guesses that a sequence may have in a pass where arithmetic takes longer than the disk."""
 
     @property
     def most_nodes(self) -> int:
@@ -130,7 +129,6 @@ class Speculator:
 
     def guess(self, roots: Sequence[Tree], other_rows: int, most_nodes: int) -> list[Tree]:
         """The trees that a pass should check, in the order of their roots; a tree may be a root alone."""
-        self._roots = len(roots)
         blind = self.fixed is None and not self.costs.known
         if not self.drafters or self.fixed == 0 or blind or not any(root.deepest for root in roots):
             return list(roots)
@@ -143,8 +141,8 @@ class Speculator:
 
     def _grow(self, roots: Sequence[Tree], other_rows: int, most_nodes: int) -> list[Tree]:
         explore = self._idle >= self._patience
-        if self.fixed is None and not self._few_measured and not self.costs.disk_bound:
-            most_nodes = min(most_nodes, FEW_NODES)
+        if self.fixed is None and not self.costs.disk_bound:
+            most_nodes = min(most_nodes, int(self._earned * len(roots)))
         growth = Growth(
             roots, self.drafters, self._calibrations, self.costs, other_rows, self.fixed, most_nodes, explore
         )
@@ -181,6 +179,7 @@ class Speculator:
         with self._only_proposing(*self.drafters):
             grown = self._grown.pop(tree.key, tree)
             self._calibrations[tree.sampled].learn(grown, drawn)
+            self._earned = max(FEW_NODES, NODES_A_TOKEN * len(nodes), FADING * self._earned)
             if len(nodes) > 1:
                 self._patience = LEAST_PATIENCE
             if self._worth is not None:
@@ -211,7 +210,6 @@ class Speculator:
                 self.costs.learn_cold_pass(stats, streamed)
             else:
                 self.costs.learn_pass(stats)
-                self._few_measured = self._few_measured or stats.rows <= self._roots + FEW_NODES
             if self._worth is None or self.fixed is not None:
                 return
             self._worth.learn_pass(stats, self.costs.disk_bound)
