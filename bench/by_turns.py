@@ -83,7 +83,9 @@ def main() -> None:
             print(f"{turns[-1].ratio:.3f} {turns[-1].tokens_a_pass:.2f} tokens a pass: {question[:60]}", flush=True)
     plain, guessed = sum(turn.plain for turn in turns), sum(turn.guessed for turn in turns)
     median = statistics.median(turn.ratio for turn in turns)
-    print(f"first {turns[0].ratio:.3f}, median {median:.3f}; all {guessed / plain:.3f} ({guessed:.1f} and {plain:.1f} s)")
+    print(
+        f"first {turns[0].ratio:.3f}, median {median:.3f}; all {guessed / plain:.3f} ({guessed:.1f} and {plain:.1f} s)"
+    )
     if args.json:
         args.json.write_text(json.dumps([asdict(turn) | {"ratio": turn.ratio} for turn in turns]))
 
