@@ -18,10 +18,10 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from prompts import PROMPTS
+from prompts import PROMPTS, prompt_of
 
 from penstock.benchmarks.seconds import decode_random_text
-from penstock.benchmarks.timed_decoding import Decoding, decode, guessing
+from penstock.benchmarks.timed_decoding import Decoding, decode, guessing, require_equal
 from penstock.llm import LLM
 from penstock.sampling import SamplingParams
 
@@ -41,16 +41,13 @@ class Turn:
 
 
 def take(llm: LLM, question: str, answer: Callable[[list[int]], Decoding], *, plain_first: bool) -> Turn:
-    """Raises SystemExit where guesses changed a token."""
-    messages = [{"role": "user", "content": question}]
-    prompt = llm.chat_prompt(messages) if llm.has_chat_template else llm.encode(question)
+    """Raises PenstockError where guesses changed a token."""
+    prompt = prompt_of(llm, question)
     runs: dict[bool, Decoding] = {}
     for plain in (plain_first, not plain_first):
         with guessing(llm) if plain else nullcontext():
             runs[plain] = answer(prompt)
-    shorter = min(len(run.token_ids) for run in runs.values())
-    if runs[True].token_ids[:shorter] != runs[False].token_ids[:shorter]:
-        raise SystemExit(f"{question}: guesses changed the answer")
+    require_equal(runs[True].token_ids, runs[False].token_ids, question)
     a_token = {plain: run.seconds / run.tokens for plain, run in runs.items()}
     tokens = runs[True].tokens
     return Turn(question, a_token[True] * tokens, a_token[False] * tokens, runs[False].tokens / len(runs[False].passes))
@@ -72,8 +69,9 @@ def main() -> None:
     with LLM.open(args.model, threads=args.threads) as llm:
 
         def answer(prompt: list[int]) -> Decoding:
-            run = decode_random_text if args.random else lambda llm, prompt, n: decode(llm, prompt, params, n)
-            return run(llm, prompt, args.tokens)
+            if args.random:
+                return decode_random_text(llm, prompt, args.tokens)
+            return decode(llm, prompt, params, args.tokens)
 
         with guessing(llm):  # weights come into memory, and into the form that they are kept in
             for _ in range(2):

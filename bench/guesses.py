@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from prompts import PROMPTS
+from prompts import PROMPTS, prompt_of
 
 from penstock import LLM, SamplingParams
 from penstock.benchmarks.seconds import say_chances
@@ -115,8 +115,7 @@ def answers(
             llm.engine.speculator.drafters = [own if own.name == drafter.name else drafter for drafter in drafters]
         for kind, questions in PROMPTS.items():
             for question in questions[: args.prompts]:
-                messages = [{"role": "user", "content": question}]
-                prompt = llm.chat_prompt(messages) if llm.has_chat_template else llm.encode(question)
+                prompt = prompt_of(llm, question)
                 (answer,) = llm.generate([prompt], params)
                 out.setdefault(kind, []).append(answer)
                 if own is not None:

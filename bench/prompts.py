@@ -1,5 +1,7 @@
 """Questions of four kinds, six each, to measure guesses with."""
 
+from penstock import LLM
+
 PROMPTS: dict[str, tuple[str, ...]] = {
     "chat": (
         "My landlord wants to raise the rent by fifteen percent. What should I check before I answer?",
@@ -34,3 +36,8 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "用中文介绍一下长城的历史。",
     ),
 }
+
+
+def prompt_of(llm: LLM, question: str) -> list[int]:
+    """A question as the model's chat template has it, if there is one."""
+    return llm.chat_prompt([{"role": "user", "content": question}]) if llm.has_chat_template else llm.encode(question)

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.validators import validator_for
+from prompts import prompt_of
 from schemas import Schema, all_schemas
 
 from penstock import LLM, SamplingParams
@@ -138,8 +139,7 @@ def answers(llm: LLM, schemas: Mapping[str, Schema], temperature: float, tokens:
 
 
 def _submit(llm: LLM, name: str, schema: Schema, temperature: float, tokens: int) -> Any:
-    asked = [{"role": "user", "content": question(name)}]
-    prompt = llm.chat_prompt(asked) if llm.has_chat_template else llm.encode(question(name))
+    prompt = prompt_of(llm, question(name))
     params = SamplingParams(
         temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=1, max_tokens=tokens,
         schema=schema,

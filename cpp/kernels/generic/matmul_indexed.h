@@ -56,9 +56,9 @@ struct MatmulIndexed {
   const std::int64_t groups = groups_of(a.w.cols);
   const std::int64_t pair_bytes = groups * kGroupPairBytes;
 
-  // R rows of x times O rows of weights, in registers.
+  // R rows of x times O rows of weights, which go from registers into their products.
   template <int R, int O, int... I>
-  void tile(std::int64_t first, std::integer_sequence<int, I...>) const {
+  void fused_tile(std::int64_t first, std::integer_sequence<int, I...>) const {
     IndexedRow<G> row[O] = {IndexedRow<G>(a.w, first + I)...};
     Lanes<V, R, O> lanes;
     lanes.clear();
@@ -94,15 +94,6 @@ struct MatmulIndexed {
     for (int r = 0; r < R; ++r) {
       for (int o = 0; o < O; ++o) emit(a, r, first + o, V::sum(lanes.lane[r][o]));
     }
-  }
-
-  void fused(std::int64_t begin, std::int64_t end) const {
-    with_constant<kFusedRows>(static_cast<int>(a.x.rows), [&]<int R>() {
-      constexpr int O = R == 1 ? V::kTileOutputs : 2;
-      std::int64_t i = begin;
-      for (; i + O <= end; i += O) tile<R, O>(i, std::make_integer_sequence<int, O>());
-      for (; i < end; ++i) tile<R, 1>(i, std::make_integer_sequence<int, 1>());
-    });
   }
 
   // A group of each row, `stride` bytes apart; those of as many rows behind them are brought closer.
@@ -143,12 +134,23 @@ struct MatmulIndexed {
     }
   }
 
-  void kept(std::int64_t begin, std::int64_t end) const {
+  template <int R, int O>
+  void tile(std::int64_t first) const {
+    constexpr auto outputs = std::make_integer_sequence<int, O>();
+    if constexpr (R <= kFusedRows) {
+      fused_tile<R, O>(first, outputs);
+    } else {
+      kept_tile<R, O>(first, outputs);
+    }
+  }
+
+  // No more rows of x than a tile has.
+  void tiles(std::int64_t begin, std::int64_t end) const {
     with_constant<V::kTileRows>(static_cast<int>(a.x.rows), [&]<int R>() {
-      constexpr int O = V::kTileOutputs;
+      constexpr int O = R == 1 || R > kFusedRows ? V::kTileOutputs : 2;
       std::int64_t i = begin;
-      for (; i + O <= end; i += O) kept_tile<R, O>(i, std::make_integer_sequence<int, O>());
-      for (; i < end; ++i) kept_tile<R, 1>(i, std::make_integer_sequence<int, 1>());
+      for (; i + O <= end; i += O) tile<R, O>(i);
+      for (; i < end; ++i) tile<R, 1>(i);
     });
   }
 
@@ -232,8 +234,7 @@ struct MatmulIndexed {
   }
 
   void run(std::int64_t begin, std::int64_t end, Scratch scratch) const {
-    if (a.x.rows <= kFusedRows) return fused(begin, end);
-    if (a.x.rows <= V::kTileRows) return kept(begin, end);
+    if (a.x.rows <= V::kTileRows) return tiles(begin, end);
     if (a.x.rows > kBlockedRows) return runs(begin, end, scratch);
     begin = blocked<2, V::kTileOutputs>(begin, end, scratch);
     begin = blocked<1, V::kTileOutputs>(begin, end, scratch);

@@ -101,7 +101,7 @@ struct MatmulLevels {
   using Args = typename Source::Args;
   using Row = typename Source::Row;
   using Sums = typename D::Sums;
-  static constexpr std::int64_t kAheadBytes = 1024;
+  static constexpr std::int64_t kAheadBytes = 1024;  // of each stream of weights that go into registers
 
   const Args& a;
   const Source source;
@@ -114,10 +114,10 @@ struct MatmulLevels {
     return left < kBlockGroups ? left : kBlockGroups;
   }
 
-  // Brings a block's groups at `groups` into the second level of the cache.
-  [[gnu::always_inline]] inline static void prefetch(const std::uint8_t* groups) {
+  // Brings the groups of a block into the second level of the cache.
+  [[gnu::always_inline]] inline static void prefetch(const std::uint8_t* block) {
     PENSTOCK_UNROLL
-    for (std::int64_t i = 0; i < kBlockGroups * Source::kGroupBytes; i += 64) __builtin_prefetch(groups + i, 0, 2);
+    for (std::int64_t i = 0; i < kBlockGroups * Source::kGroupBytes; i += 64) __builtin_prefetch(block + i, 0, 2);
   }
 
   // The integer sums of R x O products over one block; x points at that of the first row. The array must be the

@@ -76,12 +76,12 @@ def likely_levels(counts: I32, units: U8) -> tuple[U8, F32]:
 def _likeliest(counts: I32) -> I64:
     """The index of the likeliest standard deviation of each row. The likelihood has one peak (its logarithm is concave
     in that of the deviation), so some deviations tell between which ones it is."""
-    chances, shares = _normal_levels()[0], counts.astype(np.float32)
-    rough = np.argmax(shares @ chances[:, ::_STRIDE], axis=1) * _STRIDE
+    chances, counted = _normal_levels()[0], counts.astype(np.float32)
+    rough = np.argmax(counted @ chances[:, ::_STRIDE], axis=1) * _STRIDE
     choice = np.empty(len(counts), np.int64)
     for middle in np.unique(rough).tolist():
         rows, first = rough == middle, max(0, middle - _STRIDE + 1)
-        choice[rows] = first + np.argmax(shares[rows] @ chances[:, first : middle + _STRIDE], axis=1)
+        choice[rows] = first + np.argmax(counted[rows] @ chances[:, first : middle + _STRIDE], axis=1)
     return choice
 
 

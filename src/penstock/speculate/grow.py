@@ -187,21 +187,23 @@ class Growth:
                 self._bars[id(tree)] = nlargest(self._fixed, tree.chances[tree.tip + 1 :])[-1]
 
     def _least_chance(self) -> float:
-        tokens, seconds = self._expected()
+        tokens, count = self._best_count()
+        seconds = self._seconds(count)
         if not seconds:
             return LEAST_CHANCE
-        return max(LEAST_CHANCE, (self._row_seconds() + self._costs.free_seconds) * tokens / seconds)
+        return max(LEAST_CHANCE, (self._row_seconds(count) + self._costs.free_seconds) * tokens / seconds)
 
-    def _row_seconds(self) -> float:
-        """What one more of a pass's rows takes, and a guess has at least one."""
-        rows = self._other_rows + self._best_count()[1]
+    def _row_seconds(self, nodes: int) -> float:
+        """What one more row takes in a pass with so many nodes."""
+        rows = self._other_rows + nodes
         return (self._costs.pass_seconds(rows + BATCH) - self._costs.pass_seconds(rows)) / BATCH
 
     def _worthwhile(self, drafter: Drafter, spots: list[Spot]) -> list[Spot]:
-        tokens, seconds = self._expected()
+        tokens, count = self._best_count()
+        seconds = self._seconds(count)
         if not seconds:
             return spots  # nothing was ever measured
-        worth, gain, row = seconds / tokens, 0.0, self._row_seconds()
+        worth, gain, row = seconds / tokens, 0.0, self._row_seconds(count)  # a guess has a row at least
         batch: list[Spot] = []
         for tree, node in spots:
             more = self._gain(drafter, tree, node)
@@ -219,11 +221,6 @@ class Growth:
         known = sum(tree.chances[child] for child in tree.children(node))
         chance = self._calibrations[tree.sampled].chance_of_any(drafter.name, tree.depth(node) + 1)
         return max(0.0, tree.chances[node] * chance - known)
-
-    def _expected(self) -> tuple[float, float]:
-        """Tokens and seconds of this pass with the best of the nodes so far."""
-        tokens, count = self._best_count()
-        return tokens, self._seconds(count)
 
     def _seconds(self, nodes: int) -> float:
         pass_seconds = self._costs.pass_seconds(self._other_rows + nodes)

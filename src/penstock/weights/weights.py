@@ -78,11 +78,11 @@ class Weights:
         self._draft, self._spare_draft = draft_ranks(self._parts, draft_order)
         """Parts that guesses are made with, and how much they are needed: the lower the more; those of them that a
         matrix can do without."""
+        self.draft_changes = 0
+        """Grows whenever parts that guesses are made with come into memory or leave it."""
         ranges = [[self._range_of(names) for names in layer] for layer in experts]
         self._experts = ExpertResidency(ranges, [part.nbytes for part in self._parts])
         self._of_experts = {index for layer in ranges for parts in layer for index in parts}
-        self.draft_changes = 0
-        """Grows with every part of them that came into memory or left it."""
         self.expert_bytes = sum(self._parts[index].nbytes for index in self._of_experts)
         self._expert_share = expert_share
         self.experts_needed = self.experts_read = 0
